@@ -1,0 +1,538 @@
+"""A folder of photos to a COLMAP model.
+
+    python -m pipelines.sfm --image_dir PHOTOS --outputs OUT --matcher sift
+
+Every step leaves a file in OUT, in hloc's layout; a second run does only what is missing or has
+changed:
+
+    photos.json                   which photos can be decoded, and a hash of their content
+    pairs-*.txt                   pairs of photos to match
+    feats-*.h5                    keypoints (and descriptors)
+    matches-*.h5                  matches between keypoints
+    correspondences-*.h5          detector-free matches before they were turned into keypoints
+    database.db                   COLMAP database with verified matches
+    sparse/0, sparse/1, ...       COLMAP models, the largest first
+    report.html, *.png            what came out, to look at
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pycolmap
+
+from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
+from sfm_matchers.confs import Conf, SparseConf, conf_names, load_conf
+from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.features import extract_features
+from sfm_matchers.images import find_images, read_image, read_mask
+from sfm_matchers.keypoints import AggregationOptions, aggregate
+from sfm_matchers.mapping import (
+    MAPPERS,
+    CameraOptions,
+    build_database,
+    reconstruct,
+    verified_groups,
+)
+from sfm_matchers.matchers import (
+    default_device,
+    load_detector_free_matcher,
+    load_sparse_matcher,
+    matcher_weights_fingerprint,
+)
+from sfm_matchers.matching import match_features, match_images
+from sfm_matchers.pairs import (
+    exhaustive_pairs,
+    pairs_from_file,
+    retrieval_pairs,
+    sequential_pairs,
+)
+from sfm_matchers.report import write_report
+from sfm_matchers.retrieval import extract_vlad
+from sfm_matchers.storage import (
+    Pair,
+    file_fingerprint,
+    fingerprint,
+    unique_pairs,
+    write_pairs,
+    write_text,
+)
+
+logger = logging.getLogger("sfm_matchers.sfm")
+
+
+@dataclass(frozen=True)
+class SfmOptions:
+    """What to reconstruct, and how. The command line has the same names and defaults."""
+
+    image_dir: Path
+    outputs: Path
+    matcher: str = "sift"
+    pairs: str = "exhaustive"
+    num_matched: int = 20
+    mapper: str = "incremental"
+    camera_mode: str = "auto"
+    camera_model: str = "SIMPLE_RADIAL"
+    camera_params: str = ""
+    mask_dir: Path | None = None
+    weights: str = "bundled"
+    device: str = "auto"
+    overwrite: bool = False
+
+
+class CheckedPhoto(NamedTuple):
+    """A photo that can be decoded: its (width, height), and a hash of its content and mask."""
+
+    size: tuple[int, int]
+    fingerprint: str
+
+
+@dataclass
+class SfmResult:
+    """What came out.
+
+    Attributes:
+        models: COLMAP models, the largest first; empty if there is none.
+        summary: what the command line prints, by line.
+        report: the HTML report.
+    """
+
+    models: list[pycolmap.Reconstruction]
+    summary: dict[str, Any]
+    report: Path
+
+
+@dataclass
+class Steps:
+    """The steps of one run: their seconds, and what the finished ones were computed from."""
+
+    path: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, name: str, step: Callable[[], Any]) -> Any:
+        """Run a step and note its seconds."""
+        start = time.monotonic()
+        result = step()
+        self.seconds[name] = time.monotonic() - start
+        return result
+
+    def is_done(self, name: str, source: str) -> bool:
+        """True if a finished step was computed from `source`; says so if it has changed."""
+        recorded = self._read().get(name)
+        if recorded is not None and recorded != source:
+            logger.info("%s: photos, matches or settings have changed, it is made again", name)
+        return recorded == source
+
+    def set_done(self, name: str, source: str) -> None:
+        """Note what a finished step was computed from."""
+        write_text(self.path, json.dumps({**self._read(), name: source}, indent=1))
+
+    def _read(self) -> dict[str, str]:
+        if not self.path.exists():
+            return {}
+        return dict(json.loads(self.path.read_text(encoding="utf-8")))
+
+
+def run(options: SfmOptions) -> SfmResult:
+    """Reconstruct a folder of photos.
+
+    Raises:
+        SfmMatchersError: an option or an input cannot be used.
+    """
+    conf = load_conf(options.matcher)
+    camera_options = CameraOptions(options.camera_model, options.camera_params)
+    camera_options.reader_options()  # a wrong model is said now, not after an hour of matching
+    if options.mapper not in MAPPERS:
+        raise InputError(f"unknown mapper {options.mapper!r}, expected {', '.join(MAPPERS)}")
+    outputs = Path(options.outputs)
+    if options.overwrite:
+        _remove_outputs(outputs)
+    outputs.mkdir(parents=True, exist_ok=True)
+    steps = Steps(outputs / "steps.json")
+
+    photos = steps.timed("photos", lambda: check_photos(options))
+    pairs_path, pairs = steps.timed("pairs", lambda: make_pairs(options, photos))
+    feature_path, match_path = match_photos(options, conf, photos, pairs_path, pairs, steps)
+
+    headers = {name: read_photo_header(options.image_dir / name) for name in photos}
+    cameras = group_photos(headers, options.camera_mode)
+    logger.info("Cameras: %s", cameras.reason)
+    database_path, model_dir = outputs / "database.db", outputs / "sparse"
+    source = fingerprint(
+        pairs,
+        file_fingerprint(feature_path),
+        file_fingerprint(match_path),
+        cameras.groups,
+        options.camera_model,
+        options.camera_params,
+    )
+
+    def database() -> None:
+        if not (database_path.exists() and steps.is_done("database.db", source)):
+            build_database(
+                database_path,
+                options.image_dir,
+                cameras,
+                camera_options,
+                pairs,
+                feature_path,
+                match_path,
+            )
+            steps.set_done("database.db", source)
+
+    def mapping() -> list[pycolmap.Reconstruction]:
+        model_source = fingerprint(source, options.mapper)
+        if model_dir.exists() and steps.is_done("sparse", model_source):
+            return [pycolmap.Reconstruction(path) for path in _model_dirs(model_dir)]
+        models = reconstruct(
+            database_path,
+            options.image_dir,
+            model_dir,
+            options.mapper,
+            fixed_intrinsics=bool(options.camera_params),
+        )
+        steps.set_done("sparse", model_source)
+        return models
+
+    steps.timed("verification", database)
+    models = steps.timed("mapping", mapping)
+    summary = summarize(options, photos, pairs, cameras.reason, models, steps)
+    report = write_report(
+        outputs,
+        models[0] if models else None,
+        options.image_dir,
+        pairs,
+        feature_path,
+        match_path,
+        database_path,
+        summary,
+    )
+    _explain_groups(database_path, models)
+    return SfmResult(models, summary, report)
+
+
+def check_photos(options: SfmOptions) -> dict[str, CheckedPhoto]:
+    """Return the photos that can be decoded, with a fingerprint of their content and mask.
+
+    The others are named in the log. Photos seen before, by content, are not decoded again.
+
+    Raises:
+        InputError: there are fewer than two photos, or a mask does not fit its photo.
+    """
+    image_dir, cache_path = Path(options.image_dir), Path(options.outputs) / "photos.json"
+    cache = json.loads(cache_path.read_text(encoding="utf-8")) if cache_path.exists() else {}
+    names = find_images(image_dir)
+
+    def check(name: str) -> dict[str, Any]:
+        content = file_fingerprint(image_dir / name)
+        if cache.get(name, {}).get("content") == content:
+            return dict(cache[name])
+        try:
+            read_photo_header(image_dir / name)
+            height, width = read_image(image_dir / name, gray=True).shape
+        except InputError as error:
+            return {"content": content, "unreadable": str(error)}
+        return {"content": content, "size": [width, height]}
+
+    with ThreadPoolExecutor() as executor:
+        found = dict(zip(names, executor.map(check, names), strict=True))
+    write_text(cache_path, json.dumps(found, indent=1))
+    for name in names:
+        if "unreadable" in found[name]:
+            logger.warning("left out: %s", found[name]["unreadable"])
+    readable = [name for name in names if "size" in found[name]]
+    if len(readable) < 2:
+        raise InputError(
+            f"{image_dir} holds {len(readable)} photo(s) that can be decoded; a model needs two "
+            "at least, of one scene"
+        )
+    masks = _mask_fingerprints(options.mask_dir, {name: found[name]["size"] for name in readable})
+    return {
+        name: CheckedPhoto(
+            tuple(found[name]["size"]), fingerprint(found[name]["content"], masks.get(name))
+        )
+        for name in readable
+    }
+
+
+def _mask_fingerprints(mask_dir: Path | None, sizes: dict[str, tuple[int, int]]) -> dict[str, str]:
+    if mask_dir is None:
+        return {}
+    if not mask_dir.is_dir():
+        raise InputError(f"{mask_dir} is not a folder of masks")
+    masked = [name for name in sizes if read_mask(mask_dir, name, sizes[name]) is not None]
+    logger.info("%d of %d photos have a mask", len(masked), len(sizes))
+    return {name: file_fingerprint(mask_dir / f"{name}.png") for name in masked}
+
+
+def make_pairs(options: SfmOptions, photos: dict[str, CheckedPhoto]) -> tuple[Path, list[Pair]]:
+    """Choose the pairs of photos to match and write them to ``pairs-*.txt``."""
+    names, outputs = sorted(photos), Path(options.outputs)
+    label = options.pairs
+    if options.pairs == "exhaustive":
+        pairs = exhaustive_pairs(names)
+    elif options.pairs == "sequential":
+        pairs = sequential_pairs(names, options.num_matched)
+        label = f"sequential{options.num_matched}"
+    elif options.pairs == "retrieval":
+        sift = cast(SparseConf, load_conf("sift"))
+        sift_path = outputs / f"{sift.features['output']}.h5"
+        descriptor_path = outputs / "global-feats-vlad.h5"
+        extract_features(sift.features, options.image_dir, photos, sift_path, options.mask_dir)
+        extract_vlad(names, sift_path, descriptor_path, photos)
+        pairs = retrieval_pairs(names, descriptor_path, options.num_matched)
+        label = f"vlad{options.num_matched}"
+    else:
+        pairs, unknown = pairs_from_file(Path(options.pairs), names)
+        label = Path(options.pairs).stem.removeprefix("pairs-")
+        for name0, name1 in unknown[:5]:
+            logger.warning("left out: the pair %s %s names a photo that is not there", name0, name1)
+        if len(unknown) > 5:
+            logger.warning("left out: %d more such pairs", len(unknown) - 5)
+    pairs = unique_pairs(pairs)
+    path = outputs / f"pairs-{label}.txt"
+    write_pairs(path, pairs)
+    return path, pairs
+
+
+def match_photos(
+    options: SfmOptions,
+    conf: Conf,
+    photos: dict[str, CheckedPhoto],
+    pairs_path: Path,
+    pairs: list[Pair],
+    steps: Steps,
+) -> tuple[Path, Path]:
+    """Match all pairs; return the feature file and the match file."""
+    outputs, device = Path(options.outputs), default_device(options.device)
+    weights = matcher_weights_fingerprint(conf, options.weights)
+    match_path = outputs / f"{conf.output}_{pairs_path.stem}.h5"
+    if isinstance(conf, SparseConf):
+        feature_path = outputs / f"{conf.features['output']}.h5"
+        steps.timed(
+            "features",
+            lambda: extract_features(
+                conf.features, options.image_dir, photos, feature_path, options.mask_dir
+            ),
+        )
+        steps.timed(
+            "matching",
+            lambda: match_features(
+                conf,
+                lambda: load_sparse_matcher(conf, options.weights, device),
+                pairs,
+                feature_path,
+                match_path,
+                weights,
+            ),
+        )
+        return feature_path, match_path
+
+    feature_path = outputs / f"{conf.output.replace('matches-', 'feats-')}.h5"
+    correspondence_path = outputs / match_path.name.replace("matches-", "correspondences-")
+    steps.timed(
+        "matching",
+        lambda: match_images(
+            conf,
+            lambda: load_detector_free_matcher(conf, options.weights, device),
+            pairs,
+            options.image_dir,
+            photos,
+            correspondence_path,
+            options.mask_dir,
+            weights,
+        ),
+    )
+    aggregation = AggregationOptions(conf.max_error, conf.cell_size, conf.max_keypoints)
+    steps.timed(
+        "keypoints",
+        lambda: aggregate(
+            pairs,
+            correspondence_path,
+            feature_path,
+            match_path,
+            aggregation,
+            {name: photo.size for name, photo in photos.items()},
+            existing="update",
+        ),
+    )
+    return feature_path, match_path
+
+
+def summarize(
+    options: SfmOptions,
+    photos: dict[str, CheckedPhoto],
+    pairs: list[Pair],
+    camera_reason: str,
+    models: list[pycolmap.Reconstruction],
+    steps: Steps,
+) -> dict[str, Any]:
+    """Return the lines of the printed summary."""
+    summary: dict[str, Any] = {"model": "none"}
+    if models:
+        model = models[0]
+        summary = {
+            "model": str(Path(options.outputs) / "sparse" / "0"),
+            "registered images": f"{model.num_reg_images()} of {len(photos)}",
+            "points": model.num_points3D(),
+            "mean track length": round(model.compute_mean_track_length(), 3),
+            "mean reprojection error": f"{model.compute_mean_reprojection_error():.3f} px",
+        }
+        if len(models) > 1:
+            sizes = ", ".join(str(model.num_reg_images()) for model in models[1:])
+            summary["further models"] = f"{len(models) - 1}, of {sizes} images"
+    summary["settings"] = {
+        "matcher": options.matcher,
+        "weights": options.weights,
+        "pairs": f"{len(pairs)} ({options.pairs})",
+        "cameras": camera_reason,
+        "mapper": options.mapper,
+    }
+    summary["seconds"] = {name: round(value, 1) for name, value in steps.seconds.items()}
+    return summary
+
+
+def _explain_groups(database_path: Path, models: list[pycolmap.Reconstruction]) -> None:
+    """Say why photos are not in the model, where the verified matches tell."""
+    groups = verified_groups(database_path)
+    lonely = [group[0] for group in groups if len(group) == 1]
+    connected = [group for group in groups if len(group) > 1]
+    if lonely:
+        logger.warning("%d photo(s) match no other photo: %s", len(lonely), _listed(lonely))
+    if len(connected) > 1:
+        logger.warning(
+            "the photos fall into %d groups without verified matches between them: %s",
+            len(connected),
+            "; ".join(f"{len(group)} photos ({_listed(group)})" for group in connected),
+        )
+    if not models:
+        logger.error(
+            "no model: %s",
+            "no two photos have enough verified matches"
+            if not connected
+            else "no pair of photos with verified matches was good enough to start from (too few "
+            "matches, or too little parallax)",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown}, ... {len(names) - 4} more"
+
+
+def _model_dirs(model_dir: Path) -> list[Path]:
+    return sorted((path for path in model_dir.iterdir()), key=lambda path: int(path.name))
+
+
+def _remove_outputs(outputs: Path) -> None:
+    """Delete what this pipeline writes, and nothing else."""
+    patterns = (
+        "photos.json",
+        "steps.json",
+        "pairs-*.txt",
+        "feats-*.h5*",
+        "global-feats-*.h5*",
+        "matches-*.h5*",
+        "correspondences-*.h5*",
+        "database.db*",
+        "sparse",
+        "sparse.tmp",
+        "report.html",
+    )
+    for pattern in patterns:
+        for path in outputs.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this pipeline."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.sfm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--image_dir", type=Path, required=True, help="folder of photos, searched recursively")
+    add("--outputs", type=Path, required=True, help="folder for all results; made if missing")
+    add(
+        "--matcher",
+        default="sift",
+        help=f"one of {', '.join(conf_names())}, or a conf file .yaml (default: sift)",
+    )
+    add(
+        "--pairs",
+        default="exhaustive",
+        metavar="exhaustive|sequential|retrieval|FILE",
+        help="which photos to match: all with all; each with the next ones by name; each with the "
+        "most similar ones; or a text file with two names a line (default: exhaustive)",
+    )
+    add(
+        "--num_matched",
+        type=int,
+        default=20,
+        help="photos matched to each photo by sequential and retrieval (default: 20)",
+    )
+    add("--mapper", default="incremental", choices=MAPPERS, help="default: incremental")
+    add(
+        "--camera_mode",
+        default="auto",
+        choices=CAMERA_MODES,
+        help="which photos share a camera; auto decides from EXIF and sizes (default: auto)",
+    )
+    add("--camera_model", default="SIMPLE_RADIAL", help="COLMAP's name (default: SIMPLE_RADIAL)")
+    add(
+        "--camera_params",
+        default="",
+        help="known intrinsics in COLMAP's order, comma-separated, in pixels; they are kept as "
+        "they are (default: from EXIF, and refined)",
+    )
+    add(
+        "--mask_dir",
+        type=Path,
+        help="masks, COLMAP's convention: MASK_DIR/PHOTO.png, black pixels are ignored",
+    )
+    add(
+        "--weights",
+        default="bundled",
+        help="bundled, official (downloaded), or a checkpoint file (default: bundled)",
+    )
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
+    return parser
+
+
+def print_summary(result: SfmResult) -> None:
+    """Print the summary, one fact a line."""
+    lines = {key: value for key, value in result.summary.items() if not isinstance(value, dict)}
+    lines |= result.summary["settings"]
+    lines |= {f"seconds, {name}": value for name, value in result.summary["seconds"].items()}
+    lines["report"] = result.report
+    width = max(map(len, lines))
+    print("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if a model came out, 1 if none did, 2 for bad input."""
+    options = SfmOptions(**vars(build_parser().parse_args(arguments)))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        result = run(options)
+    except SfmMatchersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_summary(result)
+    return 0 if result.models else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Train a network on photographs: `python -m pipelines.train --matcher jamma --photo_dir DIR ...`.
+
+Run again with the same arguments to go on from the checkpoint in the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.training.loop import Trainer, TrainingOptions
+from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
+from sfm_matchers.training.tasks import TASKS
+
+logger = logging.getLogger("sfm_matchers.train")
+
+
+def main(
+    matcher: str,
+    photo_dir: Path,
+    output: Path,
+    options: TrainingOptions,
+    *,
+    device: str = "auto",
+    initial_weights: Path | None = None,
+) -> None:
+    """Train `matcher` on the photographs of a folder, or go on where `output` stands.
+
+    Raises:
+        InputError: unknown matcher, no photographs, or a checkpoint of another run in `output`.
+    """
+    if matcher not in TASKS:
+        raise InputError(f"unknown matcher {matcher!r}: choose one of {', '.join(TASKS)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = list_photographs(photo_dir)
+    held_out = [name for name in names if is_held_out(name)] or names[:1]
+    kept = [name for name in names if name not in set(held_out)] or names
+    training = load_photographs(photo_dir, kept, device=device)
+    validation = load_photographs(photo_dir, held_out, device=device)
+    logger.info("%d photographs to train on, %d held out", len(training), len(validation))
+    trainer = Trainer(TASKS[matcher](), options, training, output, torch.device(device))
+    if trainer.resume():
+        logger.info("going on from step %d of %d", trainer.step, options.steps)
+    elif initial_weights is not None:
+        trainer.load_initial_weights(initial_weights)
+    trainer.run(validation)
+    logger.info("weights after %d pairs: %s", trainer.pairs, output / "weights.safetensors")
+
+
+def _parse_arguments() -> argparse.Namespace:
+    defaults = TrainingOptions()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--matcher", required=True, choices=list(TASKS))
+    parser.add_argument("--photo_dir", type=Path, required=True, help="searched recursively")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint, weights, metrics")
+    parser.add_argument("--steps", type=int, default=defaults.steps, help="of the whole schedule")
+    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="pairs a step")
+    parser.add_argument("--learning_rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--time_budget", type=float, help="seconds; stops with a checkpoint")
+    parser.add_argument("--validate_every", type=int, default=defaults.validate_every)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--threads", type=int, help="threads inside one operation on the CPU")
+    parser.add_argument(
+        "--workers", type=int, default=defaults.workers, help="threads that share a batch on a CPU"
+    )
+    parser.add_argument("--init", type=Path, help="checkpoint.pt or weights to start from")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    arguments = _parse_arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        main(
+            arguments.matcher,
+            arguments.photo_dir,
+            arguments.output,
+            TrainingOptions(
+                steps=arguments.steps,
+                batch_size=arguments.batch_size,
+                learning_rate=arguments.learning_rate,
+                workers=arguments.workers,
+                seed=arguments.seed,
+                time_budget=arguments.time_budget,
+                validate_every=arguments.validate_every,
+            ),
+            device=arguments.device,
+            initial_weights=arguments.init,
+        )
+    except SfmMatchersError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,144 @@
+"""Named confs in hloc's schema: which front-end, which matcher, which options.
+
+A conf is a YAML file in ``sfm_matchers/configs``, or any other YAML file of the same form. A
+mistyped key is an error that names the key that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import InputError
+
+CONF_DIR = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class SparseConf:
+    """Keypoints and descriptors first, then matches between descriptors.
+
+    Attributes:
+        name: name of the conf.
+        features: hloc's conf of `extract_features`: ``output``, ``model``, ``preprocessing``.
+        output: stem of the match file.
+        model: the matcher's ``name`` and options.
+    """
+
+    name: str
+    features: Mapping[str, Any]
+    output: str
+    model: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DetectorFreeConf:
+    """Matches between two images directly; keypoints come from the matches of many pairs.
+
+    Attributes:
+        name: name of the conf.
+        output: stem of the match file.
+        model: the network's ``name`` and options.
+        max_error: radius in pixels of the photo within which matches snap to one keypoint.
+        cell_size: side in pixels of the cells in which keypoints are elected.
+        preprocessing: ``resize_max`` in pixels, the longer side the network sees.
+        max_keypoints: keypoints kept per photo, best first.
+    """
+
+    name: str
+    output: str
+    model: Mapping[str, Any]
+    max_error: float
+    cell_size: float
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    max_keypoints: int = 8192
+
+
+Conf = SparseConf | DetectorFreeConf
+
+_KINDS: dict[str, type[SparseConf] | type[DetectorFreeConf]] = {
+    "sparse": SparseConf,
+    "detector_free": DetectorFreeConf,
+}
+
+
+def conf_names() -> list[str]:
+    """Return the names of all confs that come with the package."""
+    return sorted(path.stem for path in CONF_DIR.glob("*.yaml"))
+
+
+def load_conf(name: str) -> Conf:
+    """Load a conf by name, or from a YAML file of the user's.
+
+    Raises:
+        InputError: there is no such conf, or it has an unknown, missing or ill-typed key.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else CONF_DIR / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(f"unknown matcher {name!r}{_suggestion(name, conf_names())}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_conf(path.stem, content, where=str(path))
+
+
+def parse_conf(name: str, content: Any, where: str) -> Conf:
+    """Turn the content of a conf file into a conf; `where` names it in error messages.
+
+    Raises:
+        InputError: it has an unknown, missing or ill-typed key.
+    """
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected keys and values")
+    content = dict(content)
+    kind = content.pop("kind", None)
+    if kind not in _KINDS:
+        raise InputError(f"{where}: 'kind' must be one of {', '.join(_KINDS)}, found {kind!r}")
+    conf_type = _KINDS[kind]
+    allowed = [item.name for item in fields(conf_type) if item.name != "name"]
+    check_keys(content, allowed, where)
+    for key in ("features", "model", "preprocessing"):
+        if key in content and not isinstance(content[key], dict):
+            raise InputError(f"{where}: {key!r} must hold keys and values")
+    if "preprocessing" in content:
+        check_keys(content["preprocessing"], ["resize_max"], f"{where}, preprocessing")
+    if "features" in content:
+        features = content["features"]
+        check_keys(features, ["output", "model", "preprocessing"], f"{where}, features")
+        check_keys(features.get("preprocessing", {}), ["resize_max"], f"{where}, features")
+    try:
+        return conf_type(name=name, **content)
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def check_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None:
+    """Raise InputError, with a suggestion, at the first key that is not allowed."""
+    allowed = list(allowed)
+    for key in given:
+        if key not in allowed:
+            raise InputError(f"{where}: unknown key {key!r}{_suggestion(key, allowed)}")
+
+
+def build(factory: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
+    """Call `factory` with options from a conf; an option it does not take is an InputError."""
+    check_keys(options, inspect.signature(factory).parameters, where)
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _suggestion(key: str, allowed: Iterable[str]) -> str:
+    allowed = list(allowed)
+    close = difflib.get_close_matches(str(key), allowed, n=1)
+    if close:
+        return f": did you mean {close[0]!r}?"
+    return f", expected one of {', '.join(allowed)}"

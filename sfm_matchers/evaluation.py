@@ -1,0 +1,155 @@
+"""Measures of matches and of the poses estimated from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sfm_matchers.errors import InputError
+
+FloatArray = NDArray[np.float64]
+MIN_MATCHES = 5  # of the five-point algorithm
+
+
+def pose_error(
+    cam1_from_cam0: ArrayLike, rotation: ArrayLike, translation: ArrayLike
+) -> tuple[float, float]:
+    """Angles between a true relative pose and an estimated one.
+
+    The scale and the sign of a translation cannot be told from two images, so only its direction
+    counts, and the opposite direction counts as the same.
+
+    Args:
+        cam1_from_cam0: (4, 4) true transformation.
+        rotation: (3, 3) estimated.
+        translation: (3,) estimated, of any length.
+
+    Returns:
+        Rotation error and translation error in degrees; the latter is 0 where the true
+        translation is zero.
+    """
+    truth = np.asarray(cam1_from_cam0, dtype=np.float64)
+    rotation = np.asarray(rotation, dtype=np.float64)
+    translation = np.asarray(translation, dtype=np.float64)
+    cosine = (np.trace(truth[:3, :3].T @ rotation) - 1) / 2
+    rotation_error = float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+    lengths = np.linalg.norm(truth[:3, 3]) * np.linalg.norm(translation)
+    if lengths < 1e-12:
+        return rotation_error, 0.0
+    cosine = abs(truth[:3, 3] @ translation) / lengths
+    return rotation_error, float(np.rad2deg(np.arccos(np.clip(cosine, 0, 1))))
+
+
+def pose_auc(errors: ArrayLike, thresholds: Sequence[float] = (5.0, 10.0, 20.0)) -> list[float]:
+    """Area under the recall curve up to each threshold, as a share of the perfect area.
+
+    Args:
+        errors: (N,) one error per pair, usually the larger of rotation and translation error in
+            degrees; infinite for a pair without a pose.
+        thresholds: in the unit of the errors.
+
+    Returns:
+        One value in 0..1 per threshold.
+
+    Raises:
+        InputError: if there are no errors.
+    """
+    ordered = np.sort(np.asarray(errors, dtype=np.float64))
+    if ordered.size == 0:
+        raise InputError("pose_auc needs at least one error: no pair was evaluated")
+    ordered = np.concatenate([[0.0], ordered])
+    recall = np.arange(len(ordered)) / (len(ordered) - 1)
+    areas = []
+    for threshold in thresholds:
+        last = int(np.searchsorted(ordered, threshold))
+        x = np.append(ordered[:last], threshold)
+        y = np.append(recall[:last], recall[last - 1])
+        areas.append(float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / threshold))
+    return areas
+
+
+def symmetric_epipolar_distance(
+    points0: ArrayLike,
+    points1: ArrayLike,
+    essential: ArrayLike,
+    intrinsics0: ArrayLike,
+    intrinsics1: ArrayLike,
+) -> FloatArray:
+    """Squared distances to the epipolar lines in both images, summed, in normalised coordinates.
+
+    Args:
+        points0: (N, 2) pixels.
+        points1: (N, 2) pixels.
+        essential: (3, 3) with x1^T E x0 = 0.
+        intrinsics0: (3, 3).
+        intrinsics1: (3, 3).
+
+    Returns:
+        (N,) (x1^T E x0)^2 (1 / |(E x0)_xy|^2 + 1 / |(E^T x1)_xy|^2).
+    """
+    rays0 = _normalise(points0, intrinsics0)
+    rays1 = _normalise(points1, intrinsics1)
+    essential = np.asarray(essential, dtype=np.float64)
+    lines1 = rays0 @ essential.T
+    lines0 = rays1 @ essential
+    residual = np.sum(rays1 * lines1, axis=1)
+    weight = 1 / np.sum(lines1[:, :2] ** 2, axis=1) + 1 / np.sum(lines0[:, :2] ** 2, axis=1)
+    return residual**2 * weight
+
+
+def estimate_relative_pose(
+    points0: ArrayLike,
+    points1: ArrayLike,
+    intrinsics0: ArrayLike,
+    intrinsics1: ArrayLike,
+    *,
+    max_error: float = 1.0,
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]] | None:
+    """Essential matrix by OpenCV's MAGSAC++, then the pose in front of both cameras.
+
+    Args:
+        points0: (N, 2) pixels.
+        points1: (N, 2) pixels.
+        intrinsics0: (3, 3).
+        intrinsics1: (3, 3).
+        max_error: inlier threshold in pixels.
+
+    Returns:
+        Rotation (3, 3), translation (3,) of unit length and inliers (N,), or None without a pose.
+    """
+    rays0 = _normalise(points0, intrinsics0)[:, :2]
+    rays1 = _normalise(points1, intrinsics1)[:, :2]
+    if len(rays0) < MIN_MATCHES:
+        return None
+    focal = np.mean([np.asarray(k)[i, i] for k in (intrinsics0, intrinsics1) for i in (0, 1)])
+    essentials, mask = cv2.findEssentialMat(
+        rays0,
+        rays1,
+        np.eye(3),
+        method=cv2.USAC_MAGSAC,
+        prob=0.99999,
+        threshold=max_error / float(focal),
+        maxIters=10_000,
+    )
+    if essentials is None:
+        return None
+    best: tuple[FloatArray, FloatArray, NDArray[np.bool_]] | None = None
+    most = 0
+    for start in range(0, len(essentials) - 2, 3):
+        count, rotation, translation, _ = cv2.recoverPose(
+            essentials[start : start + 3], rays0, rays1, np.eye(3), 1e9, mask=mask.copy()
+        )[:4]
+        if count > most:
+            most = count
+            best = (np.asarray(rotation), np.asarray(translation)[:, 0], mask.ravel() > 0)
+    return best
+
+
+def _normalise(points: ArrayLike, intrinsics: ArrayLike) -> FloatArray:
+    """Pixels (N, 2) to rays (N, 3) with third entry 1."""
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    homogeneous = np.concatenate([points, np.ones((len(points), 1))], axis=1)
+    return homogeneous @ np.linalg.inv(np.asarray(intrinsics, dtype=np.float64)).T

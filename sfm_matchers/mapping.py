@@ -1,0 +1,297 @@
+"""From features and matches to a COLMAP model, by pycolmap: import, verify, map.
+
+HDF5 keypoints have (0, 0) at the centre of the top-left pixel, COLMAP has (0.5, 0.5) there: 0.5 is
+added on import, in `import_features`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from tqdm import tqdm
+
+from .cameras import CameraGroups
+from .errors import InputError
+from .storage import Pair, open_h5, read_keypoints, read_matches
+
+logger = logging.getLogger(__name__)
+
+MAPPERS = ("incremental", "global", "hierarchical")
+
+# COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
+MIN_MODEL_SIZE = 3
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """Camera model for new photos.
+
+    Attributes:
+        model: COLMAP camera model.
+        params: known intrinsics in COLMAP's order, comma-separated, in pixels ("" = estimate them,
+            starting from EXIF). Known intrinsics are kept as they are while mapping.
+    """
+
+    model: str = "SIMPLE_RADIAL"
+    params: str = ""
+
+    def reader_options(self) -> pycolmap.ImageReaderOptions:
+        """Return pycolmap's options.
+
+        Raises:
+            InputError: unknown camera model, or the wrong number of parameters.
+        """
+        if self.model not in pycolmap.CameraModelId.__members__ or self.model == "INVALID":
+            models = ", ".join(sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"}))
+            raise InputError(f"unknown camera model {self.model!r}, expected one of {models}")
+        if self.params:
+            camera = pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 1, 1)
+            try:
+                accepted = camera.set_params_from_string(self.params)
+            except (ValueError, RuntimeError):
+                accepted = False
+            if not accepted:
+                raise InputError(
+                    f"--camera_params: {self.model} takes {camera.params_info}, got {self.params!r}"
+                )
+        return pycolmap.ImageReaderOptions(camera_model=self.model, camera_params=self.params)
+
+
+@contextlib.contextmanager
+def quiet_colmap() -> Iterator[None]:
+    """Silence COLMAP's own log below errors."""
+    level = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = level
+
+
+def create_database(
+    database_path: Path, image_dir: Path, cameras: CameraGroups, options: CameraOptions
+) -> None:
+    """Create a COLMAP database with the photos and one camera for each group of them."""
+    reader_options = options.reader_options()
+    pycolmap.Database.open(database_path).close()  # creates it
+    with quiet_colmap():
+        for names in cameras.groups:
+            pycolmap.import_images(
+                database_path, image_dir, pycolmap.CameraMode.SINGLE, names, reader_options
+            )
+
+
+def read_image_ids(database: pycolmap.Database) -> dict[str, int]:
+    """Return the image ids of a database by name."""
+    return {image.name: image.image_id for image in database.read_all_images()}
+
+
+def import_features(database_path: Path, feature_path: Path) -> None:
+    """Write the keypoints of every photo of the database; a photo without features gets none."""
+    with (
+        pycolmap.Database.open(database_path) as database,
+        pycolmap.DatabaseTransaction(database),
+        open_h5(feature_path) as features,
+    ):
+        for name, image_id in read_image_ids(database).items():
+            keypoints = read_keypoints(features, name) if name in features else np.zeros((0, 2))
+            database.write_keypoints(image_id, (keypoints + 0.5).astype(np.float32))
+
+
+def import_matches(database_path: Path, pairs: Sequence[Pair], match_path: Path) -> int:
+    """Write the matches of all pairs whose two photos are in the database.
+
+    Returns:
+        The number of pairs with at least one match.
+
+    Raises:
+        InputError: the match file lacks a pair.
+    """
+    num_matched = 0
+    with (
+        pycolmap.Database.open(database_path) as database,
+        pycolmap.DatabaseTransaction(database),
+        open_h5(match_path) as file,
+    ):
+        image_ids = read_image_ids(database)
+        for name0, name1 in tqdm(pairs, desc="Importing matches", unit="pair", leave=False):
+            if name0 not in image_ids or name1 not in image_ids:
+                continue
+            matches, _ = read_matches(file, name0, name1)
+            if len(matches):
+                database.write_matches(
+                    image_ids[name0], image_ids[name1], matches.astype(np.uint32)
+                )
+                num_matched += 1
+    return num_matched
+
+
+def verify_geometry(database_path: Path) -> int:
+    """Verify all matches of a database by two-view geometry.
+
+    Returns:
+        The number of pairs that passed.
+    """
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = 0
+    with quiet_colmap():
+        pycolmap.geometric_verification(database_path, two_view_geometry_options=options)
+    with pycolmap.Database.open(database_path) as database:
+        return int(database.num_verified_image_pairs())
+
+
+def build_database(
+    database_path: Path,
+    image_dir: Path,
+    cameras: CameraGroups,
+    camera_options: CameraOptions,
+    pairs: Sequence[Pair],
+    feature_path: Path,
+    match_path: Path,
+) -> int:
+    """Create, fill and verify a COLMAP database; it appears at `database_path` only when complete.
+
+    Returns:
+        The number of verified pairs.
+    """
+    temporary = database_path.with_name(database_path.name + ".tmp")
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+    create_database(temporary, image_dir, cameras, camera_options)
+    import_features(temporary, feature_path)
+    import_matches(temporary, pairs, match_path)
+    num_verified = verify_geometry(temporary)
+    os.replace(temporary, database_path)
+    return num_verified
+
+
+def reconstruct(
+    database_path: Path,
+    image_dir: Path,
+    model_dir: Path,
+    mapper: str = "incremental",
+    *,
+    fixed_intrinsics: bool = False,
+) -> list[pycolmap.Reconstruction]:
+    """Map the verified matches of a database.
+
+    The models are written to ``model_dir/0``, ``model_dir/1``, ... by decreasing number of
+    registered photos; the folder appears only when all are complete.
+
+    Args:
+        database_path: a database with verified matches.
+        image_dir: the photos, for the colours of the points.
+        model_dir: replaced if it exists.
+        mapper: ``incremental``, ``global`` or ``hierarchical``.
+        fixed_intrinsics: keep the cameras' intrinsics as they are in the database.
+
+    Returns:
+        The models, largest first; empty if none came out.
+
+    Raises:
+        InputError: unknown mapper.
+    """
+    if mapper not in MAPPERS:
+        raise InputError(f"unknown mapper {mapper!r}, expected one of {', '.join(MAPPERS)}")
+    temporary = model_dir.with_name(model_dir.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    work_dir = temporary / "work"
+    work_dir.mkdir(parents=True)
+    with quiet_colmap():
+        models = _run_mapper(database_path, image_dir, work_dir, mapper, fixed_intrinsics)
+    ordered = sorted(
+        (model for model in models if model.num_points3D()),
+        key=lambda model: (-model.num_reg_images(), -model.num_points3D()),
+    )
+    for index, model in enumerate(ordered):
+        (temporary / str(index)).mkdir()
+        model.write(temporary / str(index))
+    shutil.rmtree(work_dir)
+    shutil.rmtree(model_dir, ignore_errors=True)
+    os.replace(temporary, model_dir)
+    return ordered
+
+
+def _run_mapper(
+    database_path: Path, image_dir: Path, work_dir: Path, mapper: str, fixed_intrinsics: bool
+) -> list[pycolmap.Reconstruction]:
+    pycolmap.set_random_seed(0)
+    if mapper == "global":
+        global_options = pycolmap.GlobalPipelineOptions()
+        global_options.random_seed = 0
+        if fixed_intrinsics:
+            bundle = global_options.mapper.bundle_adjustment
+            bundle.refine_focal_length = bundle.refine_extra_params = False
+        models = pycolmap.global_mapping(database_path, image_dir, work_dir, global_options)
+    else:
+        incremental = pycolmap.IncrementalPipelineOptions()
+        incremental.random_seed = 0
+        incremental.min_model_size = MIN_MODEL_SIZE
+        if fixed_intrinsics:
+            incremental.ba_refine_focal_length = incremental.ba_refine_extra_params = False
+            incremental.mapper.abs_pose_refine_focal_length = False
+            incremental.mapper.abs_pose_refine_extra_params = False
+        if mapper == "incremental":
+            models = _map_incrementally(database_path, image_dir, work_dir, incremental)
+        else:
+            hierarchical = pycolmap.HierarchicalPipelineOptions()
+            hierarchical.incremental_options = incremental
+            models = pycolmap.hierarchical_mapping(database_path, image_dir, work_dir, hierarchical)
+    return list(models.values())
+
+
+def _map_incrementally(
+    database_path: Path,
+    image_dir: Path,
+    work_dir: Path,
+    options: pycolmap.IncrementalPipelineOptions,
+) -> dict[int, pycolmap.Reconstruction]:
+    with pycolmap.Database.open(database_path) as database:
+        total = database.num_images()
+    with tqdm(total=total, desc="Mapping", unit="photo") as progress:
+
+        def new_model() -> None:
+            progress.n = 0
+            progress.update(2)
+
+        return dict(
+            pycolmap.incremental_mapping(
+                database_path,
+                image_dir,
+                work_dir,
+                options,
+                initial_image_pair_callback=new_model,
+                next_image_callback=lambda: progress.update(1),
+            )
+        )
+
+
+def verified_groups(database_path: Path) -> list[list[str]]:
+    """Return the groups of photos connected by verified matches, largest first; names sorted."""
+    with pycolmap.Database.open(database_path) as database:
+        names = {image.image_id: image.name for image in database.read_all_images()}
+        pair_ids, geometries = database.read_two_view_geometries()
+    group_of = {image_id: image_id for image_id in names}
+
+    def root(image_id: int) -> int:
+        while group_of[image_id] != image_id:
+            group_of[image_id] = group_of[group_of[image_id]]
+            image_id = group_of[image_id]
+        return image_id
+
+    for pair_id, geometry in zip(pair_ids, geometries, strict=True):
+        if len(geometry.inlier_matches):
+            id0, id1 = pycolmap.pair_id_to_image_pair(pair_id)
+            group_of[root(id0)] = root(id1)
+    groups: dict[int, list[str]] = {}
+    for image_id, name in names.items():
+        groups.setdefault(root(image_id), []).append(name)
+    return sorted((sorted(group) for group in groups.values()), key=lambda g: (-len(g), g))

@@ -1,0 +1,379 @@
+"""The matchers: features or images of two photos in, matches in pixels of the photos out.
+
+Two protocols: a `SparseMatcher` takes keypoints and descriptors, a `DetectorFreeMatcher` takes
+images. `load_matcher` gives either behind one call that takes two photos.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+
+from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
+from .errors import InputError
+from .features import extract_image, load_extractor
+from .images import network_size, read_image, resize_image, to_original
+from .networks import jamma
+from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
+from .weights import NETWORKS, find_weights, load_network, weights_fingerprint
+
+Arrays = Mapping[str, np.ndarray]
+Photo = str | os.PathLike[str] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Matched points of two photos, row by row.
+
+    Attributes:
+        keypoints0: (M, 2) float32, (x, y) in pixels of photo 0; (0, 0) is the centre of the
+            top-left pixel.
+        keypoints1: (M, 2) float32, the same in photo 1.
+        scores: (M,) float32 in 0..1, larger is surer.
+    """
+
+    keypoints0: np.ndarray
+    keypoints1: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, chosen: np.ndarray) -> Matches:
+        """Return the matches picked by booleans or indices (M,)."""
+        return Matches(self.keypoints0[chosen], self.keypoints1[chosen], self.scores[chosen])
+
+
+class SparseMatcher(Protocol):
+    """Matches between two sets of local features."""
+
+    def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Match two images' features, given as the datasets of a feature file.
+
+        Returns:
+            ``matches0`` (N0,) int32, the index in image 1 or -1, and ``matching_scores0`` (N0,)
+            float32, 0 where unmatched.
+        """
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What a detector-free network knows of one image alone; reused over the image's pairs.
+
+    Attributes:
+        features: the network's own features, tensors on the matcher's device.
+        scale: photo's size over the size the network saw, (x, y); for `images.to_original`.
+        num_bytes: memory held by the features.
+    """
+
+    features: Any
+    scale: tuple[float, float]
+    num_bytes: int
+
+
+class DetectorFreeMatcher(Protocol):
+    """Matches between two images."""
+
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """Compute the part that depends on one photo, RGB (H, W, 3) uint8."""
+
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        """Match two encoded photos."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Sparse
+
+
+class NearestNeighborMatcher:
+    """Mutual nearest neighbours with ratio test on angles between descriptors, as in COLMAP.
+
+    Args:
+        ratio: largest allowed ratio of the angle to the nearest descriptor over the angle to the
+            second nearest (Lowe, IJCV 2004, section 7.1), asked for in both directions.
+        max_distance: largest allowed angle between matched descriptors, in radians.
+        device: torch device.
+    """
+
+    def __init__(self, ratio: float = 0.8, max_distance: float = 0.7, device: str = "cpu") -> None:
+        self.ratio = ratio
+        self.max_distance = max_distance
+        self.device = torch.device(device)
+
+    def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """See `SparseMatcher.match`. Scores are the cosines between matched descriptors."""
+        descriptors0, descriptors1 = (
+            torch.from_numpy(np.asarray(features["descriptors"], dtype=np.float32).T)
+            .contiguous()
+            .to(self.device)
+            for features in (features0, features1)
+        )
+        matches0 = torch.full((len(descriptors0),), -1, device=self.device)
+        scores0 = torch.zeros(len(descriptors0), device=self.device)
+        if len(descriptors0) and len(descriptors1):
+            nearest0, cosine0 = self._nearest(descriptors0, descriptors1)
+            nearest1, _ = self._nearest(descriptors1, descriptors0)
+            index0 = torch.arange(len(nearest0), device=self.device)
+            is_mutual = (nearest0 >= 0) & (nearest1[nearest0.clamp(min=0)] == index0)
+            matches0[is_mutual] = nearest0[is_mutual]
+            scores0[is_mutual] = cosine0[is_mutual]
+        return matches0.to(torch.int32).cpu().numpy(), scores0.cpu().numpy()
+
+    def _nearest(
+        self, descriptors: torch.Tensor, others: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the nearest of `others` for each descriptor, -1 if refused, and its cosine."""
+        nearest, cosines = [], []
+        for block in descriptors.split(256):  # of a size that stays in the CPU's cache
+            cosine, index = (block @ others.T).clamp(-1, 1).topk(min(2, len(others)), dim=1)
+            angle = cosine.arccos()
+            accepted = angle[:, 0] <= self.max_distance
+            if len(others) > 1:
+                accepted &= angle[:, 0] < self.ratio * angle[:, 1]
+            nearest.append(torch.where(accepted, index[:, 0], -1))
+            cosines.append(cosine[:, 0])
+        return torch.cat(nearest), torch.cat(cosines)
+
+
+SPARSE_MATCHERS: dict[str, Callable[..., SparseMatcher]] = {
+    "nearest_neighbor": NearestNeighborMatcher,
+}
+
+
+def load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMatcher:
+    """Build the matcher of a sparse conf.
+
+    Raises:
+        InputError: unknown matcher or option.
+        WeightsError: its weights cannot be loaded.
+    """
+    options = dict(conf.model)
+    name = options.pop("name", None)
+    if name not in SPARSE_MATCHERS:
+        raise InputError(f"conf {conf.name}: unknown sparse matcher {name!r}")
+    matcher: SparseMatcher = build(SPARSE_MATCHERS[name], {**options, "device": device}, f"conf {conf.name}, model")
+    return matcher
+
+
+# ---------------------------------------------------------------------------------------------
+# Detector-free
+
+
+class JamMaMatcher:
+    """JamMa on photos of any size.
+
+    A photo is resized so that its longer side is `resize_max` at most and both sides are multiples
+    of 16. Photos of a pair that differ in size are padded to one size after the encoder, on its
+    feature maps, with masks; each photo is thus encoded once, unpadded. The official weights were
+    trained on images padded to squares, and get those.
+
+    Args:
+        network: a `JamMa` in evaluation mode.
+        resize_max: longer side in pixels that the network sees.
+        device: torch device.
+        pad_to_square: pad each image, not its features, to a square of `resize_max`.
+    """
+
+    def __init__(
+        self,
+        network: JamMa,
+        resize_max: int = 832,
+        device: str = "cpu",
+        *,
+        pad_to_square: bool = False,
+    ) -> None:
+        self.network = network.to(device)
+        self.resize_max = resize_max
+        self.device = torch.device(device)
+        self.pad_to_square = pad_to_square
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """See `DetectorFreeMatcher.encode`."""
+        size = network_size((image.shape[1], image.shape[0]), self.resize_max, jamma.SIZE_MULTIPLE)
+        resized = resize_image(image, size)
+        pixels = torch.from_numpy(resized.pixels).to(self.device).permute(2, 0, 1).float() / 255
+        mean, std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (jamma.IMAGE_MEAN, jamma.IMAGE_STD)
+        )
+        normalized = ((pixels - mean) / std)[None]
+        if self.pad_to_square:
+            side = -(-self.resize_max // jamma.SIZE_MULTIPLE) * jamma.SIZE_MULTIPLE
+            normalized = _padded(normalized, (side, side))
+        features = self.network.encode(normalized)
+        grid = (size[1] // jamma.CELL, size[0] // jamma.CELL)
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in features)
+        return EncodedImage((features, grid), resized.scale, num_bytes)
+
+    @torch.inference_mode()
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        """See `DetectorFreeMatcher.match_encoded`."""
+        (features0, grid0), (features1, grid1) = image0.features, image1.features
+        canvas = tuple(
+            max(sides)
+            for sides in zip(features0.eighth.shape[2:], features1.eighth.shape[2:], strict=True)
+        )
+        features0, features1 = (
+            JamMaFeatures(
+                _padded(features.quarter, (2 * canvas[0], 2 * canvas[1])),
+                _padded(features.eighth, canvas),
+            )
+            for features in (features0, features1)
+        )
+        masks = (None, None)
+        if not grid0 == grid1 == canvas:
+            masks = (self._mask(grid0, canvas), self._mask(grid1, canvas))
+        output = self.network.match(features0, features1, *masks)
+        return Matches(
+            to_original(output.keypoints0.cpu().numpy(), image0.scale),
+            to_original(output.keypoints1.cpu().numpy(), image1.scale),
+            output.scores.cpu().numpy(),
+        )
+
+    def _mask(self, grid: tuple[int, int], canvas: tuple[int, ...]) -> torch.Tensor:
+        mask = torch.zeros(1, *canvas, dtype=torch.bool, device=self.device)
+        mask[:, : grid[0], : grid[1]] = True
+        return mask
+
+
+def _padded(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Pad (B, C, h, w) with zeros at the right and bottom to `size` (height, width)."""
+    return torch.nn.functional.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
+
+
+def _load_jamma(conf: DetectorFreeConf, weights: str, device: str) -> JamMaMatcher:
+    options = {key: value for key, value in conf.model.items() if key != "name"}
+    check_keys(options, [item.name for item in fields(JamMaConfig)], f"conf {conf.name}, model")
+    network = cast(JamMa, load_network("jamma", weights, **options))
+    checkpoint = find_weights("jamma", weights).checkpoint
+    is_official = checkpoint is not None and checkpoint.name == "jamma/official"
+    return JamMaMatcher(
+        network, conf.preprocessing.get("resize_max", 832), device, pad_to_square=is_official
+    )
+
+
+DETECTOR_FREE_MATCHERS: dict[str, Callable[[DetectorFreeConf, str, str], DetectorFreeMatcher]] = {
+    "jamma": _load_jamma,
+}
+
+
+def load_detector_free_matcher(
+    conf: DetectorFreeConf, weights: str, device: str
+) -> DetectorFreeMatcher:
+    """Build the matcher of a detector-free conf.
+
+    Raises:
+        InputError: unknown matcher or option.
+        WeightsError: its weights cannot be loaded.
+    """
+    name = conf.model.get("name")
+    if name not in DETECTOR_FREE_MATCHERS:
+        raise InputError(f"conf {conf.name}: unknown detector-free matcher {name!r}")
+    return DETECTOR_FREE_MATCHERS[name](conf, weights, device)
+
+
+# ---------------------------------------------------------------------------------------------
+# Choosing and loading
+
+
+class PhotoMatcher:
+    """A matcher of either kind behind one call that takes two photos."""
+
+    def __init__(self, conf: Conf, weights: str, device: str) -> None:
+        if isinstance(conf, SparseConf):
+            self._features_conf = conf.features
+            self._extractor = load_extractor(conf.features["model"])
+            self._sparse = load_sparse_matcher(conf, weights, device)
+            self._match = self._match_features
+        else:
+            self._detector_free = load_detector_free_matcher(conf, weights, device)
+            self._match = self._match_images
+
+    def match(self, photo0: Photo, photo1: Photo) -> Matches:
+        """Match two photos.
+
+        Args:
+            photo0: a path, or an RGB image (H, W, 3) uint8.
+            photo1: the same.
+
+        Returns:
+            Matched points in pixels of the photos as stored (EXIF rotation not applied), and their
+            scores.
+        """
+        images = [
+            photo if isinstance(photo, np.ndarray) else read_image(Path(photo))
+            for photo in (photo0, photo1)
+        ]
+        return self._match(*images)
+
+    def _match_images(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
+        return self._detector_free.match_encoded(
+            self._detector_free.encode(image0), self._detector_free.encode(image1)
+        )
+
+    def _match_features(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
+        arrays0, arrays1 = (
+            extract_image(self._extractor, self._features_conf, image) for image in (image0, image1)
+        )
+        matches0, scores0 = self._sparse.match(arrays0, arrays1)
+        chosen = matches0 >= 0
+        return Matches(
+            arrays0["keypoints"][chosen],
+            arrays1["keypoints"][matches0[chosen]],
+            scores0[chosen].astype(np.float32),
+        )
+
+
+def load_matcher(name: str, weights: str = "bundled", device: str = "auto") -> PhotoMatcher:
+    """Load a matcher by the name of its conf.
+
+    Example:
+        >>> matcher = load_matcher("sift")
+        >>> blank = np.zeros((64, 64, 3), dtype=np.uint8)
+        >>> len(matcher.match(blank, blank))
+        0
+
+    Args:
+        name: a conf that comes with the package (``sift``, ``jamma``, ...) or a conf file.
+        weights: ``bundled``, ``official`` (downloaded), or a checkpoint file.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        InputError: unknown conf or device.
+        WeightsError: the weights cannot be loaded; the message says what to do.
+    """
+    return PhotoMatcher(load_conf(name), weights, default_device(device))
+
+
+def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:
+    """Return a fingerprint of the weights a conf would be run with; "" if it needs none."""
+    name = conf.model.get("name")
+    if name not in NETWORKS:
+        return ""
+    return weights_fingerprint(name, weights, conf.model.get("features"))
+
+
+def default_device(device: str = "auto") -> str:
+    """Return the torch device a user's ``--device`` means; ``auto`` prefers CUDA, then MPS.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(name for name, is_there in available.items() if is_there)
+    if not available.get(device, False):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise InputError(f"device {device!r} is not available here, only: {there}")
+    return device

@@ -1,0 +1,172 @@
+"""The selective scan of Mamba-1: one function, several backends held to one definition.
+
+For each sequence and channel d, with the input-dependent step delta_t > 0 (Gu and Dao, "Mamba",
+2023, eq. 2a and algorithm 2; A discretised exactly, B by Euler's rule):
+
+    delta_t = softplus(delta_t + delta_bias)
+    h_t     = exp(delta_t A) h_{t-1} + delta_t B_t u_t        state of N numbers, h_0 = 0
+    y_t     = (C_t . h_t + D u_t) silu(z_t)                   the gate only where z is given
+
+| backend     | device | when it is chosen                    | file               |
+|-------------|--------|--------------------------------------|--------------------|
+| `mamba_ssm` | CUDA   | the library mamba-ssm is installed   | `mamba_ssm.py`     |
+| `numba`     | CPU    | numba is installed, dtype not double | `numba_lanes.py`   |
+| `torch`     | any    | otherwise                            | `torch_blocked.py` |
+| `reference` | any    | only when asked for                  | `reference.py`     |
+
+The argument `backend` or the environment variable `SFM_MATCHERS_SCAN` overrides the choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sfm_matchers.errors import InputError, MissingExtraError
+
+__all__ = ["BACKENDS", "selective_scan"]
+
+logger = logging.getLogger(__name__)
+
+# In order of preference. Each module has `unusable_because(device, dtype) -> str | None` and
+# `scan(u, delta, A, B, C, D, z, delta_bias)` on operands that `selective_scan` has prepared.
+BACKENDS = {
+    "mamba_ssm": "mamba_ssm",
+    "numba": "numba_lanes",
+    "torch": "torch_blocked",
+    "reference": "reference",
+}
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Run S independent selective scans of length L over `channels` channels.
+
+    The state is float32 whatever the input's dtype, or float64 where u is float64. Differentiable
+    once with respect to every tensor.
+
+    Args:
+        u: (S, L, channels) input.
+        delta: (S, L, channels) step sizes before bias and softplus.
+        A: (channels, N) or (S, channels, N), negative.
+        B: (S, L, N) input weights.
+        C: (S, L, N) output weights.
+        D: (channels,) or (S, channels) skip weights.
+        z: (S, L, channels) gate before silu, or None for no gate.
+        delta_bias: (channels,) or (S, channels) added to delta, or None.
+        backend: a key of `BACKENDS`; None reads SFM_MATCHERS_SCAN, then chooses by device.
+
+    Returns:
+        (S, L, channels) in the dtype of u.
+
+    Raises:
+        InputError: shapes or devices do not fit, or the backend is unknown or cannot run them.
+        MissingExtraError: the backend asked for needs a library that is not installed.
+
+    Example:
+        >>> u, delta = torch.randn(2, 10, 8), torch.randn(2, 10, 8)
+        >>> B, C = torch.randn(2, 10, 4), torch.randn(2, 10, 4)
+        >>> selective_scan(u, delta, -torch.ones(8, 4), B, C, torch.ones(8)).shape
+        torch.Size([2, 10, 8])
+    """
+    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
+    sequences, channels = u.shape[0], u.shape[2]
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    module = _choose_backend(backend or os.environ.get("SFM_MATCHERS_SCAN"), u.device, dtype)
+    if u.numel() == 0:
+        return torch.zeros_like(u)
+    with torch.autocast(u.device.type, enabled=False):
+        y = module.scan(
+            u.to(dtype),
+            delta.to(dtype),
+            A.to(dtype).expand(sequences, channels, A.shape[-1]),
+            B.to(dtype),
+            C.to(dtype),
+            D.to(dtype).expand(sequences, channels),
+            None if z is None else z.to(dtype),
+            None if delta_bias is None else delta_bias.to(dtype).expand(sequences, channels),
+        )
+    return y.to(u.dtype)
+
+
+def _check_shapes(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    if u.ndim != 3:
+        raise InputError(f"u has shape {tuple(u.shape)}, expected (sequences, length, channels)")
+    sequences, length, channels = u.shape
+    states = A.shape[-1] if A.ndim else 0
+    shared_or_per_sequence = ((channels,), (sequences, channels))
+    expected: dict[str, tuple[Tensor | None, tuple[tuple[int, ...], ...]]] = {
+        "delta": (delta, (tuple(u.shape),)),
+        "A": (A, ((channels, states), (sequences, channels, states))),
+        "B": (B, ((sequences, length, states),)),
+        "C": (C, ((sequences, length, states),)),
+        "D": (D, shared_or_per_sequence),
+        "z": (z, (tuple(u.shape),)),
+        "delta_bias": (delta_bias, shared_or_per_sequence),
+    }
+    for name, (tensor, shapes) in expected.items():
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) not in shapes:
+            wanted = " or ".join(str(shape) for shape in shapes)
+            raise InputError(f"{name} has shape {tuple(tensor.shape)}, expected {wanted}")
+        if tensor.device != u.device:
+            raise InputError(f"{name} is on {tensor.device}, u on {u.device}; move one of them")
+
+
+def _choose_backend(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """Return the backend's module: the one asked for, or the first usable one."""
+    if name is not None:
+        if name not in BACKENDS:
+            raise InputError(f"unknown scan backend {name!r}, choose one of {', '.join(BACKENDS)}")
+        module = _load(name)
+        reason = module.unusable_because(device, dtype)
+        if reason is not None:
+            error = MissingExtraError if "pip install" in reason else InputError
+            raise error(f"the scan backend {name!r} cannot run here: {reason}")
+    else:
+        name = _first_usable(device.type, dtype)
+        module = _load(name)
+    _announce(name, device.type)
+    return module
+
+
+@functools.lru_cache
+def _first_usable(device_type: str, dtype: torch.dtype) -> str:
+    usable = (n for n in BACKENDS if not _load(n).unusable_because(torch.device(device_type), dtype))
+    return next(usable)
+
+
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(f".{BACKENDS[name]}", __name__)
+
+
+@functools.lru_cache
+def _announce(name: str, device_type: str) -> None:
+    """Say once per process which backend runs on a kind of device."""
+    logger.info("selective scan on %s uses the backend %r", device_type, name)

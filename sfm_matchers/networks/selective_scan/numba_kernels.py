@@ -1,0 +1,223 @@
+"""The compiled loops of the numba backend; importing this module imports numba.
+
+Each kernel walks over time, then over the N states, and innermost over a block of `LANES` channels
+that the compiler turns into vector instructions. For that the innermost loops are short (a loop
+over many arrays is left scalar, since the compiler cannot prove that they do not overlap), and the
+exponential makes no library call: rounding, a polynomial, the exponent bits. All is float32.
+
+The kernels hold no Python object and release the interpreter's lock, so that threads of our own
+share the work. Numba's own parallel loops are avoided: their threading layers kill a process that
+forks after use or that calls from two threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+LANES = 64
+BLOCK_STEPS = 16
+
+f32 = np.float32
+ZERO, ONE, TWO = f32(0), f32(1), f32(2)
+LOG2_E, LN_2 = f32(1.4426950408889634), f32(0.6931471805599453)
+# Adding 1.5 * 2^23 to a small float32 leaves its rounded value in the lowest bits.
+ROUNDER = f32(12582912)
+# Below this exponent of two the exponent bits leave the normal numbers.
+LOWEST = f32(-125)
+# 2^f on [-1/2, 1/2], least largest relative error (7.5e-8).
+E0, E1, E2 = f32(1.000000071655302), f32(0.693146967062885), f32(0.2402211972075213)
+E3, E4, E5 = f32(0.05550713275064074), f32(0.009675541502588881), f32(0.0013276471960054566)
+
+
+def _jit(function: Callable[..., Any], fastmath: tuple[str, ...] = ("contract",)) -> Any:
+    """Compile without the interpreter's lock, cached on disk where a folder can be written."""
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True, fastmath=set(fastmath))(function)
+    except RuntimeError:
+        return njit(nogil=True, error_model="numpy", fastmath=set(fastmath))(function)
+
+
+@intrinsic
+def _times_power_of_two(typing_context, value, shifted):  # type: ignore[no-untyped-def]
+    """value * 2^n, n being in the lowest bits of the float32 `shifted` (see ROUNDER)."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        integer = ir.IntType(32)
+        value_bits = builder.bitcast(arguments[0], integer)
+        shifted_bits = builder.bitcast(arguments[1], integer)
+        exponent = builder.shl(shifted_bits, ir.Constant(integer, 23))
+        return builder.bitcast(builder.add(value_bits, exponent), ir.FloatType())
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@_jit
+def exp2(x):  # type: ignore[no-untyped-def]
+    """2^x for x <= 0 to about two units in the last place; never below 2^-125; keeps NaN."""
+    x = LOWEST if x < LOWEST else x
+    shifted = x + ROUNDER
+    f = x - (shifted - ROUNDER)
+    power = E0 + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * E5))))
+    return _times_power_of_two(power, shifted)
+
+
+@_jit
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(-x))."""
+    e = exp2(-abs(x) * LOG2_E)
+    return (ONE if x > ZERO else e) / (ONE + e)
+
+
+@_jit
+def softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + exp(x)), the logarithm by the series of 2 artanh(e / (2 + e))."""
+    e = exp2(-abs(x) * LOG2_E)
+    s = e / (TWO + e)
+    q = s * s
+    series = f32(1 / 9) + q * (f32(1 / 11) + q * f32(1 / 13))
+    series = ONE + q * (f32(1 / 3) + q * (f32(1 / 5) + q * (f32(1 / 7) + q * series)))
+    return (x if x > ZERO else ZERO) + TWO * s * series
+
+
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    total = ZERO
+    for i in range(LANES):
+        total += a[i] * b[i]
+    return total
+
+
+# Lanes are summed in any order: without that freedom a sum cannot be vectorised.
+dot = _jit(_dot, ("contract", "reassoc"))
+
+
+@_jit
+def forward(  # type: ignore[no-untyped-def]
+    u, raw_delta, a, B, C, D, z, bias, y, block_states, first, last
+):
+    """Fill y (S, L, groups, LANES) for tasks first..last-1; a task is one group of one sequence.
+
+    u, raw_delta, z: (S, L, groups, LANES), z of length 0 for no gate; a: (S, N, groups, LANES),
+    A log2(e); B, C: (S, L, N); D, bias: (S, groups, LANES); block_states:
+    (S, blocks of steps, N, groups, LANES) gets the state before each block unless its length is 0.
+    """
+    length, groups = u.shape[1:3]
+    states = a.shape[1]
+    a_g = np.zeros((states, LANES), f32)
+    h = np.zeros((states, LANES), f32)
+    delta, inputs, out = np.zeros(LANES, f32), np.zeros(LANES, f32), np.zeros(LANES, f32)
+    for task in range(first, last):
+        s, g = task // groups, task % groups
+        a_g[:] = a[s, :, g]
+        h[:] = ZERO
+        for t in range(length):
+            if len(block_states) and t % BLOCK_STEPS == 0:
+                block_states[s, t // BLOCK_STEPS, :, g] = h
+            for i in range(LANES):
+                delta[i] = softplus(raw_delta[s, t, g, i] + bias[s, g, i])
+            for i in range(LANES):
+                inputs[i] = delta[i] * u[s, t, g, i]
+            for i in range(LANES):
+                out[i] = D[s, g, i] * u[s, t, g, i]
+            for n in range(states):
+                b, c = B[s, t, n], C[s, t, n]
+                for i in range(LANES):
+                    h_n = exp2(delta[i] * a_g[n, i]) * h[n, i] + b * inputs[i]
+                    h[n, i] = h_n
+                    out[i] += c * h_n
+            if len(z):
+                for i in range(LANES):
+                    out[i] *= z[s, t, g, i] * sigmoid(z[s, t, g, i])
+            for i in range(LANES):
+                y[s, t, g, i] = out[i]
+
+
+@_jit
+def backward(  # type: ignore[no-untyped-def]
+    u, raw_delta, a, B, C, D, z, bias, block_states, grad_y,
+    grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z, first, last,
+):  # fmt: skip
+    """The gradients of tasks first..last-1 from the states that `forward` kept.
+
+    Shapes as in `forward`; grad_A is by A itself; grad_B, grad_C: (tasks, L, N), one part a task.
+    """
+    length, groups = u.shape[1:3]
+    states = a.shape[1]
+    a_g = np.zeros((states, LANES), f32)
+    sum_A = np.zeros((states, LANES), f32)
+    sum_D = np.zeros(LANES, f32)
+    h = np.zeros((BLOCK_STEPS + 1, states, LANES), f32)  # h[k] enters step k of the block
+    decay = np.zeros((BLOCK_STEPS, states, LANES), f32)
+    delta = np.zeros((BLOCK_STEPS, LANES), f32)
+    inputs = np.zeros((BLOCK_STEPS, LANES), f32)
+    grad_core = np.zeros((BLOCK_STEPS, LANES), f32)  # by y before the gate
+    carried = np.zeros((states, LANES), f32)  # by the state before the step just undone
+    grad_h, grad_input = np.zeros(LANES, f32), np.zeros(LANES, f32)
+    out, grad_exponent = np.zeros(LANES, f32), np.zeros(LANES, f32)
+    for task in range(first, last):
+        s, g = task // groups, task % groups
+        a_g[:] = a[s, :, g]
+        sum_A[:], sum_D[:], carried[:] = ZERO, ZERO, ZERO
+        for block in range((length - 1) // BLOCK_STEPS, -1, -1):
+            begin = block * BLOCK_STEPS
+            steps = min(BLOCK_STEPS, length - begin)
+            h[0] = block_states[s, block, :, g]
+            for k in range(steps):
+                t = begin + k
+                for i in range(LANES):
+                    delta[k, i] = softplus(raw_delta[s, t, g, i] + bias[s, g, i])
+                for i in range(LANES):
+                    inputs[k, i] = delta[k, i] * u[s, t, g, i]
+                for i in range(LANES):
+                    out[i] = D[s, g, i] * u[s, t, g, i]
+                for i in range(LANES):
+                    grad_core[k, i] = grad_y[s, t, g, i]
+                for n in range(states):
+                    b, c = B[s, t, n], C[s, t, n]
+                    for i in range(LANES):
+                        decay[k, n, i] = exp2(delta[k, i] * a_g[n, i])
+                    for i in range(LANES):
+                        h_n = decay[k, n, i] * h[k, n, i] + b * inputs[k, i]
+                        h[k + 1, n, i] = h_n
+                        out[i] += c * h_n
+                if len(z):
+                    for i in range(LANES):
+                        z_t = z[s, t, g, i]
+                        gate = sigmoid(z_t)
+                        slope = gate * (ONE + z_t * (ONE - gate))
+                        grad_z[s, t, g, i] = grad_core[k, i] * out[i] * slope
+                    for i in range(LANES):
+                        grad_core[k, i] *= z[s, t, g, i] * sigmoid(z[s, t, g, i])
+                for i in range(LANES):
+                    sum_D[i] += grad_core[k, i] * u[s, t, g, i]
+            for k in range(steps - 1, -1, -1):
+                t = begin + k
+                grad_input[:] = ZERO
+                grad_exponent[:] = ZERO
+                for n in range(states):
+                    b, c = B[s, t, n], C[s, t, n]
+                    for i in range(LANES):
+                        grad_h[i] = carried[n, i] + c * grad_core[k, i]
+                        carried[n, i] = decay[k, n, i] * grad_h[i]
+                    for i in range(LANES):
+                        grad_input[i] += b * grad_h[i]
+                    for i in range(LANES):
+                        grad_exponent[i] += carried[n, i] * h[k, n, i] * a_g[n, i]
+                    for i in range(LANES):
+                        sum_A[n, i] += carried[n, i] * h[k, n, i] * delta[k, i]
+                    grad_B[task, t, n] = dot(grad_h, inputs[k])
+                    grad_C[task, t, n] = dot(grad_core[k], h[k + 1, n])
+                for i in range(LANES):
+                    by_delta = grad_input[i] * u[s, t, g, i] + grad_exponent[i] * LN_2
+                    slope = sigmoid(raw_delta[s, t, g, i] + bias[s, g, i])
+                    grad_delta[s, t, g, i] = by_delta * slope
+                for i in range(LANES):
+                    by_input = grad_input[i] * delta[k, i]
+                    grad_u[s, t, g, i] = by_input + grad_core[k, i] * D[s, g, i]
+        grad_A[s, :, g] = sum_A
+        grad_D[s, g] = sum_D

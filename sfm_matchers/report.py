@@ -1,0 +1,603 @@
+"""The report of a reconstruction: one HTML file that needs nothing else, and four pictures.
+
+`write_report` reads what the steps before it left on disk (database, features, matches) and the
+model, and says what became of every photo and every pair. The page is made from
+``report_template.html``; the 3D view in it is drawn by the page's own script.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib.resources
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycolmap
+
+from .errors import InputError
+from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
+from .visualization import (
+    count_palette,
+    draw_match_graph,
+    draw_matches,
+    draw_model,
+    encode_image,
+    write_image,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_POINTS = 60_000  # points in the 3D view
+MAX_THUMBNAILS = 300
+MAX_MATRIX = 256  # rows of the match graph; more photos are drawn in blocks
+THUMBNAIL_HEIGHT = 72  # pixels
+PAIR_HEIGHT = 640  # pixels of either photo of a drawn pair
+
+
+def write_report(
+    output_dir: Path,
+    model: pycolmap.Reconstruction | None,
+    image_dir: Path,
+    pairs: Sequence[Pair],
+    feature_path: Path,
+    match_path: Path,
+    database_path: Path,
+    summary: Mapping[str, Any],
+) -> Path:
+    """Write ``report.html`` and its pictures into a folder, replacing older ones.
+
+    The pictures are ``model.png`` (with a model), ``match_graph.png``, ``strongest_pair.png`` and
+    ``weakest_pair.png`` (with verified pairs).
+
+    Args:
+        output_dir: where to write; it is created.
+        model: the reconstruction, or None if none came about: the report then says why.
+        image_dir: the photos; one that cannot be read is left without picture.
+        pairs: the pairs that were to be matched.
+        feature_path: feature file (HDF5) with the keypoints the database was filled with.
+        match_path: match file (HDF5), read for the confidence of the matches that are drawn.
+        database_path: COLMAP database with the verified matches.
+        summary: what else to show. A value that is itself a mapping becomes a table named by its
+            key, such as ``{"settings": {"matcher": "jamma"}}``; the table ``seconds`` is drawn as
+            bars. All other values stand together in one table.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        InputError: the database, or a file that must hold a verified pair, is missing.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    graph = _read_match_graph(Path(database_path), pairs, model)
+    images = _image_statistics(graph, model)
+    scene = _build_scene(model, graph)
+    drawn_pairs = _draw_pairs(graph, Path(image_dir), Path(feature_path), Path(match_path))
+
+    matrix, block = _match_matrix(graph)
+    pictures = {f"{label}_pair.png": picture for label, (_, picture) in drawn_pairs.items()}
+    pictures["match_graph.png"] = draw_match_graph(matrix[0], _block_names(graph.names, block))
+    if model is not None:
+        pictures["model.png"] = draw_model(scene.points, scene.colors, scene.frusta)
+    for name in ("model.png", "match_graph.png", "strongest_pair.png", "weakest_pair.png"):
+        if name in pictures:
+            write_image(output_dir / name, pictures[name])
+        else:
+            (output_dir / name).unlink(missing_ok=True)
+
+    data = {
+        "names": graph.names,
+        "points": _base64(scene.points.astype("<f4")),
+        "colors": _base64(scene.colors),
+        "frusta": _base64(scene.frusta.astype("<f4")),
+        "cameras": scene.camera_images,
+        "matrix": {"verified": _base64(matrix[0].astype("<i4")), "block": block}
+        | {"matches": _base64(matrix[1].astype("<i4")), "rows": len(matrix[0])},
+        "palette": _base64(count_palette()),
+    }
+    page = _fill_template(
+        {
+            "subtitle": html.escape(_subtitle(images, model)),
+            "tiles": _tiles_html(graph, images, model),
+            "summary": _summary_html(summary),
+            "scene_note": html.escape(_scene_note(scene, model)),
+            "unregistered": _unregistered_html(graph, images),
+            "pairs": _pairs_html(drawn_pairs),
+            "images": _images_html(images, _read_thumbnails(Path(image_dir), graph.names)),
+            "data": _script_json(data),
+        }
+    )
+    path = output_dir / "report.html"
+    write_text(path, page)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------
+# What the database and the model know
+
+
+@dataclass(frozen=True)
+class _MatchGraph:
+    """Images as nodes, pairs as edges; an image is its row in `names`."""
+
+    names: list[str]
+    num_keypoints: np.ndarray  # (N,) int
+    edges: np.ndarray  # (P, 2) int, rows of `names`
+    matches: np.ndarray  # (P,) int, before verification
+    verified: np.ndarray  # (P,) int
+    database_path: Path
+
+    def verified_of(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the other images of an image's pairs, and the verified matches of each."""
+        mine = (self.edges == image).any(axis=1)
+        return self.edges[mine].sum(axis=1) - image, self.verified[mine]
+
+
+@dataclass(frozen=True)
+class _ImageRow:
+    name: str
+    registered: bool
+    num_keypoints: int
+    num_observations: int  # keypoints that see a 3D point
+    mean_error: float  # pixels; NaN without observations
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The model for drawing: z up, y away from the viewer, its bulk within about 1 of the origin."""
+
+    points: np.ndarray  # (N, 3)
+    colors: np.ndarray  # (N, 3) uint8 RGB
+    frusta: np.ndarray  # (C, 5, 3): centre and the four image corners of each camera
+    camera_images: list[int]  # image of each camera
+    num_points_total: int
+
+
+def _read_match_graph(
+    database_path: Path, pairs: Sequence[Pair], model: pycolmap.Reconstruction | None
+) -> _MatchGraph:
+    if not database_path.exists():  # pycolmap would create an empty one
+        raise InputError(f"{database_path} does not exist: import the matches before the report")
+    with pycolmap.Database.open(str(database_path)) as database:
+        name_of = {image.image_id: image.name for image in database.read_all_images()}
+        keypoints_of = {
+            name: database.num_keypoints_for_image(image_id) for image_id, name in name_of.items()
+        }
+        raw = _counts_by_pair(*database.read_num_matches(), name_of)
+        verified = _counts_by_pair(*database.read_two_view_geometry_num_inliers(), name_of)
+
+    names = set(keypoints_of) | {name for pair in pairs for name in pair}
+    if model is not None:
+        names |= {image.name for image in model.images.values()}
+    ordered = sorted(names, key=_natural_key)
+    row_of = {name: row for row, name in enumerate(ordered)}
+    every_pair = (
+        {frozenset(pair) for pair in pairs if pair[0] != pair[1]} | set(raw) | set(verified)
+    )
+    edges = sorted(sorted(row_of[name] for name in pair) for pair in every_pair)
+    keys = [frozenset((ordered[a], ordered[b])) for a, b in edges]
+    return _MatchGraph(
+        names=ordered,
+        num_keypoints=np.array([keypoints_of.get(name, 0) for name in ordered], dtype=np.int64),
+        edges=np.array(edges, dtype=np.int64).reshape(-1, 2),
+        matches=np.array([raw.get(key, 0) for key in keys], dtype=np.int64),
+        verified=np.array([verified.get(key, 0) for key in keys], dtype=np.int64),
+        database_path=database_path,
+    )
+
+
+def _counts_by_pair(
+    pair_ids: Sequence[int], counts: Sequence[int], name_of: Mapping[int, str]
+) -> dict[frozenset[str], int]:
+    id_pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
+    keys = (frozenset((name_of[id0], name_of[id1])) for id0, id1 in id_pairs)
+    return dict(zip(keys, counts, strict=True))
+
+
+def _natural_key(name: str) -> tuple[list[Any], str]:
+    """Sort ``img2`` before ``img10``."""
+    parts = re.split(r"([0-9]+)", name)  # texts at even places, numbers at odd ones
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+
+
+def _image_statistics(graph: _MatchGraph, model: pycolmap.Reconstruction | None) -> list[_ImageRow]:
+    registered = {}
+    if model is not None:
+        registered = {model.images[i].name: model.images[i] for i in model.reg_image_ids()}
+    rows = []
+    for name, num_keypoints in zip(graph.names, graph.num_keypoints.tolist(), strict=True):
+        errors = np.zeros(0)
+        if model is not None and name in registered:
+            errors = _reprojection_errors(model, registered[name])
+        mean_error = float(errors.mean()) if len(errors) else float("nan")
+        rows.append(_ImageRow(name, name in registered, num_keypoints, len(errors), mean_error))
+    return rows
+
+
+def _reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) -> np.ndarray:
+    """Return the distance in pixels between each observation and its projected 3D point."""
+    observations = image.get_observation_points2D()
+    if not observations:
+        return np.zeros(0)
+    world = np.array([model.points3D[point2D.point3D_id].xyz for point2D in observations])
+    observed = np.array([point2D.xy for point2D in observations])
+    cam_from_world = image.cam_from_world().matrix()
+    in_camera = world @ cam_from_world[:, :3].T + cam_from_world[:, 3]
+    projected = image.camera.img_from_cam(in_camera, check_cheirality=False)
+    return np.linalg.norm(projected - observed, axis=1)
+
+
+def _likely_reason(image: int, graph: _MatchGraph, registered: np.ndarray) -> str:
+    """Say why an image was not registered, from its verified matches."""
+    others, verified = graph.verified_of(image)
+    if graph.num_keypoints[image] == 0 and not verified.any():
+        return "no keypoints" if len(others) else "no keypoints, and in no pair"
+    if len(others) == 0:
+        return "in no pair: it was never matched"
+    if not verified.any():
+        return f"none of its {_count(len(others), 'pair')} passed geometric verification"
+    best = f"its best pair has {_count(int(verified.max()), 'verified match', 'verified matches')}"
+    if not registered.any():
+        return f"no model was built; {best}"
+    in_model = registered[others] & (verified > 0)
+    if not in_model.any():
+        return f"verified pairs lead only to photos that are not registered either; {best}"
+    needed = pycolmap.IncrementalMapperOptions().abs_pose_min_num_inliers
+    most = int(verified[in_model].max())
+    if most < needed:
+        return (
+            f"at most {_count(most, 'verified match', 'verified matches')} with a registered "
+            f"photo; a pose needs {needed} that see 3D points"
+        )
+    return (
+        f"{most} verified matches with a registered photo, but no pose agreed with enough of "
+        "the 3D points (repeated structure, wrong intrinsics, or few long tracks)"
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# The model for drawing
+
+
+def _build_scene(model: pycolmap.Reconstruction | None, graph: _MatchGraph) -> _Scene:
+    if model is None:
+        none = np.zeros((0, 3))
+        return _Scene(none, none.astype(np.uint8), np.zeros((0, 5, 3)), [], 0)
+    point_ids = sorted(model.points3D)
+    if len(point_ids) > MAX_POINTS:
+        kept = np.linspace(0, len(point_ids) - 1, MAX_POINTS).astype(np.int64)
+        chosen = [point_ids[index] for index in kept]
+    else:
+        chosen = point_ids
+    points = np.array([model.points3D[i].xyz for i in chosen], dtype=np.float64).reshape(-1, 3)
+    colors = np.array([model.points3D[i].color for i in chosen], dtype=np.uint8).reshape(-1, 3)
+
+    row_of = {name: row for row, name in enumerate(graph.names)}
+    images = [model.images[image_id] for image_id in sorted(model.reg_image_ids())]
+    world_from_cam = np.array([image.cam_from_world().inverse().matrix() for image in images])
+    world_from_cam = world_from_cam.reshape(-1, 3, 4)
+    rotations, centers = world_from_cam[:, :, :3], world_from_cam[:, :, 3]
+
+    upright = _upright_rotation(points, rotations, centers)
+    bulk = points if len(points) else centers
+    middle = np.median(bulk, axis=0) if len(bulk) else np.zeros(3)
+    around = np.concatenate([points, centers]) - middle
+    radius = np.percentile(np.linalg.norm(around, axis=1), 90) if len(around) else 1.0
+    frusta = _frusta(images) * 0.3 * radius / np.sqrt(max(len(images), 9))
+    frusta = np.einsum("cij,ckj->cki", rotations, frusta) + centers[:, None]
+    to_scene = upright / max(radius, 1e-12)
+    return _Scene(
+        points=(points - middle) @ to_scene.T,
+        colors=colors,
+        frusta=(frusta - middle) @ to_scene.T,
+        camera_images=[row_of[image.name] for image in images],
+        num_points_total=len(point_ids),
+    )
+
+
+def _frusta(images: Sequence[pycolmap.Image]) -> np.ndarray:
+    """Return centre and image corners (C, 5, 3) in the camera frame, at depth 1."""
+    frusta = np.zeros((len(images), 5, 3))
+    for frustum, image in zip(frusta, images, strict=True):
+        camera = image.camera
+        # Wide fisheye and spherical cameras have no such pyramid: theirs is drawn at 90 degrees.
+        focal = max(camera.mean_focal_length(), max(camera.width, camera.height) / 2)
+        x, y = camera.width / 2 / focal, camera.height / 2 / focal
+        frustum[1:] = [(-x, -y, 1), (x, -y, 1), (x, y, 1), (-x, y, 1)]
+    return frusta
+
+
+def _upright_rotation(points: np.ndarray, rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
+    """Return the rotation (3, 3) from the model's arbitrary world to z up, y away from the viewer.
+
+    Gravity is unknown. Photographers hold the camera upright, so up is the mean of the cameras'
+    up axes where these agree; otherwise (photos straight down from the air) it is the direction in
+    which the points spread least, towards the cameras. The viewer looks along the mean viewing
+    direction where one exists, otherwise across the widest spread of the points.
+
+    Args:
+        points: (N, 3).
+        rotations: (C, 3, 3) from camera to world.
+        centers: (C, 3).
+    """
+    positions = points if len(points) >= 3 else np.concatenate([points, centers])
+    if len(positions) == 0:
+        return np.eye(3)
+    offsets = positions - np.median(positions, axis=0)
+    distance = np.linalg.norm(offsets, axis=1)
+    offsets = offsets[distance <= np.percentile(distance, 90)]
+    _, axes = np.linalg.eigh(offsets.T @ offsets)  # columns, least spread first
+
+    up = -rotations[:, :, 1].mean(axis=0) if len(rotations) else np.zeros(3)
+    if np.linalg.norm(up) < 0.5:
+        side = (centers - np.median(positions, axis=0)).mean(axis=0) if len(centers) else axes[:, 0]
+        up = axes[:, 0] if side @ axes[:, 0] >= 0 else -axes[:, 0]
+    up = up / np.linalg.norm(up)
+
+    away = _perpendicular(rotations[:, :, 2].mean(axis=0), up) if len(rotations) else np.zeros(3)
+    if np.linalg.norm(away) < 0.5:
+        away = np.cross(up, _perpendicular(axes[:, 2], up))
+    if np.linalg.norm(away) < 1e-6:  # the points spread along the vertical only
+        away = _perpendicular(axes[:, 1], up)
+    away = away / np.linalg.norm(away)
+    return np.stack([np.cross(away, up), away, up])
+
+
+def _perpendicular(vector: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    return vector - (vector @ axis) * axis
+
+
+def _scene_note(scene: _Scene, model: pycolmap.Reconstruction | None) -> str:
+    if model is None:
+        return "No model was built, so there is nothing to show in 3D."
+    shown, total = len(scene.points), scene.num_points_total
+    share = f"{shown:,} points" if shown == total else f"{shown:,} of {total:,} points"
+    return f"{share}, {_count(len(scene.frusta), 'camera')}. Up is estimated."
+
+
+# ---------------------------------------------------------------------------------------------
+# Match graph
+
+
+def _match_matrix(graph: _MatchGraph) -> tuple[np.ndarray, int]:
+    """Return the match graph as a symmetric matrix of at most MAX_MATRIX rows.
+
+    Returns:
+        (2, M, M) int: verified matches and matches before verification, -1 for pairs that were
+        never matched; and the number of consecutive images in each row. Of the pairs that share a
+        cell the largest count is kept.
+    """
+    block = max(1, -(-len(graph.names) // MAX_MATRIX))
+    rows = -(-len(graph.names) // block)
+    matrix = np.full((2, rows, rows), -1, dtype=np.int64)
+    cells = graph.edges // block
+    for layer, counts in zip(matrix, (graph.verified, graph.matches), strict=True):
+        np.maximum.at(layer, (cells[:, 0], cells[:, 1]), counts)
+        np.maximum(layer, layer.T, out=layer)
+    return matrix, block
+
+
+def _block_names(names: Sequence[str], block: int) -> list[str]:
+    return [names[start] for start in range(0, len(names), block)]
+
+
+def _draw_pairs(
+    graph: _MatchGraph, image_dir: Path, feature_path: Path, match_path: Path
+) -> dict[str, tuple[str, np.ndarray]]:
+    """Draw the pair with the most and the one with the fewest verified matches.
+
+    Returns:
+        ``strongest`` and ``weakest`` -> (caption, picture); without verified pairs nothing, with
+        one of them only the strongest.
+    """
+    ranked = np.flatnonzero(graph.verified > 0)
+    ranked = ranked[np.argsort(graph.verified[ranked], kind="stable")]
+    chosen = {"strongest": ranked[-1:], "weakest": ranked[:1] if len(ranked) > 1 else ranked[:0]}
+    drawn = {}
+    for label, edges in chosen.items():
+        for edge in edges.tolist():
+            name0, name1 = (graph.names[row] for row in graph.edges[edge])
+            picture = _draw_pair(graph, name0, name1, image_dir, feature_path, match_path)
+            if picture is not None:
+                count = _count(int(graph.verified[edge]), "verified match", "verified matches")
+                matched = _count(int(graph.matches[edge]), "match", "matches")
+                caption = f"{label.capitalize()} pair: {name0} and {name1}, {count} of {matched}"
+                drawn[label] = (caption, picture)
+    return drawn
+
+
+def _draw_pair(
+    graph: _MatchGraph,
+    name0: str,
+    name1: str,
+    image_dir: Path,
+    feature_path: Path,
+    match_path: Path,
+) -> np.ndarray | None:
+    """Draw the verified matches of a pair; None if a photo cannot be read."""
+    photos = [_read_photo(image_dir / name) for name in (name0, name1)]
+    if photos[0] is None or photos[1] is None:
+        return None
+    with pycolmap.Database.open(str(graph.database_path)) as database:
+        ids = [database.read_image_with_name(name).image_id for name in (name0, name1)]
+        inliers = database.read_two_view_geometry(*ids).inlier_matches.astype(np.int64)
+    scaled, keypoints = [], []
+    with open_h5(feature_path) as features:
+        for name, photo, index in zip((name0, name1), photos, inliers.T, strict=True):
+            scale = PAIR_HEIGHT / photo.shape[0]
+            width = max(1, round(photo.shape[1] * scale))
+            scaled.append(cv2.resize(photo, (width, PAIR_HEIGHT), interpolation=cv2.INTER_AREA))
+            keypoints.append((read_keypoints(features, name)[index] + 0.5) * scale - 0.5)
+    scores = _inlier_scores(match_path, name0, name1, inliers)
+    return draw_matches(scaled[0], scaled[1], keypoints[0], keypoints[1], scores)
+
+
+def _inlier_scores(
+    match_path: Path, name0: str, name1: str, inliers: np.ndarray
+) -> np.ndarray | None:
+    """Return the confidence (N,) of verified matches (N, 2); None if the file lacks one of them."""
+    with open_h5(match_path) as file:
+        if find_pair(file, name0, name1) is None:
+            return None
+        matches, scores = read_matches(file, name0, name1)
+    score_of = dict(zip(map(tuple, matches.tolist()), scores.tolist(), strict=True))
+    found = [score_of.get(match) for match in map(tuple, inliers.tolist())]
+    return None if None in found else np.array(found)
+
+
+# ---------------------------------------------------------------------------------------------
+# Photos
+
+
+def _read_photo(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
+    """Return a photo as RGB, or None (and a warning) where that fails; EXIF rotation is ignored."""
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+        bgr = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
+    except OSError:
+        bgr = None
+    if bgr is None:
+        logger.warning("cannot read %s: the report goes without its picture", path)
+        return None
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
+    """Return JPEG data URLs of at most MAX_THUMBNAILS images, spread evenly, by row."""
+    thumbnails = {}
+    rows = np.linspace(0, len(names) - 1, min(len(names), MAX_THUMBNAILS)).astype(int)
+    for row in rows.tolist():
+        photo = _read_photo(image_dir / names[row], cv2.IMREAD_REDUCED_COLOR_4)
+        if photo is not None:
+            height = 2 * THUMBNAIL_HEIGHT  # for screens of high density
+            width = max(1, round(photo.shape[1] * height / photo.shape[0]))
+            small = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+            thumbnails[row] = _jpeg_url(small)
+    return thumbnails
+
+
+def _jpeg_url(image: np.ndarray) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(encode_image(image, ".jpg")).decode()
+
+
+# ---------------------------------------------------------------------------------------------
+# The page
+
+
+def _fill_template(parts: Mapping[str, str]) -> str:
+    template = importlib.resources.files(__package__).joinpath("report_template.html")
+    text = template.read_text(encoding="utf-8")
+    # One pass, so that braces inside what is filled in stay as they are.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], text)
+
+
+def _script_json(data: Mapping[str, Any]) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _count(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _number(value: float, digits: int, unit: str = "") -> str:
+    return f"{value:.{digits}f}{unit}" if np.isfinite(value) else "–"
+
+
+def _subtitle(images: Sequence[_ImageRow], model: pycolmap.Reconstruction | None) -> str:
+    if model is None:
+        return f"No model could be built from {_count(len(images), 'photo')}."
+    registered = sum(image.registered for image in images)
+    return f"{registered:,} of {_count(len(images), 'photo')} registered."
+
+
+def _tiles_html(
+    graph: _MatchGraph, images: Sequence[_ImageRow], model: pycolmap.Reconstruction | None
+) -> str:
+    registered = sum(image.registered for image in images)
+    tiles = {"photos registered": f"{registered:,} <small>of {len(images):,}</small>"}
+    if model is not None:
+        tiles |= {
+            "3D points": f"{model.num_points3D():,}",
+            "observations": f"{model.compute_num_observations():,}",
+            "mean track length": _number(model.compute_mean_track_length(), 2),
+            "mean reprojection error": _number(
+                model.compute_mean_reprojection_error(), 3, " <small>px</small>"
+            ),
+        }
+    verified = int((graph.verified > 0).sum())
+    tiles["pairs verified"] = f"{verified:,} <small>of {len(graph.edges):,}</small>"
+    return "".join(
+        f"<div><b>{value}</b><span>{label}</span></div>" for label, value in tiles.items()
+    )
+
+
+def _summary_html(summary: Mapping[str, Any]) -> str:
+    tables = {key: value for key, value in summary.items() if isinstance(value, Mapping)}
+    loose = {key: value for key, value in summary.items() if key not in tables}
+    if loose:
+        tables = {"run": loose} | tables
+    return "".join(_table_html(title, table) for title, table in tables.items() if table)
+
+
+def _table_html(title: str, table: Mapping[str, Any]) -> str:
+    longest = max(table.values()) if title == "seconds" else None
+    lines = []
+    for key, value in table.items():
+        cell = html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+        if longest is not None:
+            share = 100 * value / longest if longest > 0 else 0
+            cell = f'{value:,.1f} <i class="bar" style="width:{share:.1f}%"></i>'
+        lines.append(f"<tr><th scope=row>{html.escape(str(key))}</th><td>{cell}</td></tr>")
+    caption = html.escape(title[:1].upper() + title[1:])
+    return f"<table class=facts><caption>{caption}</caption>{''.join(lines)}</table>"
+
+
+def _unregistered_html(graph: _MatchGraph, images: Sequence[_ImageRow]) -> str:
+    registered = np.array([image.registered for image in images], dtype=bool)
+    missing = np.flatnonzero(~registered).tolist()
+    if not missing:
+        return "<p>Every photo is registered.</p>"
+    lines = [
+        f"<tr><td>{html.escape(images[image].name)}</td>"
+        f"<td>{html.escape(_likely_reason(image, graph, registered))}</td></tr>"
+        for image in missing
+    ]
+    head = "<tr><th>Photo</th><th>Likely reason</th></tr>"
+    return f"<div class=scroll><table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _pairs_html(drawn_pairs: Mapping[str, tuple[str, np.ndarray]]) -> str:
+    if not drawn_pairs:
+        return "<p>No pair with verified matches can be shown.</p>"
+    return "".join(
+        f'<figure><img src="{_jpeg_url(picture)}" alt=""><figcaption>{html.escape(caption)}'
+        "</figcaption></figure>"
+        for caption, picture in drawn_pairs.values()
+    )
+
+
+def _images_html(images: Sequence[_ImageRow], thumbnails: Mapping[int, str]) -> str:
+    lines = []
+    for row, image in enumerate(images):
+        name = html.escape(image.name)
+        thumbnail = f'<img src="{thumbnails[row]}" alt="">' if row in thumbnails else ""
+        badge = "<b class=yes>yes</b>" if image.registered else "<b class=no>no</b>"
+        lines.append(
+            f'<tr data-image="{row}"><td>{thumbnail}</td><td>{name}</td><td>{badge}</td>'
+            f"<td>{image.num_keypoints:,}</td><td>{image.num_observations:,}</td>"
+            f"<td>{_number(image.mean_error, 3)}</td></tr>"
+        )
+    return "".join(lines)

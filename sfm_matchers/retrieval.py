@@ -1,0 +1,118 @@
+"""Global descriptors that need no download, and the search for similar photos.
+
+The descriptor is VLAD (Jegou et al., "Aggregating local descriptors into a compact image
+representation", CVPR 2010) over the photos' own SIFT features, with a vocabulary learned from the
+same photos, intra-normalisation and square-root (Arandjelovic and Zisserman, "All about VLAD",
+CVPR 2013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from .storage import StagedFile, fingerprint, open_h5, read_group
+
+NUM_VISUAL_WORDS = 64
+_TRAINING_DESCRIPTORS = 100_000
+_MAX_DESCRIPTORS_PER_IMAGE = 2048
+
+
+def extract_vlad(
+    names: Sequence[str],
+    feature_path: Path,
+    descriptor_path: Path,
+    image_fingerprints: Mapping[str, str],
+) -> list[str]:
+    """Write a ``global_descriptor`` (64 x 128,) float16 for each photo from its SIFT features.
+
+    The vocabulary depends on all photos, so a changed set of photos changes all descriptors.
+
+    Returns:
+        The names whose descriptors were computed now.
+    """
+    staged = StagedFile(descriptor_path)
+    everything = fingerprint("vlad", NUM_VISUAL_WORDS, sorted(image_fingerprints.items()))
+    missing = [name for name in names if not staged.is_current(name, everything)]
+    if missing:
+        with open_h5(feature_path) as file:
+            vocabulary = _learn_vocabulary(file, names)
+            for name in tqdm(names, desc="Global descriptors", unit="photo"):
+                vlad = vlad_descriptor(_descriptors(file, name), vocabulary)
+                entry = {
+                    "global_descriptor": vlad.astype(np.float16),
+                    "image_size": file[name]["image_size"][()],
+                }
+                staged.add({name: entry}, {name: everything})
+    staged.commit()
+    return missing
+
+
+def _descriptors(file: h5py.File, name: str) -> np.ndarray:
+    """Return RootSIFT descriptors (N, 128) of a photo, an even sample of at most 2048."""
+    descriptors = read_group(file, name)["descriptors"].T.astype(np.float32)
+    step = max(1, len(descriptors) // _MAX_DESCRIPTORS_PER_IMAGE)
+    return descriptors[::step]
+
+
+def _learn_vocabulary(file: h5py.File, names: Sequence[str]) -> np.ndarray:
+    per_image = max(NUM_VISUAL_WORDS, _TRAINING_DESCRIPTORS // len(names))
+    rng = np.random.default_rng(0)
+    samples = []
+    for name in names:
+        descriptors = _descriptors(file, name)
+        chosen = rng.permutation(len(descriptors))[:per_image]
+        samples.append(descriptors[chosen])
+    training = np.concatenate(samples)
+    if len(training) < NUM_VISUAL_WORDS:
+        return np.zeros((1, 128), dtype=np.float32)
+    cv2.setRNGSeed(0)
+    criteria = (cv2.TERM_CRITERIA_MAX_ITER, 20, 0.0)
+    flags = cv2.KMEANS_PP_CENTERS
+    _, _, centres = cv2.kmeans(training, NUM_VISUAL_WORDS, None, criteria, 1, flags)  # type: ignore[call-overload]
+    return np.asarray(centres)
+
+
+def vlad_descriptor(descriptors: np.ndarray, vocabulary: np.ndarray) -> np.ndarray:
+    """Return the VLAD vector (K * D,) of unit length from descriptors (N, D), words (K, D)."""
+    vlad = np.zeros_like(vocabulary)
+    if len(descriptors):
+        squared = (vocabulary**2).sum(axis=1)
+        words = np.argmin(squared - 2 * descriptors @ vocabulary.T, axis=1)
+        np.add.at(vlad, words, descriptors - vocabulary[words])
+    vlad /= np.linalg.norm(vlad, axis=1, keepdims=True) + 1e-12
+    vlad = np.sign(vlad) * np.sqrt(np.abs(vlad))
+    return (vlad / (np.linalg.norm(vlad) + 1e-12)).reshape(-1)
+
+
+def most_similar(
+    queries: Sequence[str],
+    database: Sequence[str],
+    descriptor_path: Path,
+    num_matched: int,
+) -> dict[str, list[str]]:
+    """Return, per query, the `num_matched` database photos of largest dot product, best first.
+
+    A photo is never its own neighbour; ties are broken by the order of `database`.
+    """
+    with open_h5(descriptor_path) as file:
+
+        def load(names: Sequence[str]) -> np.ndarray:
+            rows = [read_group(file, name)["global_descriptor"] for name in names]
+            return np.stack(rows).astype(np.float32)
+
+        database_matrix = load(database)
+        neighbours = {}
+        for start in range(0, len(queries), 256):
+            block = queries[start : start + 256]
+            similarities = load(block) @ database_matrix.T
+            order = np.argsort(-similarities, axis=1, kind="stable")
+            for name, row in zip(block, order, strict=True):
+                ranked = [database[index] for index in row[: num_matched + 1]]
+                neighbours[name] = [other for other in ranked if other != name][:num_matched]
+    return neighbours

@@ -1,0 +1,1 @@
+"""Training of the networks: data made on the fly, losses, one loop."""

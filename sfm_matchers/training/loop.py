@@ -1,0 +1,382 @@
+"""One training loop for every network: resumable at any step, on any device."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import logging
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.training.curves import draw_curves
+from sfm_matchers.training.export import save_half_precision
+from sfm_matchers.training.pair_batch import PairBatch
+from sfm_matchers.training.photographs import Photographs
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_NAME = "checkpoint.pt"
+WEIGHTS_NAME = "weights.safetensors"
+METRICS_NAME = "metrics.csv"
+VALIDATION_NAME = "validation.csv"
+CURVES_NAME = "metrics.png"
+
+
+class TrainingTask(Protocol):
+    """What the loop needs to know of one network."""
+
+    def build_network(self, photographs: Photographs, device: torch.device) -> nn.Module:
+        """Make the network with its initial weights, which may depend on the photographs."""
+        ...
+
+    def sample_batch(
+        self,
+        photographs: Photographs,
+        batch_size: float,
+        progress: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> PairBatch:
+        """Make training pairs; `progress` runs from 0 to 1 and sets their difficulty."""
+        ...
+
+    def losses(
+        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scalar to minimise and scalars to record."""
+        ...
+
+    def validate(
+        self, network: nn.Module, photographs: Photographs, device: torch.device
+    ) -> dict[str, float]:
+        """Measure the network, in eval mode, on pairs of held-out photographs (always the same)."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a run goes. The same options, seed and photographs give the same weights."""
+
+    steps: int = 20_000  # length of the whole schedule, over all resumed parts
+    batch_size: int = 4  # pairs per step
+    learning_rate: float = 1e-3  # peak
+    warm_up: float = 0.02  # share of the steps in which the learning rate rises from 0
+    weight_decay: float = 0.01  # on matrices and kernels only
+    clip_norm: float = 1.0  # largest norm of the gradient
+    workers: int = 1  # threads that share a batch; on a busy CPU better than threads inside ops
+    seed: int = 0
+    time_budget: float | None = None  # seconds; stops with a checkpoint
+    checkpoint_seconds: float = 120.0
+    validate_every: int = 250  # steps
+    log_seconds: float = 15.0
+
+
+def learning_rate_factor(step: int, options: TrainingOptions) -> float:
+    """Linear warm-up, then half a cosine down to zero at the last step."""
+    warm_up = max(1, round(options.warm_up * options.steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, options.steps - warm_up)))
+
+
+@dataclass
+class _Share:
+    """What one worker contributes to a step."""
+
+    gradients: tuple[Tensor | None, ...]
+    metrics: dict[str, Tensor]
+    pairs: int
+
+
+class Trainer:
+    """The state of a run: network, its running average, optimizer, step, recorded metrics."""
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        options: TrainingOptions,
+        photographs: Photographs,
+        output: Path,
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(options.seed)
+        random.seed(options.seed)
+        np.random.seed(options.seed % 2**32)
+        self.task = task
+        self.options = options
+        self.photographs = photographs
+        self.output = output
+        self.device = device
+        self.network = task.build_network(photographs, device)
+        self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = _build_optimizer(self.parameters, options)
+        self.workers = ThreadPoolExecutor(options.workers)
+        self.step = 0
+        self.pairs = 0
+        self.seconds = 0.0
+        self.rows: list[dict[str, float]] = []
+        self.validation_rows: list[dict[str, float]] = []
+
+    def train_step(self) -> dict[str, Tensor]:
+        """Make one batch and one update; returns scalars to record, still on the device."""
+        options = self.options
+        factor = learning_rate_factor(self.step, options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * factor
+        self.network.train()
+        shares = list(
+            self.workers.map(self._gradients, range(options.workers))
+        )
+        for index, parameter in enumerate(self.parameters):
+            present = [g for g in (share.gradients[index] for share in shares) if g is not None]
+            parameter.grad = sum(present) / options.workers if present else None
+        norm = nn.utils.clip_grad_norm_(self.parameters, options.clip_norm)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.step += 1
+        self.pairs += sum(share.pairs for share in shares)
+        self._update_average()
+        return {**_mean_metrics([share.metrics for share in shares]), "gradient_norm": norm}
+
+    def _gradients(self, worker: int) -> _Share:
+        """Make one worker's share of the batch and differentiate its loss."""
+        options = self.options
+        # Everything random in a step follows from its number: nothing else is needed to resume.
+        seed = (options.seed * 1_000_003 + self.step) * options.workers + worker
+        generator = torch.Generator().manual_seed(seed)
+        progress = self.step / options.steps
+        batch = self.task.sample_batch(
+            self.photographs,
+            options.batch_size / options.workers,
+            progress,
+            generator,
+            self.device,
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss, metrics = self.task.losses(self.network, batch, progress, generator)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        return _Share(gradients, {"loss": loss.detach(), **metrics}, len(batch))
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        # The average looks back over a fiftieth of the run, and less at its beginning.
+        decay = min(1 - 50 / max(self.options.steps, 100), self.step / (self.step + 10))
+        current = self.network.state_dict()
+        for name, value in self.average.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(current[name], 1 - decay)
+            else:
+                value.copy_(current[name])
+
+    def validate(self, photographs: Photographs) -> dict[str, float]:
+        """Measure the averaged weights and record the result."""
+        metrics = self.task.validate(self.average, photographs, self.device)
+        self.validation_rows.append({"step": self.step, "pairs": self.pairs, **metrics})
+        return metrics
+
+    def save(self) -> None:
+        """Write checkpoint, exported weights, metrics and curves; each file is replaced whole."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        state = {
+            "options": asdict(self.options),
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "pairs": self.pairs,
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "validation_rows": self.validation_rows,
+            "rng": _rng_state(),
+        }
+        temporary = self.output / (CHECKPOINT_NAME + ".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.output / CHECKPOINT_NAME)
+        save_half_precision(
+            self.average.state_dict(),
+            self.output / WEIGHTS_NAME,
+            {"step": str(self.step), "pairs": str(self.pairs)},
+        )
+        _write_csv(self.output / METRICS_NAME, self.rows)
+        _write_csv(self.output / VALIDATION_NAME, self.validation_rows)
+        draw_curves(self.rows, self.validation_rows, self.output / CURVES_NAME)
+
+    def load_initial_weights(self, path: Path) -> None:
+        """Start from the averaged weights of another run's checkpoint.
+
+        Raises:
+            InputError: if there is no such file.
+        """
+        if not path.is_file():
+            raise InputError(f"no file {path}: give the checkpoint.pt of a run to start from")
+        state = torch.load(path, map_location=self.device, weights_only=False)
+        self.network.load_state_dict(state["average"])
+        self.average.load_state_dict(state["average"])
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint in the output folder, if there is one.
+
+        Raises:
+            InputError: if the checkpoint was made with options that change the course of the run.
+        """
+        path = self.output / CHECKPOINT_NAME
+        if not path.exists():
+            return False
+        # Our own file, with Python's and NumPy's generator states in it.
+        state = torch.load(path, map_location=self.device, weights_only=False)
+        for key in ("steps", "batch_size", "learning_rate", "warm_up", "weight_decay", "workers", "seed"):
+            if state["options"][key] != getattr(self.options, key):
+                raise InputError(
+                    f"{path} was made with {key}={state['options'][key]}, now "
+                    f"{getattr(self.options, key)}: give the same value or another --output"
+                )
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.pairs, self.seconds = state["step"], state["pairs"], state["seconds"]
+        self.rows, self.validation_rows = state["rows"], state["validation_rows"]
+        _restore_rng_state(state["rng"])
+        return True
+
+    def run(self, held_out: Photographs) -> None:
+        """Train until the last step, the end of the time budget, or a signal to stop."""
+        options = self.options
+        start = last_save = last_log = time.monotonic()
+        seconds_before, first_step = self.seconds, self.step
+        pending: list[dict[str, Any]] = []
+        with _stop_signals() as stopped:
+            while self.step < options.steps and not stopped:
+                metrics = self.train_step()
+                factor = self.optimizer.param_groups[0]["lr"]
+                pending.append({"step": self.step, "learning_rate": factor, **metrics})
+                now = time.monotonic()
+                self.seconds = seconds_before + now - start
+                if now - last_log > options.log_seconds or self.step == first_step + 1:
+                    self._flush(pending, time.monotonic() - start, first_step)
+                    last_log = now
+                if self.step % options.validate_every == 0 or self.step == options.steps:
+                    validation = self.validate(held_out)
+                    logger.info("validation at step %d: %s", self.step, _format(validation))
+                if now - last_save > options.checkpoint_seconds:
+                    self._flush(pending, time.monotonic() - start, first_step)
+                    self.save()
+                    last_save = time.monotonic()
+                if options.time_budget is not None and now - start > options.time_budget:
+                    logger.info("time budget of %.0f s used at step %d", now - start, self.step)
+                    break
+        self._flush(pending, time.monotonic() - start, first_step)
+        self.save()
+
+    def _flush(self, pending: list[dict[str, Any]], elapsed: float, first_step: int) -> None:
+        """Bring recorded scalars from the device to the host, and say where the run stands."""
+        if not pending:
+            return
+        for row in pending:
+            self.rows.append({key: float(value) for key, value in row.items()})
+        recent = self.rows[-len(pending) :]
+        names = dict.fromkeys(key for row in recent for key in row)
+        means = {
+            name: float(np.mean([row[name] for row in recent if name in row]))
+            for name in names
+            if name not in ("step", "learning_rate")
+        }
+        pending.clear()
+        rate = (self.step - first_step) / max(elapsed, 1e-9)
+        logger.info(
+            "step %d/%d  %s  lr %.1e  %.2f pairs/s  ETA %s",
+            self.step,
+            self.options.steps,
+            _format(means),
+            self.rows[-1]["learning_rate"],
+            rate * self.pairs / max(1, self.step),
+            _duration((self.options.steps - self.step) / max(rate, 1e-9)),
+        )
+
+
+def _mean_metrics(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Average each scalar over the workers that recorded it."""
+    names = dict.fromkeys(name for one in metrics for name in one)
+    return {
+        name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in names
+    }
+
+
+def _build_optimizer(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.AdamW:
+    """AdamW; biases, norms and per-channel parameters are not decayed."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.learning_rate)
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+
+
+def _restore_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying of them."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        logger.info("signal %d: stopping after this step", number)
+        received.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    temporary = path.with_suffix(".csv.tmp")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(
+            {key: format(value, ".6g") for key, value in row.items()} for row in rows
+        )
+    os.replace(temporary, path)
+
+
+def _format(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,0 +1,174 @@
+"""Where downloaded weights lie, and how they get there: whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPMessage
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from sfm_matchers.errors import WeightsError
+from sfm_matchers.weights.registry import BUNDLED_DIR, Checkpoint
+
+logger = logging.getLogger(__name__)
+
+ALLOWED_SCHEMES = ("https",)
+CHUNK_BYTES = 1 << 20
+TIMEOUT_SECONDS = 30
+
+
+def cache_dir() -> Path:
+    """Return the folder of downloaded weights: SFM_MATCHERS_CACHE or ~/.cache/sfm_matchers."""
+    configured = os.environ.get("SFM_MATCHERS_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache/sfm_matchers"
+
+
+def is_offline() -> bool:
+    """Tell whether SFM_MATCHERS_OFFLINE forbids downloads."""
+    return os.environ.get("SFM_MATCHERS_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+def checkpoint_path(checkpoint: Checkpoint) -> Path:
+    """Return where the file lies, or will lie once it is downloaded."""
+    return (BUNDLED_DIR if checkpoint.is_bundled else cache_dir()) / checkpoint.file_name
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fetch(checkpoint: Checkpoint) -> Path:
+    """Return the path of a checkpoint's file, downloading it first if it is not there.
+
+    Raises:
+        WeightsError: there is no network, downloads are switched off, the file has to be fetched by
+            hand, or what lies there or arrives is not the expected file. The message says what to
+            download and where to put it.
+    """
+    path = checkpoint_path(checkpoint)
+    if path.is_file():
+        if checkpoint.sha256 and file_sha256(path) != checkpoint.sha256:
+            raise WeightsError(f"{path} is damaged (wrong sha256): delete it and run again")
+        return path
+    advice = f"download {checkpoint.url} and save it as {path}"
+    if checkpoint.by_hand:
+        raise WeightsError(
+            f"{checkpoint.name} has no direct link: open {checkpoint.url}, "
+            f"download {checkpoint.file_name} and save it as {path}"
+        )
+    if is_offline():
+        raise WeightsError(
+            f"{checkpoint.name} is missing and SFM_MATCHERS_OFFLINE is set: {advice}"
+        )
+    try:
+        download(checkpoint.url, path, sha256=checkpoint.sha256, size=checkpoint.size)
+    except (OSError, http.client.HTTPException) as error:
+        raise WeightsError(
+            f"cannot fetch {checkpoint.name} ({_reason(error)}): {advice}"
+        ) from error
+    return path
+
+
+def download(url: str, path: Path, *, sha256: str | None = None, size: int | None = None) -> None:
+    """Download a file; `path` appears complete and verified, or does not change.
+
+    Args:
+        url: https only, also after redirects.
+        path: the destination; its folder is made.
+        sha256: the expected digest, 64 hexadecimal digits; None accepts any.
+        size: the expected length in bytes; None accepts what the server announces.
+
+    Raises:
+        WeightsError: the content is not what was expected, or the URL is not https.
+        OSError, http.client.HTTPException: the network or the disk failed.
+    """
+    _require_https(url)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        opener = urllib.request.build_opener(_HttpsRedirects)
+        with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
+            digest = _copy(response, file, path.name, url, size)
+        if sha256 is not None and digest != sha256:
+            raise WeightsError(f"{url} has sha256 {digest}, expected {sha256}: not kept")
+    verdict = "verified" if sha256 else "nothing published to compare with"
+    logger.info("downloaded %s (sha256 %s, %s)", path, digest, verdict)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file in the folder of `path` that takes its place if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy(
+    response: http.client.HTTPResponse, file: IO[bytes], label: str, url: str, size: int | None
+) -> str:
+    """Copy a response to a file under a progress bar; return the SHA-256 of what was copied."""
+    if response.headers.get_content_type() == "text/html":
+        raise WeightsError(f"{url} answers with a web page instead of a file")
+    announced = response.headers.get("Content-Length")
+    expected = size if size is not None else int(announced) if announced else None
+    digest = hashlib.sha256()
+    received = 0
+    with tqdm(total=expected, desc=label, unit="B", unit_scale=True, leave=False) as progress:
+        while chunk := response.read(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            progress.update(len(chunk))
+    if expected is not None and received != expected:
+        raise WeightsError(f"{url} gave {received} bytes, expected {expected}: not kept")
+    return digest.hexdigest()
+
+
+class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects, but never from https to anything else."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        _require_https(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _require_https(url: str) -> None:
+    if urllib.parse.urlsplit(url).scheme not in ALLOWED_SCHEMES:
+        raise WeightsError(f"{url} is not an https address: refused")
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a download failed."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answers {error.code} {error.reason}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    return " ".join(str(cause).split()) or type(cause).__name__

@@ -1,0 +1,296 @@
+"""From a file of weights to a network that is ready to run.
+
+Nothing in a file is ever executed: safetensors holds numbers only, and pickles are read by torch's
+restricted unpickler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sfm_matchers.errors import InputError, WeightsError
+from sfm_matchers.weights.download import fetch, file_sha256, replacing
+from sfm_matchers.weights.registry import (
+    OFFICIAL,
+    BundledMetadata,
+    Checkpoint,
+    all_checkpoints,
+    find_checkpoint,
+    subject_name,
+)
+
+logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Tensor]
+
+NETWORKS = ("jamma", "mambaglue", "eloftr")
+
+# Entries under which training programs keep the state dict: Lightning, glue-factory, DISK.
+CONTAINERS = ("state_dict", "model", "extractor")
+
+# Training checkpoints also pickle the state of callbacks, configurations and metrics. Objects of
+# these libraries are read as `_Ignored`; a reference to anything else refuses the whole file.
+IGNORED_LIBRARIES = ("lightning.", "pytorch_lightning.", "omegaconf.", "yacs.", "numpy.")
+
+FINGERPRINT_DIGITS = 16
+
+
+class _Ignored:
+    """Takes the place of an object in a checkpoint that is not a tensor; keeps nothing of it."""
+
+    def __new__(cls, *arguments: object) -> _Ignored:
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def load_state_dict_file(path: str | os.PathLike[str]) -> StateDict:
+    """Read the tensors of a safetensors file or of a torch checkpoint, on the CPU, as stored.
+
+    Raises:
+        WeightsError: the file is absent, damaged, holds no tensors, or refers to code. One line
+            with the file's name and the reason; nothing in the file has been executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path, device="cpu")
+        content = _load_pickle(path)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        # torch's own message is a page on how to switch its protection off.
+        raise WeightsError(f"{path}: damaged, or not tensors: refused, nothing ran") from error
+    except Exception as error:  # garbage can make a reader fail in any way
+        raise WeightsError(f"{path}: damaged or not a checkpoint ({_one_line(error)})") from error
+    return _unwrap(content, path)
+
+
+def _load_pickle(path: Path) -> object:
+    """Read a torch checkpoint; objects of `IGNORED_LIBRARIES` become `_Ignored`."""
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
+    refused = sorted(name for name in foreign if not name.startswith(IGNORED_LIBRARIES))
+    if refused:
+        raise WeightsError(
+            f"{path}: refers to {', '.join(refused)}, which is no weights: refused, nothing ran"
+        )
+    stand_ins: list[Any] = [(_Ignored, name) for name in foreign]
+    with torch.serialization.safe_globals(stand_ins):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unwrap(content: object, path: Path) -> StateDict:
+    """Return the state dict inside a training checkpoint, or the content if it is one itself."""
+    for container in CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(container), dict):
+            content = content[container]
+            break
+    if not isinstance(content, dict) or not content:
+        raise WeightsError(f"{path}: holds no state dict but a {type(content).__name__}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: not a state dict: entry {key!r} is not a tensor")
+    return dict(content)
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def features_of(network: str, config: Mapping[str, Any]) -> str | None:
+    """Return the front-end that a network with this config is for; None if it takes images."""
+    return str(config.get("features", "superpoint")) if network == "mambaglue" else None
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Where the weights of a network lie, and what the registry knows of that file."""
+
+    path: Path
+    checkpoint: Checkpoint | None
+
+
+def find_weights(network: str, weights: str, features: str | None = None) -> WeightsFile:
+    """Find the file that `--weights` means; a missing official file is downloaded.
+
+    Args:
+        network: one of `NETWORKS`.
+        weights: "bundled", "official", another source in the registry, or a path.
+        features: what `features_of` says.
+
+    Raises:
+        InputError: no such network.
+        WeightsError: there is no such file and none can be had; the message says what to use.
+    """
+    if network not in NETWORKS:
+        raise InputError(f"no network is called {network!r}: choose from {', '.join(NETWORKS)}")
+    subject = subject_name(network, features)
+    checkpoint = find_checkpoint(f"{subject}/{weights}")
+    if checkpoint is not None:
+        return WeightsFile(fetch(checkpoint), checkpoint)
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(
+            f"{subject} has no weights {weights!r}, nor is that a file: {_alternatives(subject)}"
+        )
+    known = (entry for entry in OFFICIAL if entry.file_name == path.name)
+    return WeightsFile(path, next((entry for entry in known if entry.network == network), None))
+
+
+def _alternatives(subject: str) -> str:
+    """Say which weights could be used instead."""
+    sources = [entry.source for entry in all_checkpoints() if entry.subject == subject]
+    return "use " + " or ".join(f"--weights {source}" for source in [*sources, "PATH"])
+
+
+def weights_fingerprint(network: str, weights: str, features: str | None = None) -> str:
+    """Return 16 hexadecimal digits that change when the weights change.
+
+    Raises:
+        WeightsError: as `find_weights`.
+    """
+    return file_sha256(find_weights(network, weights, features).path)[:FINGERPRINT_DIGITS]
+
+
+def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Module:
+    """Build a network with its weights, float32, on the CPU, in evaluation mode.
+
+    Args:
+        network: one of `NETWORKS`.
+        weights: "bundled", "official", another source in the registry, or a path.
+        config: fields of the network's config, e.g. `features="aliked"` for MambaGlue.
+
+    Raises:
+        InputError: no such network.
+        WeightsError: the weights cannot be found, read, or do not fit the network.
+    """
+    features = features_of(network, config)
+    file = find_weights(network, weights, features)
+    _check_header(file.path, network, features)
+    stored = load_state_dict_file(file.path)
+    module, convert = _build(network, config)
+    try:
+        state_dict = convert(stored)
+    except WeightsError as error:
+        raise WeightsError(f"{file.path}: {error}") from error
+    _load_strictly(module, state_dict, file.path)
+    _report(file)
+    return module.eval()
+
+
+def _check_header(path: Path, network: str, features: str | None) -> None:
+    """Refuse a file of ours that says it belongs to another network or front-end.
+
+    Two front-ends with descriptors of one length give files of the same shapes: only the header
+    can tell them apart.
+    """
+    metadata = BundledMetadata.from_file(path) if path.suffix == ".safetensors" else None
+    if metadata is None or (metadata.network, metadata.features) == (network, features):
+        return
+    found = subject_name(metadata.network, metadata.features)
+    wanted = subject_name(network, features)
+    raise WeightsError(f"{path}: made for {found}, not for {wanted}")
+
+
+def _build(
+    network: str, config: dict[str, Any]
+) -> tuple[nn.Module, Callable[[StateDict], StateDict]]:
+    """Return the network with random weights and the function that renames a file's keys for it."""
+    if network == "jamma":
+        from sfm_matchers.networks.jamma import JamMa, JamMaConfig
+        from sfm_matchers.weights import convert_jamma
+
+        return JamMa(JamMaConfig(**config)), convert_jamma.convert
+    if network == "mambaglue":
+        from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
+        from sfm_matchers.weights import convert_mambaglue
+
+        return MambaGlue(MambaGlueConfig(**config)), convert_mambaglue.convert
+    from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
+    from sfm_matchers.weights import convert_efficient_loftr
+
+    return EfficientLoFTR(EfficientLoFTRConfig(**config)), convert_efficient_loftr.convert
+
+
+def _load_strictly(module: nn.Module, state_dict: StateDict, path: Path) -> None:
+    """Copy a state dict into a network, widening to the network's dtype; every key must fit."""
+    own = module.state_dict()
+    missing = [key for key in own if key not in state_dict]
+    foreign = [key for key in state_dict if key not in own]
+    reshaped = [
+        f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state_dict and state_dict[key].shape != own[key].shape
+    ]
+    faults = [
+        f"{len(keys)} {what} (first: {keys[0]})"
+        for what, keys in [
+            ("tensors missing", missing),
+            ("not known", foreign),
+            ("of another shape", reshaped),
+        ]
+        if keys
+    ]
+    if faults:
+        raise WeightsError(
+            f"{path}: not the weights of this {type(module).__name__}: {', '.join(faults)}"
+        )
+    module.load_state_dict(state_dict, strict=True)
+
+
+def _report(file: WeightsFile) -> None:
+    """Log what was loaded, and warn where its quality is known to be limited."""
+    checkpoint = file.checkpoint
+    if checkpoint is None:
+        logger.info("loaded %s", file.path)
+        return
+    logger.info(
+        "loaded %s (%s; trained on %s)", checkpoint.name, checkpoint.licence, checkpoint.trained_on
+    )
+    if checkpoint.caveat:
+        logger.warning("%s: %s", checkpoint.name, checkpoint.caveat)
+
+
+def save_bundled(
+    state_dict: StateDict, path: str | os.PathLike[str], metadata: BundledMetadata
+) -> None:
+    """Write the weights of one of our networks as a half-precision safetensors file, atomically.
+
+    Matrices and kernels are halved. Vectors (biases, norms, running statistics) stay float32: they
+    are few, and running variances need the range.
+
+    Raises:
+        WeightsError: a value is not finite, or too large for half precision.
+    """
+    path = Path(path)
+    stored = {key: _halved(key, tensor) for key, tensor in state_dict.items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(stored, temporary, metadata=metadata.to_header())
+
+
+def _halved(key: str, tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_floating_point():
+        tensor = tensor.half() if tensor.dim() > 1 else tensor.float()
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{key} is not finite, or too large for half precision")
+    return tensor

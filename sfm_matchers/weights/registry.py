@@ -1,0 +1,253 @@
+"""Every checkpoint this package knows of: where it comes from, what it is, what it may be used for.
+
+A checkpoint is named `<subject>/<source>`: `jamma/official`, `eloftr/authors`,
+`mambaglue-aliked/bundled`. The official ones are listed here; the bundled ones are found in the
+folder `bundled` beside this file and describe themselves in their safetensors header.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+
+from sfm_matchers.errors import WeightsError
+
+BUNDLED_DIR = Path(__file__).with_name("bundled")
+
+NON_COMMERCIAL = "Magic Leap, non-commercial"
+
+LICENCE_ALLOWS = {
+    "MIT": "any use, commercial too; keep the notice",
+    "Apache-2.0": "any use, commercial too; keep the notices",
+    "BSD-3-Clause": "any use, commercial too; keep the notice",
+    NON_COMMERCIAL: "academic and non-profit research only; no redistribution",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One file of weights.
+
+    `size` (bytes) and `sha256` are None where nobody has published them: such a file is accepted
+    as it arrives. `caveat` is what a user must hear at load, `note` what is good to know.
+    """
+
+    name: str
+    network: str  # "jamma", "mambaglue", "eloftr", or the front-end's name
+    file_name: str
+    url: str  # "" for bundled files
+    licence: str
+    trained_on: str
+    layout: str  # whose key names the file carries
+    features: str | None = None  # the front-end that a sparse matcher was trained on
+    size: int | None = None
+    sha256: str | None = None
+    note: str = ""
+    caveat: str = ""
+    by_hand: bool = False  # `url` is a page with a download button, not the file
+
+    @property
+    def allows(self) -> str:
+        """What the licence allows, in a few words."""
+        return LICENCE_ALLOWS.get(self.licence, "read the licence")
+
+    @property
+    def subject(self) -> str:
+        """The part of the name before the slash: what the weights are for."""
+        return self.name.partition("/")[0]
+
+    @property
+    def source(self) -> str:
+        """The part of the name after the slash: the value of `--weights` that means this file."""
+        return self.name.partition("/")[2]
+
+    @property
+    def is_bundled(self) -> bool:
+        return not self.url
+
+
+OFFICIAL = (
+    Checkpoint(
+        name="jamma/official",
+        network="jamma",
+        file_name="jamma.ckpt",
+        url="https://github.com/leoluxxx/JamMa/releases/download/v0.1/jamma.ckpt",
+        licence="MIT",
+        trained_on="MegaDepth, 832 px",
+        layout="authors, training checkpoint, entry 'state_dict', keys backbone.* and matcher.*",
+        note="authors: MegaDepth-1500 pose AUC@5/10/20 of 64.2 / 77.4 / 86.5 at 832 px",
+    ),
+    Checkpoint(
+        name="mambaglue-superpoint/official",
+        network="mambaglue",
+        features="superpoint",
+        file_name="superpoint_mambaglue.tar",
+        url="https://github.com/url-kaist/MambaGlue/releases/download/v0.1/superpoint_mambaglue.tar",
+        licence="Apache-2.0",
+        trained_on="homographies, then MegaDepth",
+        layout="glue-factory, entry 'model', keys matcher.transformers.*",
+        note="the repository's licence; the weights have no statement of their own, and the "
+        "SuperPoint keypoints they need are non-commercial",
+        caveat="the public MambaGlue weights are a pre-publication version that its authors place "
+        "below LightGlue: do not judge the method by them",
+    ),
+    Checkpoint(
+        name="eloftr/official",
+        network="eloftr",
+        file_name="efficientloftr.safetensors",
+        url="https://huggingface.co/zju-community/efficientloftr/resolve/main/model.safetensors",
+        licence="Apache-2.0",
+        trained_on="MegaDepth, 832 px",
+        layout="transformers, keys efficientloftr.* and refinement_layer.*",
+        note="authors: MegaDepth-1500 pose AUC@5/10/20 of 56.4 / 72.2 / 83.5 (full), "
+        "55.4 / 71.4 / 82.9 (opt); the licence is that of 2025, read it again where it matters",
+    ),
+    Checkpoint(
+        name="eloftr/authors",
+        network="eloftr",
+        file_name="eloftr_outdoor.ckpt",
+        url="https://drive.google.com/drive/folders/1GOw6iVqsB-f1vmG6rNmdCcgwfB4VZ7_Q",
+        licence="Apache-2.0",
+        trained_on="MegaDepth, 832 px",
+        layout="authors, training checkpoint, entry 'state_dict', keys matcher.*",
+        note="the same weights as eloftr/official, in the authors' own file",
+        by_hand=True,
+    ),
+    Checkpoint(
+        name="aliked-n16/official",
+        network="aliked-n16",
+        file_name="aliked-n16.pth",
+        url="https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-n16.pth",
+        licence="BSD-3-Clause",
+        trained_on="MegaDepth and homographies",
+        layout="authors, state dict",
+        size=2_738_091,
+        sha256="5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
+    ),
+    Checkpoint(
+        name="disk/official",
+        network="disk",
+        file_name="depth-save.pth",
+        url="https://raw.githubusercontent.com/cvlab-epfl/disk/master/depth-save.pth",
+        licence="Apache-2.0",
+        trained_on="MegaDepth",
+        layout="authors, entry 'extractor'",
+        size=4_375_832,
+        sha256="9c2ee4ded238892dfa51569941372601e35e4a74aa6f84ea80053d2ab1c07abe",
+    ),
+    Checkpoint(
+        name="superpoint/official",
+        network="superpoint",
+        file_name="superpoint.safetensors",
+        url="https://huggingface.co/magic-leap-community/superpoint/resolve/main/model.safetensors",
+        licence=NON_COMMERCIAL,
+        trained_on="synthetic shapes, then MS-COCO",
+        layout="transformers, SuperPointForKeypointDetection",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class BundledMetadata:
+    """What a bundled file says of itself in its safetensors header."""
+
+    network: str
+    trained_on: str
+    steps: int
+    metrics: dict[str, float]
+    features: str | None = None
+    licence: str = "Apache-2.0"
+    note: str = ""
+
+    def to_header(self) -> dict[str, str]:
+        """Return the header entries; safetensors stores strings only."""
+        return {
+            "network": self.network,
+            "features": self.features or "",
+            "licence": self.licence,
+            "trained_on": self.trained_on,
+            "steps": str(self.steps),
+            "metrics": json.dumps(self.metrics, sort_keys=True),
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_file(cls, path: Path) -> BundledMetadata | None:
+        """Read the header of a safetensors file; None if it is not one that we wrote.
+
+        Raises:
+            WeightsError: the file cannot be read, or the header is damaged.
+        """
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                header = file.metadata() or {}
+            if "network" not in header or "steps" not in header:
+                return None
+            return cls(
+                network=header["network"],
+                features=header["features"] or None,
+                licence=header["licence"],
+                trained_on=header["trained_on"],
+                steps=int(header["steps"]),
+                metrics=json.loads(header["metrics"]),
+                note=header["note"],
+            )
+        except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise WeightsError(f"{path}: unreadable safetensors header ({error})") from error
+
+
+def subject_name(network: str, features: str | None = None) -> str:
+    """Return the first part of a checkpoint's name.
+
+    >>> subject_name("mambaglue", "aliked")
+    'mambaglue-aliked'
+    """
+    return f"{network}-{features}" if features else network
+
+
+def bundled_checkpoints() -> list[Checkpoint]:
+    """List the weights that ship with the package, sorted by name.
+
+    Raises:
+        WeightsError: a file in the bundled folder is damaged or not one of ours.
+    """
+    checkpoints = []
+    for path in sorted(BUNDLED_DIR.glob("*.safetensors")):
+        metadata = BundledMetadata.from_file(path)
+        if metadata is None:
+            raise WeightsError(f"{path}: a bundled file must name its network in its header")
+        scores = ", ".join(f"{name} {value:g}" for name, value in metadata.metrics.items())
+        checkpoints.append(
+            Checkpoint(
+                name=f"{subject_name(metadata.network, metadata.features)}/bundled",
+                network=metadata.network,
+                features=metadata.features,
+                file_name=path.name,
+                url="",
+                licence=metadata.licence,
+                trained_on=f"{metadata.trained_on}, {metadata.steps} steps",
+                layout="sfm_matchers, half precision",
+                size=path.stat().st_size,
+                note="; ".join(filter(None, [scores, metadata.note])),
+            )
+        )
+    return checkpoints
+
+
+def all_checkpoints() -> list[Checkpoint]:
+    """List the bundled and the official checkpoints."""
+    return [*bundled_checkpoints(), *OFFICIAL]
+
+
+def find_checkpoint(name: str) -> Checkpoint | None:
+    """Return the checkpoint of that name, or None.
+
+    >>> find_checkpoint("jamma/official").licence
+    'MIT'
+    """
+    # The bundled files are opened only for a bundled name, so that a damaged one harms no other.
+    known = bundled_checkpoints() if name.endswith("/bundled") else OFFICIAL
+    return next((entry for entry in known if entry.name == name), None)

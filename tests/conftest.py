@@ -1,0 +1,17 @@
+"""Where the tests find golden data and photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED_ROOT = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared_path(relative: str) -> Path:
+    """Return a path below `../shared`, or skip the test where that material is absent."""
+    path = SHARED_ROOT / relative
+    if not path.exists():
+        pytest.skip(f"needs the reference material at ../shared/{relative}", allow_module_level=True)
+    return path
