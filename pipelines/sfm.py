@@ -265,6 +265,11 @@ def check_photos(options: SfmOptions) -> dict[str, CheckedPhoto]:
     }
 
 
+def content_fingerprints(photos: dict[str, CheckedPhoto]) -> dict[str, str]:
+    """Return the fingerprint of each photo."""
+    return {name: photo.fingerprint for name, photo in photos.items()}
+
+
 def _mask_fingerprints(mask_dir: Path | None, sizes: dict[str, tuple[int, int]]) -> dict[str, str]:
     if mask_dir is None:
         return {}
@@ -288,8 +293,11 @@ def make_pairs(options: SfmOptions, photos: dict[str, CheckedPhoto]) -> tuple[Pa
         sift = cast(SparseConf, load_conf("sift"))
         sift_path = outputs / f"{sift.features['output']}.h5"
         descriptor_path = outputs / "global-feats-vlad.h5"
-        extract_features(sift.features, options.image_dir, photos, sift_path, options.mask_dir)
-        extract_vlad(names, sift_path, descriptor_path, photos)
+        fingerprints = content_fingerprints(photos)
+        extract_features(
+            sift.features, options.image_dir, fingerprints, sift_path, options.mask_dir
+        )
+        extract_vlad(names, sift_path, descriptor_path, fingerprints)
         pairs = retrieval_pairs(names, descriptor_path, options.num_matched)
         label = f"vlad{options.num_matched}"
     else:
@@ -315,6 +323,7 @@ def match_photos(
 ) -> tuple[Path, Path]:
     """Match all pairs; return the feature file and the match file."""
     outputs, device = Path(options.outputs), default_device(options.device)
+    fingerprints = content_fingerprints(photos)
     weights = matcher_weights_fingerprint(conf, options.weights)
     match_path = outputs / f"{conf.output}_{pairs_path.stem}.h5"
     if isinstance(conf, SparseConf):
@@ -322,7 +331,7 @@ def match_photos(
         steps.timed(
             "features",
             lambda: extract_features(
-                conf.features, options.image_dir, photos, feature_path, options.mask_dir
+                conf.features, options.image_dir, fingerprints, feature_path, options.mask_dir
             ),
         )
         steps.timed(
@@ -347,7 +356,7 @@ def match_photos(
             lambda: load_detector_free_matcher(conf, options.weights, device),
             pairs,
             options.image_dir,
-            photos,
+            fingerprints,
             correspondence_path,
             options.mask_dir,
             weights,

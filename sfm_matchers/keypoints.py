@@ -378,6 +378,16 @@ def assemble(
 
     Raises:
         InputError: the arrays of a pair differ in length or hold values that are not finite.
+
+    Example:
+        >>> points = np.array([[10.2, 20.1], [50.0, 60.4]])
+        >>> correspondences = {("a.jpg", "b.jpg"): (points, points + 5, np.array([0.8, 0.9]))}
+        >>> in_a, in_b, matches = assemble(correspondences, AggregationOptions())
+        >>> in_a.keypoints
+        array([[49.5, 60.5],
+               [10.5, 20.5]], dtype=float32)
+        >>> matches.matches0
+        array([0, 1], dtype=int32)
     """
     fixed = {} if fixed_keypoints is None else fixed_keypoints
     pairs_of_image: dict[str, list[Pair]] = {}

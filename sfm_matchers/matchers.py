@@ -157,7 +157,9 @@ def load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMa
     name = options.pop("name", None)
     if name not in SPARSE_MATCHERS:
         raise InputError(f"conf {conf.name}: unknown sparse matcher {name!r}")
-    matcher: SparseMatcher = build(SPARSE_MATCHERS[name], {**options, "device": device}, f"conf {conf.name}, model")
+    matcher: SparseMatcher = build(
+        SPARSE_MATCHERS[name], {**options, "device": device}, f"conf {conf.name}, model"
+    )
     return matcher
 
 

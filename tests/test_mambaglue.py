@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -302,18 +302,21 @@ def test_mambaglue_spares_small_images_from_pruning() -> None:
     assert (result.prune0[0] > 1).any()
     assert (result.prune0[1, :10] == 1).all()
     assert (result.prune1[0, :8] == 1).all()
+    unpruned = match(small_network(), image0, image1)
+    torch.testing.assert_close(result.matching_scores0[1], unpruned.matching_scores0[1])
 
 
 def test_mambaglue_without_image_size_uses_the_extent_of_the_keypoints() -> None:
-    image0, image1 = (pair_of(random_features(seed, (9,)), 0) for seed in (1, 2))
+    image0, image1 = (
+        replace(random_features(seed, (9, 5)), image_size=None, scores=None) for seed in (1, 2)
+    )
+    result = assert_batch_equals_alone(small_network(), image0, image1)
     sized = []
-    for image in (image0, image1):
+    for image in (pair_of(image0, 1), pair_of(image1, 1)):
         extent = 1 + image.keypoints.amax(dim=1) - image.keypoints.amin(dim=1)
-        sized.append(LocalFeatures(image.keypoints, image.descriptors, extent))
+        sized.append(replace(image, image_size=extent))
     expected = match(small_network(), *sized)
-    bare = [LocalFeatures(image.keypoints, image.descriptors) for image in (image0, image1)]
-    result = match(small_network(), *bare)
-    torch.testing.assert_close(result.matching_scores0, expected.matching_scores0)
+    torch.testing.assert_close(result.matching_scores0[1:, :5], expected.matching_scores0)
 
 
 def test_mambaglue_takes_half_precision_descriptors() -> None:
@@ -329,11 +332,15 @@ def test_mambaglue_takes_half_precision_descriptors() -> None:
 def test_mambaglue_filter_keeps_mutual_matches_above_the_threshold() -> None:
     scores = torch.tensor([[0.6, 0.1, 0.0], [0.5, 0.2, 0.0], [0.0, 0.3, 0.3]])
     log_assignment = F.pad(scores.log(), (0, 1, 0, 1))[None]
-    matches0, matches1, scores0, scores1 = filter_matches(log_assignment, threshold=0.3)
-    assert matches0.tolist() == [[0, -1, -1]]  # row 2 is mutual with column 1, but not above 0.3
+    lowest = float(scores[2, 1].log().exp())
+    matches0, matches1, scores0, scores1 = filter_matches(log_assignment, threshold=lowest)
+    assert matches0.tolist() == [[0, -1, -1]]  # row 2 and column 1 are mutual, but at the threshold
     assert matches1.tolist() == [[0, -1, -1]]
     torch.testing.assert_close(scores0, torch.tensor([[0.6, 0.0, 0.3]]))
     torch.testing.assert_close(scores1, torch.tensor([[0.6, 0.3, 0.0]]))
+    just_below = filter_matches(log_assignment, threshold=lowest - 1e-6)
+    assert just_below[0].tolist() == [[0, -1, 1]]  # of equal scores, the first column
+    assert just_below[1].tolist() == [[0, 2, -1]]
 
 
 def test_mambaglue_initial_weights_follow_the_seed_and_mamba() -> None:
@@ -394,17 +401,24 @@ def test_mambaglue_refuses_unequal_batches() -> None:
 # Training
 
 
-class Shift:
-    """A plane seen twice, 10 pixels apart; some points of image 0 are hidden or lost in image 1."""
+class Plane:
+    """A plane seen twice, the second time `scale` times as large and 10 pixels to the right.
 
-    def __init__(self, hidden: Tensor, unknown: Tensor) -> None:
-        self.hidden, self.unknown = hidden, unknown
+    Attributes:
+        hidden: (M,) bool, keypoints of image 0 that are hidden in image 1.
+        unknown: (M,) bool, keypoints of image 0 whose position in image 1 is not known.
+    """
+
+    def __init__(self, hidden: list[bool], unknown: list[bool], scale: float = 1.0) -> None:
+        self.hidden, self.unknown = torch.tensor(hidden), torch.tensor(unknown)
+        self.scale, self.shift = scale, torch.tensor([10.0, 0.0])
 
     def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
         if source == 1:
-            return points - torch.tensor([10.0, 0.0]), torch.ones_like(points[..., 0]) > 0
-        warped = points + torch.tensor([10.0, 0.0])
+            visible = torch.ones(points.shape[:2], dtype=torch.bool)
+            return (points - self.shift) / self.scale, visible
         visible = ~(self.hidden | self.unknown).expand(points.shape[:2])
+        warped = points * self.scale + self.shift
         return warped.masked_fill(self.unknown[:, None], math.nan), visible
 
 
@@ -416,27 +430,34 @@ def keypoints_at(positions: list[tuple[float, float]]) -> LocalFeatures:
 
 
 def test_mambaglue_ground_truth_of_a_shift() -> None:
-    image0 = keypoints_at([(0, 0), (50, 0), (51, 0), (100, 0), (150, 0), (200, 0), (10, 0)])
-    image1 = keypoints_at([(10, 2), (61.4, 0), (300, 0), (114, 0), (160, 0), (500, 0), (20, 0)])
-    hidden = torch.tensor([False, False, False, False, True, False, False])
-    unknown = torch.tensor([False, False, False, False, False, True, False])
+    cases = [  # keypoint of image 0, keypoint of image 1, hidden, unknown, truth 0, truth 1
+        ((0, 0), (10, 2), False, False, 0, 0),  # 2 px off
+        ((50, 0), (61.4, 0), False, False, IGNORED, 2),  # its neighbour has a nearer partner
+        ((51, 0), (300, 0), False, False, 1, UNMATCHED),
+        ((100, 0), (114, 0), False, False, IGNORED, IGNORED),  # 4 px: neither a match nor none
+        ((150, 0), (160, 0), True, False, IGNORED, IGNORED),  # hidden, though something lies there
+        ((200, 0), (500, 0), False, True, IGNORED, UNMATCHED),  # position unknown
+        ((400, 0), (700, 0), False, False, UNMATCHED, UNMATCHED),
+        ((690, 0), (410, 0), False, False, IGNORED, IGNORED),  # padding, not a partner for 400, 700
+    ]
+    positions0, positions1, hidden, unknown, truth0, truth1 = map(list, zip(*cases, strict=True))
     truth = ground_truth_matches(
-        image0, image1, Shift(hidden, unknown), positive_threshold=3, negative_threshold=5
+        keypoints_at(positions0),
+        keypoints_at(positions1),
+        Plane(hidden, unknown),
+        positive_threshold=3,
+        negative_threshold=5,
     )
-    assert truth.matches0.tolist() == [
-        [
-            0,  # 2 px off
-            IGNORED,  # 1.4 px from a keypoint that has a nearer partner
-            1,
-            IGNORED,  # 4 px off: neither a match nor none
-            IGNORED,  # hidden, though something lies there
-            IGNORED,  # position unknown
-            IGNORED,  # padding
-        ]
-    ]
-    assert truth.matches1.tolist() == [
-        [0, 2, UNMATCHED, IGNORED, IGNORED, UNMATCHED, IGNORED],
-    ]
+    assert truth.matches0.tolist() == [truth0]
+    assert truth.matches1.tolist() == [truth1]
+
+
+def test_mambaglue_ground_truth_asks_for_small_errors_in_both_images() -> None:
+    image0 = keypoints_at([(0, 0), (50, 0), (0, 0)])
+    image1 = keypoints_at([(10, 4), (110, 2), (0, 0)])
+    truth = ground_truth_matches(image0, image1, Plane([False] * 3, [False] * 3, scale=2))
+    assert truth.matches0.tolist() == [[UNMATCHED, 1, IGNORED]]  # 4 px in image 1
+    assert truth.matches1.tolist() == [[IGNORED, 1, IGNORED]]  # 2 px in image 0
 
 
 def random_truth(seed: int, counts0: tuple[int, ...], counts1: tuple[int, ...]) -> Any:

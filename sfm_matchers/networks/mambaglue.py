@@ -611,10 +611,10 @@ class MambaGlue(nn.Module):
                 keypoints.
         """
         work = self._encode(features0, features1)
-        valid0, valid1 = work.points0.valid, work.points1.valid
         if not (features0.counts > 0).all() or not (features1.counts > 0).all():
             raise InputError("an image of the batch has no keypoints; leave its pair out")
         outputs = LayerOutputs([], [], [], features0.valid, features1.valid)
+        valid0, valid1 = work.points0.valid, work.points1.valid
         for number in range(self.config.num_layers):
             work = self._run_layer(number, work)
             states0, states1 = in_given_order(work.points0), in_given_order(work.points1)
@@ -680,16 +680,16 @@ class MambaGlue(nn.Module):
     def _prune(self, number: int, work: PairsInWork, matches: MambaGlueMatches) -> PairsInWork:
         """Drop the keypoints that look unmatchable, in images with enough of them."""
         kept = []
-        for points, survived in (
+        for points, times_survived in (
             (work.points0, matches.prune0),
             (work.points1, matches.prune1),
         ):
-            survivors = points.mask & self._may_match(number, points.states)
-            pruned = points.mask.sum(dim=1) > self.config.pruning_min_keypoints
+            spared = points.mask.sum(dim=1, keepdim=True) <= self.config.pruning_min_keypoints
+            survivors = points.mask & (spared | self._may_match(number, points.states))
+            counted = survivors & ~spared
             pairs = work.pairs[:, None].expand_as(points.index)
-            counted = survivors & pruned[:, None]
-            survived[pairs[counted], points.index[counted]] += 1
-            kept.append(torch.where(pruned[:, None], survivors, points.mask))
+            times_survived[pairs[counted], points.index[counted]] += 1
+            kept.append(survivors)
         return work.select(torch.ones_like(work.pairs, dtype=torch.bool), *kept)
 
     def _may_match(self, number: int, states: Tensor) -> Tensor:
@@ -744,7 +744,8 @@ def translate(matches: Tensor, index: Tensor) -> Tensor:
 
 def in_given_order(points: Points) -> Tensor:
     """(b, m, dim) states of all keypoints in the order in which they were given."""
-    return points.reorder(points.index.argsort(dim=1)).states
+    order = points.index.argsort(dim=1)
+    return points.states.gather(1, order[..., None].expand_as(points.states))
 
 
 def check_features(features: LocalFeatures, config: MambaGlueConfig, name: str) -> None:
