@@ -188,7 +188,7 @@ def _matcher(
             needs += _choose(front_end, known)[1]
     network = conf.model["name"]
     if network in NETWORKS:
-        subject = subject_name(network, features_of(network, conf.model))
+        subject = subject_name(network, features_of(network, conf.model.get("features")))
         source, missing = _choose(subject, known)
         needs += missing
     return {"name": conf.name, "weights": source, "needs": needs}

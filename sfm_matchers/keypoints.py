@@ -676,7 +676,7 @@ def _store(
                     "matching_scores0": result.matching_scores0,
                 }
                 matches.add(names_to_pair(*result.pair), arrays, provenance.of_pair(result.pair))
-                num_matches += np.count_nonzero(result.matches0 >= 0)
+                num_matches += int((result.matches0 >= 0).sum())
                 progress.update()
     features.flush()
     matches.flush()

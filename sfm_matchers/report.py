@@ -14,6 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import numpy as np
 import pycolmap
 
 from .errors import InputError
+from .images import read_image
+from .mapping import read_image_ids
 from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
 from .visualization import (
     count_palette,
@@ -30,6 +33,7 @@ from .visualization import (
     draw_matches,
     draw_model,
     encode_image,
+    robust_bounds,
     write_image,
 )
 
@@ -134,6 +138,7 @@ class _MatchGraph:
     matches: np.ndarray  # (P,) int, before verification
     verified: np.ndarray  # (P,) int
     database_path: Path
+    image_ids: dict[str, int]  # by name, in the database
 
     def verified_of(self, image: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the other images of an image's pairs, and the verified matches of each."""
@@ -152,7 +157,7 @@ class _ImageRow:
 
 @dataclass(frozen=True)
 class _Scene:
-    """The model for drawing: z up, y away from the viewer, its bulk within about 1 of the origin."""
+    """The model for drawing: z up, y away from the viewer, most of it within 1 of the origin."""
 
     points: np.ndarray  # (N, 3)
     colors: np.ndarray  # (N, 3) uint8 RGB
@@ -167,14 +172,15 @@ def _read_match_graph(
     if not database_path.exists():  # pycolmap would create an empty one
         raise InputError(f"{database_path} does not exist: import the matches before the report")
     with pycolmap.Database.open(str(database_path)) as database:
-        name_of = {image.image_id: image.name for image in database.read_all_images()}
+        image_ids = read_image_ids(database)
+        name_of = {image_id: name for name, image_id in image_ids.items()}
         keypoints_of = {
-            name: database.num_keypoints_for_image(image_id) for image_id, name in name_of.items()
+            name: database.num_keypoints_for_image(image_id) for name, image_id in image_ids.items()
         }
         raw = _counts_by_pair(*database.read_num_matches(), name_of)
         verified = _counts_by_pair(*database.read_two_view_geometry_num_inliers(), name_of)
 
-    names = set(keypoints_of) | {name for pair in pairs for name in pair}
+    names = set(image_ids) | {name for pair in pairs for name in pair}
     if model is not None:
         names |= {image.name for image in model.images.values()}
     ordered = sorted(names, key=_natural_key)
@@ -191,6 +197,7 @@ def _read_match_graph(
         matches=np.array([raw.get(key, 0) for key in keys], dtype=np.int64),
         verified=np.array([verified.get(key, 0) for key in keys], dtype=np.int64),
         database_path=database_path,
+        image_ids=image_ids,
     )
 
 
@@ -231,7 +238,7 @@ def _reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) 
     observed = np.array([point2D.xy for point2D in observations])
     cam_from_world = image.cam_from_world().matrix()
     in_camera = world @ cam_from_world[:, :3].T + cam_from_world[:, 3]
-    projected = image.camera.img_from_cam(in_camera, check_cheirality=False)
+    projected = model.cameras[image.camera_id].img_from_cam(in_camera, check_cheirality=False)
     return np.linalg.norm(projected - observed, axis=1)
 
 
@@ -287,27 +294,24 @@ def _build_scene(model: pycolmap.Reconstruction | None, graph: _MatchGraph) -> _
     rotations, centers = world_from_cam[:, :, :3], world_from_cam[:, :, 3]
 
     upright = _upright_rotation(points, rotations, centers)
-    bulk = points if len(points) else centers
-    middle = np.median(bulk, axis=0) if len(bulk) else np.zeros(3)
-    around = np.concatenate([points, centers]) - middle
-    radius = np.percentile(np.linalg.norm(around, axis=1), 90) if len(around) else 1.0
-    frusta = _frusta(images) * 0.3 * radius / np.sqrt(max(len(images), 9))
+    low, high = robust_bounds(points @ upright.T, centers @ upright.T)
+    middle, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-12)
+    frusta = _frusta(model, images) * 0.25 * radius / np.sqrt(max(len(images), 9))
     frusta = np.einsum("cij,ckj->cki", rotations, frusta) + centers[:, None]
-    to_scene = upright / max(radius, 1e-12)
     return _Scene(
-        points=(points - middle) @ to_scene.T,
+        points=(points @ upright.T - middle) / radius,
         colors=colors,
-        frusta=(frusta - middle) @ to_scene.T,
+        frusta=(frusta @ upright.T - middle) / radius,
         camera_images=[row_of[image.name] for image in images],
         num_points_total=len(point_ids),
     )
 
 
-def _frusta(images: Sequence[pycolmap.Image]) -> np.ndarray:
+def _frusta(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) -> np.ndarray:
     """Return centre and image corners (C, 5, 3) in the camera frame, at depth 1."""
     frusta = np.zeros((len(images), 5, 3))
     for frustum, image in zip(frusta, images, strict=True):
-        camera = image.camera
+        camera = model.cameras[image.camera_id]
         # Wide fisheye and spherical cameras have no such pyramid: theirs is drawn at 90 degrees.
         focal = max(camera.mean_focal_length(), max(camera.width, camera.height) / 2)
         x, y = camera.width / 2 / focal, camera.height / 2 / focal
@@ -408,9 +412,7 @@ def _draw_pairs(
             picture = _draw_pair(graph, name0, name1, image_dir, feature_path, match_path)
             if picture is not None:
                 count = _count(int(graph.verified[edge]), "verified match", "verified matches")
-                matched = _count(int(graph.matches[edge]), "match", "matches")
-                caption = f"{label.capitalize()} pair: {name0} and {name1}, {count} of {matched}"
-                drawn[label] = (caption, picture)
+                drawn[label] = (f"{label.capitalize()} pair: {name0} and {name1}, {count}", picture)
     return drawn
 
 
@@ -423,21 +425,20 @@ def _draw_pair(
     match_path: Path,
 ) -> np.ndarray | None:
     """Draw the verified matches of a pair; None if a photo cannot be read."""
-    photos = [_read_photo(image_dir / name) for name in (name0, name1)]
-    if photos[0] is None or photos[1] is None:
+    photo0, photo1 = _read_photo(image_dir / name0), _read_photo(image_dir / name1)
+    if photo0 is None or photo1 is None:
         return None
     with pycolmap.Database.open(str(graph.database_path)) as database:
-        ids = [database.read_image_with_name(name).image_id for name in (name0, name1)]
-        inliers = database.read_two_view_geometry(*ids).inlier_matches.astype(np.int64)
-    scaled, keypoints = [], []
+        geometry = database.read_two_view_geometry(graph.image_ids[name0], graph.image_ids[name1])
+    inliers = geometry.inlier_matches.astype(np.int64)
     with open_h5(feature_path) as features:
-        for name, photo, index in zip((name0, name1), photos, inliers.T, strict=True):
-            scale = PAIR_HEIGHT / photo.shape[0]
-            width = max(1, round(photo.shape[1] * scale))
-            scaled.append(cv2.resize(photo, (width, PAIR_HEIGHT), interpolation=cv2.INTER_AREA))
-            keypoints.append((read_keypoints(features, name)[index] + 0.5) * scale - 0.5)
+        keypoints0 = read_keypoints(features, name0)[inliers[:, 0]]
+        keypoints1 = read_keypoints(features, name1)[inliers[:, 1]]
     scores = _inlier_scores(match_path, name0, name1, inliers)
-    return draw_matches(scaled[0], scaled[1], keypoints[0], keypoints[1], scores)
+    small0, small1 = _resize_to_height(photo0, PAIR_HEIGHT), _resize_to_height(photo1, PAIR_HEIGHT)
+    keypoints0 = (keypoints0 + 0.5) * (PAIR_HEIGHT / photo0.shape[0]) - 0.5
+    keypoints1 = (keypoints1 + 0.5) * (PAIR_HEIGHT / photo1.shape[0]) - 0.5
+    return draw_matches(small0, small1, keypoints0, keypoints1, scores, max_matches=200)
 
 
 def _inlier_scores(
@@ -457,31 +458,32 @@ def _inlier_scores(
 # Photos
 
 
-def _read_photo(path: Path, flags: int = cv2.IMREAD_COLOR) -> np.ndarray | None:
-    """Return a photo as RGB, or None (and a warning) where that fails; EXIF rotation is ignored."""
+def _read_photo(path: Path) -> np.ndarray | None:
+    """Return a photo (H, W, 3), or None and a warning where it cannot be read."""
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-        bgr = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
-    except OSError:
-        bgr = None
-    if bgr is None:
-        logger.warning("cannot read %s: the report goes without its picture", path)
+        return read_image(path)
+    except InputError as error:
+        logger.warning("the report goes without a picture: %s", error)
         return None
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def _resize_to_height(image: np.ndarray, height: int) -> np.ndarray:
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
     """Return JPEG data URLs of at most MAX_THUMBNAILS images, spread evenly, by row."""
-    thumbnails = {}
-    rows = np.linspace(0, len(names) - 1, min(len(names), MAX_THUMBNAILS)).astype(int)
-    for row in rows.tolist():
-        photo = _read_photo(image_dir / names[row], cv2.IMREAD_REDUCED_COLOR_4)
-        if photo is not None:
-            height = 2 * THUMBNAIL_HEIGHT  # for screens of high density
-            width = max(1, round(photo.shape[1] * height / photo.shape[0]))
-            small = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
-            thumbnails[row] = _jpeg_url(small)
-    return thumbnails
+    rows = np.linspace(0, len(names) - 1, min(len(names), MAX_THUMBNAILS)).astype(int).tolist()
+
+    def read_thumbnail(row: int) -> str | None:
+        photo = _read_photo(image_dir / names[row])
+        # Twice the height on the page, for screens of high density.
+        return None if photo is None else _jpeg_url(_resize_to_height(photo, 2 * THUMBNAIL_HEIGHT))
+
+    with ThreadPoolExecutor() as executor:
+        thumbnails = zip(rows, executor.map(read_thumbnail, rows), strict=True)
+        return {row: thumbnail for row, thumbnail in thumbnails if thumbnail is not None}
 
 
 def _jpeg_url(image: np.ndarray) -> str:
@@ -576,7 +578,8 @@ def _unregistered_html(graph: _MatchGraph, images: Sequence[_ImageRow]) -> str:
         for image in missing
     ]
     head = "<tr><th>Photo</th><th>Likely reason</th></tr>"
-    return f"<div class=scroll><table><thead>{head}</thead><tbody>{''.join(lines)}</tbody></table></div>"
+    body = f"<thead>{head}</thead><tbody>{''.join(lines)}</tbody>"
+    return f"<div class=scroll><table>{body}</table></div>"
 
 
 def _pairs_html(drawn_pairs: Mapping[str, tuple[str, np.ndarray]]) -> str:

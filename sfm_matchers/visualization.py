@@ -1,6 +1,6 @@
 """Pictures of keypoints, matches, match graphs and models: arrays in, RGB arrays out, OpenCV only.
 
-Nothing here opens a window, and the only file written is the one `write_image` is asked for.
+Nothing here opens a window. `plot_matches` goes from two photos to a picture file.
 Keypoints are pixels of the image they are drawn on; (0, 0) is the centre of its top-left pixel.
 """
 
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from .errors import InputError
+from .images import read_image
+
+if TYPE_CHECKING:  # matchers.py needs torch, drawing does not
+    from .matchers import Matches
 
 # Red to blue over yellow, which stays readable for red-green blindness: confidence 0, 1/2, 1.
 _CONFIDENCE_COLORS = np.array([[235, 70, 40], [255, 215, 70], [50, 180, 255]], dtype=np.float64)
@@ -107,6 +112,17 @@ def draw_matches(
         _draw_dot(canvas, keypoints0[row], colors[row], radius=2)
         _draw_dot(canvas, keypoints1[row] + (offset, 0), colors[row], radius=2)
     return canvas
+
+
+def plot_matches(photo0: Path, photo1: Path, matches: Matches, path: Path) -> Path:
+    """Draw the matches of two photos, as `draw_matches` does, and write the picture to `path`.
+
+    Raises:
+        InputError: a photo cannot be read, or the picture cannot be written as `path` names it.
+    """
+    image0, image1 = read_image(photo0), read_image(photo1)
+    picture = draw_matches(image0, image1, matches.keypoints0, matches.keypoints1, matches.scores)
+    return write_image(path, picture)
 
 
 def write_image(path: Path, image: np.ndarray) -> Path:
@@ -236,7 +252,7 @@ def draw_match_graph(inliers: np.ndarray, names: Sequence[str], size: int = 900)
     cells = np.kron(_color_cells(inliers), np.ones((cell, cell, 1), dtype=np.uint8))
     if cell >= 8:  # grid lines
         cells[::cell], cells[:, ::cell] = _PAPER, _PAPER
-    labels = [f"{_ascii(name)[-24:]}  {row}" for row, name in enumerate(names)]
+    labels = [f"{_ascii(name)[-24:]}  {row}" for row, name in enumerate(names, start=1)]
     if count > 40:
         labels = []
     left = 24 + max((_text_width(label) for label in labels), default=0)
@@ -248,7 +264,7 @@ def draw_match_graph(inliers: np.ndarray, names: Sequence[str], size: int = 900)
     for row, label in enumerate(labels):
         middle = row * cell + cell // 2
         _write(canvas, label, (left - 8 - _text_width(label), top + middle + 5))
-        number = str(row)
+        number = str(row + 1)
         _write(canvas, number, (left + middle - _text_width(number) // 2, top - 8))
     _draw_color_bar(canvas, left + len(cells) + 24, top, int(inliers.max(initial=0)))
     return canvas
@@ -257,8 +273,8 @@ def draw_match_graph(inliers: np.ndarray, names: Sequence[str], size: int = 900)
 def _color_cells(inliers: np.ndarray) -> np.ndarray:
     """Return (N, N, 3) uint8 RGB."""
     palette = count_palette()
-    largest = np.log1p(max(int(inliers.max(initial=0)), 1))
-    level = np.log1p(np.maximum(inliers, 0)) / largest
+    largest = np.log(max(int(inliers.max(initial=0)), 2))
+    level = np.log(np.maximum(inliers, 1)) / largest
     cells = palette[np.round(level * (len(palette) - 1)).astype(np.int64)]
     cells[inliers == 0] = _NOT_VERIFIED
     cells[inliers < 0] = _NEVER_MATCHED
@@ -273,7 +289,7 @@ def _draw_color_bar(canvas: np.ndarray, left: int, top: int, largest: int) -> No
         canvas[top : top + height, left : left + width] = ramp[:, None]
         decades = [10**power for power in range(6) if 10**power < 0.6 * largest]
         for value in [*decades, largest]:
-            level = np.log1p(value) / np.log1p(largest)
+            level = np.log(value) / np.log(max(largest, 2))
             y = top + round((1 - level) * (height - 1))
             _write(canvas, str(value), (left + width + 6, y + 5))
 
@@ -330,7 +346,7 @@ def _view_rotation(azimuth: float, elevation: float) -> np.ndarray:
 
 def _draw_view(points: np.ndarray, colors: np.ndarray, frusta: np.ndarray, size: int) -> np.ndarray:
     """Draw what `_view_rotation` has turned: x right, y down, z away."""
-    low, high = _robust_bounds(points[:, :2], frusta[:, 0, :2])
+    low, high = robust_bounds(points[:, :2], frusta[:, 0, :2])
     scale = 0.88 * size / max(float((high - low).max()), 1e-9)
     origin = size / 2 - scale * (low + high) / 2
 
@@ -338,7 +354,7 @@ def _draw_view(points: np.ndarray, colors: np.ndarray, frusta: np.ndarray, size:
     canvas = np.full((2 * size, 2 * size, 3), _PAPER, dtype=np.uint8)
     order = np.argsort(-points[:, 2], kind="stable")
     pixels = np.floor(2 * (points[order, :2] * scale + origin)).astype(np.int64)
-    width = 4 if len(points) < 30_000 else 3 if len(points) < 200_000 else 2
+    width = 6 if len(points) < 10_000 else 4
     offsets = [(x, y) for y in range(width) for x in range(width)]
     spread = (pixels[:, None] + np.array(offsets)).reshape(-1, 2)
     inside = ((spread >= 0) & (spread < 2 * size)).all(axis=1)
@@ -353,7 +369,7 @@ def _draw_view(points: np.ndarray, colors: np.ndarray, frusta: np.ndarray, size:
     return view
 
 
-def _robust_bounds(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def robust_bounds(points: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the lower and upper bound (D,) of the bulk of the points and of the cameras.
 
     Cameras ten times as far out as their median are not waited for.

@@ -23,7 +23,6 @@ from sfm_matchers.keypoints import (
     quantize,
     unique_matches,
 )
-from sfm_matchers.storage import names_to_pair
 
 GOLDEN = shared_path("hloc/golden")
 IDENTICAL_FILES = ("map_cell8_noreassign", "map_cell8_trunc40", "refs_all", "two_images")
@@ -260,10 +259,3 @@ def test_aggregate_golden_overwrite_starts_clean(tmp_path: Path) -> None:
         for group, arrays in expected.items():
             for dataset, array in arrays.items():
                 np.testing.assert_array_equal(found[group][dataset], array)
-
-
-def test_pair_groups_golden_names() -> None:
-    """The groups of the golden match files are those of our own names."""
-    golden = load("pipeline/loc_exact.npz")
-    pairs = golden["step1/pairs"].tolist()
-    assert {names_to_pair(*pair) for pair in pairs} <= set(golden["step1/out_match_keys"].tolist())

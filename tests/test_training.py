@@ -2,10 +2,350 @@
 
 from __future__ import annotations
 
-import numpy as np
-from conftest import shared_path
+import csv
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from sfm_matchers.evaluation import pose_auc, pose_error, symmetric_epipolar_distance
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import shared_path
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.evaluation import (
+    estimate_relative_pose,
+    pose_auc,
+    pose_error,
+    symmetric_epipolar_distance,
+)
+from sfm_matchers.networks.jamma import CELL, JamMa
+from sfm_matchers.training import views
+from sfm_matchers.training.homographies import (
+    apply_homography,
+    homography_from_corners,
+    sample_homography_pairs,
+)
+from sfm_matchers.training.loop import Trainer, TrainingOptions
+from sfm_matchers.training.pair_batch import PairBatch, pixel_grid
+from sfm_matchers.training.parallax import sample_parallax_pairs
+from sfm_matchers.training.photographs import (
+    Photographs,
+    is_held_out,
+    list_photographs,
+    load_photographs,
+)
+from sfm_matchers.training.supervision import (
+    IGNORED,
+    coarse_labels,
+    dual_cross_entropy,
+    label_accuracy,
+    window_labels,
+    window_points,
+)
+from sfm_matchers.training.tasks import JamMaTask
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+    """Six pictures of smooth random colours: interpolation between pixels hardly changes them."""
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    names = [f"{index}.png" for index in range(6)]
+    for name in names:
+        coarse = random.uniform(0, 255, (12, 16, 3)).astype(np.float32)
+        picture = cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / name), picture.clip(0, 255).astype(np.uint8))
+    return load_photographs(folder, names)
+
+
+def _colours(images: Tensor, points: Tensor) -> Tensor:
+    """Colours (B, N, 3) of (B, 3, H, W) at (B, N, 2) pixels."""
+    extent = points.new_tensor([images.shape[3], images.shape[2]])
+    grid = (points + 0.5) * 2 / extent - 1
+    sampled = torch.nn.functional.grid_sample(images, grid[:, None], align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("sample", "agreeing"), [(sample_homography_pairs, 0.93), (sample_parallax_pairs, 0.75)]
+)
+@pytest.mark.parametrize("source", [0, 1])
+def test_true_positions_have_the_same_colour(
+    photographs: Photographs,
+    monkeypatch: pytest.MonkeyPatch,
+    sample: Callable[..., PairBatch],
+    agreeing: float,
+    source: int,
+) -> None:
+    monkeypatch.setattr(views, "vary_appearance", lambda images, strength, generator: images)
+    generator = torch.Generator().manual_seed(3)
+    batch = sample(photographs, 6, (96, 128), strength=0.7, generator=generator)
+    images = (batch.image0, batch.image1)
+    points = pixel_grid(96, 128, "cpu", 5).reshape(1, -1, 2).expand(6, -1, -1)
+    warped, visible = batch.geometry.warp(points, source)
+    difference = _colours(images[source], points) - _colours(images[1 - source], warped)
+    difference = difference.abs().amax(-1)
+    assert visible.float().mean() > 0.2
+    # Colours blend at edges, and where a picture is squeezed on the narrow side of a box.
+    assert difference[visible].median() < 0.01
+    assert (difference[visible] < 0.05).float().mean() > agreeing
+    shifted = _colours(images[1 - source], warped + 6.0)
+    wrong = (_colours(images[source], points) - shifted).abs().amax(-1)[visible]
+    assert wrong.median() > 4 * difference[visible].median()
+
+
+@pytest.mark.parametrize("sample", [sample_homography_pairs, sample_parallax_pairs])
+def test_warp_there_and_back_is_the_identity(
+    photographs: Photographs, sample: Callable[..., PairBatch]
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    batch = sample(photographs, 3, (96, 128), strength=1.0, generator=generator)
+    points = pixel_grid(96, 128, "cpu", 7).reshape(1, -1, 2).expand(3, -1, -1)
+    warped, visible = batch.geometry.warp(points, 0)
+    back, _ = batch.geometry.warp(warped, 1)
+    assert visible.any()
+    assert (back - points)[visible].norm(dim=-1).quantile(0.99) < 0.05
+    first, first_visible = batch.geometry.first(1).warp(points[:1], 0)
+    torch.testing.assert_close(first[first_visible], warped[:1][visible[:1]])
+
+
+def test_same_seed_gives_the_same_pairs(photographs: Photographs) -> None:
+    one, two, other = (
+        sample_homography_pairs(
+            photographs, 2, (64, 64), strength=1.0, generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one.image1, two.image1)
+    assert not torch.equal(one.image1, other.image1)
+
+
+def test_strength_zero_gives_identical_geometry(photographs: Photographs) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = sample_homography_pairs(photographs, 2, (64, 96), strength=0.0, generator=generator)
+    points = pixel_grid(64, 96, "cpu", 9).reshape(1, -1, 2).expand(2, -1, -1)
+    warped, _ = batch.geometry.warp(points, 0)
+    torch.testing.assert_close(warped, points.contiguous(), atol=1e-3, rtol=0)
+
+
+def test_homography_maps_its_corners() -> None:
+    source = torch.tensor([[[0.0, 0], [9, 0], [9, 7], [0, 7]]], dtype=torch.float64)
+    target = torch.tensor([[[1.0, 2], [8, 1], [11, 9], [-1, 6]]], dtype=torch.float64)
+    mapped, _ = apply_homography(homography_from_corners(source, target), source)
+    torch.testing.assert_close(mapped, target)
+
+
+@dataclass
+class _Shift:
+    """A geometry that moves everything by a fixed number of pixels and hides nothing."""
+
+    x: float
+    y: float
+
+    def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
+        sign = 1 if source == 0 else -1
+        moved = points + sign * points.new_tensor([self.x, self.y])
+        return moved, torch.ones_like(points[..., 0], dtype=torch.bool)
+
+    def first(self, count: int) -> _Shift:
+        return self
+
+
+def test_coarse_labels_of_a_shift() -> None:
+    labels0, labels1 = coarse_labels(_Shift(8.0, 17.0), (32, 32), 8, 0.0, CPU)
+    assert labels0[0, 0] == 2 * 4 + 1
+    assert labels0[0, 3] == IGNORED  # column 4 does not exist
+    assert labels1[0, 2 * 4 + 1] == 0
+    assert labels1[0, 0] == IGNORED
+    assert (labels0 != IGNORED).sum() == (labels1 != IGNORED).sum() == 2 * 3
+
+
+def test_window_labels_of_a_shift() -> None:
+    cells0, cells1 = torch.tensor([[5]]), torch.tensor([[6]])
+    points0, points1 = (window_points(cells, 4, 8, 2, 5) for cells in (cells0, cells1))
+    assert points0[0, 0, 12].tolist() == [8.0, 8.0]
+    labels0, labels1 = window_labels(_Shift(10.0, 0.0), points0, points1, 2)
+    assert labels0[0, 0, 12] == 13  # 2 px further right than the partner's centre
+    assert labels0[0, 0, 14] == IGNORED
+    assert labels1[0, 0, 13] == 12
+
+
+def test_dual_cross_entropy_is_that_of_rows_and_columns() -> None:
+    logits = torch.randn(1, 3, 4, dtype=torch.float64)
+    labels0 = torch.tensor([[2, IGNORED, 0]])
+    labels1 = torch.tensor([[2, IGNORED, 0, IGNORED]])
+    rows, columns = logits.log_softmax(2), logits.log_softmax(1)
+    expected = -(rows[0, 0, 2] + rows[0, 2, 0]) / 2 - (columns[0, 2, 0] + columns[0, 0, 2]) / 2
+    torch.testing.assert_close(dual_cross_entropy(logits, labels0, labels1), expected)
+    nothing = torch.full_like(labels0, IGNORED)
+    assert dual_cross_entropy(logits, nothing, torch.full_like(labels1, IGNORED)) == 0
+
+
+class _TinyTask:
+    """A small convolutional matcher: the loop's own behaviour shows in seconds."""
+
+    def build_network(self, photographs: Photographs, device: torch.device) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 8, stride=8), nn.BatchNorm2d(16), nn.GELU(), nn.Conv2d(16, 16, 1)
+        ).to(device)
+
+    def sample_batch(
+        self,
+        photographs: Photographs,
+        batch_size: float,
+        progress: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> PairBatch:
+        return sample_homography_pairs(
+            photographs, round(batch_size), (64, 64), strength=progress, generator=generator
+        )
+
+    def losses(
+        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        features0, features1 = network(torch.cat([batch.image0, batch.image1])).chunk(2)
+        similarity = features0.flatten(2).transpose(1, 2) @ features1.flatten(2)
+        labels0, labels1 = coarse_labels(batch.geometry, (64, 64), 8, 0.0, CPU)
+        # A draw of the global generator: it has to survive a stop as well.
+        noise = 1 + 0.01 * torch.rand(())
+        loss = noise * dual_cross_entropy(similarity, labels0, labels1)
+        return loss, {"coarse_accuracy": label_accuracy(similarity, labels0)}
+
+    def validate(
+        self, network: nn.Module, photographs: Photographs, device: torch.device
+    ) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        batch = self.sample_batch(photographs, 2, 1.0, generator, device)
+        loss, _ = self.losses(network, batch, 1.0, generator)
+        return {"loss": float(loss)}
+
+
+def _loss_column(output: Path) -> list[float]:
+    with (output / "metrics.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_resumed_run_equals_uninterrupted_run(photographs: Photographs, tmp_path: Path) -> None:
+    options = TrainingOptions(steps=8, batch_size=2, validate_every=3)
+    whole = Trainer(_TinyTask(), options, photographs, tmp_path / "whole", CPU)
+    whole.run(photographs)
+
+    class InterruptedTask(_TinyTask):
+        steps = 0
+
+        def sample_batch(self, *arguments: Any) -> PairBatch:
+            self.steps += 1
+            if self.steps == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().sample_batch(*arguments)
+
+    Trainer(InterruptedTask(), options, photographs, tmp_path / "parts", CPU).run(photographs)
+    resumed = Trainer(_TinyTask(), options, photographs, tmp_path / "parts", CPU)
+    assert resumed.resume()
+    assert resumed.step == 3
+    resumed.run(photographs)
+
+    losses = _loss_column(tmp_path / "whole")
+    assert len(losses) == 8
+    np.testing.assert_allclose(_loss_column(tmp_path / "parts"), losses, rtol=1e-5)
+    for expected, value in zip(
+        whole.average.state_dict().values(), resumed.average.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(value, expected)
+    assert (tmp_path / "whole" / "metrics.png").exists()
+
+
+def test_time_budget_stops_with_a_checkpoint(photographs: Photographs, tmp_path: Path) -> None:
+    options = TrainingOptions(steps=1000, batch_size=2, time_budget=0.0)
+    Trainer(_TinyTask(), options, photographs, tmp_path, CPU).run(photographs)
+    resumed = Trainer(_TinyTask(), options, photographs, tmp_path, CPU)
+    assert resumed.resume()
+    assert resumed.step == 1
+
+
+def test_two_workers_share_a_batch(photographs: Photographs, tmp_path: Path) -> None:
+    options = TrainingOptions(steps=4, batch_size=4, workers=2)
+    trainer = Trainer(_TinyTask(), options, photographs, tmp_path, CPU)
+    trainer.train_step()
+    assert trainer.pairs == 4
+    assert all(parameter.grad is not None for parameter in trainer.parameters)
+
+
+def test_other_options_do_not_resume(photographs: Photographs, tmp_path: Path) -> None:
+    Trainer(_TinyTask(), TrainingOptions(steps=5), photographs, tmp_path, CPU).save()
+    other = Trainer(_TinyTask(), TrainingOptions(steps=6), photographs, tmp_path, CPU)
+    with pytest.raises(InputError, match="steps=5"):
+        other.resume()
+
+
+def test_exported_weights_load_into_the_network(photographs: Photographs, tmp_path: Path) -> None:
+    trainer = Trainer(JamMaTask(), TrainingOptions(steps=2), photographs, tmp_path, CPU)
+    trainer.save()
+    weights = load_file(tmp_path / "weights.safetensors")
+    JamMa().load_state_dict(weights)
+    for name, value in trainer.average.state_dict().items():
+        if value.is_floating_point():
+            assert weights[name].dtype == torch.float16
+            torch.testing.assert_close(weights[name].float(), value, atol=1e-3, rtol=1e-3)
+
+
+def test_jamma_overfits_a_tiny_set(photographs: Photographs) -> None:
+    torch.manual_seed(0)
+    task = JamMaTask()
+    task.fine_share = 0.0
+    network = task.build_network(photographs, CPU).train()
+    batch = sample_homography_pairs(
+        photographs, 2, (64, 96), strength=0.4, generator=torch.Generator().manual_seed(1)
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    accuracy = 0.0
+    for _ in range(80):
+        loss, metrics = task.losses(network, batch, 0.5, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        accuracy = float(metrics["coarse_accuracy"])
+        if accuracy > 0.95:
+            break
+    assert accuracy > 0.95
+
+
+def test_jamma_fine_losses_reach_every_parameter(photographs: Photographs) -> None:
+    torch.manual_seed(0)
+    task = JamMaTask()
+    task.fine_share = 1.0
+    network = task.build_network(photographs, CPU).train()
+    generator = torch.Generator().manual_seed(1)
+    batch = sample_homography_pairs(photographs, 1, (64, 96), strength=0.3, generator=generator)
+    loss, metrics = task.losses(network, batch, 0.5, generator)
+    loss.backward()
+    assert {"fine_loss", "fine_accuracy", "offset_error"} <= set(metrics)
+    missing = [name for name, p in network.named_parameters() if p.grad is None]
+    assert missing == []
+    assert torch.isfinite(loss)
+    assert batch.image_size[0] % CELL == 0
+
+
+def test_held_out_photographs_do_not_depend_on_the_others(tmp_path: Path) -> None:
+    names = [f"{index:04d}.jpg" for index in range(2000)]
+    share = sum(map(is_held_out, names)) / len(names)
+    assert 0.07 < share < 0.13
+    with pytest.raises(InputError, match="not a folder"):
+        list_photographs(tmp_path / "absent")
+    with pytest.raises(InputError, match="no photographs"):
+        list_photographs(tmp_path)
 
 
 def test_pose_measures_jamma_golden() -> None:
@@ -20,3 +360,22 @@ def test_pose_measures_jamma_golden() -> None:
         rotation_error, translation_error = pose_error(pose, rotation, translation)
         np.testing.assert_allclose([translation_error, rotation_error], expected, rtol=1e-5)
     np.testing.assert_allclose(pose_auc(golden["auc_errors"]), golden["auc"], rtol=1e-6)
+
+
+def test_relative_pose_of_exact_matches() -> None:
+    random = np.random.default_rng(0)
+    points = random.uniform([-1, -1, 3], [1, 1, 6], (60, 3))
+    intrinsics = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    pose = np.eye(4)
+    pose[:3, :3] = cv2.Rodrigues(np.array([0.05, -0.2, 0.03]))[0]
+    pose[:3, 3] = [0.8, 0.1, 0.2]
+    pixels = []
+    for local in (points, points @ pose[:3, :3].T + pose[:3, 3]):
+        projected = local @ intrinsics.T
+        pixels.append(projected[:, :2] / projected[:, 2:])
+    estimate = estimate_relative_pose(pixels[0], pixels[1], intrinsics, intrinsics)
+    assert estimate is not None
+    rotation, translation, inliers = estimate
+    assert max(pose_error(pose, rotation, translation)) < 0.1
+    assert inliers.mean() > 0.9
+    assert estimate_relative_pose(pixels[0][:4], pixels[1][:4], intrinsics, intrinsics) is None

@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -19,6 +20,9 @@ from conftest import shared_path
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError, WeightsError
+from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
+from sfm_matchers.networks.jamma import JamMa, JamMaConfig
+from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
 from sfm_matchers.weights import (
     BundledMetadata,
     Checkpoint,
@@ -32,7 +36,6 @@ from sfm_matchers.weights import (
     find_weights,
     load_network,
     load_state_dict_file,
-    loading,
     registry,
     save_bundled,
     weights_fingerprint,
@@ -400,33 +403,51 @@ def test_an_unexplained_key_in_a_jamma_checkpoint_is_named() -> None:
 
 # Loading into networks
 
-CONFIGS: dict[str, dict[str, object]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "jamma": {},
     "mambaglue": {"num_layers": 1, "features": "aliked"},
     "eloftr": {},
 }
 
 
-def random_network(network: str, **config: object) -> nn.Module:
+def random_network(network: str, **config: Any) -> nn.Module:
     torch.manual_seed(0)
-    module, _ = loading._build(network, config)
-    return module
+    if network == "jamma":
+        return JamMa(JamMaConfig(**config))
+    if network == "mambaglue":
+        return MambaGlue(MambaGlueConfig(**config))
+    return EfficientLoFTR(EfficientLoFTRConfig(**config))
 
 
 @pytest.mark.parametrize("network", CONFIGS)
 def test_bundled_weights_come_back_as_single_precision(network: str, tmp_path: Path) -> None:
     config = CONFIGS[network]
-    expected = random_network(network, **config).state_dict()
+    expected = random_network(network, **config)
     path = tmp_path / "bundled" / "any.safetensors"
-    save_bundled(expected, path, bundle(network, features_of(network, config)))
+    features = features_of(network, config.get("features"))
+    save_bundled(expected.state_dict(), path, bundle(network, features))
+    with torch.no_grad():
+        for tensor in expected.state_dict().values():
+            if tensor.dim() > 1:
+                tensor.copy_(tensor.half())
 
-    module = load_network(network, "bundled", **config)
+    found = load_network(network, "bundled", **config)
 
-    assert not module.training
-    for key, tensor in module.state_dict().items():
-        assert tensor.dtype == expected[key].dtype
-        rounded = expected[key].half() if expected[key].dim() > 1 else expected[key]
-        torch.testing.assert_close(tensor, rounded.to(tensor.dtype), rtol=0, atol=0)
+    assert not found.training
+    if isinstance(expected, EfficientLoFTR):
+        expected.fuse()
+    assert_same(found.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_efficient_loftr_is_loaded_fused_from_either_form(fused: bool, tmp_path: Path) -> None:
+    network = random_network("eloftr")
+    assert isinstance(network, EfficientLoFTR)
+    path = tmp_path / "weights.ckpt"
+    if fused:
+        network.fuse()
+    torch.save(network.state_dict(), path)
+    assert_same(load_network("eloftr", str(path)).state_dict(), network.fuse().state_dict())
 
 
 def test_half_precision_files_are_half_as_large_and_refuse_what_does_not_fit(

@@ -217,7 +217,7 @@ def normalize_keypoints(features: LocalFeatures) -> Tensor:
 
 
 class FourierPositionalEncoding(nn.Module):
-    """Angles of the rotary encoding: learned frequencies of the position (LightGlue, eq. 4)."""
+    """Angles of the rotary encoding, from learned frequencies (LightGlue, section 3.1)."""
 
     def __init__(self, input_dim: int, head_dim: int) -> None:
         super().__init__()
@@ -371,7 +371,7 @@ class CrossAttention(nn.Module):
 
 
 class MatchAssignment(nn.Module):
-    """Match head: similarity and matchability to a log assignment (LightGlue, eq. 6 to 8)."""
+    """Match head: similarity and matchability to a log assignment (LightGlue, section 3.2)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -664,7 +664,7 @@ class MambaGlue(nn.Module):
     def _stop_confident_pairs(
         self, number: int, work: PairsInWork, counts: Tensor, matches: MambaGlueMatches
     ) -> PairsInWork:
-        """Exit test: match the pairs that are confident enough, return the others.
+        """Exit test (LightGlue, section 3.3): match the confident pairs, return the others.
 
         The share is of all (B,) `counts` keypoints: those pruned before count as confident.
         """

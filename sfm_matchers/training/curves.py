@@ -55,9 +55,7 @@ def _plot(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     last_step = max(max(steps[-1] for steps, _ in curves.values()), 1)
     low = min(0.0, *(values.min() for _, values in curves.values()), 0.0)
     high = max(*(values.max() for _, values in curves.values()), low + 1e-6)
-    cv2.rectangle(
-        picture, (MARGIN, 10), (width - 10, height - 25), (180, 180, 180), 1, cv2.LINE_AA
-    )
+    cv2.rectangle(picture, (MARGIN, 10), (width - 10, height - 25), (180, 180, 180), 1, cv2.LINE_AA)
     for colour, (name, (steps, values)) in zip(COLOURS * 3, curves.items(), strict=False):
         index = list(curves).index(name)
         x = MARGIN + (width - MARGIN - 10) * steps / last_step

@@ -140,12 +140,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
         self.network.train()
-        shares = list(
-            self.workers.map(self._gradients, range(options.workers))
-        )
+        shares = list(self.workers.map(self._gradients, range(options.workers)))
         for index, parameter in enumerate(self.parameters):
             present = [g for g in (share.gradients[index] for share in shares) if g is not None]
-            parameter.grad = sum(present) / options.workers if present else None
+            parameter.grad = torch.stack(present).sum(0) / options.workers if present else None
         norm = nn.utils.clip_grad_norm_(self.parameters, options.clip_norm)
         if torch.isfinite(norm):
             self.optimizer.step()
@@ -240,7 +238,15 @@ class Trainer:
             return False
         # Our own file, with Python's and NumPy's generator states in it.
         state = torch.load(path, map_location=self.device, weights_only=False)
-        for key in ("steps", "batch_size", "learning_rate", "warm_up", "weight_decay", "workers", "seed"):
+        for key in (
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "warm_up",
+            "weight_decay",
+            "workers",
+            "seed",
+        ):
             if state["options"][key] != getattr(self.options, key):
                 raise InputError(
                     f"{path} was made with {key}={state['options'][key]}, now "
@@ -367,9 +373,7 @@ def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
     with temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(
-            {key: format(value, ".6g") for key, value in row.items()} for row in rows
-        )
+        writer.writerows({key: format(value, ".6g") for key, value in row.items()} for row in rows)
     os.replace(temporary, path)
 
 

@@ -1,6 +1,6 @@
 """Ground truth and loss of MambaGlue, as in the authors' published training recipe.
 
-The loss is LightGlue's (Lindenberger et al., ICCV 2023, eq. 10 and 11): the negative log likelihood
+The loss is LightGlue's (Lindenberger et al., ICCV 2023, section 3.4): the negative log likelihood
 of the true assignment after every layer, and a cross-entropy for the confidence regressor. The
 paper trains the regressor after the rest; it receives detached states and the rest nothing from
 it, so that training both at once is the same.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +16,12 @@ from sfm_matchers.networks.jamma import (
     IMAGE_MEAN,
     IMAGE_STD,
     WINDOW,
-    WINDOW_CELLS,
     JamMa,
     JamMaFeatures,
 )
 from sfm_matchers.training.homographies import sample_homography_pairs
 from sfm_matchers.training.loop import TrainingTask
-from sfm_matchers.training.pair_batch import PairBatch
+from sfm_matchers.training.pair_batch import PairBatch, PairGeometry
 from sfm_matchers.training.parallax import sample_parallax_pairs
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.supervision import (
@@ -35,8 +37,8 @@ from sfm_matchers.training.supervision import (
 REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is meant
 SMALL_SIZES = [(160, 224), (224, 160), (192, 192), (160, 160)]
 LARGE_SIZES = [(240, 320), (320, 240), (256, 256), (320, 320), (288, 384), (384, 288)]
-SMALL_SIZES_UNTIL = 0.5  # of the run; small images show more photographs for the same work
-EASIEST, HARDEST = 0.35, 1.0  # strength of the warps at the beginning and from HARDEST_FROM on
+SMALL_SIZES_UNTIL = 0.35  # of the run; small images show more photographs for the same work
+EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
 HARDEST_FROM = 0.6  # of the run
 PARALLAX_SHARE = 0.4  # of the batches
 VALIDATION_SIZE = (240, 320)
@@ -60,11 +62,9 @@ def sample_scheduled_pairs(
     return sample(photographs, count, size, strength=strength, generator=generator, device=device)
 
 
-def validation_sets(
-    photographs: Photographs, device: torch.device
-) -> dict[str, list[PairBatch]]:
+def validation_sets(photographs: Photographs, device: torch.device) -> dict[str, list[PairBatch]]:
     """Always the same pairs of the held-out photographs, by kind."""
-    kinds = {
+    kinds: dict[str, tuple[Callable[..., PairBatch], float]] = {
         "easy": (sample_homography_pairs, 0.5),
         "hard": (sample_homography_pairs, 1.0),
         "parallax": (sample_parallax_pairs, 0.7),
@@ -98,8 +98,7 @@ class JamMaTask:
     share of the batches only.
     """
 
-    fine_from = 0.15  # of the run
-    fine_share = 0.25  # of the batches
+    fine_share = 0.5  # of the batches
     fine_weight = 0.5
     windows = 256  # per pair
     initial_logit_std = 1.5
@@ -126,13 +125,13 @@ class JamMaTask:
         for convolution in (aggregator.W, aggregator.V, aggregator.W2):
             nn.init.dirac_(convolution.weight)
             convolution.weight.data += 0.01 * torch.randn_like(convolution.weight)
-        for layer in matcher.joint_mamba.layers:
-            layer.mixer.out_proj.weight.data *= 0.1
-        nn.init.zeros_(matcher.kenc.encoder[-1].weight)
+        for block in matcher.joint_mamba.layers:
+            block.get_parameter("mixer.out_proj.weight").data *= 0.1
+        nn.init.zeros_(matcher.kenc.encoder[-1].get_parameter("weight"))
         nn.init.orthogonal_(matcher.coarse_matching.final_proj.weight)
         nn.init.orthogonal_(matcher.fine_matching.fine_proj.weight)
         self._calibrate(network, photographs, device)
-        return network.to(memory_format=torch.channels_last)
+        return network
 
     @torch.no_grad()
     def _calibrate(self, network: JamMa, photographs: Photographs, device: torch.device) -> None:
@@ -145,19 +144,19 @@ class JamMaTask:
             generator=torch.Generator().manual_seed(VALIDATION_SEED),
             device=device,
         )
-        features0, features1 = self._encode(network, batch)
-        coarse = network.coarse_features(features0, features1)
+        stages = _run_coarse_stage(network, batch)
+        coarse = torch.cat([stages.coarse0, stages.coarse1])
         projection = network.matcher.coarse_matching.final_proj
-        projected = network.matcher.coarse_matching(torch.cat(coarse)).flatten(0, 1)
+        projected = network.matcher.coarse_matching(coarse).flatten(0, 1)
         mean = projected.mean(0)
         variance = (projected - mean).square().sum(-1).mean()
         width = projected.shape[-1] * network.config.coarse_temperature
         factor = math.sqrt(self.initial_logit_std * width / float(variance))
         projection.bias.copy_((projection.bias - mean) * factor)
         projection.weight.mul_(factor)
-        fine0, fine1 = network.fine_maps(features0, features1, *coarse)
         cells = torch.arange(20, 100, device=device)
-        predictions = network.fine_predictions(fine0, fine1, cells * 0, cells, cells)
+        maps = network.fine_maps(*stages.first_pair())
+        predictions = network.fine_predictions(*maps, cells * 0, cells, cells)
         fine_factor = math.sqrt(self.initial_logit_std / float(predictions.similarity.std()))
         network.matcher.fine_matching.fine_proj.weight.mul_(fine_factor)
 
@@ -176,116 +175,127 @@ class JamMaTask:
         self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `TrainingTask.losses`."""
-        assert isinstance(network, JamMa)
-        features0, features1 = self._encode(network, batch)
-        coarse0, coarse1 = network.coarse_features(features0, features1)
-        similarity = network.coarse_similarity(coarse0, coarse1).float()
-        labels0, labels1 = coarse_labels(
-            batch.geometry, batch.image_size, CELL, 0.0, similarity.device
-        )
-        coarse_loss = dual_cross_entropy(similarity, labels0, labels1)
+        network = cast(JamMa, network)
+        stages = _run_coarse_stage(network, batch)
+        coarse_loss = dual_cross_entropy(stages.similarity, stages.labels0, stages.labels1)
         metrics = {
             "coarse_loss": coarse_loss.detach(),
-            "coarse_accuracy": label_accuracy(similarity, labels0),
+            "coarse_accuracy": label_accuracy(stages.similarity, stages.labels0),
         }
         drawn = float(torch.rand((), generator=generator)) < self.fine_share
-        if progress < self.fine_from or not drawn or not (labels0[0] != IGNORED).any():
+        if not drawn or not stages.first_pair_has_labels:
             return coarse_loss, metrics
-        fine_loss, fine_metrics = self._fine_losses(
-            network,
-            JamMaFeatures(*(x[:1] for x in features0)),
-            JamMaFeatures(*(x[:1] for x in features1)),
-            (coarse0[:1], coarse1[:1]),
-            batch,
-            labels0[:1],
-            generator,
-        )
+        fine_loss, fine_metrics = self._fine_losses(network, stages, batch, generator)
         return coarse_loss + self.fine_weight * fine_loss, metrics | fine_metrics
 
-    def _encode(self, network: JamMa, batch: PairBatch) -> tuple[JamMaFeatures, JamMaFeatures]:
-        features = network.encode(normalize(torch.cat([batch.image0, batch.image1])))
-        count = len(batch)
-        return (
-            JamMaFeatures(*(x[:count] for x in features)),
-            JamMaFeatures(*(x[count:] for x in features)),
-        )
-
     def _fine_losses(
-        self,
-        network: JamMa,
-        features0: JamMaFeatures,
-        features1: JamMaFeatures,
-        coarse: tuple[Tensor, Tensor],
-        batch: PairBatch,
-        labels0: Tensor,
-        generator: torch.Generator,
+        self, network: JamMa, stages: _CoarseStage, batch: PairBatch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy in true pairs of windows of one pair, and the offsets' error in pixels."""
+        """Cross-entropy and offset error within true pairs of windows of the first pair."""
         geometry = batch.geometry.first(1)
         columns = batch.image_size[1] // CELL
-        cells0, cells1 = sample_labelled_cells(labels0, self.windows, generator)
-        points0 = window_points(cells0, columns, CELL, FINE_CELL, WINDOW)
-        points1 = window_points(cells1, columns, CELL, FINE_CELL, WINDOW)
-        fine_labels0, fine_labels1 = window_labels(geometry, points0, points1, FINE_CELL)
-        fine0, fine1 = network.fine_maps(features0, features1, *coarse)
-        predictions = network.fine_predictions(
-            fine0, fine1, torch.zeros_like(cells0[0]), cells0[0], cells1[0]
-        )
+        cells = sample_labelled_cells(stages.labels0[:1], self.windows, generator)
+        points0, points1 = (window_points(one, columns, CELL, FINE_CELL, WINDOW) for one in cells)
+        labels0, labels1 = window_labels(geometry, points0, points1, FINE_CELL)
+        maps = network.fine_maps(*stages.first_pair())
+        cells0, cells1 = cells[0][0], cells[1][0]
+        predictions = network.fine_predictions(*maps, torch.zeros_like(cells0), cells0, cells1)
         logits = predictions.similarity.float()
-        fine_loss = dual_cross_entropy(logits, fine_labels0[0], fine_labels1[0])
-        # One true pair of fine cells in each window that has any.
-        weights = (fine_labels0[0] != IGNORED).float().cpu() + 1e-9
-        chosen0 = torch.multinomial(weights, 1, generator=generator)[:, 0].to(logits.device)
-        rows = torch.arange(len(chosen0), device=logits.device)
-        chosen1 = fine_labels0[0][rows, chosen0]
-        kept = chosen1 != IGNORED
-        rows, chosen0, chosen1 = rows[kept], chosen0[kept], chosen1[kept]
-        offsets = network.subpixel_offsets(predictions.tokens[kept], chosen0, chosen1).float()
-        exact0 = points0[0, rows, chosen0] + offsets[:, :2]
-        exact1 = points1[0, rows, chosen1] + offsets[:, 2:]
-        target1, _ = geometry.warp(exact0.detach()[None], 0)
-        target0, _ = geometry.warp(exact1.detach()[None], 1)
-        error1 = (exact1 - target1[0]).abs().clamp(max=4).sum(-1)
-        error0 = (exact0 - target0[0]).abs().clamp(max=4).sum(-1)
-        offset_loss = (error0 + error1).sum() / (2 * max(len(rows), 1))
-        metrics = {
+        fine_loss = dual_cross_entropy(logits, labels0[0], labels1[0])
+
+        windows, chosen0, chosen1 = _draw_true_cells(labels0[0], generator)
+        offsets = network.subpixel_offsets(predictions.tokens[windows], chosen0, chosen1).float()
+        exact0 = points0[0, windows, chosen0] + offsets[:, :2]
+        exact1 = points1[0, windows, chosen1] + offsets[:, 2:]
+        offset_loss = _transfer_error(geometry, exact0, exact1)
+        return fine_loss + offset_loss, {
             "fine_loss": fine_loss.detach(),
-            "fine_accuracy": label_accuracy(logits, fine_labels0[0]),
+            "fine_accuracy": label_accuracy(logits, labels0[0]),
             "offset_error": offset_loss.detach(),
         }
-        return fine_loss + offset_loss, metrics
 
     @torch.no_grad()
     def validate(
         self, network: nn.Module, photographs: Photographs, device: torch.device
     ) -> dict[str, float]:
         """See `TrainingTask.validate`: shares of visible cells that find their exact partner."""
-        assert isinstance(network, JamMa)
+        network = cast(JamMa, network)
         metrics: dict[str, float] = {}
-        for name, batches in validation_sets(photographs, device).items():
-            accuracies, fine = [], []
+        for kind, batches in validation_sets(photographs, device).items():
+            values: dict[str, list[float]] = {}
             for batch in batches:
-                features0, features1 = self._encode(network, batch)
-                coarse = network.coarse_features(features0, features1)
-                similarity = network.coarse_similarity(*coarse)
-                labels0, _ = coarse_labels(batch.geometry, batch.image_size, CELL, 0.0, device)
-                accuracies.append(float(label_accuracy(similarity, labels0)))
-                if (labels0[0] != IGNORED).any():
-                    _, values = self._fine_losses(
-                        network,
-                        JamMaFeatures(*(x[:1] for x in features0)),
-                        JamMaFeatures(*(x[:1] for x in features1)),
-                        (coarse[0][:1], coarse[1][:1]),
-                        batch,
-                        labels0[:1],
-                        torch.Generator().manual_seed(VALIDATION_SEED),
-                    )
-                    fine.append((float(values["fine_accuracy"]), float(values["offset_error"])))
-            metrics[f"{name}_coarse_accuracy"] = sum(accuracies) / len(accuracies)
-            if fine:
-                metrics[f"{name}_fine_accuracy"] = sum(a for a, _ in fine) / len(fine)
-                metrics[f"{name}_offset_error"] = sum(e for _, e in fine) / len(fine)
+                stages = _run_coarse_stage(network, batch)
+                one = {"coarse_accuracy": label_accuracy(stages.similarity, stages.labels0)}
+                if stages.first_pair_has_labels:
+                    generator = torch.Generator().manual_seed(VALIDATION_SEED)
+                    one |= self._fine_losses(network, stages, batch, generator)[1]
+                for name, value in one.items():
+                    values.setdefault(f"{kind}_{name}", []).append(float(value))
+            metrics |= {name: sum(many) / len(many) for name, many in values.items()}
         return metrics
+
+
+@dataclass
+class _CoarseStage:
+    """What JamMa's coarse stage computed for a batch, and the truth beside it."""
+
+    features0: JamMaFeatures
+    features1: JamMaFeatures
+    coarse0: Tensor
+    coarse1: Tensor
+    similarity: Tensor
+    labels0: Tensor
+    labels1: Tensor
+
+    @property
+    def first_pair_has_labels(self) -> bool:
+        return bool((self.labels0[0] != IGNORED).any())
+
+    def first_pair(self) -> tuple[JamMaFeatures, JamMaFeatures, Tensor, Tensor]:
+        """The arguments of `JamMa.fine_maps` for the first pair."""
+        features0, features1 = (
+            JamMaFeatures(*(x[:1] for x in features))
+            for features in (self.features0, self.features1)
+        )
+        return features0, features1, self.coarse0[:1], self.coarse1[:1]
+
+
+def _run_coarse_stage(network: JamMa, batch: PairBatch) -> _CoarseStage:
+    features = network.encode(normalize(torch.cat([batch.image0, batch.image1])))
+    features0 = JamMaFeatures(*(x[: len(batch)] for x in features))
+    features1 = JamMaFeatures(*(x[len(batch) :] for x in features))
+    coarse0, coarse1 = network.coarse_features(features0, features1)
+    similarity = network.coarse_similarity(coarse0, coarse1).float()
+    labels0, labels1 = coarse_labels(batch.geometry, batch.image_size, CELL, 0.0, coarse0.device)
+    return _CoarseStage(features0, features1, coarse0, coarse1, similarity, labels0, labels1)
+
+
+def _draw_true_cells(labels0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """One true pair of fine cells from each window that has any.
+
+    Args:
+        labels0: (M, 25) from `window_labels`.
+        generator: CPU generator.
+
+    Returns:
+        (m,) windows, (m,) cells of image 0, (m,) their partners.
+    """
+    weights = (labels0 != IGNORED).float()
+    drawn = torch.multinomial((weights + 1e-9).cpu(), 1, generator=generator).to(labels0.device)
+    windows = weights.amax(1).nonzero()[:, 0]
+    cells0 = drawn[windows, 0]
+    return windows, cells0, labels0[windows, cells0]
+
+
+def _transfer_error(geometry: PairGeometry, points0: Tensor, points1: Tensor) -> Tensor:
+    """Mean distance along x plus y, in pixels, between (m, 2) points and their partners carried
+    over, both ways; the side that is carried over is held fixed."""
+    target1, _ = geometry.warp(points0.detach()[None], 0)
+    target0, _ = geometry.warp(points1.detach()[None], 1)
+    # A partner behind an edge may lie anywhere: its pull is bounded.
+    error0 = (points0 - target0[0]).abs().clamp(max=4).sum(-1)
+    error1 = (points1 - target1[0]).abs().clamp(max=4).sum(-1)
+    return (error0 + error1).sum() / (2 * max(len(points0), 1))
 
 
 TASKS: dict[str, type[TrainingTask]] = {"jamma": JamMaTask}

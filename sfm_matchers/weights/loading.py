@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def _load_pickle(path: Path) -> object:
             f"{path}: refers to {', '.join(refused)}, which is no weights: refused, nothing ran"
         )
     stand_ins: list[Any] = [(_Ignored, name) for name in foreign]
-    with torch.serialization.safe_globals(stand_ins):
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch talks of pickle protocols; an error says enough
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -116,9 +118,14 @@ def _one_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def features_of(network: str, config: Mapping[str, Any]) -> str | None:
-    """Return the front-end that a network with this config is for; None if it takes images."""
-    return str(config.get("features", "superpoint")) if network == "mambaglue" else None
+def features_of(network: str, features: object = None) -> str | None:
+    """Return the front-end that a network is trained for; None if it takes images.
+
+    Args:
+        network: one of `NETWORKS`.
+        features: the config's `features`, None for the network's default.
+    """
+    return str(features or "superpoint") if network == "mambaglue" else None
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ def find_weights(network: str, weights: str, features: str | None = None) -> Wei
     Args:
         network: one of `NETWORKS`.
         weights: "bundled", "official", another source in the registry, or a path.
-        features: what `features_of` says.
+        features: the front-end, for a network that is trained for one; None for its default.
 
     Raises:
         InputError: no such network.
@@ -143,7 +150,7 @@ def find_weights(network: str, weights: str, features: str | None = None) -> Wei
     """
     if network not in NETWORKS:
         raise InputError(f"no network is called {network!r}: choose from {', '.join(NETWORKS)}")
-    subject = subject_name(network, features)
+    subject = subject_name(network, features_of(network, features))
     checkpoint = find_checkpoint(f"{subject}/{weights}")
     if checkpoint is not None:
         return WeightsFile(fetch(checkpoint), checkpoint)
@@ -183,16 +190,10 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
         InputError: no such network.
         WeightsError: the weights cannot be found, read, or do not fit the network.
     """
-    features = features_of(network, config)
+    features = features_of(network, config.get("features"))
     file = find_weights(network, weights, features)
     _check_header(file.path, network, features)
-    stored = load_state_dict_file(file.path)
-    module, convert = _build(network, config)
-    try:
-        state_dict = convert(stored)
-    except WeightsError as error:
-        raise WeightsError(f"{file.path}: {error}") from error
-    _load_strictly(module, state_dict, file.path)
+    module = _build(network, config, file.path, load_state_dict_file(file.path))
     _report(file)
     return module.eval()
 
@@ -211,28 +212,45 @@ def _check_header(path: Path, network: str, features: str | None) -> None:
     raise WeightsError(f"{path}: made for {found}, not for {wanted}")
 
 
-def _build(
-    network: str, config: dict[str, Any]
-) -> tuple[nn.Module, Callable[[StateDict], StateDict]]:
-    """Return the network with random weights and the function that renames a file's keys for it."""
+def _build(network: str, config: dict[str, Any], path: Path, stored: StateDict) -> nn.Module:
+    """Return the network with what `path` holds."""
     if network == "jamma":
         from sfm_matchers.networks.jamma import JamMa, JamMaConfig
         from sfm_matchers.weights import convert_jamma
 
-        return JamMa(JamMaConfig(**config)), convert_jamma.convert
+        jamma = JamMa(JamMaConfig(**config))
+        _load_strictly(jamma, stored, convert_jamma.convert, path)
+        return jamma
     if network == "mambaglue":
         from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
         from sfm_matchers.weights import convert_mambaglue
 
-        return MambaGlue(MambaGlueConfig(**config)), convert_mambaglue.convert
+        mambaglue = MambaGlue(MambaGlueConfig(**config))
+        _load_strictly(mambaglue, stored, convert_mambaglue.convert, path)
+        return mambaglue
+
     from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
     from sfm_matchers.weights import convert_efficient_loftr
 
-    return EfficientLoFTR(EfficientLoFTRConfig(**config)), convert_efficient_loftr.convert
+    eloftr = EfficientLoFTR(EfficientLoFTRConfig(**config))
+    if any("rbr_reparam" in key for key in stored):
+        eloftr.fuse()
+    _load_strictly(eloftr, stored, convert_efficient_loftr.convert, path)
+    return eloftr.fuse()
 
 
-def _load_strictly(module: nn.Module, state_dict: StateDict, path: Path) -> None:
-    """Copy a state dict into a network, widening to the network's dtype; every key must fit."""
+def _load_strictly(
+    module: nn.Module, stored: StateDict, convert: Callable[[StateDict], StateDict], path: Path
+) -> None:
+    """Rename what a file holds and copy it into a network, widened to the network's dtype.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown, or of another shape.
+    """
+    try:
+        state_dict = convert(stored)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
     own = module.state_dict()
     missing = [key for key in own if key not in state_dict]
     foreign = [key for key in state_dict if key not in own]

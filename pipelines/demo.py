@@ -1,0 +1,60 @@
+"""The main job on photos of an invented place, compared with the exact truth.
+
+    python -m pipelines.demo --outputs demo
+
+renders photos into OUTPUTS/photos, runs `pipelines.sfm` on them and compares the model with the
+poses the photos were rendered from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pycolmap
+
+from pipelines.sfm import SfmOptions, print_summary, run
+from sfm_matchers.errors import SfmMatchersError
+from sfm_matchers.evaluation import compare_models
+from sfm_matchers.synthetic import KINDS, make_scene, write_photos
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; return 0 if a model came out."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--outputs", type=Path, default=Path("demo"), help="folder for all results (default: demo)")
+    add("--matcher", default="sift", help="as in pipelines.sfm (default: sift)")
+    add("--scene", default="courtyard", choices=sorted(KINDS), help="default: courtyard")
+    add("--count", type=int, default=12, help="number of photos (default: 12)")
+    add("--seed", type=int, default=0, help="another seed, another place (default: 0)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    photos = options.outputs / "photos"
+    try:
+        if not (photos / "truth" / "images.txt").exists():
+            scene = make_scene(options.seed, kind=options.scene)
+            write_photos(photos, scene, options.count, options.seed)
+        result = run(SfmOptions(photos / "images", options.outputs, options.matcher))
+        print_summary(result)
+        print(f"picture of the model       {options.outputs / 'model.png'}")
+        if not result.models:
+            return 1
+        errors = compare_models(result.models[0], pycolmap.Reconstruction(photos / "truth"))
+    except SfmMatchersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"against the exact truth    {errors.summary()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
