@@ -7,11 +7,12 @@ images. `load_matcher` gives either behind one call that takes two photos.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import cv2
 import numpy as np
 import torch
 
@@ -19,9 +20,11 @@ from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_c
 from .errors import InputError
 from .features import extract_image, load_extractor
 from .images import network_size, read_image, resize_image, to_original
-from .networks import jamma
+from .networks import efficient_loftr, jamma
+from .networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
-from .weights import NETWORKS, find_weights, load_network, weights_fingerprint
+from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
+from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
 
 Arrays = Mapping[str, np.ndarray]
 Photo = str | os.PathLike[str] | np.ndarray
@@ -141,8 +144,75 @@ class NearestNeighborMatcher:
         return torch.cat(nearest), torch.cat(cosines)
 
 
-SPARSE_MATCHERS: dict[str, Callable[..., SparseMatcher]] = {
-    "nearest_neighbor": NearestNeighborMatcher,
+class MambaGlueMatcher:
+    """MambaGlue on the features of two photos.
+
+    Args:
+        network: a `MambaGlue` in evaluation mode, made for the front-end of the features.
+        device: torch device.
+    """
+
+    def __init__(self, network: MambaGlue, device: str = "cpu") -> None:
+        self.network = network.to(device)
+        self.device = torch.device(device)
+
+    @torch.inference_mode()
+    def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """See `SparseMatcher.match`. Scores are MambaGlue's assignment probabilities."""
+        output = self.network(self._batch(features0), self._batch(features1))
+        matches0 = output.matches0[0].to(torch.int32).cpu().numpy()
+        scores0 = output.matching_scores0[0].float().cpu().numpy()
+        return matches0, np.where(matches0 >= 0, scores0, 0)
+
+    def _batch(self, features: Arrays) -> LocalFeatures:
+        def tensor(name: str) -> torch.Tensor | None:
+            if name not in features:
+                return None
+            return torch.from_numpy(np.asarray(features[name], np.float32)).to(self.device)[None]
+
+        if "image_size" not in features or "keypoints" not in features:
+            raise InputError("MambaGlue needs keypoints and image_size of each photo")
+        return LocalFeatures(
+            keypoints=cast(torch.Tensor, tensor("keypoints")),
+            descriptors=cast(torch.Tensor, tensor("descriptors")).transpose(1, 2),
+            image_size=tensor("image_size"),
+            scales=tensor("scales"),
+            oris=tensor("oris"),
+            scores=tensor("scores"),
+        )
+
+
+def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> NearestNeighborMatcher:
+    options = {key: value for key, value in conf.model.items() if key != "name"}
+    where = f"conf {conf.name}, model"
+    return cast(
+        NearestNeighborMatcher,
+        build(NearestNeighborMatcher, {**options, "device": device}, where),
+    )
+
+
+def _load_mambaglue(conf: SparseConf, weights: str, device: str) -> MambaGlueMatcher:
+    network = load_network("mambaglue", weights, **_network_options(conf, MambaGlueConfig))
+    return MambaGlueMatcher(cast(MambaGlue, network), device)
+
+
+def _network_options(conf: Conf, config_type: type) -> dict[str, Any]:
+    """Return a conf's model options as keywords of a network's config.
+
+    Raises:
+        InputError: the network takes no such option.
+    """
+    options = {key: value for key, value in conf.model.items() if key != "name"}
+    allowed = [item.name for item in fields(config_type)]
+    check_keys(options, allowed, f"conf {conf.name}, model")
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }
+
+
+SPARSE_MATCHERS: dict[str, Callable[[SparseConf, str, str], SparseMatcher]] = {
+    "nearest_neighbor": _load_nearest_neighbor,
+    "mambaglue": _load_mambaglue,
 }
 
 
@@ -153,14 +223,10 @@ def load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMa
         InputError: unknown matcher or option.
         WeightsError: its weights cannot be loaded.
     """
-    options = dict(conf.model)
-    name = options.pop("name", None)
+    name = conf.model.get("name")
     if name not in SPARSE_MATCHERS:
         raise InputError(f"conf {conf.name}: unknown sparse matcher {name!r}")
-    matcher: SparseMatcher = build(
-        SPARSE_MATCHERS[name], {**options, "device": device}, f"conf {conf.name}, model"
-    )
-    return matcher
+    return SPARSE_MATCHERS[name](conf, weights, device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -211,8 +277,7 @@ class JamMaMatcher:
             normalized = _padded(normalized, (side, side))
         features = self.network.encode(normalized)
         grid = (size[1] // jamma.CELL, size[0] // jamma.CELL)
-        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in features)
-        return EncodedImage((features, grid), resized.scale, num_bytes)
+        return EncodedImage((features, grid), resized.scale, _num_bytes(features))
 
     @torch.inference_mode()
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
@@ -250,19 +315,70 @@ def _padded(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return torch.nn.functional.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
 
 
+class EfficientLoFTRMatcher:
+    """Efficient LoFTR on photos of any size.
+
+    A photo is resized to gray so that its longer side is `resize_max` at most and both sides are
+    multiples of 32. Nothing is padded: the two images may differ in size. The network refines its
+    second image, and photo 0 is given as that one, so that photo 0 has the sub-pixel points, as in
+    hloc, and photo 1 the points of the 1 px grid.
+
+    Args:
+        network: an `EfficientLoFTR` in evaluation mode.
+        resize_max: longer side in pixels that the network sees.
+        device: torch device.
+    """
+
+    def __init__(self, network: EfficientLoFTR, resize_max: int = 832, device: str = "cpu") -> None:
+        self.network = network.to(device)
+        self.resize_max = resize_max
+        self.device = torch.device(device)
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """See `DetectorFreeMatcher.encode`."""
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        size = (gray.shape[1], gray.shape[0])
+        size = network_size(size, self.resize_max, efficient_loftr.SIZE_MULTIPLE)
+        resized = resize_image(gray, size)
+        pixels = torch.from_numpy(resized.pixels).to(self.device)[None, None].float() / 255
+        features = self.network.encode(pixels)
+        return EncodedImage(features, resized.scale, _num_bytes(features))
+
+    @torch.inference_mode()
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        """See `DetectorFreeMatcher.match_encoded`."""
+        output = self.network.match(image1.features, image0.features)
+        return Matches(
+            to_original(output.keypoints1.cpu().numpy(), image0.scale),
+            to_original(output.keypoints0.cpu().numpy(), image1.scale),
+            output.scores.float().cpu().numpy(),
+        )
+
+
+def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def _load_jamma(conf: DetectorFreeConf, weights: str, device: str) -> JamMaMatcher:
-    options = {key: value for key, value in conf.model.items() if key != "name"}
-    check_keys(options, [item.name for item in fields(JamMaConfig)], f"conf {conf.name}, model")
-    network = cast(JamMa, load_network("jamma", weights, **options))
+    network = load_network("jamma", weights, **_network_options(conf, JamMaConfig))
     checkpoint = find_weights("jamma", weights).checkpoint
-    is_official = checkpoint is not None and checkpoint.name == "jamma/official"
-    return JamMaMatcher(
-        network, conf.preprocessing.get("resize_max", 832), device, pad_to_square=is_official
-    )
+    is_official = checkpoint is not None and checkpoint.source == "official"
+    resize_max = conf.preprocessing.get("resize_max", 832)
+    return JamMaMatcher(cast(JamMa, network), resize_max, device, pad_to_square=is_official)
+
+
+def _load_efficient_loftr(
+    conf: DetectorFreeConf, weights: str, device: str
+) -> EfficientLoFTRMatcher:
+    network = load_network("eloftr", weights, **_network_options(conf, EfficientLoFTRConfig))
+    resize_max = conf.preprocessing.get("resize_max", 832)
+    return EfficientLoFTRMatcher(cast(EfficientLoFTR, network), resize_max, device)
 
 
 DETECTOR_FREE_MATCHERS: dict[str, Callable[[DetectorFreeConf, str, str], DetectorFreeMatcher]] = {
     "jamma": _load_jamma,
+    "eloftr": _load_efficient_loftr,
 }
 
 
@@ -359,7 +475,7 @@ def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:
     name = conf.model.get("name")
     if name not in NETWORKS:
         return ""
-    return weights_fingerprint(name, weights, conf.model.get("features"))
+    return weights_fingerprint(name, weights, features_of(name, conf.model.get("features")))
 
 
 def default_device(device: str = "auto") -> str:

@@ -33,7 +33,7 @@ from sfm_matchers.training.homographies import (
     sample_homography_pairs,
 )
 from sfm_matchers.training.loop import Trainer, TrainingOptions
-from sfm_matchers.training.pair_batch import PairBatch, pixel_grid
+from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
 from sfm_matchers.training.parallax import sample_parallax_pairs
 from sfm_matchers.training.photographs import (
     Photographs,
@@ -114,7 +114,7 @@ def test_warp_there_and_back_is_the_identity(
     back, _ = batch.geometry.warp(warped, 1)
     assert visible.any()
     assert (back - points)[visible].norm(dim=-1).quantile(0.99) < 0.05
-    first, first_visible = batch.geometry.first(1).warp(points[:1], 0)
+    first, first_visible = FirstPair(batch.geometry, 3).warp(points[:1], 0)
     torch.testing.assert_close(first[first_visible], warped[:1][visible[:1]])
 
 
@@ -155,9 +155,6 @@ class _Shift:
         sign = 1 if source == 0 else -1
         moved = points + sign * points.new_tensor([self.x, self.y])
         return moved, torch.ones_like(points[..., 0], dtype=torch.bool)
-
-    def first(self, count: int) -> _Shift:
-        return self
 
 
 def test_coarse_labels_of_a_shift() -> None:

@@ -54,15 +54,6 @@ class HomographyGeometry:
         warped, in_front = apply_homography(homography, points)
         return warped, in_front & lookup_mask(here, points) & lookup_mask(there, warped)
 
-    def first(self, count: int) -> HomographyGeometry:
-        """See `PairGeometry.first`."""
-        return HomographyGeometry(
-            self.homography_0_to_1[:count],
-            self.homography_1_to_0[:count],
-            self.valid0[:count],
-            self.valid1[:count],
-        )
-
 
 def apply_homography(homography: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Map points by homographies.

@@ -26,9 +26,19 @@ class PairGeometry(Protocol):
         """
         ...
 
-    def first(self, count: int) -> PairGeometry:
-        """The truth of the first `count` pairs of the batch."""
-        ...
+
+@dataclass
+class FirstPair:
+    """The truth of the first of `batch_size` pairs; a `PairGeometry` with B = 1."""
+
+    geometry: PairGeometry
+    batch_size: int
+
+    def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
+        """See `PairGeometry.warp`."""
+        repeated = points.expand(self.batch_size, -1, -1)
+        warped, visible = self.geometry.warp(repeated, source)
+        return warped[:1], visible[:1]
 
 
 @dataclass

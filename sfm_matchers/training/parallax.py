@@ -100,12 +100,6 @@ class Cameras:
     rotation: Tensor
     centre: Tensor
 
-    def first(self, count: int) -> Cameras:
-        """The first `count` cameras."""
-        return Cameras(
-            self.focal[:count], self.principal_point, self.rotation[:count], self.centre[:count]
-        )
-
     def rays(self, points: Tensor) -> Tensor:
         """World directions (B, N, 3) through pixels (B, N, 2); depth 1 along the optical axis."""
         offset = (points - self.principal_point) / self.focal[:, None, None]
@@ -146,20 +140,6 @@ class ParallaxGeometry:
         seen = (depth > NEAREST_DEPTH) & (depth <= first * (1 + DEPTH_TOLERANCE))
         seen = seen & lookup_mask(self.valids[1 - source], warped)
         return warped, exists & seen & lookup_mask(self.valids[source], points)
-
-    def first(self, count: int) -> ParallaxGeometry:
-        """See `PairGeometry.first`."""
-        scenes, (camera0, camera1) = self.scenes, self.cameras
-        return ParallaxGeometry(
-            Scenes(
-                scenes.centre[:count],
-                scenes.axis_u[:count],
-                scenes.axis_v[:count],
-                scenes.photograph[:count],
-            ),
-            (camera0.first(count), camera1.first(count)),
-            (self.valids[0][:count], self.valids[1][:count]),
-        )
 
 
 def sample_parallax_pairs(

@@ -21,7 +21,7 @@ from sfm_matchers.networks.jamma import (
 )
 from sfm_matchers.training.homographies import sample_homography_pairs
 from sfm_matchers.training.loop import TrainingTask
-from sfm_matchers.training.pair_batch import PairBatch, PairGeometry
+from sfm_matchers.training.pair_batch import FirstPair, PairBatch, PairGeometry
 from sfm_matchers.training.parallax import sample_parallax_pairs
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.supervision import (
@@ -192,7 +192,7 @@ class JamMaTask:
         self, network: JamMa, stages: _CoarseStage, batch: PairBatch, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and offset error within true pairs of windows of the first pair."""
-        geometry = batch.geometry.first(1)
+        geometry = FirstPair(batch.geometry, len(batch))
         columns = batch.image_size[1] // CELL
         cells = sample_labelled_cells(stages.labels0[:1], self.windows, generator)
         points0, points1 = (window_points(one, columns, CELL, FINE_CELL, WINDOW) for one in cells)
