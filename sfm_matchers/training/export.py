@@ -1,4 +1,4 @@
-"""Weights as fp16 safetensors, written without the library so that a bare machine can train."""
+"""Weights as fp16 safetensors, without the library, so that a bare machine can train."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from sfm_matchers.errors import InputError
 
 _DTYPE_NAMES = {torch.float16: "F16", torch.int64: "I64"}
 
@@ -42,3 +44,26 @@ def save_half_precision(
         file.write(encoded)
         file.writelines(chunks)
     os.replace(temporary, path)
+
+
+def load_half_precision(path: Path) -> dict[str, Tensor]:
+    """Read what `save_half_precision` wrote; fp16 comes back as float32.
+
+    Raises:
+        InputError: the file is damaged, or holds other types of numbers.
+    """
+    content = path.read_bytes()
+    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+    try:
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        state_dict = {}
+        for name, entry in header.items():
+            first, last = (start + offset for offset in entry["data_offsets"])
+            data = torch.frombuffer(bytearray(content[first:last]), dtype=dtypes[entry["dtype"]])
+            tensor = data.view(entry["shape"])
+            state_dict[name] = tensor.float() if tensor.is_floating_point() else tensor
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{path} is damaged, or no fp16 safetensors file") from error
+    return state_dict

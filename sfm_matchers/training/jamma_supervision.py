@@ -201,9 +201,7 @@ def fine_loss(similarity: Tensor, is_true: Tensor) -> Tensor:
     )
 
 
-def subpixel_loss(
-    points0: Tensor, points1: Tensor, batch_ids: Tensor, truth: PairTruth
-) -> Tensor:
+def subpixel_loss(points0: Tensor, points1: Tensor, batch_ids: Tensor, truth: PairTruth) -> Tensor:
     """Mean squared symmetric epipolar distance of matches, outliers left out.
 
     With normalised points x0, x1, E = [t]x R, l1 = E x0 and l0 = E^T x1:

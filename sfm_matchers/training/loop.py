@@ -7,7 +7,6 @@ import csv
 import logging
 import math
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.training.curves import draw_curves
-from sfm_matchers.training.export import save_half_precision
+from sfm_matchers.training.export import load_half_precision, save_half_precision
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 
@@ -115,8 +114,6 @@ class Trainer:
         device: torch.device,
     ) -> None:
         torch.manual_seed(options.seed)
-        random.seed(options.seed)
-        np.random.seed(options.seed % 2**32)
         self.task = task
         self.options = options
         self.photographs = photographs
@@ -216,16 +213,22 @@ class Trainer:
         draw_curves(self.rows, self.validation_rows, self.output / CURVES_NAME)
 
     def load_initial_weights(self, path: Path) -> None:
-        """Start from the averaged weights of another run's checkpoint.
+        """Start from the averaged weights of another run: its checkpoint or its exported weights.
 
         Raises:
-            InputError: if there is no such file.
+            InputError: if there is no such file, or it is of another network.
         """
         if not path.is_file():
-            raise InputError(f"no file {path}: give the checkpoint.pt of a run to start from")
-        state = torch.load(path, map_location=self.device, weights_only=False)
-        self.network.load_state_dict(state["average"])
-        self.average.load_state_dict(state["average"])
+            raise InputError(f"no file {path}: give a checkpoint.pt or weights.safetensors")
+        if path.suffix == ".safetensors":
+            average = load_half_precision(path)
+        else:
+            average = torch.load(path, map_location=self.device, weights_only=True)["average"]
+        try:
+            self.network.load_state_dict(average)
+        except RuntimeError as error:
+            raise InputError(f"{path} holds weights of another network") from error
+        self.average.load_state_dict(average)
 
     def resume(self) -> bool:
         """Go on from the checkpoint in the output folder, if there is one.
@@ -236,8 +239,7 @@ class Trainer:
         path = self.output / CHECKPOINT_NAME
         if not path.exists():
             return False
-        # Our own file, with Python's and NumPy's generator states in it.
-        state = torch.load(path, map_location=self.device, weights_only=False)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         for key in (
             "steps",
             "batch_size",
@@ -337,8 +339,6 @@ def _rng_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": cuda,
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
     }
 
 
@@ -346,8 +346,6 @@ def _restore_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
 
 
 @contextmanager
