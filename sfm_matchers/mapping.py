@@ -262,6 +262,9 @@ def _map_incrementally(
             progress.n = 0
             progress.update(2)
 
+        def next_photo() -> None:
+            progress.update(1)
+
         return dict(
             pycolmap.incremental_mapping(
                 database_path,
@@ -269,7 +272,7 @@ def _map_incrementally(
                 work_dir,
                 options,
                 initial_image_pair_callback=new_model,
-                next_image_callback=lambda: progress.update(1),
+                next_image_callback=next_photo,
             )
         )
 

@@ -294,9 +294,8 @@ class JamMaMatcher:
             )
             for features in (features0, features1)
         )
-        masks = (None, None)
-        if not grid0 == grid1 == canvas:
-            masks = (self._mask(grid0, canvas), self._mask(grid1, canvas))
+        is_padded = not grid0 == grid1 == canvas
+        masks = (self._mask(grid, canvas) if is_padded else None for grid in (grid0, grid1))
         output = self.network.match(features0, features1, *masks)
         return Matches(
             to_original(output.keypoints0.cpu().numpy(), image0.scale),

@@ -44,6 +44,7 @@ MAX_THUMBNAILS = 300
 MAX_MATRIX = 256  # rows of the match graph; more photos are drawn in blocks
 THUMBNAIL_HEIGHT = 72  # pixels
 PAIR_HEIGHT = 640  # pixels of either photo of a drawn pair
+MAX_LINES = 200  # matches in a drawn pair
 
 
 def write_report(
@@ -216,30 +217,39 @@ def _natural_key(name: str) -> tuple[list[Any], str]:
 
 
 def _image_statistics(graph: _MatchGraph, model: pycolmap.Reconstruction | None) -> list[_ImageRow]:
-    registered = {}
-    if model is not None:
-        registered = {model.images[i].name: model.images[i] for i in model.reg_image_ids()}
+    errors = {} if model is None else _reprojection_errors(model)
     rows = []
     for name, num_keypoints in zip(graph.names, graph.num_keypoints.tolist(), strict=True):
-        errors = np.zeros(0)
-        if model is not None and name in registered:
-            errors = _reprojection_errors(model, registered[name])
-        mean_error = float(errors.mean()) if len(errors) else float("nan")
-        rows.append(_ImageRow(name, name in registered, num_keypoints, len(errors), mean_error))
+        own = errors.get(name, np.zeros(0))
+        mean_error = float(own.mean()) if len(own) else float("nan")
+        rows.append(_ImageRow(name, name in errors, num_keypoints, len(own), mean_error))
     return rows
 
 
-def _reprojection_errors(model: pycolmap.Reconstruction, image: pycolmap.Image) -> np.ndarray:
-    """Return the distance in pixels between each observation and its projected 3D point."""
-    observations = image.get_observation_points2D()
-    if not observations:
-        return np.zeros(0)
-    world = np.array([model.points3D[point2D.point3D_id].xyz for point2D in observations])
-    observed = np.array([point2D.xy for point2D in observations])
-    cam_from_world = image.cam_from_world().matrix()
-    in_camera = world @ cam_from_world[:, :3].T + cam_from_world[:, 3]
-    projected = model.cameras[image.camera_id].img_from_cam(in_camera, check_cheirality=False)
-    return np.linalg.norm(projected - observed, axis=1)
+def _reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
+    """Return, for every registered image, its observations' errors (M,) in pixels."""
+    # Arrays first: a look-up in pycolmap's own map costs more than all the rest.
+    point_ids = np.array(sorted(model.points3D), dtype=np.uint64)
+    world_points = _positions(model, point_ids.tolist())
+    errors = {}
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        observations = list(image.get_observation_points2D())
+        observed = np.array([point2D.xy for point2D in observations]).reshape(-1, 2)
+        seen = np.array([point2D.point3D_id for point2D in observations], dtype=np.uint64)
+        cam_from_world = image.cam_from_world().matrix()
+        world = world_points[np.searchsorted(point_ids, seen)]
+        in_camera = world @ cam_from_world[:, :3].T + cam_from_world[:, 3]
+        camera = model.cameras[image.camera_id]
+        projected = camera.img_from_cam(in_camera, check_cheirality=False)
+        errors[image.name] = np.linalg.norm(projected - observed, axis=1)
+    return errors
+
+
+def _positions(model: pycolmap.Reconstruction, point_ids: Sequence[int]) -> np.ndarray:
+    """Return the points (N, 3) of a model."""
+    points3D = model.points3D
+    return np.array([points3D[i].xyz for i in point_ids], dtype=np.float64).reshape(-1, 3)
 
 
 def _likely_reason(image: int, graph: _MatchGraph, registered: np.ndarray) -> str:
@@ -279,12 +289,9 @@ def _build_scene(model: pycolmap.Reconstruction | None, graph: _MatchGraph) -> _
         none = np.zeros((0, 3))
         return _Scene(none, none.astype(np.uint8), np.zeros((0, 5, 3)), [], 0)
     point_ids = sorted(model.points3D)
-    if len(point_ids) > MAX_POINTS:
-        kept = np.linspace(0, len(point_ids) - 1, MAX_POINTS).astype(np.int64)
-        chosen = [point_ids[index] for index in kept]
-    else:
-        chosen = point_ids
-    points = np.array([model.points3D[i].xyz for i in chosen], dtype=np.float64).reshape(-1, 3)
+    kept = np.linspace(0, len(point_ids) - 1, min(len(point_ids), MAX_POINTS)).astype(np.int64)
+    chosen = [point_ids[index] for index in kept.tolist()]
+    points = _positions(model, chosen)
     colors = np.array([model.points3D[i].color for i in chosen], dtype=np.uint8).reshape(-1, 3)
 
     row_of = {name: row for row, name in enumerate(graph.names)}
@@ -438,7 +445,7 @@ def _draw_pair(
     small0, small1 = _resize_to_height(photo0, PAIR_HEIGHT), _resize_to_height(photo1, PAIR_HEIGHT)
     keypoints0 = (keypoints0 + 0.5) * (PAIR_HEIGHT / photo0.shape[0]) - 0.5
     keypoints1 = (keypoints1 + 0.5) * (PAIR_HEIGHT / photo1.shape[0]) - 0.5
-    return draw_matches(small0, small1, keypoints0, keypoints1, scores, max_matches=200)
+    return draw_matches(small0, small1, keypoints0, keypoints1, scores, MAX_LINES)
 
 
 def _inlier_scores(
@@ -585,7 +592,11 @@ def _unregistered_html(graph: _MatchGraph, images: Sequence[_ImageRow]) -> str:
 def _pairs_html(drawn_pairs: Mapping[str, tuple[str, np.ndarray]]) -> str:
     if not drawn_pairs:
         return "<p>No pair with verified matches can be shown.</p>"
-    return "".join(
+    note = (
+        f"<p>Each line is a verified match, of which at most {MAX_LINES} are drawn; red is low "
+        "confidence, blue is high, green is unknown.</p>"
+    )
+    return note + "".join(
         f'<figure><img src="{_jpeg_url(picture)}" alt=""><figcaption>{html.escape(caption)}'
         "</figcaption></figure>"
         for caption, picture in drawn_pairs.values()

@@ -64,7 +64,7 @@ def match_features(
             for name0, name1 in tqdm(_ordered_for_reuse(todo), desc="Matching", unit="pair"):
                 matches0, scores0 = matcher.match(cached.get(name0), cached.get(name1))
                 group = names_to_pair(name0, name1)
-                entry = {
+                entry: dict[str, np.ndarray] = {
                     "matches0": matches0.astype(np.int32),
                     "matching_scores0": scores0.astype(np.float16),
                 }
@@ -115,7 +115,7 @@ def match_images(
             matches = matches.select(
                 inside_mask(matches.keypoints0, mask0) & inside_mask(matches.keypoints1, mask1)
             )
-            entry = {
+            entry: dict[str, np.ndarray] = {
                 "keypoints0": matches.keypoints0.astype(np.float32),
                 "keypoints1": matches.keypoints1.astype(np.float32),
                 "scores": matches.scores.astype(np.float32),

@@ -20,7 +20,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -147,23 +147,22 @@ class RepVGGBlock(nn.Module):
     @torch.no_grad()
     def fused(self) -> FusedRepVGGBlock:
         """The same function, with running statistics, as one 3 x 3 convolution."""
-        dense, pointwise = self.rbr_dense.conv, self.rbr_1x1.conv
-        centre = F.pad(pointwise.weight, [1, 1, 1, 1])
+        dense = cast(nn.Conv2d, self.rbr_dense.conv)
+        centre = F.pad(cast(nn.Conv2d, self.rbr_1x1.conv).weight, [1, 1, 1, 1])
         branches = [(dense.weight, self.rbr_dense.bn), (centre, self.rbr_1x1.bn)]
         if self.rbr_identity is not None:
             identity = torch.zeros_like(dense.weight)
             identity[:, :, 1, 1] = torch.eye(dense.in_channels)
             branches.append((identity, self.rbr_identity))
 
-        convolution = nn.Conv2d(
-            dense.in_channels, dense.out_channels, 3, dense.stride, padding=1
-        ).to(dense.weight)
-        convolution.weight.zero_()
-        convolution.bias.zero_()
-        for kernel, norm in branches:
-            gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            convolution.weight += kernel * gain[:, None, None, None]
-            convolution.bias += norm.bias - norm.running_mean * gain
+        convolution = nn.Conv2d(dense.in_channels, dense.out_channels, 3, padding=1)
+        convolution.stride = dense.stride
+        weight, bias = torch.zeros_like(dense.weight), torch.zeros_like(dense.weight[:, 0, 0, 0])
+        for kernel, norm in cast("list[tuple[Tensor, nn.BatchNorm2d]]", branches):
+            gain = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
+            weight += kernel * gain[:, None, None, None]
+            bias += norm.bias - cast(Tensor, norm.running_mean) * gain
+        convolution.weight, convolution.bias = nn.Parameter(weight), nn.Parameter(bias)
         return FusedRepVGGBlock(convolution)
 
 
@@ -718,8 +717,8 @@ class EfficientLoFTR(nn.Module):
         return match_mutual_maximum(
             _tokens(coarse0),
             _tokens(coarse1),
-            tuple(coarse0.shape[2:]),
-            tuple(coarse1.shape[2:]),
+            (coarse0.shape[2], coarse0.shape[3]),
+            (coarse1.shape[2], coarse1.shape[3]),
             threshold=self.config.coarse_threshold,
             border=self.config.border,
             temperature=self.config.coarse_temperature,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -474,7 +474,7 @@ class JamMa(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for block in self.matcher.joint_mamba.layers:
-            block.mixer.init_weights(blocks=DIRECTIONS)
+            cast(MambaBlock, block).mixer.init_weights(blocks=DIRECTIONS)
 
     @torch.no_grad()
     def forward(

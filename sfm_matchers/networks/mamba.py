@@ -137,18 +137,19 @@ def _mix_side_by_side(mixers: Sequence[MambaMixer], x: Tensor) -> Tensor:
     step, B, C = linear(signal, stacked("x_proj.weight")).split(
         (mixers[0].dt_proj.in_features, states, states), dim=-1
     )
-    per_sequence = {
-        "A": -torch.exp(stacked("A_log").float()),
-        "D": stacked("D"),
-        "delta_bias": stacked("dt_proj.bias"),
-    }
+
+    def per_sequence(weight: Tensor) -> Tensor:
+        return weight.repeat_interleave(batch, 0)
+
     y = selective_scan(
         signal.flatten(0, 1),
         linear(step, stacked("dt_proj.weight")).flatten(0, 1),
-        B=B.flatten(0, 1),
-        C=C.flatten(0, 1),
+        per_sequence(-torch.exp(stacked("A_log").float())),
+        B.flatten(0, 1),
+        C.flatten(0, 1),
+        per_sequence(stacked("D")),
         z=gate.flatten(0, 1),
-        **{name: weight.repeat_interleave(batch, 0) for name, weight in per_sequence.items()},
+        delta_bias=per_sequence(stacked("dt_proj.bias")),
     )
     return linear(y.unflatten(0, (groups, batch)), stacked("out_proj.weight"))
 

@@ -64,7 +64,7 @@ def exp2(x):  # type: ignore[no-untyped-def]
     shifted = x + ROUNDER
     f = x - (shifted - ROUNDER)
     power = E0 + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * E5))))
-    return _times_power_of_two(power, shifted)
+    return _times_power_of_two(power, shifted)  # type: ignore[call-arg]
 
 
 @_jit

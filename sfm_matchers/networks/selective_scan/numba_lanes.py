@@ -89,7 +89,7 @@ class _LaneScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         u, delta, a, B, C, D, z, bias, block_states = ctx.saved_tensors
         sequences, length, groups, _ = u.shape
         states = a.shape[1]

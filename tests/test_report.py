@@ -1,0 +1,410 @@
+"""The report: that it says what the database and the model say, and that it stands alone."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import json
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pycolmap
+import pytest
+
+from sfm_matchers import report
+from sfm_matchers.errors import InputError
+from sfm_matchers.report import write_report
+from sfm_matchers.storage import names_to_pair
+from sfm_matchers.visualization import write_image
+
+NUM_IMAGES, NUM_POINTS = 6, 40
+ODD_NAME = "x</script><b>\"&'{{data}}.png"
+
+
+@dataclass
+class Scene:
+    """A made-up reconstruction, with all files that `write_report` reads."""
+
+    root: Path
+    model: pycolmap.Reconstruction | None
+    names: list[str]
+    pairs: list[tuple[str, str]]
+    summary: dict = field(default_factory=dict)
+
+    def write(self) -> Path:
+        return write_report(
+            self.root / "out",
+            self.model,
+            self.root / "images",
+            self.pairs,
+            self.root / "features.h5",
+            self.root / "matches.h5",
+            self.root / "database.db",
+            self.summary,
+        )
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_cameras_per_rig = 1, 1
+    options.num_frames_per_rig, options.num_points3D = NUM_IMAGES, NUM_POINTS
+    options.camera_width, options.camera_height = 160, 120
+    options.camera_params = [200.0, 80.0, 60.0, 0.0]
+    with pycolmap.Database.open(tmp_path / "database.db") as database:
+        pycolmap.set_random_seed(0)
+        model = pycolmap.synthesize_dataset(options, database)
+        images = {image.image_id: image.name for image in database.read_all_images()}
+        with h5py.File(tmp_path / "features.h5", "w") as features:
+            for image_id, name in images.items():
+                keypoints = database.read_keypoints(image_id)[:, :2] - 0.5
+                features[f"{name}/keypoints"] = keypoints.astype(np.float32)
+        pairs = []
+        with h5py.File(tmp_path / "matches.h5", "w") as file:
+            for pair_id, matches in zip(*database.read_all_matches(), strict=True):
+                image_id0, image_id1 = pycolmap.pair_id_to_image_pair(pair_id)
+                pair = images[image_id0], images[image_id1]
+                matches0 = np.full(database.num_keypoints_for_image(image_id0), -1)
+                matches0[matches[:, 0]] = matches[:, 1]
+                file[f"{names_to_pair(*pair)}/matches0"] = matches0
+                pairs.append(pair)
+    names = sorted(images.values())
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / "images" / name, np.full((120, 160, 3), 99, dtype=np.uint8))
+    return Scene(tmp_path, model, names, pairs)
+
+
+class Page(HTMLParser):
+    """What a browser sees: elements, texts of table rows, the data, and all addresses."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._script: str | None = None
+        self._in_cell = False
+        self.data: dict = {}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for key, value in attributes if key in ("src", "href")]
+        if tag == "script":
+            self._script = dict(attributes).get("id", "code")
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self._script = None
+        elif tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data):
+        if self._script == "data":
+            self.data = json.loads(data)
+        elif self._script is None:
+            self.text += data
+            if self._in_cell:
+                self.rows[-1][-1] += data
+
+    def row_of(self, name: str) -> list[str]:
+        """Return the cells of a photo's row in the last table."""
+        return [row for row in self.rows if len(row) == 6 and row[1] == name][-1]
+
+    def array(self, text: str, dtype: str) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(text), dtype=dtype)
+
+    def matrix(self, key: str) -> np.ndarray:
+        rows = self.data["matrix"]["rows"]
+        return self.array(self.data["matrix"][key], "<i4").reshape(rows, rows)
+
+
+def test_report_writes_one_page_and_four_pictures(scene):
+    path = scene.write()
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "match_graph.png",
+        "model.png",
+        "report.html",
+        "strongest_pair.png",
+        "weakest_pair.png",
+    ]
+
+
+def test_page_needs_nothing_else(scene):
+    path = scene.write()
+    page = Page(path)
+    assert page.addresses
+    assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+    assert "link" not in page.tags
+    assert not re.search(r"https?://|@import|url\(|fetch\(", path.read_text(encoding="utf-8"))
+
+
+def test_page_counts_as_colmap_does(scene):
+    page = Page(scene.write())
+    for fact in (
+        f"{NUM_IMAGES} of {NUM_IMAGES}photos registered",
+        f"{scene.model.num_points3D()}3D points",
+        f"{scene.model.compute_num_observations()}observations",
+        f"{scene.model.compute_mean_track_length():.2f}mean track length",
+        f"{len(scene.pairs)} of {len(scene.pairs)}pairs verified",
+    ):
+        assert fact in page.text
+
+
+def test_row_of_a_photo_says_what_the_model_says(scene):
+    for point_id in list(scene.model.points3D)[::3]:
+        scene.model.points3D[point_id].xyz += np.array([0.02, -0.01, 0.03])
+    page = Page(scene.write())
+    for image in scene.model.images.values():
+        errors = [
+            np.linalg.norm(
+                image.project_point(scene.model.points3D[point2D.point3D_id].xyz) - point2D.xy
+            )
+            for point2D in image.get_observation_points2D()
+        ]
+        assert np.mean(errors) > 0.05
+        assert page.row_of(image.name)[2:] == [
+            "yes",
+            str(image.num_points2D()),
+            str(len(errors)),
+            f"{np.mean(errors):.3f}",
+        ]
+
+
+def test_points_and_cameras_keep_their_shape_and_colours(scene):
+    scene.model.points3D[min(scene.model.points3D)].color = np.array([1, 2, 3], dtype=np.uint8)
+    page = Page(scene.write())
+    shown = page.array(page.data["points"], "<f4").reshape(-1, 3)
+    true = np.array([scene.model.points3D[i].xyz for i in sorted(scene.model.points3D)])
+    frusta = page.array(page.data["frusta"], "<f4").reshape(-1, 5, 3)
+    images = [scene.model.images[i] for i in sorted(scene.model.reg_image_ids())]
+    shown = np.concatenate([shown, frusta[:, 0]])
+    true = np.concatenate([true, [image.projection_center() for image in images]])
+    ratio = np.linalg.norm(shown[1:] - shown[:-1], axis=1) / np.linalg.norm(
+        true[1:] - true[:-1], axis=1
+    )
+    assert ratio == pytest.approx(np.full(len(ratio), ratio[0]), rel=1e-4)
+    assert np.linalg.norm(shown, axis=1).max() < 2
+    assert page.array(page.data["colors"], "u1")[:3].tolist() == [1, 2, 3]
+    shown_names = [page.data["names"][row] for row in page.data["cameras"]]
+    assert shown_names == [image.name for image in images]
+    for image, frustum in zip(images, frusta, strict=True):
+        forward = frustum[1:].mean(axis=0) - frustum[0]
+        to_points = shown[: -len(images)].mean(axis=0) - frustum[0]
+        assert forward @ to_points > 0, f"{image.name} looks away from the points"
+
+
+def test_matrix_holds_the_verified_matches(scene):
+    dropped, emptied = scene.pairs[0], scene.pairs[1]
+    with pycolmap.Database.open(scene.root / "database.db") as database:
+        ids = {image.name: image.image_id for image in database.read_all_images()}
+        for pair in (dropped, emptied):
+            database.delete_two_view_geometry(*(ids[name] for name in pair))
+        database.delete_matches(*(ids[name] for name in dropped))
+        last = scene.pairs[-1]
+        expected = len(
+            database.read_two_view_geometry(*(ids[name] for name in last)).inlier_matches
+        )
+    scene.pairs.remove(dropped)
+    page = Page(scene.write())
+    verified, row = page.matrix("verified"), page.data["names"].index
+    assert np.array_equal(verified, verified.T)
+    assert verified[row(last[0]), row(last[1])] == expected > 0
+    assert verified[row(emptied[0]), row(emptied[1])] == 0
+    assert verified[row(dropped[0]), row(dropped[1])] == -1
+    assert (np.diag(verified) == -1).all()
+
+
+def test_strongest_and_weakest_pair_are_named_with_their_counts(scene):
+    weakest = scene.pairs[3]
+    with pycolmap.Database.open(scene.root / "database.db") as database:
+        ids = {image.name: image.image_id for image in database.read_all_images()}
+        pair_ids = [ids[name] for name in weakest]
+        geometry = database.read_two_view_geometry(*pair_ids)
+        geometry.inlier_matches = geometry.inlier_matches[:7]
+        database.update_two_view_geometry(*pair_ids, geometry)
+    page = Page(scene.write())
+    first, second = sorted(weakest)
+    assert f"Weakest pair: {first} and {second}, 7 verified matches" in page.text
+    assert "Strongest pair: " in page.text
+
+
+def test_names_cannot_break_out_of_the_page(scene):
+    scene.pairs.append((scene.names[0], ODD_NAME))
+    scene.summary = {"settings": {"<i>key": "</table><script>alert(1)</script>"}}
+    plain = Page(Scene(scene.root, scene.model, scene.names, scene.pairs).write())
+    page = Page(scene.write())
+    assert ODD_NAME in page.data["names"]
+    assert page.row_of(ODD_NAME)[2] == "no"
+    assert page.tags.count("script") == plain.tags.count("script") == 2
+    assert page.tags.count("b") == plain.tags.count("b")
+    assert ["<i>key", "</table><script>alert(1)</script>"] in page.rows
+
+
+def test_summary_tables(scene):
+    scene.summary = {
+        "model": "big",
+        "seconds": {"matching": 4.0, "mapping": 1.0},
+        "settings": {"matcher": "jamma", "ratio": 0.8},
+    }
+    path = scene.write()
+    page = Page(path)
+    for row in (["model", "big"], ["matcher", "jamma"], ["ratio", "0.8"], ["mapping", "1.0 "]):
+        assert row in page.rows
+    assert re.findall(r"width:([\d.]+)%", path.read_text(encoding="utf-8")) == ["100.0", "25.0"]
+
+
+def test_unregistered_photo_is_listed(scene):
+    frame_id = min(scene.model.reg_frame_ids())
+    name = next(i.name for i in scene.model.images.values() if i.frame_id == frame_id)
+    scene.model.deregister_frame(frame_id)
+    page = Page(scene.write())
+    assert page.row_of(name)[2] == "no"
+    assert page.row_of(name)[5] == "–"
+    reasons = {row[0]: row[1] for row in page.rows if len(row) == 2}
+    assert "with a registered photo" in reasons[name]
+    assert len(page.data["cameras"]) == NUM_IMAGES - 1
+
+
+def test_without_a_model_the_page_says_so_and_old_pictures_go(scene):
+    scene.write()
+    scene.model = None
+    path = scene.write()
+    page = Page(path)
+    assert f"No model could be built from {NUM_IMAGES} photos." in page.text
+    assert page.data["cameras"] == []
+    assert not (path.parent / "model.png").exists()
+    assert (path.parent / "strongest_pair.png").exists()
+
+
+def test_a_single_photo(tmp_path):
+    with pycolmap.Database.open(tmp_path / "database.db") as database:
+        camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", 100, 160, 120)
+        image = pycolmap.Image()
+        image.name, image.camera_id = "only.png", database.write_camera(camera)
+        database.write_image(image)
+    page = Page(Scene(tmp_path, None, ["only.png"], []).write())
+    assert page.row_of("only.png")[2:] == ["no", "0", "0", "–"]
+    assert ["only.png", "no keypoints, and in no pair"] in page.rows
+
+
+def test_missing_photos_cost_only_their_pictures(scene, caplog):
+    (scene.root / "images" / scene.names[0]).unlink()
+    page = Page(scene.write())
+    assert page.row_of(scene.names[0])[2] == "yes"
+    assert scene.names[0] in caplog.text
+
+
+def test_a_missing_database_is_refused_and_not_created(tmp_path):
+    with pytest.raises(InputError, match=r"database\.db does not exist"):
+        Scene(tmp_path, None, [], []).write()
+    assert not (tmp_path / "database.db").exists()
+
+
+def test_large_models_are_thinned_out(scene, monkeypatch):
+    monkeypatch.setattr(report, "MAX_POINTS", 10)
+    monkeypatch.setattr(report, "MAX_THUMBNAILS", 2)
+    monkeypatch.setattr(report, "MAX_MATRIX", 3)
+    page = Page(scene.write())
+    assert len(page.array(page.data["points"], "<f4")) == 3 * 10
+    assert f"10 of {NUM_POINTS} points" in page.text
+    assert len(page.addresses) == 2 + 2  # thumbnails and drawn pairs
+    assert page.data["matrix"]["block"] == 2
+    assert page.matrix("verified").shape == (3, 3)
+    assert (page.matrix("verified") > 0).all()
+
+
+def test_names_are_in_natural_order(scene):
+    scene.pairs += [("img10.png", "img9.png"), ("b/1.png", "img9.png")]
+    names = Page(scene.write()).data["names"]
+    assert names.index("b/1.png") < names.index("img9.png") < names.index("img10.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (2, "at most 12 verified matches with a registered photo; a pose needs 30"),
+        (3, "lead only to photos that are not registered either; its best pair has 80"),
+        (5, "400 verified matches with a registered photo, but no pose agreed"),
+        (6, "in no pair: it was never matched"),
+        (7, "none of its 1 pair passed geometric verification"),
+        (8, "no keypoints"),
+    ],
+)
+def test_likely_reason(image, reason):
+    edges = {(0, 1): 900, (1, 2): 12, (3, 4): 80, (0, 5): 400, (0, 7): 0, (0, 8): 0}
+    graph = report._MatchGraph(
+        names=[f"{row}.jpg" for row in range(9)],
+        num_keypoints=np.array([1000] * 8 + [0]),
+        edges=np.array(list(edges)),
+        matches=np.array(list(edges.values())) + 5,
+        verified=np.array(list(edges.values())),
+        database_path=Path("none.db"),
+        image_ids={},
+    )
+    registered = np.arange(9) < 2
+    assert reason in report._likely_reason(image, graph, registered)
+    no_model = report._likely_reason(3, graph, np.zeros(9, dtype=bool))
+    assert no_model == "no model was built; its best pair has 80 verified matches"
+
+
+def camera_to_world(forward: list[float], down: list[float]) -> np.ndarray:
+    z, y = np.array(forward, dtype=float), np.array(down, dtype=float)
+    return np.stack([np.cross(y, z), y, z], axis=1)
+
+
+def test_upright_cameras_say_where_up_is():
+    rng = np.random.default_rng(0)
+    world = pycolmap.Rotation3d(np.array([0.1, -0.7, 0.4])).matrix()
+    circle = [[np.cos(a), np.sin(a), 0] for a in np.arange(0, 6.28, 0.5)]
+    rotations = np.array([camera_to_world([-x, -y, 0], [0, 0, -1]) for x, y, _ in circle])
+    points = rng.uniform(-1, 1, (300, 3)) * (0.3, 0.3, 1)  # a tower: the spread alone misleads
+    upright = report._upright_rotation(
+        points @ world.T, world @ rotations, 5 * np.array(circle) @ world.T
+    )
+    assert upright @ upright.T == pytest.approx(np.eye(3), abs=1e-9)
+    assert np.linalg.det(upright) == pytest.approx(1)
+    assert upright @ world @ [0, 0, 1] == pytest.approx([0, 0, 1], abs=0.02)
+
+
+def test_cameras_that_look_down_from_the_air_are_above_flat_ground():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (300, 3)) * (3, 2, 0.05)
+    centers = np.array([[-1, 0, 4], [0, 0, 4], [1, 0, 4], [2, 0, 4]], dtype=float)
+    headings = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]
+    rotations = np.array([camera_to_world([0, 0, -1], heading) for heading in headings])
+    upright = report._upright_rotation(points, rotations, centers)
+    assert upright[2] == pytest.approx([0, 0, 1], abs=0.05)
+
+
+def test_no_points_and_one_camera_still_give_a_rotation():
+    rotations = np.array([camera_to_world([0, 1, 0], [0, 0, -1])])
+    upright = report._upright_rotation(np.zeros((0, 3)), rotations, np.zeros((1, 3)))
+    assert upright == pytest.approx(np.eye(3), abs=1e-9)
+
+
+def test_wide_cameras_are_drawn_at_ninety_degrees():
+    camera = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 0, 200, 100)
+    model = SimpleNamespace(cameras={1: camera})
+    frusta = report._frusta(model, [SimpleNamespace(camera_id=1)])
+    assert np.abs(frusta[0, 1:]).tolist() == [[1, 0.5, 1]] * 4
+
+
+def test_every_element_the_script_asks_for_exists():
+    template = importlib.resources.files("sfm_matchers").joinpath("report_template.html")
+    text = template.read_text(encoding="utf-8")
+    asked = set(re.findall(r'byId\("([\w-]+)"\)', text))
+    assert asked
+    assert asked <= set(re.findall(r'\bid="([\w-]+)"', text))
