@@ -89,7 +89,7 @@ def write_report(
 
     matrix, block = _match_matrix(graph)
     pictures = {f"{label}_pair.png": picture for label, (_, picture) in drawn_pairs.items()}
-    pictures["match_graph.png"] = draw_match_graph(matrix[0], _block_names(graph.names, block))
+    pictures["match_graph.png"] = draw_match_graph(matrix[0], graph.names[::block])
     if model is not None:
         pictures["model.png"] = draw_model(scene.points, scene.colors, scene.frusta)
     for name in ("model.png", "match_graph.png", "strongest_pair.png", "weakest_pair.png"):
@@ -98,16 +98,6 @@ def write_report(
         else:
             (output_dir / name).unlink(missing_ok=True)
 
-    data = {
-        "names": graph.names,
-        "points": _base64(scene.points.astype("<f4")),
-        "colors": _base64(scene.colors),
-        "frusta": _base64(scene.frusta.astype("<f4")),
-        "cameras": scene.camera_images,
-        "matrix": {"verified": _base64(matrix[0].astype("<i4")), "block": block}
-        | {"matches": _base64(matrix[1].astype("<i4")), "rows": len(matrix[0])},
-        "palette": _base64(count_palette()),
-    }
     page = _fill_template(
         {
             "subtitle": html.escape(_subtitle(images, model)),
@@ -117,7 +107,7 @@ def write_report(
             "unregistered": _unregistered_html(graph, images),
             "pairs": _pairs_html(drawn_pairs),
             "images": _images_html(images, _read_thumbnails(Path(image_dir), graph.names)),
-            "data": _script_json(data),
+            "data": _script_data(graph.names, scene, matrix, block),
         }
     )
     path = output_dir / "report.html"
@@ -396,10 +386,6 @@ def _match_matrix(graph: _MatchGraph) -> tuple[np.ndarray, int]:
     return matrix, block
 
 
-def _block_names(names: Sequence[str], block: int) -> list[str]:
-    return [names[start] for start in range(0, len(names), block)]
-
-
 def _draw_pairs(
     graph: _MatchGraph, image_dir: Path, feature_path: Path, match_path: Path
 ) -> dict[str, tuple[str, np.ndarray]]:
@@ -508,8 +494,22 @@ def _fill_template(parts: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], text)
 
 
-def _script_json(data: Mapping[str, Any]) -> str:
-    """Return JSON that cannot end the script element it stands in."""
+def _script_data(names: Sequence[str], scene: _Scene, matrix: np.ndarray, block: int) -> str:
+    """Return what the page's script draws, as JSON that cannot end its script element."""
+    data = {
+        "names": names,
+        "points": _base64(scene.points.astype("<f4")),
+        "colors": _base64(scene.colors),
+        "frusta": _base64(scene.frusta.astype("<f4")),
+        "cameras": scene.camera_images,
+        "matrix": {
+            "verified": _base64(matrix[0].astype("<i4")),
+            "matches": _base64(matrix[1].astype("<i4")),
+            "rows": len(matrix[0]),
+            "block": block,
+        },
+        "palette": _base64(count_palette()),
+    }
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 

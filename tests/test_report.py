@@ -18,6 +18,7 @@ import pytest
 
 from sfm_matchers import report
 from sfm_matchers.errors import InputError
+from sfm_matchers.images import read_image
 from sfm_matchers.report import write_report
 from sfm_matchers.storage import names_to_pair
 from sfm_matchers.visualization import write_image
@@ -227,18 +228,41 @@ def test_matrix_holds_the_verified_matches(scene):
     assert (np.diag(verified) == -1).all()
 
 
+def keep_inliers(scene: Scene, pair: tuple[str, str], count: int) -> None:
+    with pycolmap.Database.open(scene.root / "database.db") as database:
+        ids = {image.name: image.image_id for image in database.read_all_images()}
+        pair_ids = [ids[name] for name in pair]
+        geometry = database.read_two_view_geometry(*pair_ids)
+        geometry.inlier_matches = geometry.inlier_matches[:count]
+        database.update_two_view_geometry(*pair_ids, geometry)
+
+
 def test_strongest_and_weakest_pair_are_named_with_their_counts(scene):
-    weakest = scene.pairs[3]
+    keep_inliers(scene, scene.pairs[3], 7)
+    page = Page(scene.write())
+    first, second = sorted(scene.pairs[3])
+    assert f"Weakest pair: {first} and {second}, 7 verified matches" in page.text
+    assert "Strongest pair: " in page.text
+
+
+def test_drawn_matches_lie_on_their_keypoints(scene):
+    weakest = tuple(sorted(scene.pairs[3]))
+    keep_inliers(scene, weakest, 1)
+    path = scene.write()
     with pycolmap.Database.open(scene.root / "database.db") as database:
         ids = {image.name: image.image_id for image in database.read_all_images()}
         pair_ids = [ids[name] for name in weakest]
-        geometry = database.read_two_view_geometry(*pair_ids)
-        geometry.inlier_matches = geometry.inlier_matches[:7]
-        database.update_two_view_geometry(*pair_ids, geometry)
-    page = Page(scene.write())
-    first, second = sorted(weakest)
-    assert f"Weakest pair: {first} and {second}, 7 verified matches" in page.text
-    assert "Strongest pair: " in page.text
+        match = database.read_two_view_geometry(*pair_ids).inlier_matches[0]
+        corners = [
+            database.read_keypoints(i)[index, :2]
+            for i, index in zip(pair_ids, match, strict=True)  # (0, 0) is the pixel's corner here
+        ]
+    picture = read_image(path.parent / "weakest_pair.png")
+    scale = report.PAIR_HEIGHT / 120
+    offset = round(160 * scale) + 8
+    for corner, start in zip(corners, (0, offset), strict=True):
+        x, y = np.rint(corner * scale - 0.5).astype(int)
+        assert picture[y, start + x].tolist() == [50, 180, 255], "a sure match is blue"
 
 
 def test_names_cannot_break_out_of_the_page(scene):

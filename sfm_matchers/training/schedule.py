@@ -1,0 +1,62 @@
+"""Which pairs a run sees, and when; the same for every network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sfm_matchers.training.homographies import sample_homography_pairs
+from sfm_matchers.training.pair_batch import PairBatch
+from sfm_matchers.training.parallax import sample_parallax_pairs
+from sfm_matchers.training.photographs import Photographs
+
+REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is meant
+SMALL_SIZES = [(160, 224), (224, 160), (192, 192), (160, 160)]
+LARGE_SIZES = [(240, 320), (320, 240), (256, 256), (320, 320), (288, 384), (384, 288)]
+SMALL_SIZES_UNTIL = 0.35  # of the run; small images show more photographs for the same work
+EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
+HARDEST_FROM = 0.6  # of the run
+PARALLAX_SHARE = 0.4  # of the batches
+VALIDATION_SIZE = (240, 320)
+VALIDATION_SEED = 20_000_000
+
+
+def sample_scheduled_pairs(
+    photographs: Photographs,
+    batch_size: float,
+    progress: float,
+    generator: torch.Generator,
+    device: torch.device,
+) -> PairBatch:
+    """Pairs that grow larger and harder with the run, at constant work per batch."""
+    sizes = SMALL_SIZES if progress < SMALL_SIZES_UNTIL else LARGE_SIZES
+    size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
+    count = max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
+    strength = EASIEST + (HARDEST - EASIEST) * min(1.0, progress / HARDEST_FROM)
+    with_parallax = float(torch.rand((), generator=generator)) < PARALLAX_SHARE
+    sample = sample_parallax_pairs if with_parallax else sample_homography_pairs
+    return sample(photographs, count, size, strength=strength, generator=generator, device=device)
+
+
+def validation_sets(photographs: Photographs, device: torch.device) -> dict[str, list[PairBatch]]:
+    """Always the same pairs of the held-out photographs, by kind."""
+    kinds: dict[str, tuple[Callable[..., PairBatch], float]] = {
+        "easy": (sample_homography_pairs, 0.5),
+        "hard": (sample_homography_pairs, 1.0),
+        "parallax": (sample_parallax_pairs, 0.7),
+    }
+    return {
+        name: [
+            sample(
+                photographs,
+                4,
+                VALIDATION_SIZE,
+                strength=strength,
+                generator=torch.Generator().manual_seed(VALIDATION_SEED + index),
+                device=device,
+            )
+            for index in range(2)
+        ]
+        for name, (sample, strength) in kinds.items()
+    }
