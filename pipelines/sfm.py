@@ -81,6 +81,7 @@ class SfmOptions:
     pairs: str = "exhaustive"
     num_matched: int = 20
     mapper: str = "incremental"
+    mapper_threads: int = 1
     camera_mode: str = "auto"
     camera_model: str = "SIMPLE_RADIAL"
     camera_params: str = ""
@@ -200,6 +201,7 @@ def run(options: SfmOptions) -> SfmResult:
             model_dir,
             options.mapper,
             fixed_intrinsics=bool(options.camera_params),
+            num_threads=options.mapper_threads,
         )
         steps.set_done("sparse", model_source)
         return models
@@ -492,6 +494,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="photos matched to each photo by sequential and retrieval (default: 20)",
     )
     add("--mapper", default="incremental", choices=MAPPERS, help="default: incremental")
+    add(
+        "--mapper_threads",
+        type=int,
+        default=1,
+        help="threads of the mapper; 1 gives the same model every time, more (-1: all cores) are "
+        "faster for hundreds of photos (default: 1)",
+    )
     add(
         "--camera_mode",
         default="auto",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:  # training runs on machines without pycolmap
     import pycolmap
@@ -154,6 +155,115 @@ def estimate_relative_pose(
                 np.asarray(mask).ravel() > 0,
             )
     return best
+
+
+def estimate_relative_pose_poselib(
+    points0: ArrayLike,
+    points1: ArrayLike,
+    intrinsics0: ArrayLike,
+    intrinsics1: ArrayLike,
+    *,
+    max_error: float = 1.0,
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]] | None:
+    """The same as `estimate_relative_pose` by PoseLib's LO-RANSAC; intrinsics without skew.
+
+    Raises:
+        MissingExtraError: poselib is not installed.
+    """
+    try:
+        import poselib
+    except ImportError as error:
+        raise MissingExtraError("poselib is missing: pip install poselib") from error
+    points0 = np.asarray(points0, dtype=np.float64).reshape(-1, 2)
+    points1 = np.asarray(points1, dtype=np.float64).reshape(-1, 2)
+    if len(points0) < MIN_MATCHES:
+        return None
+    cameras = []
+    for matrix in (np.asarray(intrinsics0, float), np.asarray(intrinsics1, float)):
+        focal_and_centre = [matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]]
+        width, height = (round(2 * centre) for centre in focal_and_centre[2:])
+        cameras.append(
+            {"model": "PINHOLE", "width": width, "height": height, "params": focal_and_centre}
+        )
+    pose, info = poselib.estimate_relative_pose(
+        points0, points1, *cameras, {"max_epipolar_error": max_error}, {}
+    )
+    inliers = np.asarray(info["inliers"], dtype=bool)
+    if not inliers.any():
+        return None
+    return np.asarray(pose.R), np.asarray(pose.t), inliers
+
+
+POSE_ESTIMATORS = {
+    "OpenCV MAGSAC++": estimate_relative_pose,
+    "PoseLib LO-RANSAC": estimate_relative_pose_poselib,
+}
+
+
+@dataclass(frozen=True)
+class PosedPair:
+    """Two photos with their true relative pose.
+
+    Attributes:
+        name0: path of image 0 relative to the image folder.
+        name1: of image 1.
+        intrinsics0: (3, 3) in pixels of the photo as stored.
+        intrinsics1: (3, 3).
+        cam1_from_cam0: (4, 4).
+    """
+
+    name0: str
+    name1: str
+    intrinsics0: FloatArray
+    intrinsics1: FloatArray
+    cam1_from_cam0: FloatArray
+
+    @property
+    def essential(self) -> FloatArray:
+        """Essential matrix (3, 3) with x1^T E x0 = 0."""
+        x, y, z = self.cam1_from_cam0[:3, 3]
+        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+        return cross @ self.cam1_from_cam0[:3, :3]
+
+
+def read_posed_pairs(path: Path) -> list[PosedPair]:
+    """Read lines `image0 image1 rot0 rot1 K0 K1 T_0to1`, matrices row by row: 38 fields.
+
+    Raises:
+        InputError: no such file, no pairs in it, a malformed line, or photos to be rotated
+            (rot0 or rot1 not 0), which is not supported.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}: give a list of pairs with their true poses")
+    pairs = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 38:
+            raise InputError(f"{path}, line {number}: {len(fields)} fields, expected 38")
+        try:
+            values = np.array(fields[2:], dtype=np.float64)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: a number cannot be read") from error
+        if values[:2].any():
+            raise InputError(f"{path}, line {number}: rotate the photos first, then write 0 0")
+        intrinsics0, intrinsics1 = values[2:11].reshape(3, 3), values[11:20].reshape(3, 3)
+        pose = values[20:].reshape(4, 4)
+        pairs.append(PosedPair(fields[0], fields[1], intrinsics0, intrinsics1, pose))
+    if not pairs:
+        raise InputError(f"no pairs in {path}")
+    return pairs
+
+
+def matching_precision(
+    points0: ArrayLike, points1: ArrayLike, pair: PosedPair, max_distance: float = 1e-4
+) -> float:
+    """Share of matches whose squared `symmetric_epipolar_distance` is small; 0 without matches."""
+    distances = symmetric_epipolar_distance(
+        points0, points1, pair.essential, pair.intrinsics0, pair.intrinsics1
+    )
+    return float((distances < max_distance).mean()) if len(distances) else 0.0
 
 
 def _normalise(points: ArrayLike, intrinsics: ArrayLike) -> FloatArray:

@@ -180,6 +180,7 @@ def reconstruct(
     mapper: str = "incremental",
     *,
     fixed_intrinsics: bool = False,
+    num_threads: int = 1,
 ) -> list[pycolmap.Reconstruction]:
     """Map the verified matches of a database.
 
@@ -192,6 +193,8 @@ def reconstruct(
         model_dir: replaced if it exists.
         mapper: ``incremental``, ``global`` or ``hierarchical``.
         fixed_intrinsics: keep the cameras' intrinsics as they are in the database.
+        num_threads: of the mapper. One thread gives the same model every time; more are faster
+            where there are hundreds of photos (-1: one per core).
 
     Returns:
         The models, largest first; empty if none came out.
@@ -206,7 +209,9 @@ def reconstruct(
     work_dir = temporary / "work"
     work_dir.mkdir(parents=True)
     with quiet_colmap():
-        models = _run_mapper(database_path, image_dir, work_dir, mapper, fixed_intrinsics)
+        models = _run_mapper(
+            database_path, image_dir, work_dir, mapper, fixed_intrinsics, num_threads
+        )
     ordered = sorted(
         (model for model in models if model.num_points3D()),
         key=lambda model: (-model.num_reg_images(), -model.num_points3D()),
@@ -221,12 +226,18 @@ def reconstruct(
 
 
 def _run_mapper(
-    database_path: Path, image_dir: Path, work_dir: Path, mapper: str, fixed_intrinsics: bool
+    database_path: Path,
+    image_dir: Path,
+    work_dir: Path,
+    mapper: str,
+    fixed_intrinsics: bool,
+    num_threads: int,
 ) -> list[pycolmap.Reconstruction]:
     pycolmap.set_random_seed(0)
     if mapper == "global":
         global_options = pycolmap.GlobalPipelineOptions()
         global_options.random_seed = 0
+        global_options.num_threads = num_threads
         if fixed_intrinsics:
             bundle = global_options.mapper.bundle_adjustment
             bundle.refine_focal_length = bundle.refine_extra_params = False
@@ -234,6 +245,7 @@ def _run_mapper(
     else:
         incremental = pycolmap.IncrementalPipelineOptions()
         incremental.random_seed = 0
+        incremental.num_threads = num_threads
         incremental.min_model_size = MIN_MODEL_SIZE
         if fixed_intrinsics:
             incremental.ba_refine_focal_length = incremental.ba_refine_extra_params = False
@@ -244,6 +256,7 @@ def _run_mapper(
         else:
             hierarchical = pycolmap.HierarchicalPipelineOptions()
             hierarchical.incremental_options = incremental
+            hierarchical.num_threads = hierarchical.num_workers = num_threads
             models = pycolmap.hierarchical_mapping(database_path, image_dir, work_dir, hierarchical)
     return list(models.values())
 

@@ -114,15 +114,17 @@ def draw_matches(
     return canvas
 
 
-def plot_matches(photo0: Path, photo1: Path, matches: Matches, path: Path) -> Path:
+def plot_matches(
+    photo0: str | Path, photo1: str | Path, matches: Matches, path: str | Path
+) -> Path:
     """Draw the matches of two photos, as `draw_matches` does, and write the picture to `path`.
 
     Raises:
         InputError: a photo cannot be read, or the picture cannot be written as `path` names it.
     """
-    image0, image1 = read_image(photo0), read_image(photo1)
+    image0, image1 = read_image(Path(photo0)), read_image(Path(photo1))
     picture = draw_matches(image0, image1, matches.keypoints0, matches.keypoints1, matches.scores)
-    return write_image(path, picture)
+    return write_image(Path(path), picture)
 
 
 def write_image(path: Path, image: np.ndarray) -> Path:

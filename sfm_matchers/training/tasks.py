@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from sfm_matchers.training.efficient_loftr_task import EfficientLoFTRTask
 from sfm_matchers.training.jamma_task import JamMaTask
 from sfm_matchers.training.loop import TrainingTask
+from sfm_matchers.training.mambaglue_task import MambaGlueTask
 
-TASKS: dict[str, type[TrainingTask]] = {"jamma": JamMaTask}
+TASKS: dict[str, Callable[[], TrainingTask]] = {
+    "jamma": JamMaTask,
+    "eloftr": EfficientLoFTRTask,
+    "mambaglue": MambaGlueTask,
+}

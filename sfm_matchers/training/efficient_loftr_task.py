@@ -1,0 +1,226 @@
+"""How Efficient LoFTR is trained: initial weights and losses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from sfm_matchers.networks.efficient_loftr import (
+    CELL,
+    COARSE_DIM,
+    AggregatedAttentionLayer,
+    EfficientLoFTR,
+    EfficientLoFTRFeatures,
+    RepVGGBlock,
+    first_stage_log_confidence,
+    match_windows,
+)
+from sfm_matchers.training.efficient_loftr_supervision import (
+    LOCAL_WEIGHT,
+    CoarseTruth,
+    coarse_loss,
+    coarse_truth,
+    fine_loss,
+    fine_truth,
+    local_loss,
+)
+from sfm_matchers.training.homographies import sample_homography_pairs
+from sfm_matchers.training.pair_batch import PairBatch
+from sfm_matchers.training.photographs import Photographs
+from sfm_matchers.training.schedule import (
+    EASIEST,
+    VALIDATION_SEED,
+    sample_scheduled_pairs,
+    validation_sets,
+)
+from sfm_matchers.training.supervision import coarse_labels, dual_cross_entropy, label_accuracy
+
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's
+# Mean over standard deviation of the positive half of a normal distribution: the shift after
+# normalisation that keeps such values positive, so that a ReLU leaves them alone.
+HALF_NORMAL_MEAN = 0.68
+BRANCH_GAIN = 0.3  # of the convolutions beside an identity branch
+UPDATE_GAIN = 0.1  # of the transformer's first updates
+INITIAL_LOGIT_STD = 1.5
+
+
+def to_gray(images: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB to (B, 1, H, W) grey, both in 0..1."""
+    weights = images.new_tensor(GRAY_WEIGHTS).view(3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+class EfficientLoFTRTask:
+    """Efficient LoFTR: the authors' losses, after a warm-up with a plainer coarse one.
+
+    At first the coarse loss is the cross-entropy over the rows and the columns of the logits, then
+    the authors' focal loss of the dual softmax. The fine stages see true pairs of cells only.
+    """
+
+    cross_entropy_until = 0.7  # of the run
+    windows = 128  # pairs of cells per pair of images
+
+    def build_network(self, photographs: Photographs, device: torch.device) -> EfficientLoFTR:
+        """Start as a matcher of random local features.
+
+        The blocks of the backbone with an identity branch begin close to the identity, so that the
+        features stay local; the transformer changes them little, and its last shift centres them;
+        coarse and fine features are scaled so that the logits have a useful spread.
+        """
+        network = EfficientLoFTR().to(device)
+        for module in network.backbone.modules():
+            if isinstance(module, RepVGGBlock) and module.rbr_identity is not None:
+                nn.init.constant_(module.rbr_identity.bias, HALF_NORMAL_MEAN)
+                for branch in (module.rbr_dense, module.rbr_1x1):
+                    nn.init.constant_(cast(nn.BatchNorm2d, branch.bn).weight, BRANCH_GAIN)
+        for layer in network.loftr_coarse.layers:
+            nn.init.constant_(cast(AggregatedAttentionLayer, layer).norm2.weight, UPDATE_GAIN)
+        self._calibrate(network, photographs, device)
+        return network
+
+    @torch.no_grad()
+    def _calibrate(
+        self, network: EfficientLoFTR, photographs: Photographs, device: torch.device
+    ) -> None:
+        """Centre the coarse features and scale both levels' logits, on some pairs."""
+        batch = sample_homography_pairs(
+            photographs,
+            8,
+            (96, 128),
+            strength=EASIEST,
+            generator=torch.Generator().manual_seed(VALIDATION_SEED),
+            device=device,
+        )
+        shift = cast(AggregatedAttentionLayer, network.loftr_coarse.layers[-1]).norm2.bias
+        block = cast(RepVGGBlock, network.backbone.layer3[-1])
+        # The spread of the updates does not follow the features' scale: a few rounds settle it.
+        for _ in range(3):
+            coarse = _run_coarse_stage(network, batch).coarse1
+            mean = coarse.mean((0, 2, 3))
+            variance = (coarse - mean[:, None, None]).square().sum(1).mean()
+            width = COARSE_DIM * network.config.coarse_temperature
+            factor = math.sqrt(INITIAL_LOGIT_STD * width / float(variance))
+            shift.copy_((shift - mean) * factor)
+            for norm in (block.rbr_identity, block.rbr_dense.bn, block.rbr_1x1.bn):
+                norm = cast(nn.BatchNorm2d, norm)
+                norm.weight.mul_(factor)
+                norm.bias.mul_(factor)
+        stage = _run_coarse_stage(network, batch)
+        windows = match_windows(*stage.fine_maps(network), *_all_pairs(stage.truth))
+        spread = float((windows[0] @ windows[1].mT).std()) / windows[0].shape[-1]
+        last = cast(nn.Conv2d, network.fine_preprocess.layer1_outconv2[-1])
+        last.weight.mul_(math.sqrt(INITIAL_LOGIT_STD / spread))
+
+    def sample_batch(
+        self,
+        photographs: Photographs,
+        batch_size: float,
+        progress: float,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> PairBatch:
+        """See `TrainingTask.sample_batch`."""
+        return sample_scheduled_pairs(photographs, batch_size, progress, generator, device)
+
+    def losses(
+        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `TrainingTask.losses`."""
+        network = cast(EfficientLoFTR, network)
+        stage = _run_coarse_stage(network, batch)
+        if progress < self.cross_entropy_until:
+            coarse = dual_cross_entropy(stage.logits, stage.labels0, stage.labels1)
+        else:
+            coarse = coarse_loss(stage.logits, stage.truth)
+        metrics = {
+            "coarse_loss": coarse.detach(),
+            "coarse_accuracy": label_accuracy(stage.logits, stage.labels0),
+        }
+        if not len(stage.truth.ids0):
+            return coarse, metrics
+        fine, fine_metrics = self._fine_losses(network, stage, batch, generator)
+        return coarse + fine, metrics | fine_metrics
+
+    def _fine_losses(
+        self,
+        network: EfficientLoFTR,
+        stage: _CoarseStage,
+        batch: PairBatch,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The authors' losses of both refinement stages within true pairs of windows."""
+        pairs = _all_pairs(stage.truth)
+        drawn = torch.randint(len(pairs[0]), (self.windows * len(batch),), generator=generator)
+        pairs = tuple(ids[drawn.to(ids.device)] for ids in pairs)
+        windows0, windows1 = match_windows(*stage.fine_maps(network), *pairs)
+        scale = batch.image0.new_ones(len(batch), 2)
+        truth = fine_truth(
+            batch.geometry, *pairs, stage.grid, stage.grid, scale0=scale, scale1=scale
+        )
+        fine = fine_loss(windows0, windows1, truth)
+        local = local_loss(windows0, windows1, truth, network.config.fine_temperature)
+        confidence = first_stage_log_confidence(windows0.detach(), windows1.detach())
+        best = confidence[truth.window_ids, truth.pixels0].argmax(-1)
+        return fine + LOCAL_WEIGHT * local, {
+            "fine_loss": fine.detach(),
+            "fine_accuracy": (best == truth.pixels1).sum() / max(len(best), 1),
+            "offset_loss": local.detach(),
+        }
+
+    @torch.no_grad()
+    def validate(
+        self, network: nn.Module, photographs: Photographs, device: torch.device
+    ) -> dict[str, float]:
+        """See `TrainingTask.validate`: shares of visible cells that find their exact partner."""
+        metrics: dict[str, float] = {}
+        for kind, batches in validation_sets(photographs, device).items():
+            values: dict[str, list[float]] = {}
+            for batch in batches:
+                generator = torch.Generator().manual_seed(VALIDATION_SEED)
+                for name, value in self.losses(network, batch, 1.0, generator)[1].items():
+                    values.setdefault(f"{kind}_{name}", []).append(float(value))
+            metrics |= {name: sum(many) / len(many) for name, many in values.items()}
+        return metrics
+
+
+@dataclass
+class _CoarseStage:
+    """What the coarse stage computed for a batch, and the truth beside it.
+
+    Labels say for every visible cell which one is nearest; `truth` has the mutually nearest.
+    """
+
+    features0: EfficientLoFTRFeatures
+    features1: EfficientLoFTRFeatures
+    coarse0: Tensor
+    coarse1: Tensor
+    logits: Tensor
+    labels0: Tensor
+    labels1: Tensor
+    truth: CoarseTruth
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.coarse0.shape[2], self.coarse0.shape[3]
+
+    def fine_maps(self, network: EfficientLoFTR) -> tuple[Tensor, Tensor]:
+        return network.fine_maps(self.features0, self.features1, self.coarse0, self.coarse1)
+
+
+def _run_coarse_stage(network: EfficientLoFTR, batch: PairBatch) -> _CoarseStage:
+    features0, features1 = network.encode_pair(to_gray(batch.image0), to_gray(batch.image1))
+    coarse0, coarse1 = network.transform(features0, features1)
+    logits = network.coarse_logits(coarse0, coarse1)
+    labels0, labels1 = coarse_labels(batch.geometry, batch.image_size, CELL, 0.0, logits.device)
+    grid = (coarse0.shape[2], coarse0.shape[3])
+    scale = batch.image0.new_ones(len(batch), 2)
+    truth = coarse_truth(batch.geometry, grid, grid, scale0=scale, scale1=scale, only_visible=True)
+    return _CoarseStage(features0, features1, coarse0, coarse1, logits, labels0, labels1, truth)
+
+
+def _all_pairs(truth: CoarseTruth) -> tuple[Tensor, Tensor, Tensor]:
+    return truth.batch_ids, truth.ids0, truth.ids1
