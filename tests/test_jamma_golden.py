@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +14,254 @@ from golden_weights_jamma import golden_normal, golden_state_dict
 from torch import Tensor
 
 from sfm_matchers.networks import jamma
-from sfm_matchers.networks.jamma import JamMa, JamMaConfig, JamMaFeatures
+from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mamba import run_side_by_side
 from sfm_matchers.networks.selective_scan import selective_scan
 
 GOLDEN = shared_path("networks/jamma/golden")
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of features and similarities
+POINT_TOLERANCE = 1e-3  # pixels
 CASES = {
-    "a": "case_a_nomask_160x224",
-    "b": "case_b_padded_192x192",
-    "c": "case_c_batch2_128x160",
-    "d": "case_d_batch2_padded_128x128",
+    "a": ("case_a_nomask_160x224", (160, 224), 16),
+    "b": ("case_b_padded_192x192", (192, 192), 16),
+    "c": ("case_c_batch2_128x160", (128, 160), 32),
+    "d": ("case_d_batch2_padded_128x128", (128, 128), 0),
 }
-CANVAS = {"a": (160, 224), "b": (192, 192), "c": (128, 160), "d": (128, 128), "t": (96, 96)}
+
+
+@functools.cache
+def load(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+@functools.cache
+def golden_network() -> JamMa:
+    network = JamMa().eval()
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    network.load_state_dict(golden_state_dict(shapes), strict=True)
+    return network
+
+
+def network_with(config: JamMaConfig) -> JamMa:
+    network = JamMa(config).eval()
+    network.load_state_dict(golden_network().state_dict())
+    return network
+
+
+def normalized(pixels: np.ndarray) -> Tensor:
+    mean, std = np.float32(jamma.IMAGE_MEAN), np.float32(jamma.IMAGE_STD)
+    values = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    return torch.from_numpy(values).permute(2, 0, 1)
+
+
+def inputs(case: str) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """Images padded to the canvas, and masks and scales where the case has them."""
+    name, canvas, _ = CASES[case]
+    data = load(name)
+    images = []
+    for side in ("image0", "image1"):
+        if side in data:
+            images.append(torch.stack([normalized(pixels) for pixels in data[side]]))
+            continue
+        items = sorted(key for key in data if key.startswith(f"{side}_"))
+        padded = torch.zeros(len(items), 3, *canvas)
+        for target, key in zip(padded, items, strict=True):
+            image = normalized(data[key])
+            target[:, : image.shape[1], : image.shape[2]] = image
+        images.append(padded)
+    options = {
+        key: torch.from_numpy(data[key])
+        for key in ("mask0", "mask1", "scale0", "scale1")
+        if key in data
+    }
+    return (images[0], images[1]), options
+
+
+def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=tolerance)
+
+
+def test_jamma_golden_weights_and_keys() -> None:
+    listed = json.loads(shared_path("networks/jamma/state_dict.json").read_text())
+    state_dict = golden_network().state_dict()
+    assert len(state_dict) == listed["n_keys"]
+    check = load("weights_check")
+    sums = {key: state_dict[key].double().sum().item() for key in state_dict}
+    for key, total in zip(check["keys"], check["sum"], strict=True):
+        assert sums[str(key)] == pytest.approx(total, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ["a", "b", "c"])
+@torch.no_grad()
+def test_jamma_golden_stages(case: str) -> None:
+    data, step = load(CASES[case][0]), CASES[case][2]
+    network = golden_network()
+    images, options = inputs(case)
+    both = torch.cat(images)
+    batch = len(images[0])
+    quarter, eighth = network.backbone.cnn(both)
+    assert_close(quarter[:, ::step], data["enc4"])
+    assert_close(eighth[:, ::step], data["enc8"])
+    features = network.encode(both)
+    assert_close(features.quarter[:, :: 2 * step], data["feat4"])
+    assert_close(features.eighth[:, ::step], data["feat8"])
+
+    features0, features1 = (
+        jamma.JamMaFeatures(*(x[part] for x in features))
+        for part in (slice(None, batch), slice(batch, None))
+    )
+    grid = (features.eighth.shape[2], features.eighth.shape[3])
+    code = network.matcher.kenc(grid, like=features.eighth)
+    assert_close(code.flatten(2)[:, ::step].expand(data["kenc"].shape), data["kenc"])
+    with_code = (features0.eighth + code, features1.eighth + code)
+    merged = network.matcher.joint_mamba.scan_and_merge(*with_code)
+    assert_close(merged[:, ::step], data["merged"])
+    order = jamma.scan_order(grid)
+    cells = merged.flatten(2).transpose(1, 2)
+    cells = torch.cat((cells[:batch], cells[batch:]), dim=1)
+    assert_close(cells[:, order][..., ::step], data["seq_out"])
+
+    coarse0, coarse1 = network.coarse_features(features0, features1)
+    assert_close(torch.cat((coarse0, coarse1))[:, ::step], data["aggregated"])
+    project = network.matcher.coarse_matching
+    assert_close(project(coarse0)[..., ::step], data["coarse_proj0"])
+    assert_close(project(coarse1)[..., ::step], data["coarse_proj1"])
+    masks = (options.get("mask0"), options.get("mask1"))
+    similarity = network.coarse_similarity(coarse0, coarse1, *masks)
+    assert_close(similarity[:, ::16], data["sim_rows"])
+    assert_close(similarity.amax(2), data["sim_row_max"])
+    assert_close(similarity.amax(1), data["sim_col_max"])
+    assert_close(similarity.softmax(2).amax(2), data["p01_row_max"])
+    assert_close(similarity.softmax(1).amax(1), data["p10_col_max"])
+    for axis, key in ((2, "row"), (1, "col")):
+        is_valid = data[f"sim_{key}_max"] > -1e8  # rows of padding are all equal
+        found = similarity.argmax(axis).numpy()[is_valid]
+        np.testing.assert_array_equal(found, data[f"sim_{key}_argmax"][is_valid])
+
+    fine0, fine1 = network.fine_maps(features0, features1, coarse0, coarse1)
+    assert_close(torch.cat((fine0, fine1))[:, :: 2 * step], data["fine_map"])
+    ids = [torch.from_numpy(data[f"t0_{key}_ids"]).long() for key in "bij"]
+    logits, tokens = network.fine_predictions(fine0, fine1, *ids)
+    assert_close(tokens[:12].transpose(1, 2), data["mixer_out_first12"])
+    probability = logits.softmax(1) * logits.softmax(2)
+    assert_close(probability[:12], data["fine_conf_first12"])
+    best, best_ids = probability.flatten(1).max(1)
+    assert_close(best, data["fine_conf_max"])
+    np.testing.assert_array_equal(best_ids.numpy(), data["fine_conf_argmax"])
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("threshold", range(4))
+def test_jamma_golden_matches(case: str, threshold: int) -> None:
+    data = load(CASES[case][0])
+    prefix = f"t{threshold}"
+    if f"{prefix}_thr" not in data:
+        assert case in "cd"
+        assert threshold >= 2
+        return
+    coarse_threshold, fine_threshold = data[f"{prefix}_thr"].tolist()
+    network = network_with(
+        replace(JamMaConfig(), coarse_threshold=coarse_threshold, fine_threshold=fine_threshold)
+    )
+    images, options = inputs(case)
+    output = network(*images, **options)
+
+    for key, actual in (
+        ("b_ids", output.coarse.batch_ids),
+        ("i_ids", output.coarse.ids0),
+        ("j_ids", output.coarse.ids1),
+    ):
+        np.testing.assert_array_equal(actual.numpy(), data[f"{prefix}_{key}"])
+    assert_close(output.coarse.similarities, data[f"{prefix}_mconf"])
+    columns = CASES[case][1][1] // jamma.CELL
+    for side, ids in (("0", output.coarse.ids0), ("1", output.coarse.ids1)):
+        points = jamma.cell_position(ids, columns)
+        if f"scale{side}" in options:
+            points = points * options[f"scale{side}"][output.coarse.batch_ids]
+        assert_close(points, data[f"{prefix}_mkpts{side}_c"], POINT_TOLERANCE)
+    if fine_threshold == pytest.approx(0.999):
+        # Where nothing passes, the authors' code reports the first coarse match, whatever it is,
+        # with score 1. Ours reports nothing.
+        assert data[f"{prefix}_mconf_f"].tolist() == [1.0]
+        assert len(output.scores) == 0
+        return
+    np.testing.assert_array_equal(output.batch_ids.numpy(), data[f"{prefix}_m_bids"])
+    assert_close(output.keypoints0, data[f"{prefix}_mkpts0_f"], POINT_TOLERANCE)
+    assert_close(output.keypoints1, data[f"{prefix}_mkpts1_f"], POINT_TOLERANCE)
+    assert_close(output.scores, data[f"{prefix}_mconf_f"])
+
+
+def test_jamma_golden_scan_maps() -> None:
+    maps = load("scan_maps")
+    grids = [key.removeprefix("scan_") for key in maps if key.startswith("scan_")]
+    assert grids
+    for name in grids:
+        height, width = map(int, name.split("x"))
+        order = jamma.scan_order((height, width))
+        np.testing.assert_array_equal(order.numpy(), maps[f"scan_{name}"])
+        np.testing.assert_array_equal(order.flatten().argsort().numpy(), maps[f"merge_{name}"])
+
+
+def test_jamma_golden_selective_scan() -> None:
+    units = load("units")
+
+    def channels_last(key: str) -> Tensor:
+        return torch.from_numpy(units[f"scan_in_{key}"]).transpose(1, 2).contiguous()
+
+    y = selective_scan(
+        channels_last("u"),
+        channels_last("delta"),
+        torch.from_numpy(units["scan_in_A"]),
+        channels_last("B"),
+        channels_last("C"),
+        torch.from_numpy(units["scan_in_D"]),
+        z=channels_last("z"),
+        delta_bias=torch.from_numpy(units["scan_in_delta_bias"]),
+    )
+    assert_close(y.transpose(1, 2), units["scan_out"])
+
+
+def unit_input(name: str, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(golden_normal(f"unit.{name}", shape).astype(np.float32))
+
+
+@torch.no_grad()
+def test_jamma_golden_units() -> None:
+    units, network = load("units"), golden_network()
+    matcher, cnn = network.matcher, network.backbone.cnn
+    sequence = unit_input("mamba_in", (2, 37, 256))
+    blocks = list(matcher.joint_mamba.layers)
+    assert_close(blocks[0].norm(sequence)[..., ::4], units["rmsnorm_out"])
+    mixed = run_side_by_side(blocks, sequence.expand(4, -1, -1, -1))
+    assert_close(mixed[0][..., ::2], units["block_out"])
+    for layer in (1, 2, 3):
+        assert_close(mixed[layer][..., ::8], units[f"block_out_layer{layer}"])
+    assert_close((mixed[0] - sequence)[..., ::2], units["mixer_out"])
+
+    aggregated = matcher.joint_mamba.aggregator(unit_input("agg_in", (1, 256, 6, 8)))
+    assert_close(aggregated, units["agg_out"])
+    coarse = unit_input("up2_in", (1, 256, 4, 6))
+    assert_close(matcher.up2(coarse), units["up2_out"])
+    quarter = unit_input("feat4_in", (1, 128, 8, 12))
+    assert_close(matcher.fine_map(quarter, coarse), units["fpn_out"])
+    tokens = unit_input("mixer_in", (3, 64, 50)).transpose(1, 2)
+    assert_close(matcher.fine_enc[0](tokens).transpose(1, 2), units["mlpmixer0_out"])
+    block = cnn.stages[0][0](unit_input("convnext_in", (1, 80, 9, 11)))
+    assert_close(block, units["convnext_block_out"])
+    stem = cnn.downsample_layers[0](unit_input("stem_in", (1, 3, 24, 32)))
+    assert_close(stem, units["stem_out"])
+
+
+@torch.no_grad()
+def test_jamma_golden_positions() -> None:
+    units, network = load("units"), golden_network()
+    sizes = [key.removeprefix("kpt_norm_") for key in units if key.startswith("kpt_norm_")]
+    assert sizes
+    for name in sizes:
+        height, width = map(int, name.split("x"))
+        grid = (height // jamma.CELL, width // jamma.CELL)
+        assert_close(jamma.normalized_positions(grid), units[f"kpt_norm_{name}"], 1e-6)
+        code = network.matcher.kenc(grid, like=torch.zeros(()))
+        assert_close(code[0].flatten(1)[::16], units[f"kenc_{name}"])

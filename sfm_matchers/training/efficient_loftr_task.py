@@ -153,14 +153,14 @@ class EfficientLoFTRTask:
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The authors' losses of both refinement stages within true pairs of windows."""
-        pairs = _all_pairs(stage.truth)
-        drawn = torch.randint(len(pairs[0]), (self.windows * len(batch),), generator=generator)
-        pairs = tuple(ids[drawn.to(ids.device)] for ids in pairs)
-        windows0, windows1 = match_windows(*stage.fine_maps(network), *pairs)
+        candidates = torch.stack(_all_pairs(stage.truth))
+        count = self.windows * len(batch)
+        drawn = torch.randint(candidates.shape[1], (count,), generator=generator)
+        batch_ids, ids0, ids1 = candidates[:, drawn.to(candidates.device)].unbind()
+        windows0, windows1 = match_windows(*stage.fine_maps(network), batch_ids, ids0, ids1)
         scale = batch.image0.new_ones(len(batch), 2)
-        truth = fine_truth(
-            batch.geometry, *pairs, stage.grid, stage.grid, scale0=scale, scale1=scale
-        )
+        geometry, grid = batch.geometry, stage.grid
+        truth = fine_truth(geometry, batch_ids, ids0, ids1, grid, grid, scale0=scale, scale1=scale)
         fine = fine_loss(windows0, windows1, truth)
         local = local_loss(windows0, windows1, truth, network.config.fine_temperature)
         confidence = first_stage_log_confidence(windows0.detach(), windows1.detach())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -177,8 +177,12 @@ class MambaGlueTask:
 
 def _select(features: LocalFeatures, pairs: Tensor) -> LocalFeatures:
     """Keep the features of the pairs chosen by a (B,) mask."""
-    values = {field.name: getattr(features, field.name) for field in fields(features)}
-    return LocalFeatures(**{k: None if v is None else v[pairs] for k, v in values.items()})
+    values: dict[str, Any] = {
+        field.name: value[pairs]
+        for field in fields(features)
+        if (value := getattr(features, field.name)) is not None
+    }
+    return LocalFeatures(**values)
 
 
 def match_measures(

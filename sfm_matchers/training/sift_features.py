@@ -53,7 +53,7 @@ def extract_sift(images: Tensor, max_keypoints: int) -> LocalFeatures:
 def _extract_one(gray: np.ndarray, max_keypoints: int) -> np.ndarray:
     """Rows of x, y, scale, orientation and RootSIFT descriptor: (N, 132) float32."""
     # Each call has its own detector: the workers of the training loop run at the same time.
-    detector = cv2.SIFT_create(
+    detector = cv2.SIFT.create(
         nOctaveLayers=SCALES_PER_OCTAVE,
         contrastThreshold=CONTRAST,
         edgeThreshold=EDGE_RATIO,
