@@ -197,8 +197,8 @@ def test_task_runs_in_the_loop_and_validates(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    monkeypatch.setattr("sfm_matchers.training.schedule.SMALL_SIZES", [(96, 128)])
-    monkeypatch.setattr("sfm_matchers.training.schedule.VALIDATION_SIZE", (96, 128))
+    monkeypatch.setattr("sfm_matchers.training.schedule.SMALL_SIZES", [(64, 96)])
+    monkeypatch.setattr("sfm_matchers.training.schedule.VALIDATION_SIZE", (64, 96))
     task = EfficientLoFTRTask() if name == "eloftr" else MambaGlueTask(TINY_MAMBAGLUE, 64)
     options = TrainingOptions(steps=100, batch_size=1, time_budget=0.0)
     trainer = Trainer(task, options, photographs, tmp_path, CPU)

@@ -157,12 +157,15 @@ class RepVGGBlock(nn.Module):
 
         convolution = nn.Conv2d(dense.in_channels, dense.out_channels, 3, padding=1)
         convolution.stride = dense.stride
-        weight, bias = torch.zeros_like(dense.weight), torch.zeros_like(dense.weight[:, 0, 0, 0])
+        weight = torch.zeros_like(dense.weight, dtype=torch.float64)
+        bias = torch.zeros_like(weight[:, 0, 0, 0])
         for kernel, norm in cast("list[tuple[Tensor, nn.BatchNorm2d]]", branches):
-            gain = norm.weight / torch.sqrt(cast(Tensor, norm.running_var) + norm.eps)
+            variance = cast(Tensor, norm.running_var).double() + norm.eps
+            gain = norm.weight / variance.sqrt()
             weight += kernel * gain[:, None, None, None]
             bias += norm.bias - cast(Tensor, norm.running_mean) * gain
-        convolution.weight, convolution.bias = nn.Parameter(weight), nn.Parameter(bias)
+        convolution.weight = nn.Parameter(weight.to(dense.weight))
+        convolution.bias = nn.Parameter(bias.to(dense.weight))
         return FusedRepVGGBlock(convolution)
 
 
