@@ -13,5 +13,7 @@ def shared_path(relative: str) -> Path:
     """Return a path below `../shared`, or skip the test where that material is absent."""
     path = SHARED_ROOT / relative
     if not path.exists():
-        pytest.skip(f"needs the reference material at ../shared/{relative}", allow_module_level=True)
+        pytest.skip(
+            f"needs the reference material at ../shared/{relative}", allow_module_level=True
+        )
     return path

@@ -21,7 +21,9 @@ from sfm_matchers.training.efficient_loftr_supervision import (
 from sfm_matchers.weights import convert_efficient_loftr
 
 GOLDEN = shared_path("networks/eloftr/golden")
-CASES = sorted(path.stem for path in GOLDEN.glob("*_*.npz") if path.stem.startswith(("full", "opt")))
+CASES = sorted(
+    path.stem for path in GOLDEN.glob("*_*.npz") if path.stem.startswith(("full", "opt"))
+)
 FEATURES = 2e-4
 CONFIDENCE = {"full": 1e-4, "opt": 5e-4}
 POINTS = 1e-4  # pixels

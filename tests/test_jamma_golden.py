@@ -13,10 +13,18 @@ from conftest import shared_path
 from golden_weights_jamma import golden_normal, golden_state_dict
 from torch import Tensor
 
+from sfm_matchers.images import network_size, resize_image
 from sfm_matchers.networks import jamma
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mamba import run_side_by_side
 from sfm_matchers.networks.selective_scan import selective_scan
+from sfm_matchers.training.efficient_loftr_supervision import DepthGeometry
+from sfm_matchers.training.jamma_supervision import (
+    PairTruth,
+    coarse_truth,
+    fine_truth,
+    jamma_loss,
+)
 
 GOLDEN = shared_path("networks/jamma/golden")
 TOLERANCE = 1e-4  # of features and similarities
@@ -265,3 +273,67 @@ def test_jamma_golden_positions() -> None:
         assert_close(jamma.normalized_positions(grid), units[f"kpt_norm_{name}"], 1e-6)
         code = network.matcher.kenc(grid, like=torch.zeros(()))
         assert_close(code[0].flatten(1)[::16], units[f"kenc_{name}"])
+
+
+def test_jamma_golden_supervision_losses_and_gradients() -> None:
+    data = load("case_t_supervision_loss_96x96")
+    images = []
+    for side in "01":
+        batch = torch.zeros(2, 3, 96, 96)
+        for item in range(2):
+            image = normalized(data[f"image{side}_{item}"])
+            batch[item, :, : image.shape[1], : image.shape[2]] = image
+        images.append(batch)
+    tensors = {key: torch.from_numpy(data[key]) for key in data if data[key].dtype.kind in "fb"}
+    truth = PairTruth(
+        geometry=DepthGeometry(
+            *(tensors[key] for key in ("depth0", "depth1", "K0", "K1", "T_0to1"))
+        ),
+        intrinsics0=tensors["K0"],
+        intrinsics1=tensors["K1"],
+        cam1_from_cam0=tensors["T_0to1"],
+        scale0=tensors["scale0"],
+        scale1=tensors["scale1"],
+        mask0=tensors["mask0"],
+        mask1=tensors["mask1"],
+    )
+    for actual, key in zip(coarse_truth(truth, (12, 12)), "bij", strict=True):
+        np.testing.assert_array_equal(actual.numpy(), data[f"spv_{key}_ids"])
+    ids = [torch.from_numpy(data[f"{key}_ids"]).long() for key in "bij"]
+    pairs = fine_truth(truth, (12, 12), *ids).nonzero().numpy()
+    np.testing.assert_array_equal(pairs, data["fine_gt_nonzero"])
+
+    network = network_with(JamMaConfig())
+    loss = jamma_loss(network, images[0], images[1], truth)
+    assert loss.coarse.item() == pytest.approx(float(data["scalar_loss_c"]), abs=1e-4)
+    assert loss.fine.item() == pytest.approx(float(data["scalar_loss_f"]), abs=1e-4)
+    assert 1e4 * loss.subpixel.item() == pytest.approx(float(data["scalar_loss_sub"]), abs=1e-4)
+    assert loss.total.item() == pytest.approx(float(data["scalar_loss"]), abs=2e-4)
+    loss.total.backward()
+    gradients = {name: weight.grad for name, weight in network.named_parameters()}
+    for key, norm in zip(data["grad_keys"], data["grad_l2"], strict=True):
+        gradient = gradients[str(key)]
+        assert gradient is not None
+        assert gradient.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-7)
+    for key in (key for key in data if key.startswith("grad::")):
+        gradient = gradients[key.removeprefix("grad::")]
+        assert gradient is not None
+        scale = np.abs(data[key]).max()
+        np.testing.assert_allclose(gradient.numpy(), data[key], rtol=0, atol=1e-3 * scale)
+
+
+def test_jamma_golden_preprocessing() -> None:
+    """Resizing as the authors' loader does it, by Pillow: at most a grey level apart."""
+    data = load("preprocess")
+    for name in sorted({key.rpartition("_raw")[0] for key in data if key.endswith("_raw")}):
+        raw, (resize_max, multiple) = data[f"{name}_raw"], data[f"{name}_args"].tolist()
+        image = raw if raw.ndim == 3 else np.repeat(raw[..., None], 3, axis=2)
+        size = network_size((raw.shape[1], raw.shape[0]), resize_max, multiple, enlarge=True)
+        assert [size[1], size[0]] == data[f"{name}_hw"].tolist()
+        resized = resize_image(image, size)
+        np.testing.assert_allclose(resized.scale, data[f"{name}_scale"], rtol=1e-6)
+        expected = data[f"{name}_out"]
+        canvas = torch.zeros(3, *data[f"{name}_out_shape"][2:])
+        canvas[:, : size[1], : size[0]] = normalized(resized.pixels)
+        grey_level = 1 / 255 / min(jamma.IMAGE_STD)
+        assert_close(canvas[:, ::2, ::2], expected, 1.01 * grey_level)

@@ -86,6 +86,9 @@ def coarse_truth(truth: PairTruth, grid: tuple[int, int]) -> tuple[Tensor, Tenso
         truth: the pairs.
         grid: (H/8, W/8).
 
+    Padded cells stand for the pixel (0, 0), as in the released code; `coarse_loss` gives their
+    pairs no weight, but counts them.
+
     Returns:
         batch_ids, ids0, ids1: (N,) int64, sorted by batch, then ids0, then ids1.
     """
@@ -96,9 +99,6 @@ def coarse_truth(truth: PairTruth, grid: tuple[int, int]) -> tuple[Tensor, Tenso
     is_pair[batch_ids, ids0, nearest1[batch_ids, ids0]] = True
     batch_ids, ids1 = (nearest0 > 0).nonzero(as_tuple=True)
     is_pair[batch_ids, nearest0[batch_ids, ids1], ids1] = True
-    for mask, axis in ((truth.mask0, 2), (truth.mask1, 1)):
-        if mask is not None:
-            is_pair &= mask.flatten(1).unsqueeze(axis)
     batch_ids, ids0, ids1 = is_pair.nonzero(as_tuple=True)
     return batch_ids, ids0, ids1
 
@@ -107,7 +107,11 @@ def _nearest_cells(truth: PairTruth, grid: tuple[int, int], source: int) -> Tens
     """For each cell of image `source` the nearest of the other image (B, L), -1 where unseen."""
     scales = (truth.scale0[:, None], truth.scale1[:, None])
     cells = torch.arange(grid[0] * grid[1], device=truth.scale0.device)
-    warped, visible = truth.geometry.warp(cell_position(cells, grid[1]) * scales[source], source)
+    points = cell_position(cells, grid[1]) * scales[source]
+    mask = (truth.mask0, truth.mask1)[source]
+    if mask is not None:
+        points = points * mask.flatten(1)[..., None]
+    warped, visible = truth.geometry.warp(points, source)
     x, y = (warped / (CELL * scales[1 - source])).round().unbind(-1)
     inside = (x >= 0) & (x < grid[1]) & (y >= 0) & (y < grid[0])
     return torch.where(visible & inside, y * grid[1] + x, -1).long()
@@ -119,7 +123,9 @@ def fine_truth(
 ) -> Tensor:
     """True pairs of cells within pairs of windows: those that are each other's nearest.
 
-    Hidden points count too, as in the released code, which also leaves out cell 0 of image 0.
+    Hidden points count too. The released code writes "outside the window" as cell 0, so a point
+    that leaves the window still pairs with cell 0 if that cell points back at it, and cell 0 of
+    image 0 is left out altogether; both are kept.
 
     Args:
         truth: the pairs.
@@ -134,7 +140,7 @@ def fine_truth(
     nearest1 = _nearest_window_cells(truth, grid, 0, batch_ids, ids0, ids1)
     nearest0 = _nearest_window_cells(truth, grid, 1, batch_ids, ids1, ids0)
     cells = torch.arange(WINDOW_CELLS, device=ids0.device)
-    mutual = (nearest1 >= 0) & (nearest0.gather(1, nearest1.clamp(min=0)) == cells)
+    mutual = nearest0.gather(1, nearest1) == cells
     mutual[:, 0] = False
     return mutual[..., None] & (nearest1[..., None] == cells)
 
@@ -147,7 +153,7 @@ def _nearest_window_cells(
     source_ids: Tensor,
     target_ids: Tensor,
 ) -> Tensor:
-    """For the window cells of `source` the nearest cell of the other window (M, 25), or -1."""
+    """For the window cells of `source` the nearest cell of the other window (M, 25), else 0."""
     scales = (truth.scale0, truth.scale1)
     cells = torch.arange(grid[0] * grid[1], device=source_ids.device)
     window_cells = torch.arange(WINDOW_CELLS, device=source_ids.device)
@@ -158,7 +164,7 @@ def _nearest_window_cells(
     middle = cell_position(target_ids, grid[1])[:, None]
     x, y = ((in_target - middle) / FINE_CELL + WINDOW // 2).round().unbind(-1)
     inside = (x >= 0) & (x < WINDOW) & (y >= 0) & (y < WINDOW)
-    return torch.where(inside, y * WINDOW + x, -1).long()
+    return torch.where(inside, y * WINDOW + x, 0).long()
 
 
 # Losses -------------------------------------------------------------------------------------------
@@ -170,17 +176,19 @@ def _focal(probability: Tensor) -> Tensor:
     return -FOCAL_ALPHA * (1 - p).square() * p.log()
 
 
-def coarse_loss(similarity: Tensor, batch_ids: Tensor, ids0: Tensor, ids1: Tensor) -> Tensor:
-    """Mean of focal(P01) + focal(P10) over the true pairs; zero where there are none.
+def coarse_loss(similarity: Tensor, truth: PairTruth, grid: tuple[int, int]) -> Tensor:
+    """Mean over the true pairs of focal(P01) + focal(P10), zero at padded cells.
 
     Args:
         similarity: (B, L, L) logits.
-        batch_ids: (N,) int64 of the true pairs.
-        ids0: (N,) int64.
-        ids1: (N,) int64.
+        truth: the pairs.
+        grid: (H/8, W/8).
     """
-    at = (batch_ids, ids0, ids1)
+    batch_ids, ids0, ids1 = at = coarse_truth(truth, grid)
     loss = _focal(similarity.softmax(2)[at]) + _focal(similarity.softmax(1)[at])
+    for mask, ids in ((truth.mask0, ids0), (truth.mask1, ids1)):
+        if mask is not None:
+            loss = loss * mask.flatten(1)[batch_ids, ids]
     return loss.sum() / max(len(batch_ids), 1)
 
 
@@ -249,7 +257,7 @@ def jamma_loss(network: JamMa, image0: Tensor, image1: Tensor, truth: PairTruth)
     coarse0, coarse1 = network.coarse_features(features0, features1)
     grid = (coarse0.shape[2], coarse0.shape[3])
     logits = network.coarse_similarity(coarse0, coarse1, truth.mask0, truth.mask1)
-    loss_coarse = coarse_loss(logits, *coarse_truth(truth, grid))
+    loss_coarse = coarse_loss(logits, truth, grid)
 
     matches = network.match_coarse(coarse0, coarse1, truth.mask0, truth.mask1)
     fine0, fine1 = network.fine_maps(features0, features1, coarse0, coarse1)
