@@ -1,6 +1,6 @@
 """Match two photos and draw the matches.
 
-    python examples/match_two_photos.py a.jpg b.jpg matches.png --matcher sift
+python examples/match_two_photos.py a.jpg b.jpg matches.png --matcher sift
 """
 
 from __future__ import annotations

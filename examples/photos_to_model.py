@@ -1,6 +1,6 @@
 """A folder of photos to a COLMAP model, from Python.
 
-    python examples/photos_to_model.py PHOTOS OUT
+python examples/photos_to_model.py PHOTOS OUT
 """
 
 from __future__ import annotations

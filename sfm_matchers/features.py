@@ -57,7 +57,7 @@ class Features:
 
     def to_arrays(self, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Return the datasets of a feature file, named as hloc names them."""
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "keypoints": self.keypoints.astype(np.float32),
             "descriptors": self.descriptors.astype(np.float16),
             "scores": self.scores.astype(np.float32),
@@ -99,7 +99,7 @@ class SiftExtractor:
         """Return the SIFT features of an RGB image (H, W, 3) uint8."""
         bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image)).clone_as_grey()
         keypoints, descriptors = self._extractor.extract(bitmap)
-        table = pycolmap.keypoints_to_matrix(keypoints).reshape(len(keypoints), -1)
+        table = pycolmap.keypoints_to_matrix(keypoints).reshape(-1, 4)
         return Features(
             keypoints=table[:, :2].astype(np.float32) - 0.5,
             descriptors=descriptors.data.T.astype(np.float16) / np.float16(512),

@@ -304,9 +304,7 @@ def _fill_masked(block: Tensor, mask0: Tensor | None, mask1: Tensor | None) -> T
     return block
 
 
-def _sort_unique(
-    ids: Tensor, values: Tensor, length0: int, length1: int
-) -> tuple[Tensor, Tensor]:
+def _sort_unique(ids: Tensor, values: Tensor, length0: int, length1: int) -> tuple[Tensor, Tensor]:
     """Order pairs (3, M) by batch, cell 0, cell 1 and keep one of each."""
     keys = (ids[0] * length0 + ids[1]) * length1 + ids[2]
     keys, order = keys.sort(stable=True)

@@ -553,7 +553,9 @@ class JamMa(nn.Module):
         fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1)
         all_ids = torch.arange(len(matches.batch_ids), device=coarse0.device)
         parts = [self._refine(fine0, fine1, matches, ids) for ids in all_ids.split(WINDOW_CHUNK)]
-        coarse_ids, points0, points1, scores = (torch.cat(part) for part in zip(*parts, strict=True))
+        coarse_ids, points0, points1, scores = (
+            torch.cat(part) for part in zip(*parts, strict=True)
+        )
         batch_ids = matches.batch_ids[coarse_ids]
         if scale0 is not None:
             points0 = points0 * scale0[batch_ids]

@@ -359,7 +359,7 @@ def poster(rng: np.random.Generator, height: int, width: int, density: float) ->
     """A printed sheet: a picture, a headline, lines of smaller letters."""
     rgb = _canvas(height, width, _ink(rng, 60, 240))
     share = rng.uniform(0.3, 0.6)
-    picture = painting(rng, max(8, int(share * height)), width, density)
+    picture = painting(rng, max(1, int(share * height)), width, density)
     above = rng.random() < 0.5
     top = 0 if above else height - picture.shape[0]
     rgb[top : top + picture.shape[0]] = picture

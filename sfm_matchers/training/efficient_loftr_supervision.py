@@ -185,7 +185,7 @@ def _nearest_cells(
     mask: Tensor | None,
     only_visible: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Positions (B, L, 2) of cells in cells of the other image, and its cells (B, L), -1 for none."""
+    """Positions (B, L, 2) of cells in the other image's cells, and the nearest (B, L) or -1."""
     cells = torch.arange(grid[0] * grid[1], device=scale.device)
     points = cell_position(cells, grid[1]) * scale[:, None]
     warped, visible = geometry.warp(points, source)

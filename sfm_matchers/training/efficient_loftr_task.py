@@ -43,9 +43,10 @@ GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's
 # Mean over standard deviation of the positive half of a normal distribution: the shift after
 # normalisation that keeps such values positive, so that a ReLU leaves them alone.
 HALF_NORMAL_MEAN = 0.68
-BRANCH_GAIN = 0.3  # of the convolutions beside an identity branch
+BRANCH_GAIN = 0.1  # of the convolutions beside an identity branch
 UPDATE_GAIN = 0.1  # of the transformer's first updates
-INITIAL_LOGIT_STD = 1.5
+INITIAL_SELF_SIMILARITY = 4.0  # mean coarse logit of a cell with itself
+INITIAL_FINE_LOGIT_STD = 1.5
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class EfficientLoFTRTask:
             mean = coarse.mean((0, 2, 3))
             variance = (coarse - mean[:, None, None]).square().sum(1).mean()
             width = COARSE_DIM * network.config.coarse_temperature
-            factor = math.sqrt(INITIAL_LOGIT_STD * width / float(variance))
+            factor = math.sqrt(INITIAL_SELF_SIMILARITY * width / float(variance))
             shift.copy_((shift - mean) * factor)
             for norm in (block.rbr_identity, block.rbr_dense.bn, block.rbr_1x1.bn):
                 norm = cast(nn.BatchNorm2d, norm)
@@ -113,7 +114,7 @@ class EfficientLoFTRTask:
         windows = match_windows(*stage.fine_maps(network), *_all_pairs(stage.truth))
         spread = float((windows[0] @ windows[1].mT).std()) / windows[0].shape[-1]
         last = cast(nn.Conv2d, network.fine_preprocess.layer1_outconv2[-1])
-        last.weight.mul_(math.sqrt(INITIAL_LOGIT_STD / spread))
+        last.weight.mul_(math.sqrt(INITIAL_FINE_LOGIT_STD / spread))
 
     def sample_batch(
         self,

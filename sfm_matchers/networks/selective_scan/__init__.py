@@ -158,7 +158,9 @@ def _choose_backend(name: str | None, device: torch.device, dtype: torch.dtype) 
 
 @functools.lru_cache
 def _first_usable(device_type: str, dtype: torch.dtype) -> str:
-    usable = (n for n in BACKENDS if not _load(n).unusable_because(torch.device(device_type), dtype))
+    usable = (
+        n for n in BACKENDS if not _load(n).unusable_because(torch.device(device_type), dtype)
+    )
     return next(usable)
 
 
