@@ -233,7 +233,7 @@ class _Peaks:
 
 def _row_and_column_peaks(blocks: _SimilarityBlocks) -> tuple[_Peaks, _Peaks]:
     """One pass over S; columns are merged from block to block with a running maximum."""
-    batch, _, length1 = blocks.shape
+    _batch, _, _length1 = blocks.shape
     row_parts = []
     columns: _Peaks | None = None
     scratch: Tensor | None = None

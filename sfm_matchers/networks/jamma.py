@@ -17,6 +17,7 @@ pass masks.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -204,7 +205,7 @@ class PositionEncoder(nn.Module):
         super().__init__()
         widths = (2, 32, 64, 128, COARSE_DIM)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Conv1d(inputs, outputs, 1), PositionNorm(outputs), nn.GELU()]
         self.encoder = nn.Sequential(*layers, nn.Conv1d(COARSE_DIM, COARSE_DIM, 1))
 

@@ -119,7 +119,7 @@ def run_side_by_side(blocks: Sequence[MambaBlock], x: Tensor) -> Tensor:
 def _mix_side_by_side(mixers: Sequence[MambaMixer], x: Tensor) -> Tensor:
     """Apply mixer g to x[g]; (G, B, L, channels) to the same shape."""
     groups, batch, length, _ = x.shape
-    inner, states = mixers[0].A_log.shape
+    _inner, states = mixers[0].A_log.shape
 
     def stacked(name: str) -> Tensor:
         return torch.stack([mixer.get_parameter(name) for mixer in mixers])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -142,7 +143,7 @@ def _run_tasks(kernel: Callable[..., None], tensors: tuple[Tensor, ...], states:
     pool = _thread_pool(threads)
     shares = [
         pool.submit(kernel, *arrays, int(first), int(last))
-        for first, last in zip(borders[:-1], borders[1:], strict=True)
+        for first, last in itertools.pairwise(borders)
     ]
     for share in shares:
         share.result()
