@@ -1,24 +1,46 @@
 """Sparse front-ends: keypoints and descriptors of one photo, and their extraction to HDF5.
 
-Every front-end is a `FeatureExtractor`: an RGB image in, `Features` out. Keypoints are float32
-pixels of the image given, (0, 0) at the centre of its top-left pixel.
+Every front-end is a `FeatureExtractor`: RGB images in, `Features` out. Keypoints are float32
+pixels of the images given, (0, 0) at the centre of the top-left pixel. MambaGlue depends on the
+order of the keypoints, so each front-end has one, whatever the number of keypoints: that in which
+the published training recipe presents them.
+
+| front-end | by | order | code and weights |
+|---|---|---|---|
+| ``sift`` | pycolmap | COLMAP's: octaves from fine to coarse | free; no weights |
+| ``aliked-n16`` | kornia | best first | BSD-3-Clause |
+| ``disk`` | kornia | row by row | Apache-2.0 |
+| ``superpoint`` | transformers | best first | non-commercial, to be accepted by the user |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import pycolmap
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .confs import build
-from .errors import InputError
-from .images import inside_mask, network_size, read_image, read_mask, resize_image, to_original
+from .errors import InputError, MissingExtraError, WeightsError
+from .images import (
+    ResizedImage,
+    inside_mask,
+    network_size,
+    read_image,
+    read_mask,
+    resize_image,
+    to_original,
+)
 from .storage import StagedFile, fingerprint
+from .weights import Checkpoint, fetch, find_checkpoint, load_state_dict_file
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,11 @@ class Features:
             None if self.orientations is None else self.orientations[chosen],
         )
 
+    def best_first(self, limit: int | None = None) -> Features:
+        """Return the best features, `limit` at most, by falling score; equal ones row by row."""
+        x, y = self.keypoints.T
+        return self.select(np.lexsort((x, y, -self.scores))[:limit])
+
     def to_original(self, scale: tuple[float, float]) -> Features:
         """Map features of a resized image to the photo; `scale` is original / resized (x, y)."""
         keypoints = to_original(self.keypoints, scale)
@@ -71,10 +98,20 @@ class Features:
 
 
 class FeatureExtractor(Protocol):
-    """A sparse front-end."""
+    """A sparse front-end.
 
-    def extract(self, image: np.ndarray) -> Features:
-        """Return the features of an RGB image (H, W, 3) uint8."""
+    Attributes:
+        batch_pixels: photos of one size are given together up to so many pixels; 0: one by one.
+    """
+
+    batch_pixels: int
+
+    def extract(self, images: np.ndarray) -> list[Features]:
+        """Return the features of each of some RGB images of one size, (B, H, W, 3) uint8."""
+
+
+# ---------------------------------------------------------------------------------------------
+# SIFT
 
 
 class SiftExtractor:
@@ -87,20 +124,32 @@ class SiftExtractor:
         max_num_features: COLMAP's limit. It counts locations per octave, so that some more
             features can come out.
         peak_threshold: difference-of-Gaussians contrast, COLMAP's default 0.02 / 3.
+        device: has no effect: SIFT runs on the CPU, so that every machine finds the same features.
     """
 
-    def __init__(self, max_num_features: int = 8192, peak_threshold: float = 0.02 / 3) -> None:
+    batch_pixels = 0
+
+    def __init__(
+        self,
+        max_num_features: int = 8192,
+        peak_threshold: float = 0.02 / 3,
+        device: str = "cpu",
+    ) -> None:
         options = pycolmap.FeatureExtractionOptions()
         options.sift.max_num_features = max_num_features
         options.sift.peak_threshold = peak_threshold
         self._extractor = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
 
-    def extract(self, image: np.ndarray) -> Features:
-        """Return the SIFT features of an RGB image (H, W, 3) uint8."""
+    def extract(self, images: np.ndarray) -> list[Features]:
+        """See `FeatureExtractor.extract`."""
+        return [self._extract_one(image) for image in images]
+
+    def _extract_one(self, image: np.ndarray) -> Features:
         bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image)).clone_as_grey()
         keypoints, descriptors = self._extractor.extract(bitmap)
         table = pycolmap.keypoints_to_matrix(keypoints).reshape(-1, 4)
         return Features(
+            # COLMAP's origin is the corner of the top-left pixel.
             keypoints=table[:, :2].astype(np.float32) - 0.5,
             descriptors=descriptors.data.T.astype(np.float16) / np.float16(512),
             scores=table[:, 2].astype(np.float32),
@@ -109,16 +158,276 @@ class SiftExtractor:
         )
 
 
-EXTRACTORS: dict[str, Callable[..., FeatureExtractor]] = {"sift": SiftExtractor}
+# ---------------------------------------------------------------------------------------------
+# Networks
+
+# Smaller photos have no features: DISK halves its input four times and normalises what is left
+# over the image, ALIKED pads to multiples of 32.
+MIN_SIDE = 32
+
+# Two photos of 1024 x 1024, or six of 640 x 480: ALIKED and DISK take up to 2.5 kB per pixel
+# (measured on a CPU).
+CUDA_BATCH_PIXELS = 2 * 1024**2
+
+# Keypoints per photo in MambaGlue's published training on MegaDepth, and in LightGlue's
+# evaluation (Lindenberger et al., ICCV 2023, section 5.2).
+MAX_NUM_KEYPOINTS = 2048
 
 
-def load_extractor(model: Mapping[str, Any]) -> FeatureExtractor:
-    """Build a front-end from the ``model`` part of a features conf: its name and its options."""
+class NetworkExtractor(ABC):
+    """A front-end that is a network; photos with a side below `MIN_SIDE` have no features.
+
+    Args:
+        network: with its weights.
+        device: torch device.
+    """
+
+    descriptor_dim: ClassVar[int]
+
+    def __init__(self, network: nn.Module, device: str) -> None:
+        self.network = network.eval().to(device)
+        self.device = torch.device(device)
+        self.batch_pixels = CUDA_BATCH_PIXELS if self.device.type == "cuda" else 0
+
+    @torch.inference_mode()
+    def extract(self, images: np.ndarray) -> list[Features]:
+        """See `FeatureExtractor.extract`."""
+        if min(images.shape[1:3]) < MIN_SIDE:
+            nothing = torch.zeros(0, self.descriptor_dim)
+            return [_to_features(nothing[:, :2], nothing, nothing[:, 0])] * len(images)
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return self._detect(pixels)
+
+    @abstractmethod
+    def _detect(self, images: Tensor) -> list[Features]:
+        """Return the features of each of the images (B, 3, H, W), RGB in 0..1."""
+
+
+class AlikedExtractor(NetworkExtractor):
+    """ALIKED-n16 (Zhao et al., IEEE TIM 2023) by kornia, with the authors' weights.
+
+    Order: best first. Keypoints are sub-pixel. A photo without any keypoint above the threshold
+    gives those above its mean score, as in the authors' code.
+
+    Args:
+        max_num_keypoints: the best ones stay.
+        detection_threshold: score 0..1 of a keypoint before its sub-pixel refinement; the authors'
+            default. 0 gives the best `max_num_keypoints`, whatever their scores.
+        device: torch device.
+
+    Raises:
+        WeightsError: the weights are missing or damaged; the message says what to do.
+    """
+
+    descriptor_dim = 128
+
+    def __init__(
+        self,
+        max_num_keypoints: int = MAX_NUM_KEYPOINTS,
+        detection_threshold: float = 0.2,
+        device: str = "cpu",
+    ) -> None:
+        from kornia.feature import ALIKED
+
+        _check_limit(max_num_keypoints)
+        network = ALIKED("aliked-n16", max_num_keypoints, detection_threshold)
+        # A constant of kornia's detector, which the authors' file does not hold.
+        _load_weights(network, "aliked-n16", constants=("dkd.hw_grid",))
+        super().__init__(network, device)
+
+    def _detect(self, images: Tensor) -> list[Features]:
+        return [
+            _to_features(found.keypoints, found.descriptors, found.keypoint_scores).best_first()
+            for found in self.network(images)
+        ]
+
+
+class DiskExtractor(NetworkExtractor):
+    """DISK (Tyszkiewicz et al., NeurIPS 2020) by kornia, the weights trained with depth.
+
+    Order: row by row, also where the limit cuts. Keypoints are whole pixels, scores are logits.
+
+    Args:
+        max_num_keypoints: the best ones stay.
+        detection_threshold: least logit of a keypoint; LightGlue's and hloc's default.
+        device: torch device.
+
+    Raises:
+        WeightsError: the weights are missing or damaged; the message says what to do.
+    """
+
+    descriptor_dim = 128
+
+    def __init__(
+        self,
+        max_num_keypoints: int = MAX_NUM_KEYPOINTS,
+        detection_threshold: float = 0.0,
+        device: str = "cpu",
+    ) -> None:
+        from kornia.feature import DISK
+
+        _check_limit(max_num_keypoints)
+        network = DISK()
+        _load_weights(network, "disk")
+        super().__init__(network, device)
+        self.max_num_keypoints = max_num_keypoints
+        self.detection_threshold = detection_threshold
+
+    def _detect(self, images: Tensor) -> list[Features]:
+        found_in_all = self.network(
+            images,
+            n=self.max_num_keypoints,
+            score_threshold=self.detection_threshold,
+            pad_if_not_divisible=True,
+        )
+        return [
+            _to_features(found.keypoints, found.descriptors, found.detection_scores)
+            for found in found_in_all
+        ]
+
+
+SUPERPOINT_VARIABLE = "SFM_MATCHERS_ACCEPT_SUPERPOINT_LICENSE"
+SUPERPOINT_CELL = 8  # pixels; what does not fill a cell at the right or bottom is not looked at
+SUPERPOINT_BORDER = 4  # pixels without keypoints along every side, Magic Leap's value
+
+
+class SuperPointExtractor(NetworkExtractor):
+    """SuperPoint (DeTone et al., CVPRW 2018) by transformers, with Magic Leap's weights.
+
+    Their licence excludes commercial use: nothing runs before the user has accepted it.
+
+    Order: best first. Keypoints are whole pixels.
+
+    Args:
+        max_num_keypoints: the best ones stay.
+        detection_threshold: least score 0..1; the value of Magic Leap's SuperGlue code and hloc.
+        nms_radius: no two keypoints are closer than so many pixels; Magic Leap's default.
+        device: torch device.
+
+    Raises:
+        InputError: the licence is not accepted.
+        MissingExtraError: transformers is not installed.
+        WeightsError: the weights are missing or damaged; the message says what to do.
+    """
+
+    descriptor_dim = 256
+
+    def __init__(
+        self,
+        max_num_keypoints: int = MAX_NUM_KEYPOINTS,
+        detection_threshold: float = 0.005,
+        nms_radius: int = 4,
+        device: str = "cpu",
+    ) -> None:
+        _check_limit(max_num_keypoints)
+        _require_superpoint_licence()
+        try:
+            from transformers import SuperPointConfig, SuperPointForKeypointDetection
+        except ImportError as error:
+            raise MissingExtraError(
+                "superpoint needs transformers: pip install 'sfm-matchers[superpoint]'"
+            ) from error
+        # The border and the limit are applied here: transformers leaves keypoints at the right and
+        # bottom border, which Magic Leap's code removes before it counts.
+        config = SuperPointConfig(
+            keypoint_threshold=detection_threshold,
+            nms_radius=nms_radius,
+            max_keypoints=-1,
+            border_removal_distance=0,
+        )
+        network = SuperPointForKeypointDetection(config)
+        _load_weights(network, "superpoint")
+        super().__init__(network, device)
+        self.max_num_keypoints = max_num_keypoints
+
+    def _detect(self, images: Tensor) -> list[Features]:
+        gray = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)[:, None]
+        output = self.network(gray)
+        size = gray.new_tensor([gray.shape[3], gray.shape[2]])
+        end = size // SUPERPOINT_CELL * SUPERPOINT_CELL - SUPERPOINT_BORDER
+        # Keypoints come as fractions of the size of the image, padded to the most of the batch.
+        keypoints = (output.keypoints * size).round()
+        chosen = ((keypoints >= SUPERPOINT_BORDER) & (keypoints < end)).all(2) & output.mask.bool()
+        return [
+            _to_features(*(values[is_kept] for values in found)).best_first(self.max_num_keypoints)
+            for *found, is_kept in zip(
+                keypoints, output.descriptors, output.scores, chosen, strict=True
+            )
+        ]
+
+
+def _check_limit(max_num_keypoints: int) -> None:
+    if max_num_keypoints < 1:
+        raise InputError(f"max_num_keypoints is {max_num_keypoints}, it must be at least 1")
+
+
+def _require_superpoint_licence() -> None:
+    if os.environ.get(SUPERPOINT_VARIABLE) != "1":
+        checkpoint = _official("superpoint")
+        raise InputError(
+            f"superpoint's licence ({checkpoint.licence}) allows {checkpoint.allows}: "
+            f"set {SUPERPOINT_VARIABLE}=1 to accept it, or use sift, aliked-n16 or disk"
+        )
+
+
+def _official(name: str) -> Checkpoint:
+    return cast(Checkpoint, find_checkpoint(f"{name}/official"))
+
+
+def _load_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) -> None:
+    """Fill a front-end with its official weights; `constants` are entries that their file lacks.
+
+    Raises:
+        WeightsError: they cannot be had, or are those of another network.
+    """
+    path = fetch(_official(name))
+    own = network.state_dict()
+    state_dict = {**{key: own[key] for key in constants}, **load_state_dict_file(path)}
+    try:
+        network.load_state_dict(state_dict)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{path}: not the weights of {name} ({reason})") from error
+
+
+def _to_features(keypoints: Tensor, descriptors: Tensor, scores: Tensor) -> Features:
+    """Take keypoints (N, 2), descriptors (N, D) and scores (N,) from the device."""
+    return Features(
+        keypoints=keypoints.float().cpu().numpy(),
+        descriptors=descriptors.half().cpu().numpy().T,
+        scores=scores.float().cpu().numpy(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Choosing and extracting
+
+EXTRACTORS: dict[str, Callable[..., FeatureExtractor]] = {
+    "sift": SiftExtractor,
+    "aliked-n16": AlikedExtractor,
+    "disk": DiskExtractor,
+    "superpoint": SuperPointExtractor,
+}
+
+
+def load_extractor(model: Mapping[str, Any], device: str = "cpu") -> FeatureExtractor:
+    """Build a front-end from the ``model`` part of a features conf: its name and its options.
+
+    Args:
+        model: ``{"name": ..., options}``.
+        device: torch device.
+
+    Raises:
+        InputError: unknown front-end or option, or a licence that is not accepted.
+        MissingExtraError: the front-end needs a library that is not installed.
+        WeightsError: its weights cannot be loaded; the message says what to do.
+    """
     options = dict(model)
     name = options.pop("name")
     if name not in EXTRACTORS:
         raise InputError(f"unknown front-end {name!r}, expected one of {', '.join(EXTRACTORS)}")
-    return build(EXTRACTORS[name], options, f"front-end {name}")
+    where = f"front-end {name}"
+    return cast(FeatureExtractor, build(EXTRACTORS[name], {**options, "device": device}, where))
 
 
 def extract_features(
@@ -127,6 +436,7 @@ def extract_features(
     image_fingerprints: Mapping[str, str],
     feature_path: Path,
     mask_dir: Path | None = None,
+    device: str = "cpu",
 ) -> list[str]:
     """Extract the features of photos to a feature file; photos that are in it already are kept.
 
@@ -136,32 +446,28 @@ def extract_features(
         image_fingerprints: image name -> fingerprint of its content (and mask).
         feature_path: the HDF5 file to make or complete.
         mask_dir: COLMAP-style masks; features on masked-out pixels are dropped.
+        device: torch device.
 
     Returns:
         The names whose features were computed now.
+
+    Raises:
+        InputError: a photo or mask cannot be read, or the conf names an unknown option.
+        MissingExtraError, WeightsError: as `load_extractor`.
     """
     staged = StagedFile(feature_path)
     wanted = {name: fingerprint(conf, digest) for name, digest in image_fingerprints.items()}
     missing = [name for name in sorted(wanted) if not staged.is_current(name, wanted[name])]
     if missing:
-        extractor = load_extractor(conf["model"])
-        for name in tqdm(missing, desc=f"Features ({conf['model']['name']})", unit="photo"):
-            arrays = _extract_one(extractor, conf, image_dir, name, mask_dir)
-            staged.add({name: arrays}, wanted)
+        extractor = load_extractor(conf["model"], device)
+        photos = (_read_photo(conf, Path(image_dir), name, mask_dir) for name in missing)
+        label = f"Features ({conf['model']['name']})"
+        with tqdm(total=len(missing), desc=label, unit="photo") as progress:
+            for batch in _batches(photos, extractor.batch_pixels):
+                staged.add(_extract_batch(extractor, batch), wanted)
+                progress.update(len(batch))
     staged.commit()
     return missing
-
-
-def _extract_one(
-    extractor: FeatureExtractor,
-    conf: Mapping[str, Any],
-    image_dir: Path,
-    name: str,
-    mask_dir: Path | None,
-) -> dict[str, np.ndarray]:
-    image = read_image(Path(image_dir) / name)
-    mask = read_mask(mask_dir, name, (image.shape[1], image.shape[0])) if mask_dir else None
-    return extract_image(extractor, conf, image, mask)
 
 
 def extract_image(
@@ -178,11 +484,60 @@ def extract_image(
         image: RGB (H, W, 3) uint8.
         mask: (H, W) bool, False where features are dropped.
     """
+    photo = _prepare_photo(conf, "image", image, mask)
+    return _extract_batch(extractor, [photo])[photo.name]
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A photo as a front-end sees it, and what leads back from there."""
+
+    name: str
+    size: tuple[int, int]
+    resized: ResizedImage
+    mask: np.ndarray | None
+
+
+def _read_photo(
+    conf: Mapping[str, Any], image_dir: Path, name: str, mask_dir: Path | None
+) -> _Photo:
+    image = read_image(image_dir / name)
+    mask = read_mask(mask_dir, name, (image.shape[1], image.shape[0])) if mask_dir else None
+    return _prepare_photo(conf, name, image, mask)
+
+
+def _prepare_photo(
+    conf: Mapping[str, Any], name: str, image: np.ndarray, mask: np.ndarray | None
+) -> _Photo:
     size = (image.shape[1], image.shape[0])
-    resize_max = conf.get("preprocessing", {}).get("resize_max")
-    if resize_max and max(size) > resize_max:
-        resized = resize_image(image, network_size(size, resize_max, multiple=1))
-        features = extractor.extract(resized.pixels).to_original(resized.scale)
-    else:
-        features = extractor.extract(image)
-    return features.select(inside_mask(features.keypoints, mask)).to_arrays(size)
+    resize_max = conf.get("preprocessing", {}).get("resize_max") or max(size)
+    resized = resize_image(image, network_size(size, resize_max, multiple=1))
+    return _Photo(name, size, resized, mask)
+
+
+def _batches(photos: Iterable[_Photo], batch_pixels: int) -> Iterator[list[_Photo]]:
+    """Put neighbours of one size together, up to `batch_pixels`."""
+    batch: list[_Photo] = []
+    for photo in photos:
+        if batch:
+            first = batch[0].resized.pixels
+            pixels = (len(batch) + 1) * first.shape[0] * first.shape[1]
+            if photo.resized.pixels.shape != first.shape or pixels > batch_pixels:
+                yield batch
+                batch = []
+        batch.append(photo)
+    if batch:
+        yield batch
+
+
+def _extract_batch(
+    extractor: FeatureExtractor, photos: list[_Photo]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the datasets of a feature file for photos that the front-end sees at one size."""
+    entries = {}
+    found = extractor.extract(np.stack([photo.resized.pixels for photo in photos]))
+    for photo, features in zip(photos, found, strict=True):
+        features = features.to_original(photo.resized.scale)
+        chosen = inside_mask(features.keypoints, photo.mask)
+        entries[photo.name] = features.select(chosen).to_arrays(photo.size)
+    return entries

@@ -174,11 +174,11 @@ def test_picture_lies_where_geometry_says():
 # Pictures
 
 
-def test_same_seed_same_picture(scene, poses, views):
-    again = make_scene(1, kind="courtyard", texture_size=256)
-    picture = render(again, CAMERA, poses[0], Appearance(noise=0.0))
-    np.testing.assert_array_equal(picture.image, views[0].image)
-    np.testing.assert_array_equal(picture.depth, views[0].depth)
+def test_same_seed_same_picture():
+    scenes = [make_scene(1, kind="street", texture_size=64) for _ in range(2)]
+    first, second = (render(scene, CAMERA, camera_path(scene, 1)[0]) for scene in scenes)
+    np.testing.assert_array_equal(first.image, second.image)
+    np.testing.assert_array_equal(first.depth, second.depth)
 
 
 def test_seeds_change_scene_noise_and_path(scene, poses):
@@ -286,12 +286,10 @@ def test_exif_tells_the_focal_length(tmp_path, scene):
     assert not without.has_prior_focal_length
 
 
-def test_sift_matches_obey_the_true_epipolar_geometry(tmp_path):
-    scene = make_scene(1, kind="courtyard", texture_size=512)
-    camera = Camera.from_field_of_view(640, 480)
-    poses = camera_path(scene, 12)[:2]
+def test_sift_matches_obey_the_true_epipolar_geometry(tmp_path, scene, poses):
+    camera = Camera.from_field_of_view(480, 360)
     (tmp_path / "images").mkdir()
-    for index, pose in enumerate(poses):
+    for index, pose in enumerate(poses[:2]):
         image = render(scene, camera, pose, random_appearance(index), seed=index).image
         cv2.imwrite(str(tmp_path / "images" / f"{index}.jpg"), image[..., ::-1])
     database_path = tmp_path / "database.db"
@@ -303,7 +301,7 @@ def test_sift_matches_obey_the_true_epipolar_geometry(tmp_path):
         keypoints = [database.read_keypoints(image_id)[:, :2] - 0.5 for image_id in ids]
     assert len(matches) > 100
 
-    pose0, pose1 = (np.vstack([pose, [0, 0, 0, 1]]) for pose in poses)
+    pose0, pose1 = (np.vstack([pose, [0, 0, 0, 1]]) for pose in poses[:2])
     relative = pose1 @ np.linalg.inv(pose0)
     x, y, z = relative[:3, 3]
     essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ relative[:3, :3]
@@ -314,6 +312,7 @@ def test_sift_matches_obey_the_true_epipolar_geometry(tmp_path):
     )
     lines = points0 @ fundamental.T
     distances = np.abs((lines * points1).sum(axis=1)) / np.linalg.norm(lines[:, :2], axis=1)
+    print(f"{len(matches)} matches, median epipolar error {np.median(distances):.3f} px")
     assert np.median(distances) < 0.5
 
 

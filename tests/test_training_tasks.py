@@ -120,24 +120,25 @@ def test_eloftr_losses_reach_every_parameter(photographs: Photographs, progress:
 
 
 def test_sift_of_training_looks_like_that_of_use(photographs: Photographs) -> None:
-    features_module = pytest.importorskip("sfm_matchers.features")
+    features = pytest.importorskip("sfm_matchers.features")
     image = photographs.pyramids[0][0]
     trained = extract_sift(image[None] / 255, max_keypoints=4096)
-    used = features_module.SiftExtractor().extract(image.permute(1, 2, 0).numpy())
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    used = features.extract_image(features.load_extractor({"name": "sift"}), {}, pixels)
     keypoints, scales, oris, descriptors = (
         values[0].numpy()
         for values in (trained.keypoints, trained.scales, trained.oris, trained.descriptors)
     )
-    distance = np.linalg.norm(keypoints[:, None] - used.keypoints[None], axis=-1)
-    turn = np.angle(np.exp(1j * (oris[:, None] - used.orientations[None])))
+    distance = np.linalg.norm(keypoints[:, None] - used["keypoints"][None], axis=-1)
+    turn = np.angle(np.exp(1j * (oris[:, None] - used["oris"][None])))
     distance[np.abs(turn) > 0.3] = np.inf  # one place may have several orientations
     nearest = distance.argmin(1)
     found = distance.min(1) < 1.0
     assert found.mean() > 0.6
     assert np.median(distance.min(1)[found]) < 0.2
-    assert np.median(scales[found] / used.scales[nearest[found]]) == pytest.approx(1, abs=0.03)
+    assert np.median(scales[found] / used["scales"][nearest[found]]) == pytest.approx(1, abs=0.03)
     assert abs(np.median(turn[np.arange(len(nearest)), nearest][found])) < 0.02
-    cosine = (descriptors[found] * used.descriptors.T[nearest[found]]).sum(1)
+    cosine = (descriptors[found] * used["descriptors"].T[nearest[found]]).sum(1)
     assert np.median(cosine) > 0.95
 
 
