@@ -333,7 +333,12 @@ def match_photos(
         steps.timed(
             "features",
             lambda: extract_features(
-                conf.features, options.image_dir, fingerprints, feature_path, options.mask_dir
+                conf.features,
+                options.image_dir,
+                fingerprints,
+                feature_path,
+                options.mask_dir,
+                device,
             ),
         )
         steps.timed(

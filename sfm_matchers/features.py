@@ -1,9 +1,11 @@
 """Sparse front-ends: keypoints and descriptors of one photo, and their extraction to HDF5.
 
 Every front-end is a `FeatureExtractor`: RGB images in, `Features` out. Keypoints are float32
-pixels of the images given, (0, 0) at the centre of the top-left pixel. MambaGlue depends on the
-order of the keypoints, so each front-end has one, whatever the number of keypoints: that in which
-the published training recipe presents them.
+pixels of the images given, (0, 0) at the centre of the top-left pixel.
+
+MambaGlue depends on the order of the keypoints, so each front-end has one. The libraries' own
+orders of ALIKED and SuperPoint, row by row, turn to best first where a limit cuts; here they are
+best first always, as in MambaGlue's published training on SuperPoint.
 
 | front-end | by | order | code and weights |
 |---|---|---|---|
@@ -169,8 +171,7 @@ MIN_SIDE = 32
 # (measured on a CPU).
 CUDA_BATCH_PIXELS = 2 * 1024**2
 
-# Keypoints per photo in MambaGlue's published training on MegaDepth, and in LightGlue's
-# evaluation (Lindenberger et al., ICCV 2023, section 5.2).
+# Keypoints per photo in MambaGlue's published training on MegaDepth.
 MAX_NUM_KEYPOINTS = 2048
 
 

@@ -406,7 +406,7 @@ class PhotoMatcher:
     def __init__(self, conf: Conf, weights: str, device: str) -> None:
         if isinstance(conf, SparseConf):
             self._features_conf = conf.features
-            self._extractor = load_extractor(conf.features["model"])
+            self._extractor = load_extractor(conf.features["model"], device)
             self._sparse = load_sparse_matcher(conf, weights, device)
             self._match = self._match_features
         else:
