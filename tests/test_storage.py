@@ -1,0 +1,93 @@
+"""Files in hloc's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.storage import (
+    StagedFile,
+    names_to_pair,
+    open_h5,
+    read_group,
+    read_keypoints,
+    read_matches,
+    read_pairs,
+    unique_pairs,
+    write_pairs,
+)
+
+NAMES = st.text(alphabet="abcdäß/_.0", min_size=1, max_size=8).filter(lambda name: "//" not in name)
+
+
+@given(st.lists(st.tuples(NAMES, NAMES), max_size=8))
+def test_pairs_files_round_trip(pairs: list[tuple[str, str]]) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.txt"
+        write_pairs(path, pairs)
+        assert read_pairs(path) == pairs
+
+
+def test_names_with_spaces_are_split_by_what_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.txt"
+    path.write_text("my photo.jpg other photo.jpg\n")
+    known = ["my photo.jpg", "other photo.jpg"]
+    assert read_pairs(path, known) == [("my photo.jpg", "other photo.jpg")]
+    with pytest.raises(InputError, match="line 1"):
+        read_pairs(path)
+
+
+def test_names_that_collide_are_named() -> None:
+    with pytest.raises(InputError, match="a-b"):
+        unique_pairs([("a/b", "c"), ("a-b", "c")])
+
+
+@pytest.mark.parametrize(
+    ("group", "is_reversed"),
+    [("a-1.jpg/b.jpg", False), ("b.jpg/a-1.jpg", True), ("a-1.jpg_b.jpg", False)],
+)
+def test_matches_are_found_in_hloc_order(tmp_path: Path, group: str, is_reversed: bool) -> None:
+    path = tmp_path / "matches.h5"
+    with h5py.File(path, "w") as file:
+        file[f"{group}/matches0"] = np.array([-1, 4, 2], dtype=np.int16)
+    with open_h5(path) as file:
+        matches, scores = read_matches(file, "a/1.jpg", "b.jpg")
+        expected = [[1, 4], [2, 2]]
+        assert matches.tolist() == ([pair[::-1] for pair in expected] if is_reversed else expected)
+        assert scores.tolist() == [1, 1]
+        with pytest.raises(InputError, match=r"c\.jpg"):
+            read_matches(file, "a/1.jpg", "c.jpg")
+    assert names_to_pair("a/1.jpg", "b.jpg") == "a-1.jpg/b.jpg"
+
+
+def test_hloc_keypoints_of_any_type_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "feats.h5"
+    with h5py.File(path, "w") as file:
+        file["a.jpg/keypoints"] = np.ones((3, 2), dtype=np.float16)
+        file["b.jpg/keypoints"] = np.zeros(0, dtype=np.float32)
+    with open_h5(path) as file:
+        assert read_keypoints(file, "a.jpg").dtype == np.float32
+        assert read_keypoints(file, "b.jpg").shape == (0, 2)
+
+
+def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "feats.h5"
+    StagedFile(path).add({"x/a.jpg": {"keypoints": np.ones((1, 2))}}, {"x/a.jpg": "one"})
+    assert not path.exists()
+    staged = StagedFile(path)
+    assert staged.is_current("x/a.jpg", "one")
+    assert not staged.is_current("x/a.jpg", "other")
+    staged.add({"x/a.jpg": {"keypoints": np.zeros((5, 2))}}, {"x/a.jpg": "two"})
+    staged.commit()
+    with open_h5(path) as file:
+        assert read_group(file, "x/a.jpg")["keypoints"].shape == (5, 2)
+    assert StagedFile(path).is_current("x/a.jpg", "two")
+    assert not (tmp_path / "feats.h5.parts").exists()
