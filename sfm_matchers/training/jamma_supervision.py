@@ -82,12 +82,12 @@ def coarse_truth(truth: PairTruth, grid: tuple[int, int]) -> tuple[Tensor, Tenso
     Pairs from 0 to 1 and from 1 to 0 are united, so a cell may have several partners. The cell in
     the top-left corner is nobody's partner: the released code writes "none" with its index.
 
+    Padded cells stand for the pixel (0, 0), as in the released code; `coarse_loss` gives their
+    pairs no weight, but counts them.
+
     Args:
         truth: the pairs.
         grid: (H/8, W/8).
-
-    Padded cells stand for the pixel (0, 0), as in the released code; `coarse_loss` gives their
-    pairs no weight, but counts them.
 
     Returns:
         batch_ids, ids0, ids1: (N,) int64, sorted by batch, then ids0, then ids1.
