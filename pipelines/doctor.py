@@ -103,17 +103,9 @@ def scan_backends() -> dict[str, Any]:
 
 
 def _scan_backend(device: str) -> dict[str, Any]:
-    import torch
+    from sfm_matchers.networks.selective_scan import default_backend, unusable_backends
 
-    package = importlib.import_module("sfm_matchers.networks.selective_scan")
-    reasons = {}
-    for name, module_name in package.BACKENDS.items():
-        module = importlib.import_module(f"{package.__name__}.{module_name}")
-        reasons[name] = module.unusable_because(torch.device(device), torch.float32)
-    return {
-        "backend": next(name for name, reason in reasons.items() if reason is None),
-        "unusable": {name: reason for name, reason in reasons.items() if reason is not None},
-    }
+    return {"backend": default_backend(device), "unusable": unusable_backends(device)}
 
 
 def scan_libraries() -> dict[str, bool]:

@@ -20,6 +20,8 @@ values that are exactly equal one is picked.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,8 +30,12 @@ from torch import Tensor
 
 # Similarity of pairs with a padded cell: far below any real one, yet finite.
 MASKED_SIMILARITY = -1e9
-# Entries of S formed at once: small enough for a CPU's cache, large enough for a matrix product.
-BLOCK_ENTRIES = 1 << 20
+# Entries of S formed at once: on a CPU few enough for its cache and enough for a matrix product, on
+# a GPU enough to keep it busy.
+BLOCK_ENTRIES_CPU = 1 << 20
+BLOCK_ENTRIES_GPU = 1 << 26
+SMALLEST_EXPONENT = -80.0  # exp of it is still a normal float32
+ROUNDING = 1e-3  # more than the logarithm of a score can be off
 
 
 @dataclass(frozen=True)
@@ -105,17 +111,13 @@ def match_either_maximum(
         The matches; `scores` are max(P01, P10).
     """
     blocks = _SimilarityBlocks(features0, features1, temperature, mask0, mask1)
-    rows, columns = _row_and_column_peaks(blocks)
-    batch0, ids0 = (rows.probability > threshold).nonzero(as_tuple=True)
-    batch1, ids1 = (columns.probability > threshold).nonzero(as_tuple=True)
+    rows, columns = _softmax_statistics(blocks)
+    batch0, ids0, best1, values0 = blocks.best_of_rows(rows.probability > threshold)
+    batch1, ids1, best0, values1 = blocks.transposed().best_of_rows(columns.probability > threshold)
     ids = torch.stack(
-        (
-            torch.cat((batch0, batch1)),
-            torch.cat((ids0, columns.index[batch1, ids1])),
-            torch.cat((rows.index[batch0, ids0], ids1)),
-        )
+        (torch.cat((batch0, batch1)), torch.cat((ids0, best0)), torch.cat((best1, ids1)))
     )
-    values = torch.cat((rows.value[batch0, ids0], columns.value[batch1, ids1]))
+    values = torch.cat((values0, values1))
     ids, values = _sort_unique(ids, values, features0.shape[1], features1.shape[1])
     keep = _inside(ids, grid0, grid1, border, mask0, mask1)
     (batch_ids, ids0, ids1), values = ids[:, keep], values[keep]
@@ -155,13 +157,13 @@ def match_mutual_maximum(
     """
     blocks = _SimilarityBlocks(features0, features1, temperature, mask0, mask1)
     if softmax:
-        rows, columns = _row_and_column_peaks(blocks)
-        best1, best0 = _mutual_candidates(blocks, rows.log_sum, columns.log_sum)
+        rows, columns = _softmax_statistics(blocks)
+        # sqrt(P01 P10) = exp(S - (log_sum0 + log_sum1) / 2)
+        halves = (rows.log_sum / 2, columns.log_sum / 2)
+        lowest = 0.5 * math.log(threshold) - ROUNDING if threshold > 0 else -math.inf
+        ids = _mutual_maxima(blocks, lowest, halves)
     else:
-        best1, best0 = _mutual_candidates(blocks)
-    cells0 = torch.arange(features0.shape[1], device=features0.device)
-    batch_ids, ids0 = (best0.gather(1, best1) == cells0).nonzero(as_tuple=True)
-    ids = torch.stack((batch_ids, ids0, best1[batch_ids, ids0]))
+        ids = _mutual_maxima(blocks, threshold)
     ids = ids[:, _inside(ids, grid0, grid1, border, mask0, mask1)]
     values = blocks.at(ids)
     scores = values
@@ -188,12 +190,18 @@ class _SimilarityBlocks:
         self.features0 = features0.float() / (features0.shape[-1] * temperature)
         self.features1 = features1.float()
         self.mask0, self.mask1 = _flat_mask(mask0), _flat_mask(mask1)
-        self.shape = (len(features0), features0.shape[1], features1.shape[1])
+
+    def transposed(self) -> _SimilarityBlocks:
+        """The transpose of S: its rows are the columns of S."""
+        blocks = copy.copy(self)
+        blocks.features0, blocks.features1 = self.features1, self.features0
+        blocks.mask0, blocks.mask1 = self.mask1, self.mask0
+        return blocks
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and S[:, rows], (B, rows, L1), which the next step overwrites."""
-        batch, length0, length1 = self.shape
-        height = min(length0, max(1, BLOCK_ENTRIES // (batch * length1)))
+        batch, length0, length1 = *self.features0.shape[:2], self.features1.shape[1]
+        height = min(length0, max(1, self._block_entries() // (batch * length1)))
         buffer = self.features1.new_empty(batch, height, length1)
         with torch.autocast(buffer.device.type, enabled=False):
             for start in range(0, length0, height):
@@ -203,17 +211,44 @@ class _SimilarityBlocks:
                 row_mask = None if self.mask0 is None else self.mask0[:, rows]
                 yield rows, _fill_masked(block, row_mask, self.mask1)
 
+    def best_of_rows(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The largest entry of each chosen row, which are formed again: they are few.
+
+        Args:
+            chosen: (B, L0) bool; padded rows are left out.
+
+        Returns:
+            batch ids, rows, columns (M,) int64, values (M,).
+        """
+        if self.mask0 is not None:
+            chosen = chosen & self.mask0
+        batch_ids, rows = chosen.nonzero(as_tuple=True)
+        columns, values = torch.empty_like(rows), self.features0.new_empty(len(rows))
+        height = max(1, self._block_entries() // self.features1.shape[1])
+        with torch.autocast(values.device.type, enabled=False):
+            for item, features1 in enumerate(self.features1):
+                of_item = (batch_ids == item).nonzero()[:, 0]
+                mask = None if self.mask1 is None else self.mask1[item]
+                for part in of_item.split(height):
+                    block = self.features0[item, rows[part]] @ features1.T
+                    if mask is not None:
+                        block.masked_fill_(~mask, MASKED_SIMILARITY)
+                    values[part], columns[part] = block.max(1)
+        return batch_ids, rows, columns, values
+
     def at(self, ids: Tensor) -> Tensor:
         """S of single pairs (batch, cell 0, cell 1), ids (3, M) of unmasked cells."""
         return (self.features0[ids[0], ids[1]] * self.features1[ids[0], ids[2]]).sum(-1)
 
+    def _block_entries(self) -> int:
+        return BLOCK_ENTRIES_CPU if self.features0.device.type == "cpu" else BLOCK_ENTRIES_GPU
+
 
 @dataclass
-class _Peaks:
-    """Per row (or column) of S: the largest entry, its place, sum of exp(entry - largest)."""
+class _SoftmaxStatistics:
+    """Per row (or column) of S: the largest entry, and the sum of exp(entry - largest)."""
 
-    value: Tensor
-    index: Tensor
+    largest: Tensor
     sum: Tensor
 
     @property
@@ -224,71 +259,75 @@ class _Peaks:
     @property
     def log_sum(self) -> Tensor:
         """Log of the sum of exponentials."""
-        return self.value + self.sum.log()
+        return self.largest + self.sum.log()
 
     def probability_of(self, values: Tensor, batch_ids: Tensor, ids: Tensor) -> Tensor:
         """The softmax, in the given rows, at entries with the given values of S."""
-        return (values - self.value[batch_ids, ids]).exp() / self.sum[batch_ids, ids]
+        return (values - self.largest[batch_ids, ids]).exp() / self.sum[batch_ids, ids]
 
 
-def _row_and_column_peaks(blocks: _SimilarityBlocks) -> tuple[_Peaks, _Peaks]:
-    """One pass over S; columns are merged from block to block with a running maximum."""
-    _batch, _, _length1 = blocks.shape
-    row_parts = []
-    columns: _Peaks | None = None
+def _softmax_statistics(
+    blocks: _SimilarityBlocks,
+) -> tuple[_SoftmaxStatistics, _SoftmaxStatistics]:
+    """Of rows and of columns, in one pass over S.
+
+    No places of maxima are kept: torch finds a maximum ten times faster without its place.
+    """
+    largest0, sum0 = [], []
+    largest1, sum1 = torch.empty(0), torch.empty(0)
     scratch: Tensor | None = None
     for rows, block in blocks:
         if scratch is None or scratch.shape != block.shape:
             scratch = torch.empty_like(block)
-        row_parts.append(_peaks(block, 2, scratch))
-        part = _peaks(block, 1, scratch)
-        part.index += rows.start
-        columns = part if columns is None else _merge(columns, part)
-    assert columns is not None
-    rows_all = _Peaks(
-        torch.cat([part.value for part in row_parts], 1),
-        torch.cat([part.index for part in row_parts], 1),
-        torch.cat([part.sum for part in row_parts], 1),
+        largest0.append(block.amax(2))
+        sum0.append(_exponentials(block, largest0[-1][:, :, None], scratch).sum(2))
+        of_block = block.amax(1)
+        if rows.start == 0:
+            largest1, sum1 = of_block, torch.zeros_like(of_block)
+        before, largest1 = largest1, torch.maximum(largest1, of_block)
+        sum1 *= (before - largest1).exp()
+        sum1 += _exponentials(block, largest1[:, None], scratch).sum(1)
+    return (
+        _SoftmaxStatistics(torch.cat(largest0, 1), torch.cat(sum0, 1)),
+        _SoftmaxStatistics(largest1, sum1),
     )
-    return rows_all, columns
 
 
-def _peaks(block: Tensor, dim: int, scratch: Tensor) -> _Peaks:
-    value, index = block.max(dim)
-    torch.sub(block, value.unsqueeze(dim), out=scratch)
-    return _Peaks(value, index, scratch.exp_().sum(dim))
+def _exponentials(block: Tensor, largest: Tensor, out: Tensor) -> Tensor:
+    """exp(block - largest). What underflows is made tiny instead: exp is slow where it does."""
+    return torch.sub(block, largest, out=out).clamp_(min=SMALLEST_EXPONENT).exp_()
 
 
-def _merge(a: _Peaks, b: _Peaks) -> _Peaks:
-    """The peaks of two stacked blocks; a stands before b and wins ties."""
-    value = torch.maximum(a.value, b.value)
-    total = a.sum * (a.value - value).exp() + b.sum * (b.value - value).exp()
-    return _Peaks(value, torch.where(b.value > a.value, b.index, a.index), total)
+def _mutual_maxima(
+    blocks: _SimilarityBlocks, threshold: float, subtrahends: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Entries above the threshold that are the largest of their row and of their column.
 
+    Args:
+        blocks: S.
+        threshold: exclusive.
+        subtrahends: (B, L0) and (B, L1), subtracted from the rows and the columns of S before.
 
-def _mutual_candidates(
-    blocks: _SimilarityBlocks,
-    row_log_sum: Tensor | None = None,
-    column_log_sum: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The best column of each row (B, L0) and the best row of each column (B, L1).
-
-    Best by log(P01 P10) = 2 S - row_log_sum - column_log_sum, or by S where those are None.
+    Returns:
+        (3, M) batch, row and column in this order of sorting; each row and column at most once.
     """
-    best1, value0 = [], None
-    best0 = torch.empty(0)
+    candidates, values = [], []
+    largest1 = torch.empty(0)
     for rows, block in blocks:
-        if row_log_sum is not None and column_log_sum is not None:
-            block.mul_(2).sub_(row_log_sum[:, rows, None]).sub_(column_log_sum[:, None])
-        best1.append(block.argmax(2))
-        value, index = block.max(1)
-        index += rows.start
-        if value0 is None:
-            value0, best0 = value, index
-        else:
-            best0 = torch.where(value > value0, index, best0)
-            value0 = torch.maximum(value, value0)
-    return torch.cat(best1, 1), best0
+        if subtrahends is not None:
+            block.sub_(subtrahends[0][:, rows, None]).sub_(subtrahends[1][:, None])
+        largest0, of_block = block.amax(2), block.amax(1)
+        largest1 = of_block if rows.start == 0 else torch.maximum(largest1, of_block)
+        batch_ids, ids0 = (largest0 > threshold).nonzero(as_tuple=True)
+        ids1 = block[batch_ids, ids0].argmax(1)
+        candidates.append(torch.stack((batch_ids, ids0 + rows.start, ids1)))
+        values.append(largest0[batch_ids, ids0])
+    ids = torch.cat(candidates, 1)
+    ids = ids[:, torch.cat(values) == largest1[ids[0], ids[2]]]
+    length0, length1 = blocks.features0.shape[1], blocks.features1.shape[1]
+    # Of rows that tie for a column the first one stays.
+    ids = ids[:, _first_of_each(ids[0] * length1 + ids[2])]
+    return ids[:, _first_of_each(ids[0] * length0 + ids[1])]
 
 
 def _flat_mask(mask: Tensor | None) -> Tensor | None:
@@ -306,12 +345,16 @@ def _fill_masked(block: Tensor, mask0: Tensor | None, mask1: Tensor | None) -> T
 
 def _sort_unique(ids: Tensor, values: Tensor, length0: int, length1: int) -> tuple[Tensor, Tensor]:
     """Order pairs (3, M) by batch, cell 0, cell 1 and keep one of each."""
-    keys = (ids[0] * length0 + ids[1]) * length1 + ids[2]
+    order = _first_of_each((ids[0] * length0 + ids[1]) * length1 + ids[2])
+    return ids[:, order], values[order]
+
+
+def _first_of_each(keys: Tensor) -> Tensor:
+    """Where each distinct key (M,) stands first, by increasing key."""
     keys, order = keys.sort(stable=True)
     first = torch.ones_like(keys, dtype=torch.bool)
     first[1:] = keys[1:] != keys[:-1]
-    order = order[first]
-    return ids[:, order], values[order]
+    return order[first]
 
 
 def _inside(

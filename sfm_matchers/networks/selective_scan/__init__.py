@@ -7,12 +7,13 @@ For each sequence and channel d, with the input-dependent step delta_t > 0 (Gu a
     h_t     = exp(delta_t A) h_{t-1} + delta_t B_t u_t        state of N numbers, h_0 = 0
     y_t     = (C_t . h_t + D u_t) silu(z_t)                   the gate only where z is given
 
-| backend     | device | when it is chosen                    | file               |
-|-------------|--------|--------------------------------------|--------------------|
-| `mamba_ssm` | CUDA   | the library mamba-ssm is installed   | `mamba_ssm.py`     |
-| `numba`     | CPU    | numba is installed, dtype not double | `numba_lanes.py`   |
-| `torch`     | any    | otherwise                            | `torch_blocked.py` |
-| `reference` | any    | only when asked for                  | `reference.py`     |
+| backend     | device | when it is chosen                    | file                 |
+|-------------|--------|--------------------------------------|----------------------|
+| `mamba_ssm` | CUDA   | the library mamba-ssm is installed   | `mamba_ssm.py`       |
+| `triton`    | CUDA   | triton is (it comes with torch there)| `triton_channels.py` |
+| `numba`     | CPU    | numba is installed, dtype not double | `numba_lanes.py`     |
+| `torch`     | any    | otherwise                            | `torch_blocked.py`   |
+| `reference` | any    | only when asked for                  | `reference.py`       |
 
 The argument `backend` or the environment variable `SFM_MATCHERS_SCAN` overrides the choice.
 """
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from sfm_matchers.errors import InputError, MissingExtraError
 
-__all__ = ["BACKENDS", "selective_scan"]
+__all__ = ["BACKENDS", "default_backend", "selective_scan", "unusable_backends"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 # `scan(u, delta, A, B, C, D, z, delta_bias)` on operands that `selective_scan` has prepared.
 BACKENDS = {
     "mamba_ssm": "mamba_ssm",
+    "triton": "triton_channels",
     "numba": "numba_lanes",
     "torch": "torch_blocked",
     "reference": "reference",
@@ -150,18 +152,25 @@ def _choose_backend(name: str | None, device: torch.device, dtype: torch.dtype) 
             error = MissingExtraError if "pip install" in reason else InputError
             raise error(f"the scan backend {name!r} cannot run here: {reason}")
     else:
-        name = _first_usable(device.type, dtype)
+        name = default_backend(device.type, dtype)
         module = _load(name)
     _announce(name, device.type)
     return module
 
 
+def unusable_backends(device_type: str, dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    """Say which backends cannot run on a kind of device, and why."""
+    reasons = {
+        name: _load(name).unusable_because(torch.device(device_type), dtype) for name in BACKENDS
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
 @functools.lru_cache
-def _first_usable(device_type: str, dtype: torch.dtype) -> str:
-    usable = (
-        n for n in BACKENDS if not _load(n).unusable_because(torch.device(device_type), dtype)
-    )
-    return next(usable)
+def default_backend(device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """Return the backend that runs where none is asked for."""
+    unusable = unusable_backends(device_type, dtype)
+    return next(name for name in BACKENDS if name not in unusable)
 
 
 def _load(name: str) -> ModuleType:
