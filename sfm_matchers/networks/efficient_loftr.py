@@ -646,11 +646,12 @@ class EfficientLoFTR(nn.Module):
     def encode_pair(
         self, image0: Tensor, image1: Tensor
     ) -> tuple[EfficientLoFTRFeatures, EfficientLoFTRFeatures]:
-        """Features of both images, by one call where their shapes agree.
+        """Features of both images.
 
-        In training, batch normalisation then sees both images, as in the authors' code.
+        In training they are made by one call where their shapes agree: batch normalisation then
+        sees both images, as in the authors' code. Otherwise one after the other takes less memory.
         """
-        if image0.shape != image1.shape:
+        if not self.training or image0.shape != image1.shape:
             return self.encode(image0), self.encode(image1)
         both = self.encode(torch.cat([image0, image1]))
         maps0, maps1 = zip(*(feature_map.chunk(2) for feature_map in both), strict=True)
@@ -738,7 +739,7 @@ class EfficientLoFTR(nn.Module):
         coarse1: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Fine feature maps (B, H/2, W/2, 64) of both images."""
-        if coarse0.shape != coarse1.shape:
+        if not self.training or coarse0.shape != coarse1.shape:
             return self.fine_preprocess(features0, coarse0), self.fine_preprocess(
                 features1, coarse1
             )

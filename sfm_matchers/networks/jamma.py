@@ -505,10 +505,7 @@ class JamMa(nn.Module):
                 f"images of shapes {tuple(image0.shape)} and {tuple(image1.shape)}; "
                 "pad the pair to one size"
             )
-        features = self.encode(torch.cat((image0, image1)))
-        batch = len(image0)
-        features0 = JamMaFeatures(*(x[:batch] for x in features))
-        features1 = JamMaFeatures(*(x[batch:] for x in features))
+        features0, features1 = self.encode(image0), self.encode(image1)
         return self.match(features0, features1, mask0, mask1, scale0, scale1)
 
     def encode(self, image: Tensor) -> JamMaFeatures:
@@ -628,9 +625,15 @@ class JamMa(nn.Module):
         coarse1: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Two maps (B, 64, H/2, W/2) from the encoder's 1/4 features and the `coarse_features`."""
+        if not self.training:  # one image after the other takes half the memory
+            return (
+                self.matcher.fine_map(features0.quarter, coarse0),
+                self.matcher.fine_map(features1.quarter, coarse1),
+            )
+        # Batch normalisation learns from both images.
         quarter = torch.cat((features0.quarter, features1.quarter))
-        fine = self.matcher.fine_map(quarter, torch.cat((coarse0, coarse1)))
-        return fine[: len(coarse0)], fine[len(coarse0) :]
+        fine0, fine1 = self.matcher.fine_map(quarter, torch.cat((coarse0, coarse1))).chunk(2)
+        return fine0, fine1
 
     def fine_predictions(
         self, fine0: Tensor, fine1: Tensor, batch_ids: Tensor, ids0: Tensor, ids1: Tensor
