@@ -95,7 +95,7 @@ class Features:
         if self.scales is not None:
             arrays["scales"] = self.scales.astype(np.float32)
         if self.orientations is not None:
-            arrays["oris"] = self.orientations.astype(np.float32)
+            arrays["oris"] = np.rad2deg(self.orientations).astype(np.float32)  # hloc's unit
         return arrays
 
 

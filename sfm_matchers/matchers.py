@@ -6,6 +6,7 @@ images. `load_matcher` gives either behind one call that takes two photos.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -150,11 +151,15 @@ class MambaGlueMatcher:
     Args:
         network: a `MambaGlue` in evaluation mode, made for the front-end of the features.
         device: torch device.
+        resize_max: longer side, in pixels, to which larger photos were reduced for extraction.
     """
 
-    def __init__(self, network: MambaGlue, device: str = "cpu") -> None:
+    def __init__(
+        self, network: MambaGlue, device: str = "cpu", resize_max: float = math.inf
+    ) -> None:
         self.network = network.to(device)
         self.device = torch.device(device)
+        self.resize_max = resize_max
 
     @torch.inference_mode()
     def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
@@ -172,12 +177,16 @@ class MambaGlueMatcher:
 
         if "image_size" not in features or "keypoints" not in features:
             raise InputError("MambaGlue needs keypoints and image_size of each photo")
+        scales, degrees = tensor("scales"), tensor("oris")
+        if scales is not None:
+            # The network knows scales in pixels of the image that the detector has seen.
+            scales = scales / max(1.0, max(features["image_size"]) / self.resize_max)
         return LocalFeatures(
             keypoints=cast(torch.Tensor, tensor("keypoints")),
             descriptors=cast(torch.Tensor, tensor("descriptors")).transpose(1, 2),
             image_size=tensor("image_size"),
-            scales=tensor("scales"),
-            oris=tensor("oris"),
+            scales=scales,
+            oris=None if degrees is None else degrees.deg2rad(),
             scores=tensor("scores"),
         )
 
@@ -193,7 +202,8 @@ def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> Neare
 
 def _load_mambaglue(conf: SparseConf, weights: str, device: str) -> MambaGlueMatcher:
     network = load_network("mambaglue", weights, **_network_options(conf, MambaGlueConfig))
-    return MambaGlueMatcher(cast(MambaGlue, network), device)
+    resize_max = conf.features.get("preprocessing", {}).get("resize_max", math.inf)
+    return MambaGlueMatcher(cast(MambaGlue, network), device, resize_max)
 
 
 def _network_options(conf: Conf, config_type: type) -> dict[str, Any]:

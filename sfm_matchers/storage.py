@@ -4,7 +4,7 @@ Layout (hloc's, so that either tool reads the other's files):
 
 - a *feature file* holds one group per image, named by the image's POSIX path below the image
   folder: ``keypoints`` (N, 2) float32, ``descriptors`` (D, N) float16, ``scores`` (N,),
-  ``scales`` and ``oris`` (N,), ``image_size`` (2,) int64 as (width, height);
+  ``scales`` (N,) in pixels, ``oris`` (N,) in degrees, ``image_size`` (2,) int64 as (width, height);
 - a *match file* holds one group per pair, named by `names_to_pair`: ``matches0`` (N0,) int32 with
   the index of the match in image 1 or -1, ``matching_scores0`` (N0,) float16;
 - a *correspondence file* holds, for detector-free matchers, ``keypoints0``, ``keypoints1`` (M, 2)

@@ -125,3 +125,13 @@ def test_border_cells_still_compete_under_the_mutual_rule() -> None:
 def test_nothing_valid_matches_nothing(rule: str) -> None:
     empty = torch.zeros(2, *GRID0, dtype=torch.bool)
     assert len(match(rule, empty, masks()[1]).ids0) == 0
+
+
+@pytest.mark.parametrize("rule", ["either", "mutual"])
+def test_scores_are_probabilities_however_large_the_similarities(rule: str) -> None:
+    match_rule = match_either_maximum if rule == "either" else match_mutual_maximum
+    features = 300 * torch.randn(1, 480, 64, generator=torch.Generator().manual_seed(0))
+    options = {"threshold": 0.2, "border": 2, "temperature": 0.1}
+    matches = match_rule(features, features[:, torch.randperm(480)], GRID0, GRID1, **options)
+    assert len(matches.scores) > 100
+    assert (matches.scores <= 1).all()

@@ -130,7 +130,7 @@ def test_sift_of_training_looks_like_that_of_use(photographs: Photographs) -> No
         for values in (trained.keypoints, trained.scales, trained.oris, trained.descriptors)
     )
     distance = np.linalg.norm(keypoints[:, None] - used["keypoints"][None], axis=-1)
-    turn = np.angle(np.exp(1j * (oris[:, None] - used["oris"][None])))
+    turn = np.angle(np.exp(1j * (oris[:, None] - np.deg2rad(used["oris"])[None])))
     distance[np.abs(turn) > 0.3] = np.inf  # one place may have several orientations
     nearest = distance.argmin(1)
     found = distance.min(1) < 1.0

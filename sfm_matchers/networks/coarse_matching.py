@@ -263,7 +263,9 @@ class _SoftmaxStatistics:
 
     def probability_of(self, values: Tensor, batch_ids: Tensor, ids: Tensor) -> Tensor:
         """The softmax, in the given rows, at entries with the given values of S."""
-        return (values - self.largest[batch_ids, ids]).exp() / self.sum[batch_ids, ids]
+        # A value formed again may come out above the largest by rounding.
+        below = (values - self.largest[batch_ids, ids]).clamp(max=0)
+        return below.exp() / self.sum[batch_ids, ids]
 
 
 def _softmax_statistics(

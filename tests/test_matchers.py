@@ -1,0 +1,134 @@
+"""The matchers behind their protocols: photos of any size, units of features, the plain matcher."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.matchers import (
+    EfficientLoFTRMatcher,
+    JamMaMatcher,
+    MambaGlueMatcher,
+    NearestNeighborMatcher,
+    load_matcher,
+)
+from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
+from sfm_matchers.networks.jamma import JamMa, JamMaConfig
+from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
+
+
+def photo(width: int, height: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:height, :width]
+
+
+def sift_like(size: tuple[int, int], count: int, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    descriptors = rng.random((128, count), dtype=np.float32)
+    return {
+        "keypoints": (rng.random((count, 2)) * size).astype(np.float32),
+        "descriptors": descriptors / np.linalg.norm(descriptors, axis=0),
+        "scores": rng.random(count, dtype=np.float32),
+        "scales": 2 + 8 * rng.random(count, dtype=np.float32),
+        "oris": (360 * rng.random(count, dtype=np.float32) - 180),
+        "image_size": np.array(size),
+    }
+
+
+@pytest.mark.parametrize("kind", ["jamma", "eloftr"])
+def test_photos_of_any_two_sizes_are_matched(kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "jamma":
+        network = JamMa(JamMaConfig(coarse_threshold=0.0, fine_threshold=0.0, border=0)).eval()
+        matcher = JamMaMatcher(network, resize_max=96)
+    else:
+        config = EfficientLoFTRConfig(coarse_threshold=-1.0, border=0)
+        matcher = EfficientLoFTRMatcher(EfficientLoFTR(config).eval(), resize_max=96)
+    sizes = (333, 120), (75, 211)
+    encoded = [matcher.encode(photo(*size, seed)) for seed, size in enumerate(sizes)]
+    matches = matcher.match_encoded(*encoded)
+    assert len(matches) > 0
+    for points, size in zip((matches.keypoints0, matches.keypoints1), sizes, strict=True):
+        # A point may leave the photo by a few pixels of the network's image.
+        slack = 8 * max(size) / 96
+        assert (points > -slack).all()
+        assert (points < np.add(size, slack)).all()
+
+
+def test_mambaglue_sees_sift_as_the_detector_did() -> None:
+    """A photo four times as large as the detector's image gives the same matches."""
+    torch.manual_seed(0)
+    config = MambaGlueConfig(features="sift", num_layers=2, filter_threshold=0.0)
+    matcher = MambaGlueMatcher(MambaGlue(config).eval(), resize_max=400)
+    small = [sift_like((400, 300), 40, seed) for seed in range(2)]
+    large = [
+        {
+            **one,
+            "keypoints": (one["keypoints"] + 0.5) * 4 - 0.5,
+            "scales": 4 * one["scales"],
+            "image_size": 4 * one["image_size"],
+        }
+        for one in small
+    ]
+    matches0, scores0 = matcher.match(*small)
+    matches0_large, scores0_large = matcher.match(*large)
+    assert (matches0 >= 0).any()
+    np.testing.assert_array_equal(matches0_large, matches0)
+    np.testing.assert_allclose(scores0_large, scores0, atol=1e-5)
+
+
+def test_mambaglue_takes_orientations_in_degrees() -> None:
+    torch.manual_seed(0)
+    config = MambaGlueConfig(features="sift", num_layers=2, filter_threshold=0.0)
+    matcher = MambaGlueMatcher(MambaGlue(config).eval())
+    features = sift_like((400, 300), 30, 0)
+    given = matcher._batch(features)
+    assert given.oris is not None
+    np.testing.assert_allclose(given.oris[0].numpy(), np.deg2rad(features["oris"]), rtol=1e-6)
+
+
+def test_mambaglue_names_what_it_lacks() -> None:
+    matcher = MambaGlueMatcher(MambaGlue(MambaGlueConfig(features="sift", num_layers=1)).eval())
+    features = sift_like((400, 300), 10, 0)
+    with pytest.raises(InputError, match="image_size"):
+        matcher.match({k: v for k, v in features.items() if k != "image_size"}, features)
+    with pytest.raises(InputError, match="scales"):
+        matcher.match({k: v for k, v in features.items() if k != "scales"}, features)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count0=st.integers(0, 30),
+    count1=st.integers(0, 30),
+    ratio=st.floats(0.5, 1.0),
+    seed=st.integers(0, 1000),
+)
+def test_nearest_neighbors_are_mutual_and_pass_the_ratio_test(
+    count0: int, count1: int, ratio: float, seed: int
+) -> None:
+    features0, features1 = sift_like((9, 9), count0, seed), sift_like((9, 9), count1, seed + 1)
+    matcher = NearestNeighborMatcher(ratio=ratio, max_distance=1.0)
+    matches0, scores0 = matcher.match(features0, features1)
+    assert matches0.shape == scores0.shape == (count0,)
+    angles = np.arccos(np.clip(features0["descriptors"].T @ features1["descriptors"], -1, 1))
+    for index0, index1 in enumerate(matches0):
+        if index1 < 0:
+            assert scores0[index0] == 0
+            continue
+        assert angles[index0].argmin() == index1
+        assert angles[:, index1].argmin() == index0
+        for row in (angles[index0], angles[:, index1]):
+            best = np.sort(row)[:2]
+            assert len(best) == 1 or best[0] <= ratio * best[1] + 1e-3
+
+
+def test_unknown_matcher_and_device_are_named() -> None:
+    with pytest.raises(InputError, match="did you mean 'jamma'"):
+        load_matcher("jama")
+    with pytest.raises(InputError, match="abacus"):
+        load_matcher("sift", device="abacus")
