@@ -3,7 +3,8 @@
     python -m pipelines.evaluate pairs --pairs_file PAIRS --image_dir PHOTOS --matcher sift
 
 `pairs`: relative poses. Each line of the file is `image0 image1 rot0 rot1 K0 K1 T_0to1`, the layout
-of the MegaDepth-1500 and ScanNet-1500 lists (matrices row by row, rot0 and rot1 zero).
+of SuperGlue's lists of MegaDepth-1500 and ScanNet-1500 (matrices row by row; rot0 and rot1 count the
+quarter turns, counter-clockwise, that set the photos upright for matching).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from sfm_matchers.evaluation import (
     pose_error,
     read_posed_pairs,
 )
-from sfm_matchers.images import network_size, read_image, resize_image, to_original
+from sfm_matchers.images import network_size, read_image, resize_image, to_original, unturned
 from sfm_matchers.matchers import Matches, PhotoMatcher, load_matcher
 from sfm_matchers.storage import write_text
 
@@ -126,21 +127,24 @@ def _match_photos(
     matcher: PhotoMatcher, image_dir: Path, pair: PosedPair, resize_max: int | None
 ) -> Matches:
     """Match two photos, reduced if need be; points in pixels of the photos as stored."""
-    images, scales = [], []
-    for name in (pair.name0, pair.name1):
-        image, scale = read_image(image_dir / name), (1.0, 1.0)
+    images, to_stored = [], []
+    for name, turns in zip((pair.name0, pair.name1), pair.quarter_turns, strict=True):
+        stored = read_image(image_dir / name)
+        image, scale = np.ascontiguousarray(np.rot90(stored, turns)), (1.0, 1.0)
         size = (image.shape[1], image.shape[0])
         if resize_max and max(size) > resize_max:
             resized = resize_image(image, network_size(size, resize_max, multiple=1))
             image, scale = resized.pixels, resized.scale
         images.append(image)
-        scales.append(scale)
+        to_stored.append((scale, turns, (stored.shape[1], stored.shape[0])))
     matches = matcher.match(*images)
-    return Matches(
-        to_original(matches.keypoints0, scales[0]),
-        to_original(matches.keypoints1, scales[1]),
-        matches.scores,
-    )
+    points = [
+        unturned(to_original(keypoints, scale), turns, size)
+        for keypoints, (scale, turns, size) in zip(
+            (matches.keypoints0, matches.keypoints1), to_stored, strict=True
+        )
+    ]
+    return Matches(points[0], points[1], matches.scores)
 
 
 def _pose_error(estimator: str, matches: Matches, pair: PosedPair, max_error: float) -> float:

@@ -125,18 +125,21 @@ def estimate_relative_pose(
     Returns:
         Rotation (3, 3), translation (3,) of unit length and inliers (N,), or None without a pose.
     """
-    rays0 = _normalise(points0, intrinsics0)[:, :2]
-    rays1 = _normalise(points1, intrinsics1)[:, :2]
-    if len(rays0) < MIN_MATCHES:
-        return None
     focal = np.mean([np.asarray(k)[i, i] for k in (intrinsics0, intrinsics1) for i in (0, 1)])
+    # Pixels of one camera for both: on rays, whose unit is the focal length, MAGSAC++ is far off.
+    shared = np.diag([focal, focal, 1.0])
+    pixels0 = focal * _normalise(points0, intrinsics0)[:, :2]
+    pixels1 = focal * _normalise(points1, intrinsics1)[:, :2]
+    if len(pixels0) < MIN_MATCHES:
+        return None
+    cv2.setRNGSeed(0)
     essentials, mask = cv2.findEssentialMat(
-        rays0,
-        rays1,
-        np.eye(3),
+        pixels0,
+        pixels1,
+        shared,
         method=cv2.USAC_MAGSAC,
         prob=0.99999,
-        threshold=max_error / float(focal),
+        threshold=max_error,
         maxIters=10_000,
     )
     if essentials is None:
@@ -145,7 +148,7 @@ def estimate_relative_pose(
     most = 0
     for start in range(0, len(essentials) - 2, 3):
         count, rotation, translation, _ = cv2.recoverPose(
-            essentials[start : start + 3], rays0, rays1, np.eye(3), 1e9, mask=mask.copy()
+            essentials[start : start + 3], pixels0, pixels1, shared, 1e9, mask=mask.copy()
         )[:4]
         if count > most:
             most = count
@@ -210,6 +213,7 @@ class PosedPair:
         intrinsics0: (3, 3) in pixels of the photo as stored.
         intrinsics1: (3, 3).
         cam1_from_cam0: (4, 4).
+        quarter_turns: counter-clockwise quarter turns that set photo 0 and photo 1 upright.
     """
 
     name0: str
@@ -217,6 +221,7 @@ class PosedPair:
     intrinsics0: FloatArray
     intrinsics1: FloatArray
     cam1_from_cam0: FloatArray
+    quarter_turns: tuple[int, int] = (0, 0)
 
     @property
     def essential(self) -> FloatArray:
@@ -229,9 +234,11 @@ class PosedPair:
 def read_posed_pairs(path: Path) -> list[PosedPair]:
     """Read lines `image0 image1 rot0 rot1 K0 K1 T_0to1`, matrices row by row: 38 fields.
 
+    The layout of SuperGlue's lists. Intrinsics and pose are those of the photos as stored; rot0 and
+    rot1 count the counter-clockwise quarter turns that set them upright for matching.
+
     Raises:
-        InputError: no such file, no pairs in it, a malformed line, or photos to be rotated
-            (rot0 or rot1 not 0), which is not supported.
+        InputError: no such file, no pairs in it, or a malformed line.
     """
     if not path.is_file():
         raise InputError(f"no file {path}: give a list of pairs with their true poses")
@@ -246,11 +253,13 @@ def read_posed_pairs(path: Path) -> list[PosedPair]:
             values = np.array(fields[2:], dtype=np.float64)
         except ValueError as error:
             raise InputError(f"{path}, line {number}: a number cannot be read") from error
-        if values[:2].any():
-            raise InputError(f"{path}, line {number}: rotate the photos first, then write 0 0")
+        turns = values[:2].astype(int)
+        if (turns != values[:2]).any():
+            raise InputError(f"{path}, line {number}: rot0 and rot1 count quarter turns")
         intrinsics0, intrinsics1 = values[2:11].reshape(3, 3), values[11:20].reshape(3, 3)
         pose = values[20:].reshape(4, 4)
-        pairs.append(PosedPair(fields[0], fields[1], intrinsics0, intrinsics1, pose))
+        quarter_turns = (int(turns[0]), int(turns[1]))
+        pairs.append(PosedPair(fields[0], fields[1], intrinsics0, intrinsics1, pose, quarter_turns))
     if not pairs:
         raise InputError(f"no pairs in {path}")
     return pairs

@@ -123,6 +123,23 @@ def to_original(points: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
     return ((np.asarray(points, dtype=np.float64) + 0.5) * factors - 0.5).astype(np.float32)
 
 
+def unturned(points: np.ndarray, quarter_turns: int, size: tuple[int, int]) -> np.ndarray:
+    """Map points of an image turned by `np.rot90` back to the image as it was.
+
+    Args:
+        points: (N, 2) pixels (x, y) of the turned image.
+        quarter_turns: counter-clockwise.
+        size: (width, height) of the image as it was.
+
+    Returns:
+        (N, 2) float32.
+    """
+    x, y = np.asarray(points, dtype=np.float32).reshape(-1, 2).T
+    right, bottom = size[0] - 1, size[1] - 1
+    columns = {0: (x, y), 1: (right - y, x), 2: (right - x, bottom - y), 3: (y, bottom - x)}
+    return np.stack(columns[quarter_turns % 4], axis=1)
+
+
 def network_size(
     size: tuple[int, int], resize_max: int, multiple: int, *, enlarge: bool = False
 ) -> tuple[int, int]:
