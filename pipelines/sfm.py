@@ -18,25 +18,20 @@ changed:
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import pycolmap
 
+from pipelines.steps import CheckedPhoto, MatchingJob, Steps, check_photos
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
-from sfm_matchers.confs import Conf, SparseConf, conf_names, load_conf
+from sfm_matchers.confs import SparseConf, conf_names, load_conf
 from sfm_matchers.errors import InputError, SfmMatchersError
-from sfm_matchers.features import extract_features
-from sfm_matchers.images import find_images, read_image, read_mask
-from sfm_matchers.keypoints import AggregationOptions, aggregate
 from sfm_matchers.mapping import (
     MAPPERS,
     CameraOptions,
@@ -46,11 +41,7 @@ from sfm_matchers.mapping import (
 )
 from sfm_matchers.matchers import (
     default_device,
-    load_detector_free_matcher,
-    load_sparse_matcher,
-    matcher_weights_fingerprint,
 )
-from sfm_matchers.matching import match_features, match_images
 from sfm_matchers.pairs import (
     exhaustive_pairs,
     pairs_from_file,
@@ -65,7 +56,6 @@ from sfm_matchers.storage import (
     fingerprint,
     unique_pairs,
     write_pairs,
-    write_text,
 )
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -91,13 +81,6 @@ class SfmOptions:
     overwrite: bool = False
 
 
-class CheckedPhoto(NamedTuple):
-    """A photo that can be decoded: its (width, height), and a hash of its content and mask."""
-
-    size: tuple[int, int]
-    fingerprint: str
-
-
 @dataclass
 class SfmResult:
     """What came out.
@@ -111,37 +94,6 @@ class SfmResult:
     models: list[pycolmap.Reconstruction]
     summary: dict[str, Any]
     report: Path
-
-
-@dataclass
-class Steps:
-    """The steps of one run: their seconds, and what the finished ones were computed from."""
-
-    path: Path
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def timed(self, name: str, step: Callable[[], Any]) -> Any:
-        """Run a step and note its seconds."""
-        start = time.monotonic()
-        result = step()
-        self.seconds[name] = time.monotonic() - start
-        return result
-
-    def is_done(self, name: str, source: str) -> bool:
-        """True if a finished step was computed from `source`; says so if it has changed."""
-        recorded = self._read().get(name)
-        if recorded is not None and recorded != source:
-            logger.info("%s: photos, matches or settings have changed, it is made again", name)
-        return recorded == source
-
-    def set_done(self, name: str, source: str) -> None:
-        """Note what a finished step was computed from."""
-        write_text(self.path, json.dumps({**self._read(), name: source}, indent=1))
-
-    def _read(self) -> dict[str, str]:
-        if not self.path.exists():
-            return {}
-        return dict(json.loads(self.path.read_text(encoding="utf-8")))
 
 
 def run(options: SfmOptions) -> SfmResult:
@@ -161,9 +113,21 @@ def run(options: SfmOptions) -> SfmResult:
     outputs.mkdir(parents=True, exist_ok=True)
     steps = Steps(outputs / "steps.json")
 
-    photos = steps.timed("photos", lambda: check_photos(options))
-    pairs_path, pairs = steps.timed("pairs", lambda: make_pairs(options, photos))
-    feature_path, match_path = match_photos(options, conf, photos, pairs_path, pairs, steps)
+    image_dir = Path(options.image_dir)
+    photos = steps.timed(
+        "photos", lambda: check_photos(image_dir, outputs, mask_dir=options.mask_dir)
+    )
+    if len(photos) < 2:
+        raise InputError(
+            f"{image_dir} holds {len(photos)} photo(s) that can be decoded; a model needs two "
+            "at least, of one scene"
+        )
+    device = default_device(options.device)
+    job = MatchingJob(
+        conf, image_dir, outputs, photos, options.weights, device, steps, options.mask_dir
+    )
+    pairs_path, pairs = make_pairs(options, job)
+    feature_path, match_path = job.match(pairs, pairs_path.stem)
 
     headers = {name: read_photo_header(options.image_dir / name) for name in photos}
     cameras = group_photos(headers, options.camera_mode)
@@ -223,68 +187,9 @@ def run(options: SfmOptions) -> SfmResult:
     return SfmResult(models, summary, report)
 
 
-def check_photos(options: SfmOptions) -> dict[str, CheckedPhoto]:
-    """Return the photos that can be decoded, with a fingerprint of their content and mask.
-
-    The others are named in the log. Photos seen before, by content, are not decoded again.
-
-    Raises:
-        InputError: there are fewer than two photos, or a mask does not fit its photo.
-    """
-    image_dir, cache_path = Path(options.image_dir), Path(options.outputs) / "photos.json"
-    cache = json.loads(cache_path.read_text(encoding="utf-8")) if cache_path.exists() else {}
-    names = find_images(image_dir)
-
-    def check(name: str) -> dict[str, Any]:
-        content = file_fingerprint(image_dir / name)
-        if cache.get(name, {}).get("content") == content:
-            return dict(cache[name])
-        try:
-            read_photo_header(image_dir / name)
-            height, width = read_image(image_dir / name, gray=True).shape
-        except InputError as error:
-            return {"content": content, "unreadable": str(error)}
-        return {"content": content, "size": [width, height]}
-
-    with ThreadPoolExecutor() as executor:
-        found = dict(zip(names, executor.map(check, names), strict=True))
-    write_text(cache_path, json.dumps(found, indent=1))
-    for name in names:
-        if "unreadable" in found[name]:
-            logger.warning("left out: %s", found[name]["unreadable"])
-    readable = [name for name in names if "size" in found[name]]
-    if len(readable) < 2:
-        raise InputError(
-            f"{image_dir} holds {len(readable)} photo(s) that can be decoded; a model needs two "
-            "at least, of one scene"
-        )
-    masks = _mask_fingerprints(options.mask_dir, {name: found[name]["size"] for name in readable})
-    return {
-        name: CheckedPhoto(
-            tuple(found[name]["size"]), fingerprint(found[name]["content"], masks.get(name))
-        )
-        for name in readable
-    }
-
-
-def content_fingerprints(photos: dict[str, CheckedPhoto]) -> dict[str, str]:
-    """Return the fingerprint of each photo."""
-    return {name: photo.fingerprint for name, photo in photos.items()}
-
-
-def _mask_fingerprints(mask_dir: Path | None, sizes: dict[str, tuple[int, int]]) -> dict[str, str]:
-    if mask_dir is None:
-        return {}
-    if not mask_dir.is_dir():
-        raise InputError(f"{mask_dir} is not a folder of masks")
-    masked = [name for name in sizes if read_mask(mask_dir, name, sizes[name]) is not None]
-    logger.info("%d of %d photos have a mask", len(masked), len(sizes))
-    return {name: file_fingerprint(mask_dir / f"{name}.png") for name in masked}
-
-
-def make_pairs(options: SfmOptions, photos: dict[str, CheckedPhoto]) -> tuple[Path, list[Pair]]:
+def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]:
     """Choose the pairs of photos to match and write them to ``pairs-*.txt``."""
-    names, outputs = sorted(photos), Path(options.outputs)
+    names, outputs = sorted(job.photos), job.outputs
     label = options.pairs
     if options.pairs == "exhaustive":
         pairs = exhaustive_pairs(names)
@@ -293,13 +198,12 @@ def make_pairs(options: SfmOptions, photos: dict[str, CheckedPhoto]) -> tuple[Pa
         label = f"sequential{options.num_matched}"
     elif options.pairs == "retrieval":
         sift = cast(SparseConf, load_conf("sift"))
-        sift_path = outputs / f"{sift.features['output']}.h5"
+        sift_path = job.extract(sift.features, names)
         descriptor_path = outputs / "global-feats-vlad.h5"
-        fingerprints = content_fingerprints(photos)
-        extract_features(
-            sift.features, options.image_dir, fingerprints, sift_path, options.mask_dir
+        job.steps.timed(
+            "pairs",
+            lambda: extract_vlad(names, sift_path, descriptor_path, job.fingerprints(names)),
         )
-        extract_vlad(names, sift_path, descriptor_path, fingerprints)
         pairs = retrieval_pairs(names, descriptor_path, options.num_matched)
         label = f"vlad{options.num_matched}"
     else:
@@ -313,76 +217,6 @@ def make_pairs(options: SfmOptions, photos: dict[str, CheckedPhoto]) -> tuple[Pa
     path = outputs / f"pairs-{label}.txt"
     write_pairs(path, pairs)
     return path, pairs
-
-
-def match_photos(
-    options: SfmOptions,
-    conf: Conf,
-    photos: dict[str, CheckedPhoto],
-    pairs_path: Path,
-    pairs: list[Pair],
-    steps: Steps,
-) -> tuple[Path, Path]:
-    """Match all pairs; return the feature file and the match file."""
-    outputs, device = Path(options.outputs), default_device(options.device)
-    fingerprints = content_fingerprints(photos)
-    weights = matcher_weights_fingerprint(conf, options.weights)
-    match_path = outputs / f"{conf.output}_{pairs_path.stem}.h5"
-    if isinstance(conf, SparseConf):
-        feature_path = outputs / f"{conf.features['output']}.h5"
-        steps.timed(
-            "features",
-            lambda: extract_features(
-                conf.features,
-                options.image_dir,
-                fingerprints,
-                feature_path,
-                options.mask_dir,
-                device,
-            ),
-        )
-        steps.timed(
-            "matching",
-            lambda: match_features(
-                conf,
-                lambda: load_sparse_matcher(conf, options.weights, device),
-                pairs,
-                feature_path,
-                match_path,
-                weights,
-            ),
-        )
-        return feature_path, match_path
-
-    feature_path = outputs / f"{conf.output.replace('matches-', 'feats-')}.h5"
-    correspondence_path = outputs / match_path.name.replace("matches-", "correspondences-")
-    steps.timed(
-        "matching",
-        lambda: match_images(
-            conf,
-            lambda: load_detector_free_matcher(conf, options.weights, device),
-            pairs,
-            options.image_dir,
-            fingerprints,
-            correspondence_path,
-            options.mask_dir,
-            weights,
-        ),
-    )
-    aggregation = AggregationOptions(conf.max_error, conf.cell_size, conf.max_keypoints)
-    steps.timed(
-        "keypoints",
-        lambda: aggregate(
-            pairs,
-            correspondence_path,
-            feature_path,
-            match_path,
-            aggregation,
-            {name: photo.size for name, photo in photos.items()},
-            existing="update",
-        ),
-    )
-    return feature_path, match_path
 
 
 def summarize(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .cameras import CameraGroups
 from .errors import InputError
-from .storage import Pair, open_h5, read_keypoints, read_matches
+from .storage import Pair, open_h5, read_keypoints, read_matches, unique_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,19 @@ def import_features(database_path: Path, feature_path: Path) -> None:
             database.write_keypoints(image_id, (keypoints + 0.5).astype(np.float32))
 
 
-def import_matches(database_path: Path, pairs: Sequence[Pair], match_path: Path) -> int:
+def import_matches(
+    database_path: Path,
+    pairs: Sequence[Pair],
+    match_path: Path,
+    min_match_score: float | None = None,
+) -> int:
     """Write the matches of all pairs whose two photos are in the database.
+
+    Args:
+        database_path: a database with its photos.
+        pairs: repeated and reversed pairs count once.
+        match_path: the match file.
+        min_match_score: only matches with a higher score count.
 
     Returns:
         The number of pairs with at least one match.
@@ -122,10 +133,13 @@ def import_matches(database_path: Path, pairs: Sequence[Pair], match_path: Path)
         open_h5(match_path) as file,
     ):
         image_ids = read_image_ids(database)
-        for name0, name1 in tqdm(pairs, desc="Importing matches", unit="pair", leave=False):
+        listed = unique_pairs(pairs)
+        for name0, name1 in tqdm(listed, desc="Importing matches", unit="pair", leave=False):
             if name0 not in image_ids or name1 not in image_ids:
                 continue
-            matches, _ = read_matches(file, name0, name1)
+            matches, scores = read_matches(file, name0, name1)
+            if min_match_score is not None:
+                matches = matches[scores > min_match_score]
             if len(matches):
                 database.write_matches(
                     image_ids[name0], image_ids[name1], matches.astype(np.uint32)

@@ -95,10 +95,12 @@ def most_similar(
     database: Sequence[str],
     descriptor_path: Path,
     num_matched: int,
+    min_similarity: float = -np.inf,
 ) -> dict[str, list[str]]:
     """Return, per query, the `num_matched` database photos of largest dot product, best first.
 
-    A photo is never its own neighbour; ties are broken by the order of `database`.
+    A photo is never its own neighbour, nor is one whose dot product is below `min_similarity`; ties
+    are broken by the order of `database`.
     """
     with open_h5(descriptor_path) as file:
 
@@ -112,7 +114,9 @@ def most_similar(
             block = queries[start : start + 256]
             similarities = load(block) @ database_matrix.T
             order = np.argsort(-similarities, axis=1, kind="stable")
-            for name, row in zip(block, order, strict=True):
-                ranked = [database[index] for index in row[: num_matched + 1]]
-                neighbours[name] = [other for other in ranked if other != name][:num_matched]
+            for name, row, similarity in zip(block, order, similarities, strict=True):
+                ranked = row[: num_matched + 1]
+                similar = ranked[similarity[ranked] >= min_similarity]
+                others = [database[index] for index in similar if database[index] != name]
+                neighbours[name] = others[:num_matched]
     return neighbours

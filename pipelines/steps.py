@@ -1,0 +1,257 @@
+"""What the pipelines share: checked photos, remembered steps, matching of a list of pairs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sfm_matchers.cameras import read_photo_header
+from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf
+from sfm_matchers.errors import InputError
+from sfm_matchers.features import extract_features
+from sfm_matchers.images import find_images, read_image, read_mask
+from sfm_matchers.keypoints import AggregationOptions, Existing, aggregate
+from sfm_matchers.matchers import (
+    load_detector_free_matcher,
+    load_sparse_matcher,
+    matcher_weights_fingerprint,
+)
+from sfm_matchers.matching import match_features, match_images
+from sfm_matchers.storage import Pair, file_fingerprint, fingerprint, write_text
+
+logger = logging.getLogger("sfm_matchers.pipelines")
+
+
+class CheckedPhoto(NamedTuple):
+    """A photo that can be decoded: its (width, height), and a hash of its content and mask."""
+
+    size: tuple[int, int]
+    fingerprint: str
+
+
+@dataclass
+class Steps:
+    """The steps of one run: their seconds, and what the finished ones were computed from."""
+
+    path: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, name: str, step: Callable[[], Any]) -> Any:
+        """Run a step and note its seconds; those of one name add up."""
+        start = time.monotonic()
+        result = step()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        return result
+
+    def is_done(self, name: str, source: str) -> bool:
+        """True if a finished step was computed from `source`; says so if it has changed."""
+        recorded = self._read().get(name)
+        if recorded is not None and recorded != source:
+            logger.info("%s: photos, matches or settings have changed, it is made again", name)
+        return recorded == source
+
+    def set_done(self, name: str, source: str) -> None:
+        """Note what a finished step was computed from."""
+        write_text(self.path, json.dumps({**self._read(), name: source}, indent=1))
+
+    def _read(self) -> dict[str, str]:
+        if not self.path.exists():
+            return {}
+        return dict(json.loads(self.path.read_text(encoding="utf-8")))
+
+
+def check_photos(
+    image_dir: Path,
+    outputs: Path,
+    names: Sequence[str] | None = None,
+    mask_dir: Path | None = None,
+) -> dict[str, CheckedPhoto]:
+    """Return the photos that can be decoded, with a fingerprint of their content and mask.
+
+    The others are named in the log. Photos seen before, by content, are not decoded again.
+
+    Args:
+        image_dir: the photos.
+        outputs: ``photos.json`` there remembers them.
+        names: photos to look at; all in the folder if None. One that is missing is left out.
+        mask_dir: COLMAP-style masks.
+
+    Raises:
+        InputError: a mask does not fit its photo.
+    """
+    cache_path = outputs / "photos.json"
+    cache = json.loads(cache_path.read_text(encoding="utf-8")) if cache_path.exists() else {}
+    names = find_images(image_dir) if names is None else names
+
+    def check(name: str) -> dict[str, Any]:
+        if not (image_dir / name).is_file():
+            return {"unreadable": f"{image_dir / name} is missing"}
+        content = file_fingerprint(image_dir / name)
+        if cache.get(name, {}).get("content") == content:
+            return dict(cache[name])
+        try:
+            read_photo_header(image_dir / name)
+            height, width = read_image(image_dir / name, gray=True).shape
+        except InputError as error:
+            return {"content": content, "unreadable": str(error)}
+        return {"content": content, "size": [width, height]}
+
+    with ThreadPoolExecutor() as executor:
+        found = dict(zip(names, executor.map(check, names), strict=True))
+    write_text(cache_path, json.dumps({**cache, **found}, indent=1))
+    for name in names:
+        if "unreadable" in found[name]:
+            logger.warning("left out: %s", found[name]["unreadable"])
+    readable = [name for name in names if "size" in found[name]]
+    masks = _mask_fingerprints(mask_dir, {name: found[name]["size"] for name in readable})
+    return {
+        name: CheckedPhoto(
+            tuple(found[name]["size"]), fingerprint(found[name]["content"], masks.get(name))
+        )
+        for name in readable
+    }
+
+
+def _mask_fingerprints(mask_dir: Path | None, sizes: dict[str, tuple[int, int]]) -> dict[str, str]:
+    if mask_dir is None:
+        return {}
+    if not mask_dir.is_dir():
+        raise InputError(f"{mask_dir} is not a folder of masks")
+    masked = [name for name in sizes if read_mask(mask_dir, name, sizes[name]) is not None]
+    logger.info("%d of %d photos have a mask", len(masked), len(sizes))
+    return {name: file_fingerprint(mask_dir / f"{name}.png") for name in masked}
+
+
+@dataclass(frozen=True)
+class MatchingJob:
+    """What all matching of one run has in common.
+
+    Attributes:
+        conf: features and matcher.
+        image_dir: the photos.
+        outputs: where all files go.
+        photos: from `check_photos`.
+        weights: ``bundled``, ``official`` or a checkpoint file.
+        device: a torch device.
+        steps: notes the seconds.
+        mask_dir: COLMAP-style masks.
+    """
+
+    conf: Conf
+    image_dir: Path
+    outputs: Path
+    photos: Mapping[str, CheckedPhoto]
+    weights: str
+    device: str
+    steps: Steps
+    mask_dir: Path | None = None
+
+    def match(
+        self,
+        pairs: Sequence[Pair],
+        label: str,
+        *,
+        map_features: Path | None = None,
+        existing: Existing = "update",
+    ) -> tuple[Path, Path]:
+        """Match pairs of checked photos; return the feature file and the match file.
+
+        Args:
+            pairs: names of photos.
+            label: of the list of pairs; part of the names of the files.
+            map_features: a feature file whose images keep their keypoints: the photos of a map.
+                With a detector-free matcher the others, the queries, get exact points, in a
+                feature file of their own.
+            existing: see `keypoints.aggregate`.
+        """
+        if isinstance(self.conf, SparseConf):
+            return self._match_features(self.conf, pairs, label)
+        return self._match_images(self.conf, pairs, label, map_features, existing)
+
+    def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the fingerprint of each of some photos."""
+        return {name: self.photos[name].fingerprint for name in names}
+
+    def extract(self, features: Mapping[str, Any], names: Iterable[str]) -> Path:
+        """Extract the features of photos; return the feature file."""
+        feature_path = self.outputs / f"{features['output']}.h5"
+        wanted = self.fingerprints(names)
+        self.steps.timed(
+            "features",
+            lambda: extract_features(
+                features, self.image_dir, wanted, feature_path, self.mask_dir, self.device
+            ),
+        )
+        return feature_path
+
+    def _match_features(
+        self, conf: SparseConf, pairs: Sequence[Pair], label: str
+    ) -> tuple[Path, Path]:
+        feature_path = self.extract(conf.features, _names(pairs))
+        match_path = self.outputs / f"{conf.output}_{label}.h5"
+        self.steps.timed(
+            "matching",
+            lambda: match_features(
+                conf,
+                lambda: load_sparse_matcher(conf, self.weights, self.device),
+                pairs,
+                feature_path,
+                match_path,
+                matcher_weights_fingerprint(conf, self.weights),
+            ),
+        )
+        return feature_path, match_path
+
+    def _match_images(
+        self,
+        conf: DetectorFreeConf,
+        pairs: Sequence[Pair],
+        label: str,
+        map_features: Path | None,
+        existing: Existing,
+    ) -> tuple[Path, Path]:
+        match_path = self.outputs / f"{conf.output}_{label}.h5"
+        stem = conf.output.replace("matches-", "feats-")
+        feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
+        correspondence_path = self.outputs / match_path.name.replace("matches-", "correspondences-")
+        names = _names(pairs)
+        self.steps.timed(
+            "matching",
+            lambda: match_images(
+                conf,
+                lambda: load_detector_free_matcher(conf, self.weights, self.device),
+                pairs,
+                self.image_dir,
+                self.fingerprints(names),
+                correspondence_path,
+                self.mask_dir,
+                matcher_weights_fingerprint(conf, self.weights),
+            ),
+        )
+        aggregation = AggregationOptions(
+            conf.max_error, conf.cell_size, None if map_features else conf.max_keypoints
+        )
+        self.steps.timed(
+            "keypoints",
+            lambda: aggregate(
+                pairs,
+                correspondence_path,
+                feature_path,
+                match_path,
+                aggregation,
+                {name: self.photos[name].size for name in names},
+                fixed_features=[map_features] if map_features else [],
+                existing=existing,
+            ),
+        )
+        return feature_path, match_path
+
+
+def _names(pairs: Iterable[Pair]) -> list[str]:
+    return sorted({name for pair in pairs for name in pair})

@@ -1,0 +1,544 @@
+"""Poses of query photos in a COLMAP model, from matches to its photos.
+
+2D-3D matches are collected as in hloc: a query keypoint gets the 3D points of the map keypoints it
+is matched with. HDF5 keypoints have (0, 0) at the centre of the top-left pixel, COLMAP (0.5, 0.5):
+0.5 is added in `collect_matches`, and nowhere else.
+
+What became of a query is always said (`Status`), and a pose is never invented: where none is found
+the pose of the most similar photo of the map stands in for it in a submission file only.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import glob
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pycolmap
+from tqdm import tqdm
+
+from .errors import InputError
+from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
+
+logger = logging.getLogger(__name__)
+
+CACHED_IMAGES = 512  # of the map, whose tables of 3D points are kept in memory
+
+
+class Status(str, Enum):
+    """What became of a query."""
+
+    LOCALIZED = "localized"
+    LOW_CONFIDENCE = "low confidence"  # a pose that few matches or a small share of them support
+    FALLBACK = "fallback"  # no pose; that of the most similar photo of the map stands in for it
+    FAILED = "failed"  # no pose, and no photo of the map that could stand in
+
+
+@dataclass(frozen=True)
+class Query:
+    """A photo to localize, and its camera with intrinsics in COLMAP's convention."""
+
+    name: str
+    camera: pycolmap.Camera
+
+
+@dataclass(frozen=True)
+class LocalizationOptions:
+    """How poses are estimated.
+
+    Attributes:
+        max_error: largest reprojection error of an inlier, in pixels.
+        confident_inliers: a pose with fewer inliers is of low confidence.
+        confident_ratio: so is one that a smaller share of the matches supports.
+        covisibility_clustering: estimate a pose from each group of retrieved photos that share 3D
+            points, and keep the one with most inliers.
+        estimate_focal_length: refine the focal length of each query with its pose.
+    """
+
+    max_error: float = 12.0
+    confident_inliers: int = 20
+    confident_ratio: float = 0.1
+    covisibility_clustering: bool = False
+    estimate_focal_length: bool = False
+
+
+@dataclass
+class LocalizedQuery:
+    """A query and what became of it.
+
+    Attributes:
+        name: of the photo.
+        status: see `Status`.
+        camera: as given, or with the estimated focal length.
+        cam_from_world: the pose; None where it failed. Of status `FALLBACK`, that of
+            `database_names[0]`.
+        reason: why there is no pose of its own, or "".
+        database_names: photos of the map that it was matched with, in the order of retrieval.
+        num_matches: 2D-3D matches, several per keypoint included.
+        keypoints: (N, 2) of the query, in COLMAP's convention, one row per 2D-3D match.
+        points: (N, 3) their 3D points in the world.
+        inliers: (N,) bool.
+        covariance: (6, 6) of the pose (rotation, translation), or None.
+    """
+
+    name: str
+    status: Status
+    camera: pycolmap.Camera
+    cam_from_world: pycolmap.Rigid3d | None = None
+    reason: str = ""
+    database_names: list[str] = field(default_factory=list)
+    num_matches: int = 0
+    keypoints: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    inliers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    covariance: np.ndarray | None = None
+
+    @property
+    def num_inliers(self) -> int:
+        """2D-3D matches that support the pose."""
+        return int(self.inliers.sum())
+
+    @property
+    def inlier_ratio(self) -> float:
+        """Their share."""
+        return self.num_inliers / max(1, len(self.inliers))
+
+    def to_json(self) -> dict[str, Any]:
+        """What a log keeps of it."""
+        pose = None
+        if self.cam_from_world is not None:
+            pose = [*_quaternion(self.cam_from_world), *self.cam_from_world.translation.tolist()]
+        return {
+            "name": self.name,
+            "status": self.status.value,
+            "reason": self.reason,
+            "qw_qx_qy_qz_tx_ty_tz": pose,
+            "num_matches": self.num_matches,
+            "num_inliers": self.num_inliers,
+            "inlier_ratio": round(self.inlier_ratio, 4),
+            "covariance": None if self.covariance is None else self.covariance.tolist(),
+            "camera": {
+                "model": self.camera.model.name,
+                "width": self.camera.width,
+                "height": self.camera.height,
+                "params": self.camera.params.tolist(),
+            },
+            "database_names": self.database_names,
+        }
+
+
+# ---------------------------------------------------------------------------------------------
+# In a model
+
+
+def localize_queries(
+    model: pycolmap.Reconstruction,
+    queries: Sequence[Query],
+    pairs: Iterable[Pair],
+    feature_path: Path,
+    match_path: Path,
+    options: LocalizationOptions | None = None,
+) -> Iterator[LocalizedQuery]:
+    """Localize queries one after the other; memory does not grow with their number.
+
+    Whatever is wrong with one query is said in its `reason`, and the next one follows.
+
+    Args:
+        model: its keypoints are those of the match file, point by point.
+        queries: photos with intrinsics.
+        pairs: (query, photo of the map), best first; others are ignored.
+        feature_path: keypoints of the queries.
+        match_path: matches between queries and photos of the map, in either direction.
+        options: how poses are estimated.
+    """
+    options = options or LocalizationOptions()
+    retrieved = group_by_query(pairs)
+    lookup = _Map(model)
+    with open_h5(feature_path) as features, open_h5(match_path) as matches:
+        for query in tqdm(queries, desc="Localizing", unit="photo"):
+            names = retrieved.get(query.name, [])
+            known = [name for name in names if name in lookup.image_ids]
+            if len(known) < len(names):
+                logger.warning(
+                    "%s: %d of %d retrieved photos are not in the map",
+                    query.name,
+                    len(names) - len(known),
+                    len(names),
+                )
+            try:
+                yield _localize(query, known, lookup, features, matches, options)
+            except InputError as error:
+                yield failed_query(query, str(error), known, lookup.pose)
+
+
+def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """Return the photos listed for each query, in the order of the list."""
+    retrieved: dict[str, list[str]] = {}
+    for query, name in pairs:
+        retrieved.setdefault(query, []).append(name)
+    return retrieved
+
+
+class _Map:
+    """A model as localization sees it: names, poses, and the 3D point of each keypoint."""
+
+    def __init__(self, model: pycolmap.Reconstruction) -> None:
+        self.model = model
+        self.image_ids = {
+            image.name: image_id for image_id, image in model.images.items() if image.has_pose
+        }
+        self.point_ids = functools.lru_cache(maxsize=CACHED_IMAGES)(self._read_point_ids)
+
+    def pose(self, name: str) -> pycolmap.Rigid3d:
+        return self.model.images[self.image_ids[name]].cam_from_world()
+
+    def _read_point_ids(self, name: str) -> np.ndarray:
+        """The 3D point of each keypoint of a photo (N,) int64, -1 where there is none."""
+        image = self.model.images[self.image_ids[name]]
+        ids = np.full(image.num_points2D(), -1, dtype=np.int64)
+        observed = np.asarray(image.get_observation_point2D_idxs(), dtype=np.int64)
+        ids[observed] = [point.point3D_id for point in image.get_observation_points2D()]
+        return ids
+
+
+def _localize(
+    query: Query,
+    names: list[str],
+    lookup: _Map,
+    features: h5py.File,
+    matches: h5py.File,
+    options: LocalizationOptions,
+) -> LocalizedQuery:
+    if not names:
+        return failed_query(query, "no photo of the map was retrieved for it", names, lookup.pose)
+    clusters = [names]
+    if options.covisibility_clustering:
+        clusters = covisibility_clusters({name: lookup.point_ids(name) for name in names})
+    keypoints = read_keypoints(features, query.name)
+    best: LocalizedQuery | None = None
+    for cluster in clusters:
+        tables = [
+            (_matches_or_none(matches, query.name, name), lookup.point_ids(name))
+            for name in cluster
+        ]
+        index, point_ids, num_matches = collect_matches(tables)
+        points = [lookup.model.points3D[int(point_id)].xyz for point_id in point_ids]
+        points3D = np.array(points, dtype=np.float64).reshape(-1, 3)
+        found = estimate_pose(
+            query, keypoints[index] + np.float32(0.5), points3D, num_matches, options
+        )
+        found.database_names = names
+        if best is None or found.num_inliers > best.num_inliers:
+            best = found
+    assert best is not None
+    if best.cam_from_world is None:
+        return failed_query(query, best.reason, names, lookup.pose, best.num_matches)
+    return best
+
+
+def _matches_or_none(file: h5py.File, query: str, name: str) -> np.ndarray:
+    """Index pairs (M, 2); a pair that is missing has none, and is named in the log."""
+    if find_pair(file, query, name) is None:
+        logger.warning("%s: no matches with %s in %s", query, name, file.filename)
+        return np.zeros((0, 2), dtype=np.int64)
+    return read_matches(file, query, name)[0]
+
+
+def collect_matches(
+    tables: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Bring the matches of a query with several photos of the map together.
+
+    Args:
+        tables: per photo of the map, matches (M, 2) of query keypoints and map keypoints, and the
+            3D point of each map keypoint (K,), -1 for none.
+
+    Returns:
+        Query keypoints (N,) and 3D points (N,), each pair once, ordered by where the keypoint, then
+        the pair, appeared first; and the number of matches with a 3D point.
+    """
+    rows = [np.zeros((0, 2), dtype=np.int64)]
+    for matches, point3D_ids in tables:
+        if len(matches) and matches[:, 1].max() >= len(point3D_ids):
+            raise InputError(
+                f"matches refer to keypoint {matches[:, 1].max()} of a photo of the map that has "
+                f"{len(point3D_ids)}: they were made with other features than the map"
+            )
+        point_ids = point3D_ids[matches[:, 1]]
+        row = np.stack([matches[:, 0], point_ids], axis=1)
+        rows.append(row[point_ids != -1])
+    every = np.concatenate(rows)
+    pairs, first = np.unique(every, axis=0, return_index=True)
+    _, first_of_keypoint, inverse = np.unique(every[:, 0], return_index=True, return_inverse=True)
+    keypoint_appeared = first_of_keypoint[inverse][first]
+    order = np.lexsort((first, keypoint_appeared))
+    return pairs[order, 0], pairs[order, 1], len(every)
+
+
+def covisibility_clusters(point3D_ids: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Group photos that share 3D points, directly or through others; the largest group first."""
+    sees: dict[int, list[str]] = {}
+    for name, ids in point3D_ids.items():
+        for point_id in np.unique(ids[ids != -1]).tolist():
+            sees.setdefault(point_id, []).append(name)
+    clusters: list[list[str]] = []
+    left = dict.fromkeys(point3D_ids)
+    while left:
+        waiting, cluster = [next(iter(left))], set()
+        while waiting:
+            name = waiting.pop()
+            if name in cluster:
+                continue
+            cluster.add(name)
+            ids = point3D_ids[name]
+            for point_id in np.unique(ids[ids != -1]).tolist():
+                waiting += [other for other in sees[point_id] if other not in cluster]
+        clusters.append([name for name in left if name in cluster])
+        left = {name: None for name in left if name not in cluster}
+    return sorted(clusters, key=len, reverse=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# One pose
+
+
+def estimate_pose(
+    query: Query,
+    keypoints: np.ndarray,
+    points3D: np.ndarray,
+    num_matches: int,
+    options: LocalizationOptions,
+) -> LocalizedQuery:
+    """Estimate a pose by LO-RANSAC (COLMAP's, seeded) and refine it on its inliers.
+
+    Args:
+        query: its name and camera.
+        keypoints: (N, 2) in COLMAP's convention.
+        points3D: (N, 3).
+        num_matches: to note.
+        options: see `LocalizationOptions`.
+
+    Returns:
+        Status `LOCALIZED` or `LOW_CONFIDENCE`, or `FAILED` without a pose.
+    """
+    result = LocalizedQuery(
+        query.name,
+        Status.FAILED,
+        query.camera,
+        num_matches=num_matches,
+        keypoints=keypoints,
+        points=points3D,
+        inliers=np.zeros(len(keypoints), dtype=bool),
+    )
+    if len(keypoints) < 4:
+        result.reason = f"{len(keypoints)} matches with 3D points, at least 4 are needed"
+        return result
+    camera = copy.copy(query.camera)  # its focal length may change
+    estimation = pycolmap.AbsolutePoseEstimationOptions()
+    estimation.ransac.max_error = options.max_error
+    estimation.ransac.random_seed = 0
+    refinement = pycolmap.AbsolutePoseRefinementOptions()
+    if options.estimate_focal_length:
+        estimation.estimate_focal_length = refinement.refine_focal_length = True
+    found = pycolmap.estimate_and_refine_absolute_pose(
+        keypoints, points3D, camera, estimation, refinement, return_covariance=True
+    )
+    if found is None:
+        result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
+        return result
+    result.camera = camera
+    result.cam_from_world = found["cam_from_world"]
+    result.inliers = np.asarray(found["inlier_mask"], dtype=bool)
+    result.covariance = found.get("covariance")
+    confident = (
+        result.num_inliers >= options.confident_inliers
+        and result.inlier_ratio >= options.confident_ratio
+    )
+    result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
+    return result
+
+
+def failed_query(
+    query: Query,
+    reason: str,
+    names: list[str],
+    pose_of: Any,
+    num_matches: int = 0,
+) -> LocalizedQuery:
+    """A query without a pose of its own: fallback where a photo of the map can stand in.
+
+    Args:
+        query: its name and camera.
+        reason: why it has none.
+        names: photos of the map, the most similar first.
+        pose_of: gives the pose of a photo of the map by name, or is None where there is none.
+        num_matches: to note.
+    """
+    logger.warning("%s: not localized: %s", query.name, reason)
+    stands_in = bool(names) and pose_of is not None
+    return LocalizedQuery(
+        query.name,
+        Status.FALLBACK if stands_in else Status.FAILED,
+        query.camera,
+        pose_of(names[0]) if stands_in else None,
+        reason,
+        names,
+        num_matches,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def read_queries(pattern: str | Path, *, skip_bad_lines: bool = False) -> list[Query]:
+    """Read query lists: lines of ``name MODEL width height params...``.
+
+    Args:
+        pattern: a file, or a pattern of files like ``queries/*_with_intrinsics.txt``.
+        skip_bad_lines: say in the log what is wrong with a line, and go on.
+
+    Raises:
+        InputError: no such file, or a wrong line, which is named.
+    """
+    queries = []
+    for path in _matching_files(pattern):
+        for number, words in _lines(path):
+            try:
+                queries.append(_parse_query(words))
+            except (ValueError, IndexError, RuntimeError) as error:
+                message = (
+                    f"{path}, line {number}: expected 'name MODEL width height params...', found "
+                    f"{' '.join(words)!r} ({' '.join(str(error).split())[:100]})"
+                )
+                if not skip_bad_lines:
+                    raise InputError(message) from error
+                logger.warning("%s: this photo is left out", message)
+    return queries
+
+
+def read_image_names(pattern: str | Path) -> list[str]:
+    """Read the first word of each line of a list, or of all lists that a pattern matches."""
+    return [words[0] for path in _matching_files(pattern) for _, words in _lines(path)]
+
+
+def _matching_files(pattern: str | Path) -> list[Path]:
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    files = [Path(match) for match in sorted(glob.glob(str(pattern)))]
+    if not files:
+        raise InputError(f"{pattern}: no such list of photos")
+    return files
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, line.split()
+
+
+def _parse_query(words: Sequence[str]) -> Query:
+    name, model = words[0], words[1]
+    if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
+        raise ValueError(f"unknown camera model {model}")
+    width, height = int(words[2]), int(words[3])
+    params = [float(word) for word in words[4:]]
+    camera = pycolmap.Camera.create_from_model_name(1, model, 1.0, width, height)
+    if len(params) != len(camera.params):
+        raise ValueError(f"{model} takes {camera.params_info}")
+    if width < 1 or height < 1 or not np.isfinite(params).all() or params[0] <= 0:
+        raise ValueError("sizes and focal length must be positive")
+    camera.params = params
+    return Query(name, camera)
+
+
+def write_queries(path: Path, queries: Iterable[Query]) -> None:
+    """Write a query list with intrinsics."""
+    lines = (
+        " ".join(
+            [
+                query.name,
+                query.camera.model.name,
+                str(query.camera.width),
+                str(query.camera.height),
+                *(repr(float(value)) for value in query.camera.params),
+            ]
+        )
+        for query in queries
+    )
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def write_results(
+    path: Path, results: Sequence[LocalizedQuery], *, prepend_camera_name: bool = False
+) -> Path:
+    """Write a submission file, and beside it a log with the status of each query.
+
+    The submission has a line ``name qw qx qy qz tx ty tz`` (world to camera) for each query with a
+    pose, fallback poses included; the log, ``<stem>_log.jsonl``, has all queries and says which
+    pose is which.
+
+    Args:
+        path: of the submission.
+        results: of all queries.
+        prepend_camera_name: write ``folder/name`` instead of ``name``, as some benchmarks ask.
+
+    Returns:
+        The path of the log.
+    """
+    lines = []
+    for result in results:
+        if result.cam_from_world is None:
+            continue
+        parts = result.name.split("/")
+        name = "/".join(parts[-2:]) if prepend_camera_name else parts[-1]
+        numbers = [*_quaternion(result.cam_from_world), *result.cam_from_world.translation]
+        lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]))
+    write_text(path, "\n".join(lines) + "\n" if lines else "")
+    log_path = path.with_name(path.stem + "_log.jsonl")
+    write_text(log_path, "".join(json.dumps(result.to_json()) + "\n" for result in results))
+    return log_path
+
+
+def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
+    """Read a submission file: name -> cam_from_world.
+
+    Raises:
+        InputError: no such file, or a wrong line, which is named.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    poses = {}
+    for number, words in _lines(path):
+        try:
+            values = [float(word) for word in words[1:]]
+        except ValueError:
+            values = []
+        if len(values) != 7:
+            raise InputError(f"{path}, line {number}: expected 'name qw qx qy qz tx ty tz'")
+        rotation = pycolmap.Rotation3d(np.array([*values[1:4], values[0]]))
+        poses[words[0]] = pycolmap.Rigid3d(rotation, np.array(values[4:]))
+    return poses
+
+
+def _quaternion(pose: pycolmap.Rigid3d) -> list[float]:
+    """qw qx qy qz."""
+    x, y, z, w = pose.rotation.quat.tolist()
+    return [w, x, y, z]
+
+
+def count_by_status(results: Iterable[LocalizedQuery]) -> dict[str, int]:
+    """Number of queries of each status, those without any included."""
+    counts = Counter(result.status for result in results)
+    return {status.value: counts[status] for status in Status}

@@ -1,0 +1,239 @@
+"""Poses of query photos from depth scans, as in InLoc: no model, a 3D point for every pixel.
+
+Each photo of the data base is cut out of a scan. Beside it lies a ``.mat`` file with the 3D point
+of each of its pixels, in the frame of the scan, and elsewhere a text file with the transformation
+from that frame to the building's.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from .errors import InputError, MissingExtraError
+from .localization import (
+    LocalizationOptions,
+    LocalizedQuery,
+    Query,
+    estimate_pose,
+    failed_query,
+    group_by_query,
+)
+from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches
+
+logger = logging.getLogger(__name__)
+
+POINTS_VARIABLE = "XYZcut"
+TRANSFORMATION_LINES = slice(7, 11)  # of an alignment file: the 4 x 4 matrix
+MAX_ERROR = 48.0  # pixels: the scans are known to some centimetres
+CACHED_SCANS = 4  # some tens of megabytes each
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How queries are localized against scans.
+
+    Attributes:
+        localization: how poses are estimated.
+        skip_matches: a photo of the data base with fewer matches is left out.
+    """
+
+    localization: LocalizationOptions = field(
+        default_factory=lambda: LocalizationOptions(max_error=MAX_ERROR)
+    )
+    skip_matches: int = 0
+
+
+def localize_in_scans(
+    dataset: Path,
+    queries: Iterable[Query],
+    pairs: Iterable[Pair],
+    feature_path: Path,
+    match_path: Path,
+    options: ScanOptions | None = None,
+) -> Iterator[LocalizedQuery]:
+    """Localize queries one after the other.
+
+    Whatever is wrong with one query or one scan is said, and the rest goes on. There is no pose
+    that could stand in: a query is localized, of low confidence, or failed.
+
+    Args:
+        dataset: the folder that holds ``database/cutouts`` and ``database/alignments``; names of
+            images are relative to it.
+        queries: photos with intrinsics.
+        pairs: (query, photo of the data base), best first.
+        feature_path: keypoints of both.
+        match_path: matches, in either direction.
+        options: how poses are estimated.
+    """
+    options = options or ScanOptions()
+    retrieved = group_by_query(pairs)
+    scans = _Scans(dataset)
+    with open_h5(feature_path) as features, open_h5(match_path) as matches:
+        for query in tqdm(list(queries), desc="Localizing", unit="photo"):
+            names = retrieved.get(query.name, [])
+            try:
+                yield _localize(query, names, scans, features, matches, options)
+            except InputError as error:
+                yield failed_query(query, str(error), names, None)
+
+
+def _localize(
+    query: Query,
+    names: list[str],
+    scans: _Scans,
+    features: h5py.File,
+    matches: h5py.File,
+    options: ScanOptions,
+) -> LocalizedQuery:
+    if not names:
+        return failed_query(query, "no photo of the data base was retrieved for it", names, None)
+    keypoints = read_keypoints(features, query.name)
+    all_keypoints, all_points = [np.zeros((0, 2), np.float32)], [np.zeros((0, 3))]
+    used = []
+    for name in names:
+        if find_pair(matches, query.name, name) is None:
+            logger.warning("%s: no matches with %s", query.name, name)
+            continue
+        pairs, _ = read_matches(matches, query.name, name)
+        if len(pairs) < max(1, options.skip_matches):
+            continue
+        try:
+            points, valid = scans.points(name, read_keypoints(features, name)[pairs[:, 1]])
+        except InputError as error:
+            logger.warning("%s: %s", query.name, error)
+            continue
+        all_keypoints.append(keypoints[pairs[valid, 0]])
+        all_points.append(points[valid])
+        used.append(name)
+    points = np.concatenate(all_points)
+    found = estimate_pose(
+        query,
+        np.concatenate(all_keypoints) + np.float32(0.5),
+        points,
+        len(points),
+        options.localization,
+    )
+    if found.cam_from_world is None:
+        return failed_query(query, found.reason, names, None, len(points))
+    return replace(found, database_names=used)
+
+
+class _Scans:
+    """The scans of a data set, read when they are needed."""
+
+    def __init__(self, dataset: Path) -> None:
+        self.dataset = dataset
+        self._read = functools.lru_cache(maxsize=CACHED_SCANS)(read_scan)
+        self._transformation = functools.lru_cache(maxsize=None)(read_transformation)
+
+    def points(self, name: str, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """3D points (N, 3) in the frame of the building, and where they are known (N,)."""
+        points, valid = interpolate_scan(self._read(self.dataset / f"{name}.mat"), keypoints)
+        transformation = self._transformation(transformation_path(self.dataset, name))
+        return points @ transformation[:3, :3].T + transformation[:3, 3], valid
+
+
+def transformation_path(dataset: Path, name: str) -> Path:
+    """Where the transformation of the scan of a photo of the data base lies.
+
+    ``.../cutouts/DUC1/024/DUC_cutout_024_0_0.jpg`` is of floor DUC1, scan 024, building DUC.
+
+    Raises:
+        InputError: the name is not of this form.
+    """
+    parts = name.split("/")
+    if len(parts) < 3:
+        raise InputError(f"{name}: expected .../<floor>/<scan>/<building>_cutout_... as its name")
+    floor, scan, building = parts[-3], parts[-2], parts[-1][:3]
+    folder = dataset / "database" / "alignments" / floor / "transformations"
+    return folder / f"{building}_trans_{scan}.txt"
+
+
+def read_transformation(path: Path) -> np.ndarray:
+    """Read the matrix (4, 4) of an alignment file: its lines 8 to 11.
+
+    Raises:
+        InputError: no such file, or no such matrix in it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[TRANSFORMATION_LINES]
+    try:
+        matrix = np.array([line.split() for line in lines], dtype=np.float64)
+    except ValueError:
+        matrix = np.zeros(0)
+    if matrix.shape != (4, 4):
+        raise InputError(f"{path}: lines 8 to 11 are not a matrix of 4 x 4 numbers")
+    return matrix
+
+
+def read_scan(path: Path) -> np.ndarray:
+    """Read the 3D points (H, W, 3) float64 of a ``.mat`` file, version 5 or 7.3; NaN where none.
+
+    Raises:
+        InputError: no such file, or not such content.
+        MissingExtraError: a file of version 5, and scipy is not installed.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing")
+    if h5py.is_hdf5(path):
+        with open_h5(path) as file:
+            if POINTS_VARIABLE not in file:
+                raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
+            points = np.asarray(file[POINTS_VARIABLE][()]).T  # MATLAB stores columns first
+    else:
+        points = _read_old_mat(path)
+    if points.ndim != 3 or points.shape[2] != 3 or not np.issubdtype(points.dtype, np.number):
+        raise InputError(f"{path}: {POINTS_VARIABLE} is not an array of H x W x 3 numbers")
+    return points.astype(np.float64)
+
+
+def _read_old_mat(path: Path) -> np.ndarray:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise MissingExtraError(
+            "scans in .mat files of version 5 need scipy: pip install 'sfm-matchers[inloc]'"
+        ) from error
+    try:
+        content = loadmat(path, variable_names=[POINTS_VARIABLE])
+    except Exception as error:  # scipy raises many kinds for damaged files
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(f"{path} is not a readable .mat file ({reason})") from error
+    if POINTS_VARIABLE not in content:
+        raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
+    return np.asarray(content[POINTS_VARIABLE])
+
+
+def interpolate_scan(scan: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Look up 3D points at keypoints: bilinear, and the nearest pixel where that has a hole.
+
+    A keypoint outside the image takes the value at the border.
+
+    Args:
+        scan: (H, W, 3), NaN where nothing was measured.
+        keypoints: (N, 2) x and y, (0, 0) being the centre of the top-left pixel.
+
+    Returns:
+        Points (N, 3), and (N,) bool where they are known.
+    """
+    height, width = scan.shape[:2]
+    x = np.clip(np.asarray(keypoints[:, 0], dtype=np.float64), 0, width - 1)
+    y = np.clip(np.asarray(keypoints[:, 1], dtype=np.float64), 0, height - 1)
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    share_x, share_y = (x - left)[:, None], (y - top)[:, None]
+    upper = (1 - share_x) * scan[top, left] + share_x * scan[top, right]
+    lower = (1 - share_x) * scan[bottom, left] + share_x * scan[bottom, right]
+    points = (1 - share_y) * upper + share_y * lower
+    nearest = scan[np.rint(y).astype(int), np.rint(x).astype(int)]
+    points = np.where(np.isnan(points).any(1, keepdims=True), nearest, points)
+    return points, ~np.isnan(points).any(1)

@@ -1,0 +1,209 @@
+"""Points for a model whose poses are known: import, check matches against the poses, triangulate.
+
+The result has the cameras, rigs, frames and images of the reference model, with their ids.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+import pycolmap
+from tqdm import tqdm
+
+from .errors import InputError
+from .mapping import import_features, import_matches, quiet_colmap, read_image_ids, verify_geometry
+from .storage import Pair, open_h5
+
+logger = logging.getLogger(__name__)
+
+Verification = Literal["known_poses", "two_view", "none"]
+
+# Largest distance of a match from its epipolar line, times the uncertainty of the keypoints.
+MAX_EPIPOLAR_ERROR = 4.0  # pixels
+
+
+def triangulate(
+    reference: pycolmap.Reconstruction,
+    model_dir: Path,
+    image_dir: Path,
+    pairs: Sequence[Pair],
+    feature_path: Path,
+    match_path: Path,
+    *,
+    verification: Verification = "known_poses",
+    min_match_score: float | None = None,
+) -> pycolmap.Reconstruction:
+    """Triangulate matches into the poses of a model.
+
+    `model_dir` gets ``database.db`` and the COLMAP model; the model's files appear only when they
+    are complete.
+
+    Args:
+        reference: its images with poses and cameras; its points are not used.
+        model_dir: made if it does not exist.
+        image_dir: the photos, for the colours of the points.
+        pairs: pairs whose two images are in the model are used.
+        feature_path: keypoints; the attribute ``uncertainty`` (pixels) of a dataset counts.
+        match_path: matches of all pairs.
+        verification: ``known_poses`` keeps matches within 4 px (times the keypoints' uncertainty)
+            of their epipolar lines in both images; ``two_view`` estimates the geometry of each
+            pair, like an ordinary reconstruction; ``none`` takes all matches.
+        min_match_score: only matches with a higher score count.
+
+    Returns:
+        The model with its points.
+
+    Raises:
+        InputError: a file lacks an image or a pair, or no point came out.
+    """
+    if verification not in get_args(Verification):
+        known = ", ".join(get_args(Verification))
+        raise InputError(f"verification={verification!r}: expected one of {known}")
+    model_dir.mkdir(parents=True, exist_ok=True)
+    database_path = model_dir / "database.db"
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        Path(f"{database_path}{suffix}").unlink(missing_ok=True)
+    create_database_of_model(reference, database_path)
+    import_features(database_path, feature_path)
+    num_matched = import_matches(database_path, pairs, match_path, min_match_score)
+    if verification == "two_view":
+        verify_geometry(database_path)
+    else:
+        _write_geometries(reference, database_path, feature_path, verification == "known_poses")
+    model = _triangulate_points(reference, database_path, image_dir, model_dir)
+    if not model.num_points3D():
+        raise InputError(
+            f"no 3D point came out of {num_matched} matched pairs: check that {feature_path} and "
+            f"{match_path} belong to the photos of the model, and that its poses are right"
+        )
+    return model
+
+
+def create_database_of_model(model: pycolmap.Reconstruction, database_path: Path) -> None:
+    """Create a COLMAP database with the cameras, rigs, frames and images of a model."""
+    with (
+        pycolmap.Database.open(database_path) as database,
+        pycolmap.DatabaseTransaction(database),
+    ):
+        for camera in model.cameras.values():
+            database.write_camera(camera, use_camera_id=True)
+        for rig in model.rigs.values():
+            database.write_rig(rig, use_rig_id=True)
+        for frame in model.frames.values():
+            database.write_frame(frame, use_frame_id=True)
+        for image in model.images.values():
+            database.write_image(image, use_image_id=True)
+
+
+def _write_geometries(
+    model: pycolmap.Reconstruction, database_path: Path, feature_path: Path, checked: bool
+) -> None:
+    """Write the two-view geometry of each matched pair: all its matches, or those that fit."""
+    num_matches = num_kept = 0
+    with (
+        pycolmap.Database.open(database_path) as database,
+        pycolmap.DatabaseTransaction(database),
+        open_h5(feature_path) as features,
+    ):
+        uncertainties = {
+            image_id: float(features[name]["keypoints"].attrs.get("uncertainty", 1.0))
+            for name, image_id in read_image_ids(database).items()
+            if name in features and "keypoints" in features[name]
+        }
+        pair_ids, all_matches = database.read_all_matches()
+        matched = zip(pair_ids, all_matches, strict=True)
+        for pair_id, matches in tqdm(
+            matched, total=len(pair_ids), desc="Checking matches", unit="pair", leave=False
+        ):
+            id0, id1 = pycolmap.pair_id_to_image_pair(pair_id)
+            image0, image1 = model.images[id0], model.images[id1]
+            num_matches += len(matches)
+            if checked:
+                points = [
+                    database.read_keypoints(image_id)[matches[:, side], :2]
+                    for side, image_id in enumerate((id0, id1))
+                ]
+                limits = [MAX_EPIPOLAR_ERROR * uncertainties[i] for i in (id0, id1)]
+                matches = matches[_fits_poses(image0, image1, points, limits)]
+            num_kept += len(matches)
+            geometry = pycolmap.TwoViewGeometry()
+            # COLMAP ignores a geometry without its kind, without a word.
+            geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+            geometry.inlier_matches = matches
+            database.write_two_view_geometry(id0, id1, geometry)
+    logger.info("%d of %d matches agree with the poses", num_kept, num_matches)
+
+
+def _fits_poses(
+    image0: pycolmap.Image,
+    image1: pycolmap.Image,
+    points: Sequence[np.ndarray],
+    limits: Sequence[float],
+) -> np.ndarray:
+    """Which matches (N,) lie near their epipolar lines in both images."""
+    rays, thresholds = [], []
+    for image, xy, limit in zip((image0, image1), points, limits, strict=True):
+        camera = cast(pycolmap.Camera, image.camera)
+        rays.append(np.asarray(camera.cam_from_img(xy.astype(np.float64))))
+        thresholds.append(camera.cam_from_img_threshold(limit))
+    cam1_from_cam0 = image1.cam_from_world() * image0.cam_from_world().inverse()
+    errors = epipolar_errors(cam1_from_cam0, rays[0], rays[1])
+    return np.asarray((errors[0] <= thresholds[0]) & (errors[1] <= thresholds[1]))
+
+
+def epipolar_errors(
+    cam1_from_cam0: pycolmap.Rigid3d, rays0: np.ndarray, rays1: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of matches from their epipolar lines, in image 0 and in image 1.
+
+    Args:
+        cam1_from_cam0: relative pose.
+        rays0: (N, 2) points of image 0 at depth 1.
+        rays1: (N, 2) of image 1.
+
+    Returns:
+        Two arrays (N,), in the units of the rays.
+    """
+    homogeneous0, homogeneous1 = (
+        np.concatenate([rays, np.ones((len(rays), 1))], axis=1) for rays in (rays0, rays1)
+    )
+    x, y, z = cam1_from_cam0.translation
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    essential = cross @ cam1_from_cam0.rotation.matrix()
+    lines1, lines0 = homogeneous0 @ essential.T, homogeneous1 @ essential
+    residuals = np.abs(np.sum(homogeneous1 * lines1, axis=1))
+    return (
+        residuals / np.linalg.norm(lines0[:, :2], axis=1),
+        residuals / np.linalg.norm(lines1[:, :2], axis=1),
+    )
+
+
+def _triangulate_points(
+    reference: pycolmap.Reconstruction, database_path: Path, image_dir: Path, model_dir: Path
+) -> pycolmap.Reconstruction:
+    temporary = model_dir / "triangulation.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = 0
+    options.num_threads = 1  # the same model every time
+    pycolmap.set_random_seed(0)
+    with quiet_colmap():
+        model = pycolmap.triangulate_points(
+            pycolmap.Reconstruction(reference),
+            database_path,
+            image_dir,
+            temporary,
+            clear_points=True,
+            options=options,
+        )
+    for file in sorted(temporary.iterdir()):
+        os.replace(file, model_dir / file.name)
+    temporary.rmdir()
+    return model
