@@ -9,21 +9,41 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pycolmap
 
 from sfm_matchers.cameras import read_photo_header
-from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf
+from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.features import extract_features
 from sfm_matchers.images import find_images, read_image, read_mask
 from sfm_matchers.keypoints import AggregationOptions, Existing, aggregate
+from sfm_matchers.localization import (
+    LocalizedQuery,
+    Query,
+    Status,
+    count_by_status,
+    failed_query,
+)
 from sfm_matchers.matchers import (
     load_detector_free_matcher,
     load_sparse_matcher,
     matcher_weights_fingerprint,
 )
 from sfm_matchers.matching import match_features, match_images
-from sfm_matchers.storage import Pair, file_fingerprint, fingerprint, write_text
+from sfm_matchers.pairs import query_pairs
+from sfm_matchers.retrieval import extract_vlad
+from sfm_matchers.storage import (
+    Pair,
+    file_fingerprint,
+    fingerprint,
+    read_pairs,
+    write_pairs,
+    write_text,
+)
+from sfm_matchers.triangulation import triangulate
 
 logger = logging.getLogger("sfm_matchers.pipelines")
 
@@ -255,3 +275,126 @@ class MatchingJob:
 
 def _names(pairs: Iterable[Pair]) -> list[str]:
     return sorted({name for pair in pairs for name in pair})
+
+
+# ---------------------------------------------------------------------------------------------
+# Localization
+
+
+def triangulated_map(
+    job: MatchingJob, reference: pycolmap.Reconstruction, pairs: Sequence[Pair], label: str
+) -> tuple[pycolmap.Reconstruction, Path]:
+    """Match pairs of photos of a map and triangulate into its poses.
+
+    Returns:
+        The model, which lies in ``map-<conf>`` of the outputs, and its feature file.
+    """
+    known = [pair for pair in pairs if all(name in job.photos for name in pair)]
+    if not known:
+        raise InputError("no two photos of the map can be matched: its photos are missing")
+    feature_path, match_path = job.match(known, label)
+    model_dir = job.outputs / f"map-{job.conf.name}"
+    poses = {image.name: image.cam_from_world().matrix() for image in reference.images.values()}
+    source = fingerprint(
+        known, file_fingerprint(feature_path), file_fingerprint(match_path), sorted(poses.items())
+    )
+    if job.steps.is_done(model_dir.name, source) and (model_dir / "points3D.bin").exists():
+        return pycolmap.Reconstruction(model_dir), feature_path
+    model = job.steps.timed(
+        "triangulation",
+        lambda: triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path),
+    )
+    job.steps.set_done(model_dir.name, source)
+    return model, feature_path
+
+
+def retrieve(
+    job: MatchingJob, queries: Sequence[str], database: Sequence[str], num_matched: int
+) -> tuple[list[Pair], str]:
+    """Find the most similar photos of a map for each query, without any download.
+
+    Returns:
+        Pairs (query, photo of the map), best first, and a label for the list.
+    """
+    sift = cast(SparseConf, load_conf("sift"))
+    names = [*database, *queries]
+    sift_path = job.extract(sift.features, names)
+    descriptor_path = job.outputs / "global-feats-vlad.h5"
+    job.steps.timed(
+        "retrieval",
+        lambda: extract_vlad(names, sift_path, descriptor_path, job.fingerprints(names), database),
+    )
+    pairs = query_pairs(queries, database, descriptor_path, num_matched)
+    label = f"pairs-query-vlad{num_matched}"
+    write_pairs(job.outputs / f"{label}.txt", pairs)
+    return pairs, label
+
+
+def listed_pairs(
+    job: MatchingJob, path: Path, queries: Iterable[str], database: Iterable[str]
+) -> tuple[list[Pair], str]:
+    """Read (query, photo of the map) pairs; those of unknown photos are left out, and counted.
+
+    Raises:
+        InputError: no such file, or no pair is of a query and a photo of the map.
+    """
+    queries, database = set(queries), set(database)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file of pairs")
+    listed = read_pairs(path, queries | database)
+    pairs = [pair for pair in listed if pair[0] in queries and pair[1] in database]
+    if not pairs:
+        raise InputError(f"{path} holds no pair of a query and a photo of the map")
+    if len(pairs) < len(listed):
+        logger.warning(
+            "%s: %d of %d pairs name a photo that is not there",
+            path,
+            len(listed) - len(pairs),
+            len(listed),
+        )
+    return pairs, path.stem
+
+
+def split_readable(
+    job: MatchingJob, queries: Sequence[Query]
+) -> tuple[list[Query], list[LocalizedQuery]]:
+    """Queries whose photo can be decoded, and the others, failed."""
+    readable = [query for query in queries if query.name in job.photos]
+    unreadable = [
+        failed_query(query, "its photo is missing or cannot be decoded", [], None)
+        for query in queries
+        if query.name not in job.photos
+    ]
+    return readable, unreadable
+
+
+def print_localization(
+    results: Sequence[LocalizedQuery],
+    conditions: Mapping[str, Callable[[str], bool]],
+    files: Mapping[str, Path],
+    seconds: Mapping[str, float],
+) -> None:
+    """Print the counts by status, for each condition and all; where each file is; the seconds.
+
+    Args:
+        results: of all queries.
+        conditions: name of a condition -> whether a query, by name, is of it.
+        files: what it is -> where it is.
+        seconds: step -> seconds.
+    """
+    rows = {
+        condition: [result for result in results if belongs(result.name)]
+        for condition, belongs in conditions.items()
+    }
+    if len(rows) != 1:
+        rows["all queries"] = list(results)
+    for condition, chosen in rows.items():
+        counts = ", ".join(f"{count} {status}" for status, count in count_by_status(chosen).items())
+        posed = [r for r in chosen if r.status in (Status.LOCALIZED, Status.LOW_CONFIDENCE)]
+        inliers = (
+            f"; median inliers {np.median([r.num_inliers for r in posed]):.0f}" if posed else ""
+        )
+        print(f"{condition}: {len(chosen)} queries: {counts}{inliers}")
+    for name, path in files.items():
+        print(f"{name}: {path}")
+    print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))

@@ -87,6 +87,7 @@ class LocalizedQuery:
         num_matches: 2D-3D matches, several per keypoint included.
         keypoints: (N, 2) of the query, in COLMAP's convention, one row per 2D-3D match.
         points: (N, 3) their 3D points in the world.
+        point_ids: (N,) ids of these in the model; empty where there is no model.
         inliers: (N,) bool.
         covariance: (6, 6) of the pose (rotation, translation), or None.
     """
@@ -100,6 +101,7 @@ class LocalizedQuery:
     num_matches: int = 0
     keypoints: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    point_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     inliers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     covariance: np.ndarray | None = None
 
@@ -237,7 +239,7 @@ def _localize(
         found = estimate_pose(
             query, keypoints[index] + np.float32(0.5), points3D, num_matches, options
         )
-        found.database_names = names
+        found.database_names, found.point_ids = names, point_ids
         if best is None or found.num_inliers > best.num_inliers:
             best = found
     assert best is not None
@@ -395,6 +397,33 @@ def failed_query(
         names,
         num_matches,
     )
+
+
+def add_to_model(
+    model: pycolmap.Reconstruction, results: Iterable[LocalizedQuery]
+) -> pycolmap.Reconstruction:
+    """Return a copy of a model with the queries that have a pose of their own.
+
+    Each gets a camera of its own, and its inliers as observations.
+    """
+    extended = pycolmap.Reconstruction(model)
+    for result in results:
+        if result.cam_from_world is None or result.status == Status.FALLBACK:
+            continue
+        camera_id, image_id = max(extended.cameras) + 1, max(extended.images) + 1
+        camera = copy.copy(result.camera)
+        camera.camera_id = camera_id
+        extended.add_camera_with_trivial_rig(camera)
+        keypoints, first = np.unique(result.keypoints, axis=0, return_index=True)
+        image = pycolmap.Image(
+            name=result.name, keypoints=keypoints, camera_id=camera_id, image_id=image_id
+        )
+        extended.add_image_with_trivial_frame(image, result.cam_from_world)
+        for index, row in enumerate(first.tolist()):
+            if result.inliers[row]:
+                element = pycolmap.TrackElement(image_id, index)
+                extended.add_observation(int(result.point_ids[row]), element)
+    return extended
 
 
 # ---------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 The descriptor is VLAD (Jegou et al., "Aggregating local descriptors into a compact image
 representation", CVPR 2010) over the photos' own SIFT features, with a vocabulary learned from the
-same photos, intra-normalisation and square-root (Arandjelovic and Zisserman, "All about VLAD",
-CVPR 2013).
+photos themselves, intra-normalisation and square-root (Arandjelovic and Zisserman, "All about
+VLAD", CVPR 2013).
 """
 
 from __future__ import annotations
@@ -28,27 +28,37 @@ def extract_vlad(
     feature_path: Path,
     descriptor_path: Path,
     image_fingerprints: Mapping[str, str],
+    vocabulary_names: Sequence[str] | None = None,
 ) -> list[str]:
     """Write a ``global_descriptor`` (64 x 128,) float16 for each photo from its SIFT features.
 
-    The vocabulary depends on all photos, so a changed set of photos changes all descriptors.
+    Args:
+        names: the photos.
+        feature_path: their SIFT features.
+        descriptor_path: the feature file to make or complete.
+        image_fingerprints: image name -> fingerprint of its content.
+        vocabulary_names: the photos that the vocabulary is learned from, all if None. When they
+            change, all descriptors change; with the photos of a map here, queries can come later.
 
     Returns:
         The names whose descriptors were computed now.
     """
     staged = StagedFile(descriptor_path)
-    everything = fingerprint("vlad", NUM_VISUAL_WORDS, sorted(image_fingerprints.items()))
-    missing = [name for name in names if not staged.is_current(name, everything)]
+    vocabulary_names = names if vocabulary_names is None else vocabulary_names
+    learned_from = sorted((name, image_fingerprints[name]) for name in vocabulary_names)
+    source = fingerprint("vlad", NUM_VISUAL_WORDS, learned_from)
+    wanted = {name: fingerprint(source, image_fingerprints[name]) for name in names}
+    missing = [name for name in names if not staged.is_current(name, wanted[name])]
     if missing:
         with open_h5(feature_path) as file:
-            vocabulary = _learn_vocabulary(file, names)
-            for name in tqdm(names, desc="Global descriptors", unit="photo"):
+            vocabulary = _learn_vocabulary(file, vocabulary_names)
+            for name in tqdm(missing, desc="Global descriptors", unit="photo"):
                 vlad = vlad_descriptor(_descriptors(file, name), vocabulary)
                 entry = {
                     "global_descriptor": vlad.astype(np.float16),
                     "image_size": file[name]["image_size"][()],
                 }
-                staged.add({name: entry}, {name: everything})
+                staged.add({name: entry}, wanted)
     staged.commit()
     return missing
 

@@ -53,21 +53,22 @@ def write_aachen(
     truths = {}
     for subfolder, (count, walk_seed, night) in walks.items():
         rendered = folder / "rendered"
-        truths[subfolder] = write_photos(
+        truth = write_photos(
             rendered, scene, count, walk_seed, camera=camera, subfolder=subfolder, night=night
         )
-        (images / subfolder).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(rendered / "images" / subfolder, images / subfolder)
+        for image in truth.images.values():
+            source = rendered / "images" / image.name
+            # A submission names photos without their folder: names must differ without it.
+            image.name = f"{subfolder}/{Path(subfolder).name}_{Path(image.name).name}"
+            (images / image.name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, images / image.name)
+        truths[subfolder] = truth
     shutil.rmtree(folder / "rendered")
-    for time in ("day", "night"):
-        queries = _queries(truths[f"query/{time}"])
-        write_queries(
-            folder / "queries" / f"{time}_time_queries_with_intrinsics.txt",
-            [query for query, _ in queries],
-        )
-    _write_truth(
-        folder, [pair for name in ("query/day", "query/night") for pair in _queries(truths[name])]
-    )
+    queries = {time: _queries(truths[f"query/{time}"]) for time in ("day", "night")}
+    for time, of_time in queries.items():
+        path = folder / "queries" / f"{time}_time_queries_with_intrinsics.txt"
+        write_queries(path, [query for query, _ in of_time])
+    _write_truth(folder, queries["day"] + queries["night"])
     models = folder / "3D-models"
     if version == "1.1":
         (models / "aachen_v_1_1").mkdir(parents=True)
@@ -136,7 +137,7 @@ def _write_truth(folder: Path, queries: list[tuple[Query, pycolmap.Rigid3d]]) ->
     results = [
         LocalizedQuery(query.name, Status.LOCALIZED, query.camera, pose) for query, pose in queries
     ]
-    write_results(folder / TRUTH, results, prepend_camera_name=True).unlink()
+    write_results(folder / TRUTH, results).unlink()
 
 
 def _transformation_text(rng: np.random.Generator) -> str:

@@ -1,0 +1,237 @@
+"""Aachen Day-Night: from the data set to a submission file.
+
+    python -m pipelines.aachen --dataset datasets/aachen_v1.1 --outputs outputs/aachen \\
+        --matcher jamma
+
+The photos of the map are matched and triangulated into the poses of the reference model; each query
+is matched with its most similar photos of the map and localized. Every step leaves its files in
+OUTPUTS; a second run does only what is missing or has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pycolmap
+
+from pipelines.steps import (
+    MatchingJob,
+    Steps,
+    check_photos,
+    listed_pairs,
+    print_localization,
+    retrieve,
+    split_readable,
+    triangulated_map,
+)
+from sfm_matchers.confs import conf_names, load_conf
+from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.localization import (
+    LocalizationOptions,
+    LocalizedQuery,
+    localize_queries,
+    read_queries,
+    write_results,
+)
+from sfm_matchers.matchers import default_device
+from sfm_matchers.nvm import read_nvm
+from sfm_matchers.pairs import covisibility_pairs
+from sfm_matchers.storage import write_pairs
+
+QUERIES = "queries/*_time_queries_with_intrinsics.txt"
+ORIGIN = "https://www.visuallocalization.net/datasets"
+# What the data set must hold, and which of its archives has it.
+LAYOUT = {
+    "1.1": {
+        "images_upright/db": "database_and_query_images.zip (v1.0)",
+        "images_upright/query": "database_and_query_images.zip (v1.0)",
+        "3D-models/aachen_v_1_1": "aachen_v1_1.zip",
+        "queries": "the files *_time_queries_with_intrinsics.txt (v1.0)",
+    },
+    "1.0": {
+        "images_upright/db": "database_and_query_images.zip",
+        "images_upright/query": "database_and_query_images.zip",
+        "3D-models/aachen_cvpr2018_db.nvm": "3D-models",
+        "3D-models/database_intrinsics.txt": "3D-models",
+        "queries": "the files *_time_queries_with_intrinsics.txt",
+    },
+}
+
+
+@dataclass(frozen=True)
+class AachenOptions:
+    """What to localize, and how. The command line has the same names and defaults."""
+
+    dataset: Path
+    outputs: Path
+    matcher: str = "sift"
+    version: str = "1.1"
+    num_covis: int = 20
+    num_loc: int = 50
+    loc_pairs: Path | None = None
+    ransac_thresh: float = 12.0
+    weights: str = "bundled"
+    device: str = "auto"
+
+
+@dataclass
+class AachenResult:
+    """What came out: all queries, the triangulated map, the files and the seconds."""
+
+    queries: list[LocalizedQuery]
+    model: pycolmap.Reconstruction
+    files: dict[str, Path]
+    seconds: dict[str, float]
+
+
+def run(options: AachenOptions) -> AachenResult:
+    """Localize the queries of the data set.
+
+    Raises:
+        SfmMatchersError: an option or an input cannot be used.
+    """
+    dataset, outputs = Path(options.dataset), Path(options.outputs)
+    check_layout(dataset, options.version)
+    conf, device = load_conf(options.matcher), default_device(options.device)
+    queries = read_queries(dataset / QUERIES, skip_bad_lines=True)
+    reference = read_reference(dataset, options.version)
+    outputs.mkdir(parents=True, exist_ok=True)
+    steps = Steps(outputs / "steps.json")
+
+    image_dir = dataset / "images_upright"
+    database = sorted(image.name for image in reference.images.values())
+    names = [*database, *(query.name for query in queries)]
+    photos = steps.timed("photos", lambda: check_photos(image_dir, outputs, names))
+    job = MatchingJob(conf, image_dir, outputs, photos, options.weights, device, steps)
+
+    label = f"pairs-db-covis{options.num_covis}"
+    pairs = covisibility_pairs(reference, options.num_covis)
+    write_pairs(outputs / f"{label}.txt", pairs)
+    model, map_features = triangulated_map(job, reference, pairs, label)
+
+    readable, results = split_readable(job, queries)
+    query_names = [query.name for query in readable]
+    known = [name for name in database if name in photos]
+    if options.loc_pairs:
+        loc_pairs, label = listed_pairs(job, options.loc_pairs, query_names, known)
+    else:
+        loc_pairs, label = retrieve(job, query_names, known, options.num_loc)
+    feature_path, match_path = job.match(
+        loc_pairs, label, map_features=map_features, existing="keep"
+    )
+    localization = LocalizationOptions(max_error=options.ransac_thresh)
+    results += steps.timed(
+        "localization",
+        lambda: list(
+            localize_queries(model, readable, loc_pairs, feature_path, match_path, localization)
+        ),
+    )
+    submission = outputs / (
+        f"Aachen-v{options.version}_{conf.name}_{label.removeprefix('pairs-query-')}.txt"
+    )
+    log_path = write_results(submission, results)
+    files = {
+        "submission": submission,
+        "log of all queries": log_path,
+        "triangulated map": outputs / f"map-{conf.name}",
+    }
+    return AachenResult(results, model, files, steps.seconds)
+
+
+def check_layout(dataset: Path, version: str) -> None:
+    """Look for what the data set must hold.
+
+    Raises:
+        InputError: something is missing; the message lists all of it, and whence it comes.
+    """
+    if version not in LAYOUT:
+        raise InputError(f"unknown version {version!r}, expected one of {', '.join(LAYOUT)}")
+    missing = [
+        f"  {dataset / path}  (from {archive})"
+        for path, archive in LAYOUT[version].items()
+        if not (dataset / path).exists()
+    ]
+    if missing:
+        raise InputError(
+            f"{dataset} is not Aachen Day-Night v{version}; missing, see {ORIGIN}:\n"
+            + "\n".join(missing)
+        )
+
+
+def read_reference(dataset: Path, version: str) -> pycolmap.Reconstruction:
+    """Read the model whose poses are the map's."""
+    if version == "1.0":
+        models = dataset / "3D-models"
+        return read_nvm(models / "aachen_cvpr2018_db.nvm", models / "database_intrinsics.txt")
+    path = dataset / "3D-models" / "aachen_v_1_1"
+    try:
+        return pycolmap.Reconstruction(path)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError(f"{path} is not a COLMAP model: {' '.join(str(error).split())}") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this pipeline."""
+    defaults = AachenOptions(Path(), Path())
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.aachen",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", type=Path, default=Path("datasets/aachen_v1.1"), help="default: %(default)s")
+    add("--outputs", type=Path, default=Path("outputs/aachen"), help="default: %(default)s")
+    add(
+        "--matcher",
+        default=defaults.matcher,
+        help=f"{', '.join(conf_names())}, or a YAML file (default: %(default)s)",
+    )
+    add("--version", default=defaults.version, choices=list(LAYOUT), help="default: %(default)s")
+    add(
+        "--num_covis",
+        type=int,
+        default=defaults.num_covis,
+        help="photos of the map that each is matched with (default: %(default)s)",
+    )
+    add(
+        "--num_loc",
+        type=int,
+        default=defaults.num_loc,
+        help="photos of the map that each query is matched with (default: %(default)s)",
+    )
+    add("--loc_pairs", type=Path, help="file of pairs 'query map-photo' instead of retrieval")
+    add(
+        "--ransac_thresh",
+        type=float,
+        default=defaults.ransac_thresh,
+        help="largest reprojection error of an inlier in pixels (default: %(default)s)",
+    )
+    add("--weights", default=defaults.weights, help="bundled, official or a file")
+    add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if it went to the end, 2 for bad input."""
+    options = AachenOptions(**vars(build_parser().parse_args(arguments)))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        result = run(options)
+    except SfmMatchersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    conditions = {
+        "day": lambda name: not name.startswith("query/night"),
+        "night": lambda name: name.startswith("query/night"),
+    }
+    print_localization(result.queries, conditions, result.files, result.seconds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""InLoc: from the data set to a submission file.
+
+    python -m pipelines.inloc --dataset datasets/inloc --outputs outputs/inloc \\
+        --matcher eloftr --pairs pairs-query-netvlad40.txt
+
+Each query is matched with the cutouts listed for it, and its pose is estimated from the points of
+their depth scans. Every step leaves its files in OUTPUTS; a second run does only what is missing or
+has changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pycolmap
+
+from pipelines.steps import (
+    MatchingJob,
+    Steps,
+    check_photos,
+    listed_pairs,
+    print_localization,
+    retrieve,
+    split_readable,
+)
+from sfm_matchers.confs import conf_names, load_conf
+from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.images import find_images
+from sfm_matchers.localization import LocalizationOptions, LocalizedQuery, Query, write_results
+from sfm_matchers.matchers import default_device
+from sfm_matchers.scans import MAX_ERROR, ScanOptions, localize_in_scans
+
+ORIGIN = "http://www.ok.sc.e.titech.ac.jp/INLOC/"
+LAYOUT = {
+    "database/cutouts": "cutouts, with a .mat file beside each",
+    "database/alignments": "transformations of the scans",
+    "query/iphone7": "queries",
+}
+# The queries were taken with one phone: 28 mm where 36 mm film is 4032 pixels wide.
+FOCAL_LENGTH_PER_SIDE = 28 / 36
+
+
+@dataclass(frozen=True)
+class InlocOptions:
+    """What to localize, and how. The command line has the same names and defaults."""
+
+    dataset: Path
+    outputs: Path
+    matcher: str = "sift"
+    pairs: Path | None = None
+    num_loc: int = 40
+    skip_matches: int = 20
+    ransac_thresh: float = MAX_ERROR
+    weights: str = "bundled"
+    device: str = "auto"
+
+
+@dataclass
+class InlocResult:
+    """What came out: all queries, the files and the seconds."""
+
+    queries: list[LocalizedQuery]
+    files: dict[str, Path]
+    seconds: dict[str, float]
+
+
+def run(options: InlocOptions) -> InlocResult:
+    """Localize the queries of the data set.
+
+    Raises:
+        SfmMatchersError: an option or an input cannot be used.
+    """
+    dataset, outputs = Path(options.dataset), Path(options.outputs)
+    check_layout(dataset)
+    conf, device = load_conf(options.matcher), default_device(options.device)
+    outputs.mkdir(parents=True, exist_ok=True)
+    steps = Steps(outputs / "steps.json")
+    found = find_images(dataset)
+    database = [name for name in found if name.startswith("database/cutouts/")]
+    query_names = [name for name in found if name.startswith("query/iphone7/")]
+    photos = steps.timed(
+        "photos", lambda: check_photos(dataset, outputs, [*database, *query_names])
+    )
+    job = MatchingJob(conf, dataset, outputs, photos, options.weights, device, steps)
+    queries = [
+        Query(name, query_camera(photos[name].size if name in photos else (1, 1)))
+        for name in query_names
+    ]
+    readable, results = split_readable(job, queries)
+    names = [query.name for query in readable]
+    known = [name for name in database if name in photos]
+    if options.pairs:
+        pairs, label = listed_pairs(job, options.pairs, names, known)
+    else:
+        pairs, label = retrieve(job, names, known, options.num_loc)
+    feature_path, match_path = job.match(pairs, label)
+    scan_options = ScanOptions(
+        LocalizationOptions(max_error=options.ransac_thresh), options.skip_matches
+    )
+    results += steps.timed(
+        "localization",
+        lambda: list(
+            localize_in_scans(dataset, readable, pairs, feature_path, match_path, scan_options)
+        ),
+    )
+    submission = outputs / f"InLoc_{conf.name}_{label.removeprefix('pairs-query-')}.txt"
+    log_path = write_results(submission, results)
+    return InlocResult(
+        results, {"submission": submission, "log of all queries": log_path}, steps.seconds
+    )
+
+
+def check_layout(dataset: Path) -> None:
+    """Look for what the data set must hold.
+
+    Raises:
+        InputError: something is missing; the message lists all of it.
+    """
+    missing = [
+        f"  {dataset / path}  ({content})"
+        for path, content in LAYOUT.items()
+        if not (dataset / path).is_dir()
+    ]
+    if missing:
+        raise InputError(f"{dataset} is not InLoc; missing, see {ORIGIN}:\n" + "\n".join(missing))
+
+
+def query_camera(size: tuple[int, int]) -> pycolmap.Camera:
+    """The camera of a query of (width, height) pixels."""
+    focal_length = FOCAL_LENGTH_PER_SIDE * max(size)
+    return pycolmap.Camera(
+        model="SIMPLE_PINHOLE",
+        width=size[0],
+        height=size[1],
+        params=[focal_length, size[0] / 2, size[1] / 2],
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this pipeline."""
+    defaults = InlocOptions(Path(), Path())
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.inloc",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", type=Path, default=Path("datasets/inloc"), help="default: %(default)s")
+    add("--outputs", type=Path, default=Path("outputs/inloc"), help="default: %(default)s")
+    add(
+        "--matcher",
+        default=defaults.matcher,
+        help=f"{', '.join(conf_names())}, or a YAML file (default: %(default)s)",
+    )
+    add("--pairs", type=Path, help="file of pairs 'query cutout' instead of retrieval")
+    add(
+        "--num_loc",
+        type=int,
+        default=defaults.num_loc,
+        help="cutouts that each query is matched with, without --pairs (default: %(default)s)",
+    )
+    add(
+        "--skip_matches",
+        type=int,
+        default=defaults.skip_matches,
+        help="leave out cutouts with fewer matches than this (default: %(default)s)",
+    )
+    add(
+        "--ransac_thresh",
+        type=float,
+        default=defaults.ransac_thresh,
+        help="largest reprojection error of an inlier in pixels (default: %(default)s)",
+    )
+    add("--weights", default=defaults.weights, help="bundled, official or a file")
+    add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if it went to the end, 2 for bad input."""
+    options = InlocOptions(**vars(build_parser().parse_args(arguments)))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        result = run(options)
+    except SfmMatchersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_localization(result.queries, {"queries": lambda name: True}, result.files, result.seconds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
