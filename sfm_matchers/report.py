@@ -418,7 +418,7 @@ def _draw_pair(
     match_path: Path,
 ) -> np.ndarray | None:
     """Draw the verified matches of a pair; None if a photo cannot be read."""
-    photo0, photo1 = _read_photo(image_dir / name0), _read_photo(image_dir / name1)
+    photo0, photo1 = read_photo(image_dir / name0), read_photo(image_dir / name1)
     if photo0 is None or photo1 is None:
         return None
     with pycolmap.Database.open(str(graph.database_path)) as database:
@@ -428,7 +428,7 @@ def _draw_pair(
         keypoints0 = read_keypoints(features, name0)[inliers[:, 0]]
         keypoints1 = read_keypoints(features, name1)[inliers[:, 1]]
     scores = _inlier_scores(match_path, name0, name1, inliers)
-    small0, small1 = _resize_to_height(photo0, PAIR_HEIGHT), _resize_to_height(photo1, PAIR_HEIGHT)
+    small0, small1 = resize_to_height(photo0, PAIR_HEIGHT), resize_to_height(photo1, PAIR_HEIGHT)
     keypoints0 = (keypoints0 + 0.5) * (PAIR_HEIGHT / photo0.shape[0]) - 0.5
     keypoints1 = (keypoints1 + 0.5) * (PAIR_HEIGHT / photo1.shape[0]) - 0.5
     return draw_matches(small0, small1, keypoints0, keypoints1, scores, MAX_LINES)
@@ -451,7 +451,7 @@ def _inlier_scores(
 # Photos
 
 
-def _read_photo(path: Path) -> np.ndarray | None:
+def read_photo(path: Path) -> np.ndarray | None:
     """Return a photo (H, W, 3), or None and a warning where it cannot be read."""
     try:
         return read_image(path)
@@ -460,7 +460,7 @@ def _read_photo(path: Path) -> np.ndarray | None:
         return None
 
 
-def _resize_to_height(image: np.ndarray, height: int) -> np.ndarray:
+def resize_to_height(image: np.ndarray, height: int) -> np.ndarray:
     width = max(1, round(image.shape[1] * height / image.shape[0]))
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
@@ -470,16 +470,16 @@ def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
     rows = np.linspace(0, len(names) - 1, min(len(names), MAX_THUMBNAILS)).astype(int).tolist()
 
     def read_thumbnail(row: int) -> str | None:
-        photo = _read_photo(image_dir / names[row])
+        photo = read_photo(image_dir / names[row])
         # Twice the height on the page, for screens of high density.
-        return None if photo is None else _jpeg_url(_resize_to_height(photo, 2 * THUMBNAIL_HEIGHT))
+        return None if photo is None else jpeg_url(resize_to_height(photo, 2 * THUMBNAIL_HEIGHT))
 
     with ThreadPoolExecutor() as executor:
         thumbnails = zip(rows, executor.map(read_thumbnail, rows), strict=True)
         return {row: thumbnail for row, thumbnail in thumbnails if thumbnail is not None}
 
 
-def _jpeg_url(image: np.ndarray) -> str:
+def jpeg_url(image: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encode_image(image, ".jpg")).decode()
 
 
@@ -597,7 +597,7 @@ def _pairs_html(drawn_pairs: Mapping[str, tuple[str, np.ndarray]]) -> str:
         "confidence, blue is high, green is unknown.</p>"
     )
     return note + "".join(
-        f'<figure><img src="{_jpeg_url(picture)}" alt=""><figcaption>{html.escape(caption)}'
+        f'<figure><img src="{jpeg_url(picture)}" alt=""><figcaption>{html.escape(caption)}'
         "</figcaption></figure>"
         for caption, picture in drawn_pairs.values()
     )

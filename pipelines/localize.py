@@ -1,0 +1,313 @@
+"""Localize new photos in a map of one's own: any COLMAP model and its photos.
+
+    python -m pipelines.localize --map sparse/0 --map_images photos --queries new_photos \\
+        --outputs outputs/localize
+
+The photos of the map are matched again and triangulated into its poses with the chosen matcher;
+each query is matched with its most similar photos of the map. Every step leaves its files in
+OUTPUTS; a second run does only what is missing or has changed:
+
+    poses.txt, poses_log.jsonl    poses (name qw qx qy qz tx ty tz, world to camera); all queries
+    model/                        a COLMAP model: the map with the localized queries
+    report.html                   each query beside the photo of the map that supports it best
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pycolmap
+
+from pipelines.steps import (
+    MatchingJob,
+    Steps,
+    check_photos,
+    listed_pairs,
+    print_localization,
+    retrieve,
+    split_readable,
+    triangulated_map,
+)
+from sfm_matchers.confs import conf_names, load_conf
+from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.images import find_images
+from sfm_matchers.localization import (
+    LocalizationOptions,
+    LocalizedQuery,
+    Query,
+    add_to_model,
+    localize_queries,
+    write_results,
+)
+from sfm_matchers.localization_report import write_localization_report
+from sfm_matchers.mapping import CameraOptions
+from sfm_matchers.matchers import default_device
+from sfm_matchers.pairs import covisibility_pairs, pose_pairs
+from sfm_matchers.storage import write_pairs
+
+logger = logging.getLogger("sfm_matchers.localize")
+
+
+@dataclass(frozen=True)
+class LocalizeOptions:
+    """What to localize, and how. The command line has the same names and defaults."""
+
+    map: Path
+    map_images: Path
+    queries: Path
+    outputs: Path
+    matcher: str = "sift"
+    num_covis: int = 20
+    num_loc: int = 20
+    loc_pairs: Path | None = None
+    camera_from_map: bool = False
+    camera_model: str = "SIMPLE_RADIAL"
+    camera_params: str = ""
+    estimate_focal_length: bool = False
+    ransac_thresh: float = 12.0
+    weights: str = "bundled"
+    device: str = "auto"
+
+
+@dataclass
+class LocalizeResult:
+    """What came out: all queries, the map with them, the files and the seconds."""
+
+    queries: list[LocalizedQuery]
+    model: pycolmap.Reconstruction
+    files: dict[str, Path]
+    seconds: dict[str, float]
+
+
+def run(options: LocalizeOptions) -> LocalizeResult:
+    """Localize a folder of photos.
+
+    Raises:
+        SfmMatchersError: an option or an input cannot be used.
+    """
+    outputs = Path(options.outputs)
+    conf, device = load_conf(options.matcher), default_device(options.device)
+    image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, options.queries)
+    reference = read_map(options.map, options.map_images, map_prefix)
+    database = sorted(image.name for image in reference.images.values())
+    query_names = [
+        name
+        for name in (query_prefix + name for name in find_images(options.queries))
+        if name not in set(database)
+    ]
+    if not query_names:
+        raise InputError(f"{options.queries} holds no photo that is not in the map")
+    outputs.mkdir(parents=True, exist_ok=True)
+    steps = Steps(outputs / "steps.json")
+    photos = steps.timed(
+        "photos", lambda: check_photos(image_dir, outputs, [*database, *query_names])
+    )
+    job = MatchingJob(conf, image_dir, outputs, photos, options.weights, device, steps)
+
+    if reference.num_points3D():
+        label = f"pairs-db-covis{options.num_covis}"
+        pairs = covisibility_pairs(reference, options.num_covis)
+    else:
+        label = f"pairs-db-poses{options.num_covis}"
+        pairs = pose_pairs(reference, options.num_covis, rotation_threshold=60.0)
+    write_pairs(outputs / f"{label}.txt", pairs)
+    model, map_features = triangulated_map(job, reference, pairs, label)
+
+    queries = [
+        Query(name, query_camera(name, image_dir, reference, options)) for name in query_names
+    ]
+    readable, results = split_readable(job, queries)
+    names, known = [query.name for query in readable], [n for n in database if n in photos]
+    if options.loc_pairs:
+        loc_pairs, label = listed_pairs(job, options.loc_pairs, names, known)
+    else:
+        loc_pairs, label = retrieve(job, names, known, options.num_loc)
+    feature_path, match_path = job.match(
+        loc_pairs, label, map_features=map_features, existing="keep"
+    )
+    localization = LocalizationOptions(
+        max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
+    )
+    results += steps.timed(
+        "localization",
+        lambda: list(
+            localize_queries(model, readable, loc_pairs, feature_path, match_path, localization)
+        ),
+    )
+    poses, model_dir = outputs / "poses.txt", outputs / "model"
+    log_path = write_results(poses, results)
+    extended = add_to_model(model, results)
+    model_dir.mkdir(exist_ok=True)
+    extended.write(model_dir)
+    report = write_localization_report(outputs / "report.html", image_dir, model, results)
+    files = {
+        "poses": poses,
+        "log of all queries": log_path,
+        "map with the queries": model_dir,
+        "report": report,
+        "names of photos are relative to": image_dir,
+    }
+    return LocalizeResult(results, extended, files, steps.seconds)
+
+
+def common_image_dir(map_images: Path, queries: Path) -> tuple[Path, str, str]:
+    """The folder that holds both, and what leads from there to each, to put before names.
+
+    Raises:
+        InputError: one is not a folder, or they have no folder in common.
+    """
+    for folder in (map_images, queries):
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder} is not a folder")
+    first, second = Path(map_images).resolve(), Path(queries).resolve()
+    try:
+        common = Path(os.path.commonpath([first, second]))
+    except ValueError as error:
+        raise InputError(f"{map_images} and {queries} must be on one drive") from error
+    prefixes = [
+        "" if folder == common else PurePosixPath(folder.relative_to(common)).as_posix() + "/"
+        for folder in (first, second)
+    ]
+    return common, prefixes[0], prefixes[1]
+
+
+def read_map(path: Path, map_images: Path, prefix: str) -> pycolmap.Reconstruction:
+    """Read the model, with `prefix` before the names of its photos.
+
+    Raises:
+        InputError: it is no COLMAP model, or none of its photos is there.
+    """
+    try:
+        model = pycolmap.Reconstruction(path)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise InputError(f"{path} is not a COLMAP model: {' '.join(str(error).split())}") from error
+    names = [image.name for image in model.images.values()]
+    missing = [name for name in names if not (Path(map_images) / name).is_file()]
+    if len(missing) == len(names):
+        raise InputError(
+            f"none of the {len(names)} photos of {path} is in {map_images}: give the folder that "
+            f"its names are relative to, such as {names[0] if names else '?'}"
+        )
+    for image in model.images.values():
+        image.name = prefix + image.name
+    return model
+
+
+def query_camera(
+    name: str, image_dir: Path, model: pycolmap.Reconstruction, options: LocalizeOptions
+) -> pycolmap.Camera:
+    """The intrinsics of a query: given, those of the map's camera of its size, or from its EXIF.
+
+    Raises:
+        InputError: the map has no camera of its size, or the given parameters do not fit.
+    """
+    try:
+        guessed = pycolmap.infer_camera_from_image(image_dir / name)
+    except (ValueError, RuntimeError):
+        return pycolmap.Camera()  # cannot be decoded; it will be said
+    size = (guessed.width, guessed.height)
+    if options.camera_params:
+        CameraOptions(options.camera_model, options.camera_params).reader_options()
+        params = [float(value) for value in options.camera_params.split(",")]
+        return pycolmap.Camera(
+            model=options.camera_model, width=size[0], height=size[1], params=params
+        )
+    if not options.camera_from_map:
+        return guessed
+    used = Counter(
+        image.camera_id
+        for image in model.images.values()
+        if (model.cameras[image.camera_id].width, model.cameras[image.camera_id].height) == size
+    )
+    if not used:
+        raise InputError(
+            f"{name} has {size[0]} x {size[1]} pixels and no camera of the map has: "
+            "leave --camera_from_map away, or give --camera_params"
+        )
+    return model.cameras[used.most_common(1)[0][0]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this pipeline."""
+    defaults = LocalizeOptions(Path(), Path(), Path(), Path())
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.localize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--map", type=Path, required=True, help="folder of a COLMAP model")
+    add("--map_images", type=Path, required=True, help="folder its names are relative to")
+    add("--queries", type=Path, required=True, help="folder of photos to localize")
+    add("--outputs", type=Path, default=Path("outputs/localize"), help="default: %(default)s")
+    add(
+        "--matcher",
+        default=defaults.matcher,
+        help=f"{', '.join(conf_names())}, or a YAML file (default: %(default)s)",
+    )
+    add(
+        "--num_covis",
+        type=int,
+        default=defaults.num_covis,
+        help="photos of the map that each is matched with (default: %(default)s)",
+    )
+    add(
+        "--num_loc",
+        type=int,
+        default=defaults.num_loc,
+        help="photos of the map that each query is matched with (default: %(default)s)",
+    )
+    add("--loc_pairs", type=Path, help="file of pairs 'query map-photo' instead of retrieval")
+    add(
+        "--camera_from_map",
+        action="store_true",
+        help="queries have the camera of the map of their size (default: from EXIF)",
+    )
+    add(
+        "--camera_params",
+        default="",
+        help="known intrinsics of all queries, comma-separated, in COLMAP's order, in pixels",
+    )
+    add(
+        "--camera_model",
+        default=defaults.camera_model,
+        help="of --camera_params (default: %(default)s)",
+    )
+    add(
+        "--estimate_focal_length",
+        action="store_true",
+        help="refine the focal length of each query with its pose",
+    )
+    add(
+        "--ransac_thresh",
+        type=float,
+        default=defaults.ransac_thresh,
+        help="largest reprojection error of an inlier in pixels (default: %(default)s)",
+    )
+    add("--weights", default=defaults.weights, help="bundled, official or a file")
+    add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if it went to the end, 2 for bad input."""
+    options = LocalizeOptions(**vars(build_parser().parse_args(arguments)))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        result = run(options)
+    except SfmMatchersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_localization(result.queries, {"queries": lambda name: True}, result.files, result.seconds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

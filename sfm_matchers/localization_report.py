@@ -1,0 +1,133 @@
+"""One HTML page about a localization: what became of each query, and what supports its pose."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from .localization import LocalizedQuery, Status, count_by_status
+from .report import PAIR_HEIGHT, jpeg_url, read_photo, resize_to_height
+from .storage import write_text
+from .visualization import draw_matches
+
+MAX_PICTURES = 60
+MAX_LINES = 150
+COLORS = {
+    Status.LOCALIZED: "#1a7f37",
+    Status.LOW_CONFIDENCE: "#9a6700",
+    Status.FALLBACK: "#bc4c00",
+    Status.FAILED: "#cf222e",
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
+table { border-collapse: collapse; } td, th { padding: .2em 1em .2em 0; text-align: left; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+figure { margin: 2em 0; } img { max-width: 100%; } figcaption { color: #57606a; }
+@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } }
+"""
+
+
+def write_localization_report(
+    path: Path, image_dir: Path, model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]
+) -> Path:
+    """Write the page, which needs no other file.
+
+    Args:
+        path: of the page.
+        image_dir: the folder that the names of queries and map photos are relative to.
+        model: the map.
+        results: of all queries; pictures are drawn for `MAX_PICTURES` of them, evenly spread.
+
+    Returns:
+        The path.
+    """
+    counts = ", ".join(f"{count} {status}" for status, count in count_by_status(results).items())
+    drawn = np.linspace(0, len(results) - 1, min(len(results), MAX_PICTURES)).astype(int)
+    figures = [_figure(results[index], image_dir, model) for index in drawn]
+    rows = "".join(_row(result) for result in results)
+    page = f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>Localization</title><style>{STYLE}</style>
+<h1>Localization of {len(results)} photos</h1>
+<p>{counts}. The map has {model.num_reg_images()} photos and {model.num_points3D()} points.</p>
+<table><tr><th>photo<th>what became of it<th>inliers<th>share<th>position &plusmn;<th>focal length
+{rows}</table>
+{"".join(figures)}
+</html>
+"""
+    write_text(path, page)
+    return path
+
+
+def _row(result: LocalizedQuery) -> str:
+    reason = f": {html.escape(result.reason)}" if result.reason else ""
+    cells = [
+        f"<td>{html.escape(result.name)}",
+        f'<td style="color: {COLORS[result.status]}">{result.status.value}{reason}',
+        f'<td class="number">{result.num_inliers}',
+        f'<td class="number">{100 * result.inlier_ratio:.0f} %',
+        f'<td class="number">{_uncertainty(result)}',
+        f'<td class="number">{_focal_length(result)}',
+    ]
+    return "<tr>" + "".join(cells) + "\n"
+
+
+def _uncertainty(result: LocalizedQuery) -> str:
+    """Standard deviation of the translation, in the units of the map, as its matches suggest."""
+    if result.covariance is None:
+        return ""
+    return f"{np.sqrt(np.trace(result.covariance[3:, 3:])):.3g}"
+
+
+def _focal_length(result: LocalizedQuery) -> str:
+    return f"{result.camera.mean_focal_length():.0f} px" if result.camera.width > 1 else ""
+
+
+def _figure(result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruction) -> str:
+    """The query beside the photo of the map that shares most inliers with it."""
+    supporter = _best_supporter(result, model)
+    if supporter is None:
+        return ""
+    photo0, photo1 = read_photo(image_dir / result.name), read_photo(image_dir / supporter.name)
+    if photo0 is None or photo1 is None:
+        return ""
+    rows, points1 = _shared_points(result, supporter)
+    scales = [PAIR_HEIGHT / photo.shape[0] for photo in (photo0, photo1)]
+    picture = draw_matches(
+        resize_to_height(photo0, PAIR_HEIGHT),
+        resize_to_height(photo1, PAIR_HEIGHT),
+        result.keypoints[rows] * scales[0] - 0.5,
+        points1 * scales[1] - 0.5,
+        None,
+        MAX_LINES,
+    )
+    caption = (
+        f"{html.escape(result.name)} ({result.status.value}) and {html.escape(supporter.name)} "
+        f"of the map: {len(rows)} of {result.num_inliers} inliers"
+    )
+    return f'<figure><img src="{jpeg_url(picture)}" alt=""><figcaption>{caption}</figcaption>'
+
+
+def _best_supporter(
+    result: LocalizedQuery, model: pycolmap.Reconstruction
+) -> pycolmap.Image | None:
+    counts: Counter[int] = Counter()
+    for point_id in result.point_ids[result.inliers] if len(result.point_ids) else ():
+        elements = model.points3D[int(point_id)].track.elements
+        counts.update({element.image_id for element in elements})
+    matched = [
+        image_id for image_id in counts if model.images[image_id].name in result.database_names
+    ]
+    return model.images[max(matched, key=lambda i: (counts[i], -i))] if matched else None
+
+
+def _shared_points(result: LocalizedQuery, image: pycolmap.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Inliers of the query that the photo of the map sees, and where it sees them (N, 2)."""
+    seen = {point.point3D_id: point.xy for point in image.get_observation_points2D()}
+    rows = [row for row in np.flatnonzero(result.inliers) if int(result.point_ids[row]) in seen]
+    points = [seen[int(result.point_ids[row])] for row in rows]
+    return np.array(rows, dtype=int), np.array(points, dtype=float).reshape(-1, 2)
