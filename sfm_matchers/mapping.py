@@ -162,6 +162,31 @@ def verify_geometry(database_path: Path) -> int:
         return int(database.num_verified_image_pairs())
 
 
+def accept_matches(database_path: Path) -> int:
+    """Take all matches of a database for verified.
+
+    Returns:
+        The number of pairs.
+    """
+    with (
+        pycolmap.Database.open(database_path) as database,
+        pycolmap.DatabaseTransaction(database),
+    ):
+        pair_ids, all_matches = database.read_all_matches()
+        for pair_id, matches in zip(pair_ids, all_matches, strict=True):
+            write_inliers(database, pair_id, matches)
+    return len(pair_ids)
+
+
+def write_inliers(database: pycolmap.Database, pair_id: int, matches: np.ndarray) -> None:
+    """Write the verified matches (M, 2) of a pair."""
+    geometry = pycolmap.TwoViewGeometry()
+    # COLMAP ignores a geometry without its kind, without a word.
+    geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+    geometry.inlier_matches = matches
+    database.write_two_view_geometry(*pycolmap.pair_id_to_image_pair(pair_id), geometry)
+
+
 def build_database(
     database_path: Path,
     image_dir: Path,
@@ -170,8 +195,13 @@ def build_database(
     pairs: Sequence[Pair],
     feature_path: Path,
     match_path: Path,
+    *,
+    min_match_score: float | None = None,
+    verify: bool = True,
 ) -> int:
     """Create, fill and verify a COLMAP database; it appears at `database_path` only when complete.
+
+    With `verify` False all matches count as verified; `min_match_score` as in `import_matches`.
 
     Returns:
         The number of verified pairs.
@@ -181,8 +211,8 @@ def build_database(
         temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
     create_database(temporary, image_dir, cameras, camera_options)
     import_features(temporary, feature_path)
-    import_matches(temporary, pairs, match_path)
-    num_verified = verify_geometry(temporary)
+    import_matches(temporary, pairs, match_path, min_match_score)
+    num_verified = verify_geometry(temporary) if verify else accept_matches(temporary)
     os.replace(temporary, database_path)
     return num_verified
 

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -187,7 +188,8 @@ class MambaGlueMatcher:
             image_size=tensor("image_size"),
             scales=scales,
             oris=None if degrees is None else degrees.deg2rad(),
-            scores=tensor("scores"),
+            # hloc's DISK and ALIKED call them so.
+            scores=tensor("scores" if "scores" in features else "keypoint_scores"),
         )
 
 
@@ -233,10 +235,7 @@ def load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMa
         InputError: unknown matcher or option.
         WeightsError: its weights cannot be loaded.
     """
-    name = conf.model.get("name")
-    if name not in SPARSE_MATCHERS:
-        raise InputError(f"conf {conf.name}: unknown sparse matcher {name!r}")
-    return SPARSE_MATCHERS[name](conf, weights, device)
+    return _loader(conf, SPARSE_MATCHERS, "sparse")(conf, weights, device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -277,17 +276,28 @@ class JamMaMatcher:
         size = network_size((image.shape[1], image.shape[0]), self.resize_max, jamma.SIZE_MULTIPLE)
         resized = resize_image(image, size)
         pixels = torch.from_numpy(resized.pixels).to(self.device).permute(2, 0, 1).float() / 255
+        return self.encode_pixels(pixels[None], resized.scale)
+
+    def encode_pixels(
+        self, pixels: torch.Tensor, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> EncodedImage:
+        """Encode an image that has the network's size already.
+
+        Args:
+            pixels: (1, 3, H, W) RGB in 0..1, sides multiples of 16.
+            scale: of the photo over the image.
+        """
         mean, std = (
             torch.tensor(values, device=self.device).view(3, 1, 1)
             for values in (jamma.IMAGE_MEAN, jamma.IMAGE_STD)
         )
-        normalized = ((pixels - mean) / std)[None]
+        normalized = (pixels - mean) / std
         if self.pad_to_square:
-            side = -(-self.resize_max // jamma.SIZE_MULTIPLE) * jamma.SIZE_MULTIPLE
-            normalized = _padded(normalized, (side, side))
+            side = -(-max(self.resize_max, *pixels.shape[2:]) // jamma.SIZE_MULTIPLE)
+            normalized = _padded(normalized, (side * jamma.SIZE_MULTIPLE,) * 2)
         features = self.network.encode(normalized)
-        grid = (size[1] // jamma.CELL, size[0] // jamma.CELL)
-        return EncodedImage((features, grid), resized.scale, _num_bytes(features))
+        grid = (pixels.shape[2] // jamma.CELL, pixels.shape[3] // jamma.CELL)
+        return EncodedImage((features, grid), scale, _num_bytes(features))
 
     @torch.inference_mode()
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
@@ -351,8 +361,19 @@ class EfficientLoFTRMatcher:
         size = network_size(size, self.resize_max, efficient_loftr.SIZE_MULTIPLE)
         resized = resize_image(gray, size)
         pixels = torch.from_numpy(resized.pixels).to(self.device)[None, None].float() / 255
+        return self.encode_pixels(pixels, resized.scale)
+
+    def encode_pixels(
+        self, pixels: torch.Tensor, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> EncodedImage:
+        """Encode an image that has the network's size already.
+
+        Args:
+            pixels: (1, 1, H, W) gray in 0..1, sides multiples of 32.
+            scale: of the photo over the image.
+        """
         features = self.network.encode(pixels)
-        return EncodedImage(features, resized.scale, _num_bytes(features))
+        return EncodedImage(features, scale, _num_bytes(features))
 
     @torch.inference_mode()
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
@@ -400,10 +421,34 @@ def load_detector_free_matcher(
         InputError: unknown matcher or option.
         WeightsError: its weights cannot be loaded.
     """
-    name = conf.model.get("name")
-    if name not in DETECTOR_FREE_MATCHERS:
-        raise InputError(f"conf {conf.name}: unknown detector-free matcher {name!r}")
-    return DETECTOR_FREE_MATCHERS[name](conf, weights, device)
+    return _loader(conf, DETECTOR_FREE_MATCHERS, "detector-free")(conf, weights, device)
+
+
+# ---------------------------------------------------------------------------------------------
+# Matchers of other packages
+
+PLUGINS = "sfm_matchers.matchers"
+"""Entry-point group: name of a matcher -> ``load(conf, weights, device)``, which returns a
+`SparseMatcher` or a `DetectorFreeMatcher` as the conf is of either kind."""
+
+
+def _loader(conf: Conf, own: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+    """The function that loads the matcher of a conf: one of ours, or another package's.
+
+    Raises:
+        InputError: there is none of this name, or it cannot be imported.
+    """
+    name = str(conf.model.get("name"))
+    if name in own:
+        return own[name]
+    plugins = {entry.name: entry for entry in entry_points(group=PLUGINS)}
+    if name not in plugins:
+        known = ", ".join([*own, *plugins])
+        raise InputError(f"conf {conf.name}: unknown {kind} matcher {name!r}, there are {known}")
+    try:
+        return cast(Callable[..., Any], plugins[name].load())
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"conf {conf.name}: matcher {name!r} cannot be loaded: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------

@@ -17,7 +17,15 @@ import pycolmap
 from tqdm import tqdm
 
 from .errors import InputError
-from .mapping import import_features, import_matches, quiet_colmap, read_image_ids, verify_geometry
+from .mapping import (
+    accept_matches,
+    import_features,
+    import_matches,
+    quiet_colmap,
+    read_image_ids,
+    verify_geometry,
+    write_inliers,
+)
 from .storage import Pair, open_h5
 
 logger = logging.getLogger(__name__)
@@ -74,8 +82,10 @@ def triangulate(
     num_matched = import_matches(database_path, pairs, match_path, min_match_score)
     if verification == "two_view":
         verify_geometry(database_path)
+    elif verification == "none":
+        accept_matches(database_path)
     else:
-        _write_geometries(reference, database_path, feature_path, verification == "known_poses")
+        _check_against_poses(reference, database_path, feature_path)
     model = _triangulate_points(reference, database_path, image_dir, model_dir)
     if not model.num_points3D():
         raise InputError(
@@ -101,10 +111,10 @@ def create_database_of_model(model: pycolmap.Reconstruction, database_path: Path
             database.write_image(image, use_image_id=True)
 
 
-def _write_geometries(
-    model: pycolmap.Reconstruction, database_path: Path, feature_path: Path, checked: bool
+def _check_against_poses(
+    model: pycolmap.Reconstruction, database_path: Path, feature_path: Path
 ) -> None:
-    """Write the two-view geometry of each matched pair: all its matches, or those that fit."""
+    """Take those matches of each pair for verified that fit the poses."""
     num_matches = num_kept = 0
     with (
         pycolmap.Database.open(database_path) as database,
@@ -124,19 +134,14 @@ def _write_geometries(
             id0, id1 = pycolmap.pair_id_to_image_pair(pair_id)
             image0, image1 = model.images[id0], model.images[id1]
             num_matches += len(matches)
-            if checked:
-                points = [
-                    database.read_keypoints(image_id)[matches[:, side], :2]
-                    for side, image_id in enumerate((id0, id1))
-                ]
-                limits = [MAX_EPIPOLAR_ERROR * uncertainties[i] for i in (id0, id1)]
-                matches = matches[_fits_poses(image0, image1, points, limits)]
+            points = [
+                database.read_keypoints(image_id)[matches[:, side], :2]
+                for side, image_id in enumerate((id0, id1))
+            ]
+            limits = [MAX_EPIPOLAR_ERROR * uncertainties[i] for i in (id0, id1)]
+            matches = matches[_fits_poses(image0, image1, points, limits)]
             num_kept += len(matches)
-            geometry = pycolmap.TwoViewGeometry()
-            # COLMAP ignores a geometry without its kind, without a word.
-            geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
-            geometry.inlier_matches = matches
-            database.write_two_view_geometry(id0, id1, geometry)
+            write_inliers(database, pair_id, matches)
     logger.info("%d of %d matches agree with the poses", num_kept, num_matches)
 
 
