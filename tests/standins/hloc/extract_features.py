@@ -1,0 +1,1 @@
+confs = {"sift": {"output": "of hloc"}}

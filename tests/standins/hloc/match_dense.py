@@ -1,0 +1,1 @@
+confs = {"loftr": {"output": "of hloc"}}

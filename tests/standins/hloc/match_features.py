@@ -1,0 +1,1 @@
+confs = {"NN-ratio": {"output": "of hloc"}}
