@@ -43,6 +43,8 @@ def read_nvm(nvm_path: Path, intrinsics_path: Path) -> pycolmap.Reconstruction:
         for position, colour, track in points:
             elements = [pycolmap.TrackElement(image + 1, keypoint) for image, keypoint in track]
             model.add_point3D(position, pycolmap.Track(elements), colour)
+    except InputError:  # which is a ValueError too
+        raise
     except (StopIteration, ValueError, IndexError) as error:
         raise InputError(
             f"{nvm_path} is not an NVM model, or is cut off ({type(error).__name__})"

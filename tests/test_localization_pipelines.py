@@ -1,0 +1,271 @@
+"""Aachen, InLoc and a map of one's own, on small data sets in their layouts with exact truth."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+from pipelines import aachen, inloc, localize
+from pipelines.aachen import AachenOptions
+from pipelines.inloc import InlocOptions
+from pipelines.localize import LocalizeOptions
+from sfm_matchers.errors import InputError
+from sfm_matchers.localization import Query, Status, read_poses, write_queries
+from sfm_matchers.nvm import read_nvm
+from sfm_matchers.storage import list_groups, open_h5, write_pairs
+from sfm_matchers.synthetic import Camera, make_scene, write_photos
+from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen, write_inloc, write_nvm
+
+CAMERA = Camera.from_field_of_view(320, 240)
+
+
+def errors(poses: Path, truth: Path) -> dict[str, tuple[float, float]]:
+    """Metres and degrees of each query of the truth; infinite where it has no pose."""
+    found, true = read_poses(poses), read_poses(truth)
+    values = {}
+    for name, pose in true.items():
+        if name not in found:
+            values[name] = (np.inf, np.inf)
+            continue
+        metres = np.linalg.norm(found[name].inverse().translation - pose.inverse().translation)
+        turn = (found[name].rotation * pose.rotation.inverse()).angle()
+        values[name] = (float(metres), float(np.rad2deg(turn)))
+    return values
+
+
+def statuses(log: Path) -> dict[str, str]:
+    return {
+        entry["name"]: entry["status"] for entry in map(json.loads, log.read_text().splitlines())
+    }
+
+
+@pytest.fixture(scope="module", params=["1.1", "1.0"])
+def aachen_dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("aachen")
+    scene = make_scene(3, kind="room", texture_size=384)
+    counts = {"num_database": 8, "num_day": 2, "num_night": 1}
+    write_aachen(folder, scene, version=request.param, camera=CAMERA, **counts)
+    return folder, request.param
+
+
+@pytest.fixture(scope="module")
+def inloc_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inloc")
+    width_over_focal_length = 2 * np.arctan(18 / 28)
+    camera = Camera.from_field_of_view(320, 240, float(np.rad2deg(width_over_focal_length)))
+    scene = make_scene(4, kind="room", texture_size=384)
+    write_inloc(folder, scene, num_database=6, num_queries=2, camera=camera)
+    return folder
+
+
+def test_aachen_day_and_night_with_sift(
+    aachen_dataset: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, version = aachen_dataset
+    arguments = ["--dataset", str(dataset), "--outputs", str(tmp_path), "--version", version]
+    arguments += ["--num_covis", "4", "--num_loc", "4"]
+    assert aachen.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "day: 2 queries: 2 localized, 0 low confidence, 0 fallback, 0 failed" in printed
+    submission = tmp_path / f"Aachen-v{version}_sift_vlad4.txt"
+    assert str(submission) in printed
+    for name, (metres, degrees) in errors(submission, dataset / TRUTH).items():
+        if name.startswith("day"):
+            assert metres < 0.05
+            assert degrees < 0.5
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
+    assert aachen.main(arguments) == 0  # a second run computes nothing
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")} == made
+
+
+def test_aachen_bad_input_is_named_and_the_rest_done(
+    aachen_dataset: tuple[Path, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset, version = aachen_dataset
+    broken = tmp_path / "aachen"
+    shutil.copytree(dataset, broken)
+    images = broken / "images_upright"
+    (images / "query/day/day_0000.jpg").write_bytes(b"not a photo")
+    (images / "db/db_0007.jpg").unlink()
+    lists = broken / "queries" / "night_time_queries_with_intrinsics.txt"
+    lists.write_text(lists.read_text() + "query/night/bad.jpg PINHOLE 320\n")
+    pairs = broken / "pairs.txt"
+    write_pairs(pairs, [("query/day/day_0001.jpg", f"db/db_{index:04d}.jpg") for index in range(8)])
+    options = AachenOptions(broken, tmp_path / "out", version=version, num_covis=4, loc_pairs=pairs)
+    result = aachen.run(options)
+    found = {Path(query.name).stem: query.status for query in result.queries}
+    assert found == {
+        "day_0000": Status.FAILED,  # cannot be decoded
+        "day_0001": Status.LOCALIZED,
+        "night_0000": Status.FAILED,  # the list has no pairs of it
+    }
+    assert list(read_poses(result.files["submission"])) == ["day_0001.jpg"]
+    for words in ("db_0007.jpg is missing", "day_0000.jpg", "line 2", "bad.jpg"):
+        assert words in caplog.text
+
+
+def test_aachen_missing_files_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert aachen.main(["--dataset", str(tmp_path), "--outputs", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    for part in ("images_upright/query", "aachen_v_1_1", "visuallocalization.net"):
+        assert part in message
+
+
+def test_matches_that_give_no_point_are_said(
+    aachen_dataset: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Photos of another place under the names of the map's."""
+    dataset, version = aachen_dataset
+    broken = tmp_path / "aachen"
+    shutil.copytree(dataset, broken)
+    for path in (broken / "images_upright" / "db").glob("*.jpg"):
+        rng = np.random.default_rng(int(path.stem[-1]))
+        noise = rng.integers(0, 255, (240, 320, 3), dtype=np.uint8)
+        cv2.imwrite(str(path), noise)
+    with pytest.raises(InputError, match="no 3D point came out"):
+        aachen.run(AachenOptions(broken, tmp_path / "out", version=version, num_covis=2))
+
+
+def test_inloc_with_sift(inloc_dataset: Path, tmp_path: Path) -> None:
+    result = inloc.run(InlocOptions(inloc_dataset, tmp_path, num_loc=4))
+    assert [query.status for query in result.queries] == [Status.LOCALIZED] * 2
+    for metres, degrees in errors(result.files["submission"], inloc_dataset / TRUTH).values():
+        assert metres < 0.05
+        assert degrees < 0.5
+
+
+def test_inloc_goes_on_without_a_scan(
+    inloc_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "inloc"
+    shutil.copytree(inloc_dataset, broken)
+    scans = sorted(broken.rglob("*.mat"))
+    scans[0].unlink()
+    scans[1].write_bytes(b"not a scan")
+    next(broken.rglob("DUC_trans_001.txt")).write_text("nothing")
+    result = inloc.run(InlocOptions(broken, tmp_path / "out", num_loc=6))
+    assert len(result.queries) == 2
+    for words in (scans[0].name, scans[1].name, "DUC_trans_001.txt"):
+        assert words in caplog.text
+    message = "is not InLoc"
+    with pytest.raises(InputError, match=message):
+        inloc.check_layout(tmp_path / "nothing")
+
+
+def test_nvm_keeps_poses_and_tracks(tmp_path: Path) -> None:
+    scene = make_scene(1, kind="room", texture_size=64)
+    camera = Camera.from_field_of_view(96, 64)
+    truth = write_photos(tmp_path, scene, 3, camera=camera)
+    write_nvm(tmp_path / "model.nvm", truth)
+    images = sorted(truth.images.values(), key=lambda image: image.name)
+    lines = [Query(i.name, truth.cameras[i.camera_id]) for i in images]
+    write_queries(tmp_path / "intrinsics.txt", lines)
+    model = read_nvm(tmp_path / "model.nvm", tmp_path / "intrinsics.txt")
+    assert model.num_points3D() == truth.num_points3D()
+    poses = {image.name: image.cam_from_world().matrix() for image in model.images.values()}
+    for image in images:
+        np.testing.assert_allclose(poses[image.name], image.cam_from_world().matrix(), atol=1e-6)
+        found = next(other for other in model.images.values() if other.name == image.name)
+        assert found.num_points3D == image.num_points3D
+    write_queries(tmp_path / "intrinsics.txt", lines[:2])
+    with pytest.raises(InputError, match=r"lacks the image '0002.jpg'"):
+        read_nvm(tmp_path / "model.nvm", tmp_path / "intrinsics.txt")
+    text = (tmp_path / "model.nvm").read_text()
+    (tmp_path / "cut.nvm").write_text(text[: len(text) // 2])
+    write_queries(tmp_path / "intrinsics.txt", lines)
+    with pytest.raises(InputError, match="cut off"):
+        read_nvm(tmp_path / "cut.nvm", tmp_path / "intrinsics.txt")
+
+
+@pytest.fixture(scope="module")
+def own_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos/: of the map; new/: queries; model/: known poses, no points; truth/."""
+    folder = tmp_path_factory.mktemp("map")
+    scene = make_scene(3, kind="room", texture_size=384)
+    write_photos(folder / "a", scene, 7, 1, camera=CAMERA)
+    write_photos(folder / "b", scene, 3, 2, camera=CAMERA)
+    shutil.move(folder / "a" / "images", folder / "photos")
+    shutil.move(folder / "b" / "images", folder / "new")
+    (folder / "new" / "broken.jpg").write_bytes(b"not a photo")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"camera_from_map": True}, {"estimate_focal_length": True}]
+)
+def test_new_photos_find_their_place_in_a_map(
+    own_map: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    result = localize.run(
+        LocalizeOptions(
+            own_map / "a" / "truth", own_map / "photos", own_map / "new", tmp_path, **options
+        )
+    )
+    found = {Path(query.name).name: query for query in result.queries}
+    assert found.pop("broken.jpg").status == Status.FAILED
+    truth = pycolmap.Reconstruction(own_map / "b" / "truth")
+    for image in truth.images.values():
+        query = found[image.name]
+        assert query.status == Status.LOCALIZED
+        true = image.cam_from_world().inverse().translation
+        metres = np.linalg.norm(query.cam_from_world.inverse().translation - true)
+        assert metres < 0.1
+    model = pycolmap.Reconstruction(tmp_path / "model")
+    names = {image.name for image in model.images.values()}
+    assert {"photos/0000.jpg", "new/0000.jpg", "new/0002.jpg"} <= names
+    assert "new/broken.jpg" not in names
+    page = (tmp_path / "report.html").read_text()
+    assert "3 localized, 0 low confidence, 0 fallback, 1 failed" in page
+    assert page.count("<img") == 3
+
+
+def test_a_map_without_a_detector(own_map: Path, tmp_path: Path) -> None:
+    """The map's keypoints stay on their grid, the queries' points are exact."""
+    options = LocalizeOptions(
+        own_map / "a" / "truth",
+        own_map / "photos",
+        own_map / "new",
+        tmp_path,
+        "jamma",
+        num_covis=2,
+        num_loc=2,
+    )
+    result = localize.run(options)
+    assert result.model.num_points3D() > 50
+    found = [query for query in result.queries if not query.name.endswith("broken.jpg")]
+    assert sum(query.status == Status.LOCALIZED for query in found) >= 2
+    grid = image_keypoints(tmp_path / "feats-jamma.h5")
+    np.testing.assert_allclose(grid % 1, 0.5)
+    exact = image_keypoints(tmp_path / "feats-jamma_pairs-query-vlad2.h5")
+    assert (np.abs(exact % 1 - 0.5) > 1e-3).any()
+
+
+def image_keypoints(path: Path) -> np.ndarray:
+    with open_h5(path) as file:
+        return np.concatenate([file[name]["keypoints"][()] for name in list_groups(path)])
+
+
+def test_a_wrong_map_is_explained(own_map: Path, tmp_path: Path) -> None:
+    paths = {"map_images": own_map / "photos", "queries": own_map / "new", "outputs": tmp_path}
+    with pytest.raises(InputError, match="not a COLMAP model"):
+        localize.run(LocalizeOptions(map=own_map / "new", **paths))
+    with pytest.raises(InputError, match="give the folder that"):
+        localize.run(
+            LocalizeOptions(
+                **{**paths, "map": own_map / "a" / "truth", "map_images": own_map / "b"}
+            )
+        )
+    with pytest.raises(InputError, match="holds no photo"):
+        localize.run(
+            LocalizeOptions(
+                **{**paths, "map": own_map / "a" / "truth", "queries": own_map / "a" / "truth"}
+            )
+        )
