@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,10 @@ from sfm_matchers.pairs import covisibility_pairs
 from sfm_matchers.storage import write_pairs
 
 QUERIES = "queries/*_time_queries_with_intrinsics.txt"
+CONDITIONS: dict[str, Callable[[str], bool]] = {
+    "day": lambda name: "night" not in name,
+    "night": lambda name: "night" in name,
+}
 ORIGIN = "https://www.visuallocalization.net/datasets"
 # What the data set must hold, and which of its archives has it.
 LAYOUT = {
@@ -225,11 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SfmMatchersError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    conditions = {
-        "day": lambda name: not name.startswith("query/night"),
-        "night": lambda name: name.startswith("query/night"),
-    }
-    print_localization(result.queries, conditions, result.files, result.seconds)
+    print_localization(result.queries, CONDITIONS, result.files, result.seconds)
     return 0
 
 

@@ -1,25 +1,32 @@
-"""The main job on photos of an invented place, compared with the exact truth.
+"""The main jobs on photos of an invented place, compared with the exact truth.
 
     python -m pipelines.demo --outputs demo
 
 renders photos into OUTPUTS/photos, runs `pipelines.sfm` on them and compares the model with the
-poses the photos were rendered from.
+poses the photos were rendered from; then renders a small data set in the layout of Aachen Day-Night
+into OUTPUTS/aachen and runs `pipelines.aachen` on it.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pycolmap
 
+from pipelines import aachen
+from pipelines.aachen import AachenOptions
 from pipelines.sfm import SfmOptions, print_summary, run
+from pipelines.steps import print_localization
 from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.evaluation import compare_models
-from sfm_matchers.synthetic import KINDS, make_scene, write_photos
+from sfm_matchers.localization import read_poses, recall_table
+from sfm_matchers.synthetic import KINDS, Camera, make_scene, write_photos
+from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,11 +56,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not result.models:
             return 1
         errors = compare_models(result.models[0], pycolmap.Reconstruction(photos / "truth"))
+        print(f"against the exact truth    {errors.summary()}\n")
+        localize(options.outputs / "aachen", options.matcher, options.seed)
     except SfmMatchersError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"against the exact truth    {errors.summary()}")
     return 0
+
+
+def localize(outputs: Path, matcher: str, seed: int) -> None:
+    """Localize photos by day and by night, and print how many are how exact."""
+    dataset = outputs / "dataset"
+    if not (dataset / TRUTH).exists():
+        shutil.rmtree(dataset, ignore_errors=True)
+        camera = Camera.from_field_of_view(480, 360)
+        scene = make_scene(seed + 1, kind="room")
+        write_aachen(dataset, scene, num_database=10, num_day=3, num_night=2, camera=camera)
+    result = aachen.run(AachenOptions(dataset, outputs, matcher, num_covis=5, num_loc=5))
+    print_localization(result.queries, aachen.CONDITIONS, result.files, result.seconds)
+    print("against the exact truth")
+    print(recall_table(read_poses(result.files["submission"]), read_poses(dataset / TRUTH)))
 
 
 if __name__ == "__main__":

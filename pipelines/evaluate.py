@@ -1,10 +1,15 @@
 """Measure a matcher where the truth is known.
 
     python -m pipelines.evaluate pairs --pairs_file PAIRS --image_dir PHOTOS --matcher sift
+    python -m pipelines.evaluate homographies --hpatches_dir HPATCHES --matcher sift
 
-`pairs`: relative poses. Each line of the file is `image0 image1 rot0 rot1 K0 K1 T_0to1`, the layout
-of SuperGlue's lists of MegaDepth-1500 and ScanNet-1500 (matrices row by row; rot0 and rot1 count the
-quarter turns, counter-clockwise, that set the photos upright for matching).
+`pairs`: relative poses. The file is a text list with lines `image0 image1 rot0 rot1 K0 K1 T_0to1`,
+the layout of SuperGlue's lists of MegaDepth-1500 and ScanNet-1500 (matrices row by row; rot0 and
+rot1 count the quarter turns, counter-clockwise, that set the photos upright for matching), a
+scene_info file of LoFTR's MegaDepth-1500 or the folder of them, or LoFTR's test.npz of ScanNet-1500
+with intrinsics.npz beside it.
+
+`homographies`: sequences of HPatches, folders v_* and i_* with photos 1.ppm to 6.ppm and H_1_k.
 """
 
 from __future__ import annotations
@@ -13,28 +18,35 @@ import argparse
 import importlib.util
 import json
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from sfm_matchers.errors import SfmMatchersError
+from sfm_matchers.benchmark_pairs import PosedPair, read_hpatches, read_posed_pairs
+from sfm_matchers.errors import InputError, SfmMatchersError
 from sfm_matchers.evaluation import (
+    CONFIDENCE,
+    HOMOGRAPHY_ESTIMATORS,
     POSE_ESTIMATORS,
-    PosedPair,
+    coarse_precision_recall,
+    homography_error,
     matching_precision,
     pose_auc,
     pose_error,
-    read_posed_pairs,
 )
 from sfm_matchers.images import network_size, read_image, resize_image, to_original, unturned
 from sfm_matchers.matchers import Matches, PhotoMatcher, load_matcher
 from sfm_matchers.storage import write_text
 
-AUC_THRESHOLDS = (5.0, 10.0, 20.0)  # degrees
+POSE_THRESHOLDS = (5.0, 10.0, 20.0)  # degrees
+CORNER_THRESHOLDS = (3.0, 5.0, 10.0)  # pixels
 NO_POSE_ERROR = 180.0  # degrees
+NO_HOMOGRAPHY_ERROR = 1e6  # pixels; larger errors count as this
 MAX_EPIPOLAR_DISTANCE = 1e-4  # squared, in normalised coordinates
+COARSE_CELL = 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -42,13 +54,14 @@ class PairsResult:
     """Measures over all pairs of a list.
 
     Attributes:
-        protocol: how the numbers came about, in one line.
+        protocol: how the numbers came about.
         num_pairs: pairs in the list.
-        auc: estimator -> area under the recall curve up to 5, 10 and 20 degrees, in 0..1.
+        auc: estimator -> area under the recall curve up to 5, 10 and 20 degrees, in 0..1, over all
+            runs of all pairs.
         precision: mean share of matches close to their epipolar lines.
         num_matches: mean number of matches.
-        pose_errors: estimator -> larger of rotation and translation error of each pair in
-            degrees; 180 without a pose.
+        pose_errors: estimator -> for each pair the larger of rotation and translation error of each
+            run in degrees; 180 without a pose.
     """
 
     protocol: str
@@ -56,23 +69,69 @@ class PairsResult:
     auc: dict[str, list[float]]
     precision: float
     num_matches: float
-    pose_errors: dict[str, list[float]]
+    pose_errors: dict[str, list[list[float]]]
 
     def summary(self) -> str:
         """Return a few lines for a person, the protocol first."""
-        lines = [self.protocol]
-        for estimator, areas in self.auc.items():
-            numbers = " / ".join(f"{100 * area:.1f}" for area in areas)
-            lines.append(f"pose AUC@5/10/20 degrees, {estimator}: {numbers}")
-        lines.append(f"matching precision: {100 * self.precision:.1f} %")
-        lines.append(f"matches per pair: {self.num_matches:.0f}")
-        return "\n".join(lines)
+        return "\n".join(
+            [
+                self.protocol,
+                *_auc_lines("pose AUC@5/10/20 degrees", self.auc),
+                f"matching precision: {100 * self.precision:.1f} %",
+                f"matches per pair: {self.num_matches:.0f}",
+            ]
+        )
 
 
-def available_estimators() -> list[str]:
-    """Names of the pose estimators that can run here."""
+@dataclass(frozen=True)
+class HomographiesResult:
+    """Measures over all pairs of HPatches.
+
+    Attributes:
+        protocol: how the numbers came about.
+        num_pairs: pairs of photos.
+        auc: estimator -> area under the recall curve up to 3, 5 and 10 px, in 0..1.
+        coarse_precision: mean share of matches that reach the true coarse cell.
+        coarse_recall: mean share of the visible coarse cells with such a match.
+        num_matches: mean number of matches.
+        corner_errors: estimator -> mean corner error of each pair in pixels; 1e6 without estimate.
+    """
+
+    protocol: str
+    num_pairs: int
+    auc: dict[str, list[float]]
+    coarse_precision: float
+    coarse_recall: float
+    num_matches: float
+    corner_errors: dict[str, list[float]]
+
+    def summary(self) -> str:
+        """Return a few lines for a person, the protocol first."""
+        return "\n".join(
+            [
+                self.protocol,
+                *_auc_lines("homography AUC@3/5/10 px", self.auc),
+                f"coarse precision: {100 * self.coarse_precision:.1f} %",
+                f"coarse recall: {100 * self.coarse_recall:.1f} %",
+                f"matches per pair: {self.num_matches:.0f}",
+            ]
+        )
+
+
+def _auc_lines(title: str, auc: dict[str, list[float]]) -> list[str]:
+    return [
+        f"{title}, {estimator}: {' / '.join(f'{100 * area:.1f}' for area in areas)}"
+        for estimator, areas in auc.items()
+    ]
+
+
+def _available(estimators: Iterable[str]) -> list[str]:
+    """Names of the estimators that can run here."""
     has_poselib = importlib.util.find_spec("poselib") is not None
-    return [name for name in POSE_ESTIMATORS if has_poselib or not name.startswith("PoseLib")]
+    return [name for name in estimators if has_poselib or not name.startswith("PoseLib")]
+
+
+# Relative poses -----------------------------------------------------------------------------------
 
 
 def evaluate_pairs(
@@ -82,28 +141,34 @@ def evaluate_pairs(
     *,
     weights: str = "bundled",
     resize_max: int | None = None,
-    max_error: float = 1.0,
+    max_error: float = 0.5,
+    runs: int = 5,
+    seed: int = 0,
     device: str = "auto",
 ) -> PairsResult:
     """Match every pair of a list, estimate its pose and compare with the truth.
 
     Args:
-        pairs_file: see `evaluation.read_posed_pairs`.
+        pairs_file: see `benchmark_pairs.read_posed_pairs`.
         image_dir: the folder that the names in the list are relative to.
         matcher: name of a conf, or a conf file.
         weights: see `matchers.load_matcher`.
         resize_max: reduce photos to this longer side first; the conf may reduce them further.
         max_error: inlier threshold of the estimators in pixels of the photo as stored.
+        runs: estimations of each pair, with the matches in another order each time.
+        seed: of these orders.
         device: see `matchers.load_matcher`.
 
     Raises:
-        InputError: a bad list, a missing photo, an unknown matcher.
+        InputError: a bad list, a missing photo, an unknown matcher, no runs.
         WeightsError: the weights cannot be loaded.
     """
-    pairs = read_posed_pairs(pairs_file)
+    if runs < 1:
+        raise InputError(f"runs is {runs}: estimate each pose at least once")
+    pairs = read_posed_pairs(pairs_file, image_dir)
     photo_matcher = load_matcher(matcher, weights, device)
-    estimators = available_estimators()
-    errors: dict[str, list[float]] = {name: [] for name in estimators}
+    estimators = _available(POSE_ESTIMATORS)
+    errors: dict[str, list[list[float]]] = {name: [] for name in estimators}
     precisions, counts = [], []
     for pair in tqdm(pairs, desc=f"Pairs ({matcher})", unit="pair"):
         matches = _match_photos(photo_matcher, image_dir, pair, resize_max)
@@ -111,12 +176,24 @@ def evaluate_pairs(
         precisions.append(
             matching_precision(matches.keypoints0, matches.keypoints1, pair, MAX_EPIPOLAR_DISTANCE)
         )
+        random = np.random.default_rng(seed)
+        shuffled = [matches.select(random.permutation(len(matches))) for _ in range(runs)]
         for name in estimators:
-            errors[name].append(_pose_error(name, matches, pair, max_error))
+            errors[name].append([_pose_error(name, one, pair, max_error) for one in shuffled])
+    size = f"longer side at most {resize_max} px" if resize_max else "full size"
+    protocol = (
+        f"protocol: {len(pairs)} pairs of {pairs_file}; matcher {matcher}, weights {weights}; "
+        f"photos at {size} before the conf's own preprocessing; essential matrix with inlier "
+        f"threshold {max_error:g} px of the photo as stored and of the mean focal length, "
+        f"confidence {CONFIDENCE:g} (OpenCV); {runs} runs with shuffled matches (seed {seed}), all "
+        "in the AUC; error = larger of rotation and translation angle, sign of the translation "
+        "ignored; precision = share of matches with squared symmetric epipolar distance below "
+        f"{MAX_EPIPOLAR_DISTANCE:g} in normalised coordinates"
+    )
     return PairsResult(
-        _protocol(pairs_file, len(pairs), matcher, weights, resize_max, max_error),
+        protocol,
         len(pairs),
-        {name: pose_auc(values, AUC_THRESHOLDS) for name, values in errors.items()},
+        {name: pose_auc(np.ravel(values), POSE_THRESHOLDS) for name, values in errors.items()},
         float(np.mean(precisions)),
         float(np.mean(counts)),
         errors,
@@ -157,25 +234,89 @@ def _pose_error(estimator: str, matches: Matches, pair: PosedPair, max_error: fl
     )
     if estimate is None:
         return NO_POSE_ERROR
-    return max(pose_error(pair.cam1_from_cam0, estimate[0], estimate[1]))
+    return max(pose_error(pair.cam1_from_cam0, estimate.rotation, estimate.translation))
 
 
-def _protocol(
-    pairs_file: Path,
-    num_pairs: int,
+# Homographies -------------------------------------------------------------------------------------
+
+
+def evaluate_homographies(
+    hpatches_dir: Path,
     matcher: str,
-    weights: str,
-    resize_max: int | None,
-    max_error: float,
-) -> str:
-    size = f"longer side at most {resize_max} px" if resize_max else "full size"
-    return (
-        f"protocol: {num_pairs} pairs of {pairs_file}; matcher {matcher}, weights {weights}; "
-        f"photos at {size} before the conf's own preprocessing; inlier threshold {max_error:g} px "
-        "of the photo; pose error = larger of rotation and translation angle, sign of the "
-        "translation ignored; precision = share of matches with squared symmetric epipolar "
-        f"distance below {MAX_EPIPOLAR_DISTANCE:g} in normalised coordinates"
+    *,
+    weights: str = "bundled",
+    resize_min: int = 480,
+    max_error: float = 3.0,
+    max_matches: int = 1000,
+    device: str = "auto",
+) -> HomographiesResult:
+    """Match the pairs of HPatches, estimate their homographies and compare with the truth.
+
+    Args:
+        hpatches_dir: see `benchmark_pairs.read_hpatches`.
+        matcher: name of a conf, or a conf file.
+        weights: see `matchers.load_matcher`.
+        resize_min: shorter side in pixels to which all photos are resized; every number is in
+            pixels of these.
+        max_error: inlier threshold of the estimators in pixels.
+        max_matches: the surest of a pair are used.
+        device: see `matchers.load_matcher`.
+
+    Raises:
+        InputError: no sequences, a missing photo or homography, an unknown matcher.
+        WeightsError: the weights cannot be loaded.
+    """
+    pairs = read_hpatches(hpatches_dir)
+    photo_matcher = load_matcher(matcher, weights, device)
+    estimators = _available(HOMOGRAPHY_ESTIMATORS)
+    errors: dict[str, list[float]] = {name: [] for name in estimators}
+    coarse, counts = [], []
+    for pair in tqdm(pairs, desc=f"Homographies ({matcher})", unit="pair"):
+        image0, stored_from_image0 = _read_resized(hpatches_dir / pair.name0, resize_min)
+        image1, stored_from_image1 = _read_resized(hpatches_dir / pair.name1, resize_min)
+        truth = np.linalg.inv(stored_from_image1) @ pair.homography @ stored_from_image0
+        size0, size1 = ((image.shape[1], image.shape[0]) for image in (image0, image1))
+        matches = photo_matcher.match(image0, image1)
+        matches = matches.select(np.argsort(-matches.scores, kind="stable")[:max_matches])
+        points0, points1 = matches.keypoints0, matches.keypoints1
+        counts.append(len(matches))
+        coarse.append(coarse_precision_recall(points0, points1, truth, size0, size1, COARSE_CELL))
+        for name in estimators:
+            estimate = HOMOGRAPHY_ESTIMATORS[name](points0, points1, max_error=max_error)
+            error = homography_error(estimate, truth, size0)
+            errors[name].append(min(error, NO_HOMOGRAPHY_ERROR))
+    protocol = (
+        f"protocol: {len(pairs)} pairs of {hpatches_dir}, the 8 sequences of large photos left "
+        f"out; matcher {matcher}, weights {weights}; photos resized to a shorter side of "
+        f"{resize_min} px before the conf's own preprocessing, all numbers in their pixels; the "
+        f"{max_matches} surest matches; inlier threshold {max_error:g} px; error = mean distance "
+        "of the four corners of photo 0 from where the truth puts them; a match is coarsely right "
+        f"if the true position is within {COARSE_CELL / 2:g} px along x and y, recall is the share "
+        f"of visible {COARSE_CELL} x {COARSE_CELL} cells of photo 0 with such a match"
     )
+    precision, recall = np.mean(coarse, axis=0).tolist()
+    return HomographiesResult(
+        protocol,
+        len(pairs),
+        {name: pose_auc(values, CORNER_THRESHOLDS) for name, values in errors.items()},
+        precision,
+        recall,
+        float(np.mean(counts)),
+        errors,
+    )
+
+
+def _read_resized(path: Path, resize_min: int) -> tuple[np.ndarray, np.ndarray]:
+    """A photo with this shorter side, and the (3, 3) map from its pixels to those of the file."""
+    stored = read_image(path)
+    height, width = stored.shape[:2]
+    factor = resize_min / min(height, width)
+    resized = resize_image(stored, (round(width * factor), round(height * factor)))
+    x, y = resized.scale
+    return resized.pixels, np.array([[x, 0, x / 2 - 0.5], [0, y, y / 2 - 0.5], [0, 0, 1.0]])
+
+
+# Command line -------------------------------------------------------------------------------------
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -184,32 +325,71 @@ def _parse_arguments() -> argparse.Namespace:
     )
     tasks = parser.add_subparsers(dest="task", required=True)
     pairs = tasks.add_parser("pairs", help="relative poses of pairs with known truth")
-    pairs.add_argument("--pairs_file", type=Path, required=True)
-    pairs.add_argument("--image_dir", type=Path, required=True)
-    pairs.add_argument("--matcher", required=True, help="name of a conf, or a conf file")
-    pairs.add_argument("--weights", default="bundled", help="bundled, official or a file")
-    pairs.add_argument("--resize_max", type=int, help="longer side in pixels before matching")
-    pairs.add_argument("--max_error", type=float, default=1.0, help="inlier threshold in pixels")
-    pairs.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    pairs.add_argument("--output", type=Path, help="write the result as JSON too")
+    pairs.add_argument(
+        "--pairs_file", type=Path, required=True, help="text list, .npz file or folder of these"
+    )
+    pairs.add_argument("--image_dir", type=Path, required=True, help="what names are relative to")
+    pairs.add_argument(
+        "--resize_max",
+        type=int,
+        help="reduce photos to this longer side in pixels before matching (default: full size)",
+    )
+    pairs.add_argument(
+        "--max_error",
+        type=float,
+        default=0.5,
+        help="inlier threshold in pixels of the photo as stored (default: %(default)s)",
+    )
+    pairs.add_argument(
+        "--runs",
+        type=int,
+        default=5,
+        help="estimations of each pose, with shuffled matches (default: %(default)s)",
+    )
+    pairs.add_argument("--seed", type=int, default=0, help="of the shuffling (default: 0)")
+    homographies = tasks.add_parser("homographies", help="homographies of HPatches")
+    homographies.add_argument("--hpatches_dir", type=Path, required=True)
+    homographies.add_argument(
+        "--resize_min",
+        type=int,
+        default=480,
+        help="shorter side of all photos in pixels (default: %(default)s)",
+    )
+    homographies.add_argument(
+        "--max_error",
+        type=float,
+        default=3.0,
+        help="inlier threshold in pixels of the resized photo (default: %(default)s)",
+    )
+    homographies.add_argument(
+        "--max_matches",
+        type=int,
+        default=1000,
+        help="use so many of the surest matches (default: %(default)s)",
+    )
+    for task in (pairs, homographies):
+        task.add_argument("--matcher", required=True, help="name of a conf, or a conf file")
+        task.add_argument(
+            "--weights", default="bundled", help="bundled, official or a file (default: bundled)"
+        )
+        task.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+        task.add_argument("--output", type=Path, help="write the result as JSON too")
     return parser.parse_args()
 
 
+TASKS: dict[str, Callable[..., PairsResult | HomographiesResult]] = {
+    "pairs": evaluate_pairs,
+    "homographies": evaluate_homographies,
+}
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = _parse_arguments()
+    options = vars(_parse_arguments())
+    task, output = options.pop("task"), options.pop("output")
     try:
-        result = evaluate_pairs(
-            arguments.pairs_file,
-            arguments.image_dir,
-            arguments.matcher,
-            weights=arguments.weights,
-            resize_max=arguments.resize_max,
-            max_error=arguments.max_error,
-            device=arguments.device,
-        )
-        if arguments.output:
-            write_text(arguments.output, json.dumps(asdict(result), indent=2) + "\n")
+        result = TASKS[task](**options)
+        if output:
+            write_text(output, json.dumps(asdict(result), indent=2) + "\n")
     except SfmMatchersError as error:
         raise SystemExit(f"error: {error}") from None
     print(result.summary())

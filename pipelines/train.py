@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from sfm_matchers.benchmark_pairs import read_posed_pairs
 from sfm_matchers.errors import InputError, SfmMatchersError
 from sfm_matchers.training.loop import Trainer, TrainingOptions
+from sfm_matchers.training.megadepth import load_megadepth
 from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
 from sfm_matchers.training.tasks import TASKS
 
 logger = logging.getLogger("sfm_matchers.train")
+
+CONFS = {"jamma": "jamma", "eloftr": "eloftr", "mambaglue": "sift+mambaglue"}  # of trained weights
 
 
 def main(
@@ -25,10 +30,28 @@ def main(
     output: Path,
     options: TrainingOptions,
     *,
+    megadepth_dir: Path | None = None,
+    scene_info_dir: Path | None = None,
+    validation_pairs: Path | None = None,
+    validation_images: Path | None = None,
     device: str = "auto",
     initial_weights: Path | None = None,
 ) -> None:
     """Train `matcher` on the photographs of a folder, or go on where `output` stands.
+
+    Args:
+        matcher: a key of `TASKS`.
+        photo_dir: photographs, searched recursively.
+        output: folder of checkpoint, weights and metrics.
+        options: how the run goes.
+        megadepth_dir: posed photographs with depth in the layout of `training.megadepth`; half of
+            the batches are made of them.
+        scene_info_dir: their indices; `megadepth_dir/scene_info` by default.
+        validation_pairs: list of real pairs whose poses are estimated at every validation; see
+            `benchmark_pairs.read_posed_pairs`.
+        validation_images: what its names are relative to; by default its own folder.
+        device: auto, cpu, cuda or cuda:N.
+        initial_weights: checkpoint or weights to start from.
 
     Raises:
         InputError: unknown matcher, no photographs, or a checkpoint of another run in `output`.
@@ -43,13 +66,40 @@ def main(
     training = load_photographs(photo_dir, kept, device=device)
     validation = load_photographs(photo_dir, held_out, device=device)
     logger.info("%d photographs to train on, %d held out", len(training), len(validation))
+    if megadepth_dir is not None:
+        scene_info_dir = scene_info_dir or megadepth_dir / "scene_info"
+        training.posed, validation.posed = load_megadepth(megadepth_dir, scene_info_dir)
+    measure = None
+    if validation_pairs is not None:
+        image_dir = validation_images or validation_pairs.parent
+        measure = _pose_measure(matcher, validation_pairs, image_dir, device)
     trainer = Trainer(TASKS[matcher](), options, training, output, torch.device(device))
     if trainer.resume():
         logger.info("going on from step %d of %d", trainer.step, options.steps)
     elif initial_weights is not None:
         trainer.load_initial_weights(initial_weights)
-    trainer.run(validation)
+    trainer.run(validation, measure)
     logger.info("weights after %d pairs: %s", trainer.pairs, output / "weights.safetensors")
+
+
+def _pose_measure(
+    matcher: str, pairs_file: Path, image_dir: Path, device: str
+) -> Callable[[Path], dict[str, float]]:
+    """A function that measures exported weights on real pairs."""
+    from pipelines.evaluate import evaluate_pairs  # needs pycolmap, training itself does not
+
+    read_posed_pairs(pairs_file, image_dir)  # a bad list should not stop a run hours later
+
+    def measure(weights: Path) -> dict[str, float]:
+        result = evaluate_pairs(
+            pairs_file, image_dir, CONFS[matcher], weights=str(weights), device=device
+        )
+        logger.info("%s", result.summary())
+        auc5, auc10, auc20 = result.auc["OpenCV MAGSAC++"]
+        areas = {"pose_auc5": auc5, "pose_auc10": auc10, "pose_auc20": auc20}
+        return areas | {"precision": result.precision, "matches": result.num_matches}
+
+    return measure
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -58,6 +108,25 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--matcher", required=True, choices=list(TASKS))
     parser.add_argument("--photo_dir", type=Path, required=True, help="searched recursively")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint, weights, metrics")
+    parser.add_argument(
+        "--megadepth_dir",
+        type=Path,
+        help="posed photographs with depth, for half of the batches: Undistorted_SfM and phoenix",
+    )
+    parser.add_argument(
+        "--scene_info_dir", type=Path, help="their indices (default: MEGADEPTH_DIR/scene_info)"
+    )
+    parser.add_argument(
+        "--validation_pairs",
+        type=Path,
+        help="real pairs whose pose AUC is printed at every validation; a list as for "
+        "pipelines.evaluate",
+    )
+    parser.add_argument(
+        "--validation_images",
+        type=Path,
+        help="what its names are relative to (default: its folder)",
+    )
     parser.add_argument("--steps", type=int, default=defaults.steps, help="of the whole schedule")
     parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="pairs a step")
     parser.add_argument("--learning_rate", type=float, default=defaults.learning_rate)
@@ -92,6 +161,10 @@ if __name__ == "__main__":
                 time_budget=arguments.time_budget,
                 validate_every=arguments.validate_every,
             ),
+            megadepth_dir=arguments.megadepth_dir,
+            scene_info_dir=arguments.scene_info_dir,
+            validation_pairs=arguments.validation_pairs,
+            validation_images=arguments.validation_images,
             device=arguments.device,
             initial_weights=arguments.init,
         )

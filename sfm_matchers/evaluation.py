@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sfm_matchers.benchmark_pairs import PosedPair
 from sfm_matchers.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:  # training runs on machines without pycolmap
@@ -18,6 +20,22 @@ if TYPE_CHECKING:  # training runs on machines without pycolmap
 
 FloatArray = NDArray[np.float64]
 MIN_MATCHES = 5  # of the five-point algorithm
+CONFIDENCE = 0.99999  # of RANSAC, as in the papers
+MAX_ITERATIONS = 10_000  # of RANSAC
+
+
+class RelativePose(NamedTuple):
+    """An estimated pose of camera 1 from camera 0.
+
+    Attributes:
+        rotation: (3, 3).
+        translation: (3,) of unit length.
+        inliers: (N,) bool, the matches that agree.
+    """
+
+    rotation: FloatArray
+    translation: FloatArray
+    inliers: NDArray[np.bool_]
 
 
 def pose_error(
@@ -52,8 +70,8 @@ def pose_auc(errors: ArrayLike, thresholds: Sequence[float] = (5.0, 10.0, 20.0))
     """Area under the recall curve up to each threshold, as a share of the perfect area.
 
     Args:
-        errors: (N,) one error per pair, usually the larger of rotation and translation error in
-            degrees; infinite for a pair without a pose.
+        errors: (N,) one error per pair: the larger of rotation and translation error in degrees, or
+            the corner error of a homography in pixels; infinite for a pair without an estimate.
         thresholds: in the unit of the errors.
 
     Returns:
@@ -111,40 +129,46 @@ def estimate_relative_pose(
     intrinsics0: ArrayLike,
     intrinsics1: ArrayLike,
     *,
-    max_error: float = 1.0,
-) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]] | None:
-    """Essential matrix by OpenCV's MAGSAC++, then the pose in front of both cameras.
+    max_error: float = 0.5,
+    method: int = cv2.USAC_MAGSAC,
+) -> RelativePose | None:
+    """Essential matrix by OpenCV, then the pose in front of both cameras.
+
+    The same matches in the same order always give the same pose: OpenCV's generator starts anew in
+    every call.
 
     Args:
         points0: (N, 2) pixels.
         points1: (N, 2) pixels.
         intrinsics0: (3, 3).
         intrinsics1: (3, 3).
-        max_error: inlier threshold in pixels.
+        max_error: inlier threshold in pixels of a camera with the mean focal length of the two.
+        method: `cv2.USAC_MAGSAC` (MAGSAC++, refined on the inliers) or `cv2.RANSAC` (the best of
+            the minimal samples as it is, what the papers of the networks measure with).
 
     Returns:
-        Rotation (3, 3), translation (3,) of unit length and inliers (N,), or None without a pose.
+        The pose, or None if there is none.
     """
     focal = np.mean([np.asarray(k)[i, i] for k in (intrinsics0, intrinsics1) for i in (0, 1)])
-    # Pixels of one camera for both: on rays, whose unit is the focal length, MAGSAC++ is far off.
+    # Pixels of one camera for both: on rays, whose unit is the focal length, MAGSAC++ is far off,
+    # because the largest scale of noise it considers is a fixed number of pixels.
     shared = np.diag([focal, focal, 1.0])
     pixels0 = focal * _normalise(points0, intrinsics0)[:, :2]
     pixels1 = focal * _normalise(points1, intrinsics1)[:, :2]
     if len(pixels0) < MIN_MATCHES:
         return None
-    cv2.setRNGSeed(0)
     essentials, mask = cv2.findEssentialMat(
         pixels0,
         pixels1,
         shared,
-        method=cv2.USAC_MAGSAC,
-        prob=0.99999,
+        method=method,
+        prob=CONFIDENCE,
         threshold=max_error,
-        maxIters=10_000,
+        maxIters=MAX_ITERATIONS,
     )
     if essentials is None:
         return None
-    best: tuple[FloatArray, FloatArray, NDArray[np.bool_]] | None = None
+    best: RelativePose | None = None
     most = 0
     for start in range(0, len(essentials) - 2, 3):
         count, rotation, translation, _ = cv2.recoverPose(
@@ -152,7 +176,7 @@ def estimate_relative_pose(
         )[:4]
         if count > most:
             most = count
-            best = (
+            best = RelativePose(
                 np.asarray(rotation, dtype=np.float64),
                 np.asarray(translation, dtype=np.float64)[:, 0],
                 np.asarray(mask).ravel() > 0,
@@ -166,17 +190,14 @@ def estimate_relative_pose_poselib(
     intrinsics0: ArrayLike,
     intrinsics1: ArrayLike,
     *,
-    max_error: float = 1.0,
-) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]] | None:
+    max_error: float = 0.5,
+) -> RelativePose | None:
     """The same as `estimate_relative_pose` by PoseLib's LO-RANSAC; intrinsics without skew.
 
     Raises:
         MissingExtraError: poselib is not installed.
     """
-    try:
-        import poselib
-    except ImportError as error:
-        raise MissingExtraError("poselib is missing: pip install poselib") from error
+    poselib = _import_poselib()
     points0 = np.asarray(points0, dtype=np.float64).reshape(-1, 2)
     points1 = np.asarray(points1, dtype=np.float64).reshape(-1, 2)
     if len(points0) < MIN_MATCHES:
@@ -189,80 +210,116 @@ def estimate_relative_pose_poselib(
             {"model": "PINHOLE", "width": width, "height": height, "params": focal_and_centre}
         )
     pose, info = poselib.estimate_relative_pose(
-        points0, points1, *cameras, {"max_epipolar_error": max_error}, {}
+        points0, points1, *cameras, {"max_epipolar_error": max_error, "seed": 0}, {}
     )
     inliers = np.asarray(info["inliers"], dtype=bool)
     if not inliers.any():
         return None
-    return np.asarray(pose.R), np.asarray(pose.t), inliers
+    return RelativePose(np.asarray(pose.R), np.asarray(pose.t), inliers)
 
 
-POSE_ESTIMATORS = {
+POSE_ESTIMATORS: dict[str, Callable[..., RelativePose | None]] = {
+    "OpenCV RANSAC": partial(estimate_relative_pose, method=cv2.RANSAC),
     "OpenCV MAGSAC++": estimate_relative_pose,
     "PoseLib LO-RANSAC": estimate_relative_pose_poselib,
 }
 
 
-@dataclass(frozen=True)
-class PosedPair:
-    """Two photos with their true relative pose.
+def _import_poselib() -> ModuleType:
+    try:
+        import poselib
+    except ImportError as error:
+        raise MissingExtraError("poselib is missing: pip install poselib") from error
+    return poselib
 
-    Attributes:
-        name0: path of image 0 relative to the image folder.
-        name1: of image 1.
-        intrinsics0: (3, 3) in pixels of the photo as stored.
-        intrinsics1: (3, 3).
-        cam1_from_cam0: (4, 4).
-        quarter_turns: counter-clockwise quarter turns that set photo 0 and photo 1 upright.
+
+def estimate_homography(
+    points0: ArrayLike, points1: ArrayLike, *, max_error: float = 3.0
+) -> FloatArray | None:
+    """Homography (3, 3) from image 0 to image 1 by OpenCV's RANSAC; None if there is none.
+
+    Args:
+        points0: (N, 2) pixels.
+        points1: (N, 2) pixels.
+        max_error: largest distance of an inlier in image 1, in pixels.
     """
+    points0 = np.asarray(points0, dtype=np.float64).reshape(-1, 2)
+    points1 = np.asarray(points1, dtype=np.float64).reshape(-1, 2)
+    if len(points0) < 4:
+        return None
+    homography, _ = cv2.findHomography(
+        points0,
+        points1,
+        cv2.RANSAC,
+        max_error,
+        maxIters=MAX_ITERATIONS,
+        confidence=CONFIDENCE,
+    )
+    return None if homography is None else np.asarray(homography, dtype=np.float64)
 
-    name0: str
-    name1: str
-    intrinsics0: FloatArray
-    intrinsics1: FloatArray
-    cam1_from_cam0: FloatArray
-    quarter_turns: tuple[int, int] = (0, 0)
 
-    @property
-    def essential(self) -> FloatArray:
-        """Essential matrix (3, 3) with x1^T E x0 = 0."""
-        x, y, z = self.cam1_from_cam0[:3, 3]
-        cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-        return cross @ self.cam1_from_cam0[:3, :3]
-
-
-def read_posed_pairs(path: Path) -> list[PosedPair]:
-    """Read lines `image0 image1 rot0 rot1 K0 K1 T_0to1`, matrices row by row: 38 fields.
-
-    The layout of SuperGlue's lists. Intrinsics and pose are those of the photos as stored; rot0 and
-    rot1 count the counter-clockwise quarter turns that set them upright for matching.
+def estimate_homography_poselib(
+    points0: ArrayLike, points1: ArrayLike, *, max_error: float = 3.0
+) -> FloatArray | None:
+    """The same as `estimate_homography` by PoseLib's LO-RANSAC.
 
     Raises:
-        InputError: no such file, no pairs in it, or a malformed line.
+        MissingExtraError: poselib is not installed.
     """
-    if not path.is_file():
-        raise InputError(f"no file {path}: give a list of pairs with their true poses")
-    pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 38:
-            raise InputError(f"{path}, line {number}: {len(fields)} fields, expected 38")
-        try:
-            values = np.array(fields[2:], dtype=np.float64)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: a number cannot be read") from error
-        turns = values[:2].astype(int)
-        if (turns != values[:2]).any():
-            raise InputError(f"{path}, line {number}: rot0 and rot1 count quarter turns")
-        intrinsics0, intrinsics1 = values[2:11].reshape(3, 3), values[11:20].reshape(3, 3)
-        pose = values[20:].reshape(4, 4)
-        quarter_turns = (int(turns[0]), int(turns[1]))
-        pairs.append(PosedPair(fields[0], fields[1], intrinsics0, intrinsics1, pose, quarter_turns))
-    if not pairs:
-        raise InputError(f"no pairs in {path}")
-    return pairs
+    poselib = _import_poselib()
+    points0 = np.asarray(points0, dtype=np.float64).reshape(-1, 2)
+    points1 = np.asarray(points1, dtype=np.float64).reshape(-1, 2)
+    if len(points0) < 4:
+        return None
+    homography, info = poselib.estimate_homography(
+        points0, points1, {"max_reproj_error": max_error, "seed": 0}, {}
+    )
+    return np.asarray(homography) if info["num_inliers"] >= 4 else None
+
+
+HOMOGRAPHY_ESTIMATORS: dict[str, Callable[..., FloatArray | None]] = {
+    "OpenCV RANSAC": estimate_homography,
+    "PoseLib LO-RANSAC": estimate_homography_poselib,
+}
+
+
+def apply_homography(homography: ArrayLike, points: ArrayLike) -> FloatArray:
+    """Map points (N, 2); infinite where a point goes to or through infinity."""
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    mapped = _homogeneous(points) @ np.asarray(homography, dtype=np.float64).T
+    in_front = mapped[:, 2:] > 1e-12
+    return np.where(in_front, mapped[:, :2] / np.where(in_front, mapped[:, 2:], 1.0), np.inf)
+
+
+def homography_error(
+    homography: ArrayLike | None, truth: ArrayLike, size: tuple[int, int]
+) -> float:
+    """Mean distance between the corners of image 0 carried over by two homographies.
+
+    The measure of SuperGlue (CVPR 2020, section 5.1), LoFTR and LightGlue.
+
+    Args:
+        homography: (3, 3) estimated, from image 0 to image 1; None if the estimation failed.
+        truth: (3, 3).
+        size: (width, height) of image 0; corners are the centres of its corner pixels.
+
+    Returns:
+        Pixels of image 1; infinite without a homography.
+    """
+    if homography is None:
+        return np.inf
+    right, bottom = size[0] - 1, size[1] - 1
+    corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], dtype=np.float64)
+    # A homography has no sign: take the one that keeps the middle of the image in front.
+    middle = np.array([right / 2, bottom / 2, 1.0])
+    signed = [
+        matrix * np.sign(matrix[2] @ middle)
+        for matrix in (np.asarray(h, dtype=np.float64) for h in (homography, truth))
+    ]
+    mapped, expected = (apply_homography(matrix, corners) for matrix in signed)
+    if not np.isfinite(mapped).all():
+        return np.inf
+    return float(np.linalg.norm(mapped - expected, axis=1).mean())
 
 
 def matching_precision(
@@ -275,11 +332,55 @@ def matching_precision(
     return float((distances < max_distance).mean()) if len(distances) else 0.0
 
 
+def coarse_precision_recall(
+    points0: ArrayLike,
+    points1: ArrayLike,
+    homography: ArrayLike,
+    size0: tuple[int, int],
+    size1: tuple[int, int],
+    cell: int = 8,
+) -> tuple[float, float]:
+    """How many matches reach the true coarse cell, and how many cells have such a match.
+
+    A match is right if the true position lies in the cell centred on its point in image 1: within
+    `cell / 2` along x and along y.
+
+    Args:
+        points0: (N, 2) pixels.
+        points1: (N, 2) pixels.
+        homography: (3, 3) true, from image 0 to image 1.
+        size0: (width, height) of image 0.
+        size1: of image 1.
+        cell: side of a coarse cell in pixels.
+
+    Returns:
+        Precision: share of the matches that are right (0 without matches). Recall: share of the
+        cells of image 0 with a right match, of those whose middle is visible in image 1.
+    """
+    points0, points1 = (np.asarray(p, dtype=np.float64).reshape(-1, 2) for p in (points0, points1))
+    columns, rows = size0[0] // cell, size0[1] // cell
+    x, y = np.meshgrid(np.arange(columns), np.arange(rows))
+    middles = np.stack([x, y], axis=-1).reshape(-1, 2) * cell + (cell - 1) / 2
+    expected = apply_homography(homography, middles)
+    visible = ((expected > -0.5) & (expected < np.array(size1) - 0.5)).all(axis=1)
+    right = (np.abs(apply_homography(homography, points0) - points1) <= cell / 2).all(axis=1)
+    cells = np.floor((points0[right] + 0.5) / cell).astype(np.int64)
+    cells = cells[((cells >= 0) & (cells < [columns, rows])).all(axis=1)]
+    found = np.zeros(columns * rows, dtype=bool)
+    found[cells[:, 1] * columns + cells[:, 0]] = True
+    precision = float(right.mean()) if right.size else 0.0
+    return precision, float((found & visible).sum() / max(visible.sum(), 1))
+
+
+def _homogeneous(points: ArrayLike) -> FloatArray:
+    """Points (N, 2) to (N, 3) with third entry 1."""
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    return np.concatenate([points, np.ones((len(points), 1))], axis=1)
+
+
 def _normalise(points: ArrayLike, intrinsics: ArrayLike) -> FloatArray:
     """Pixels (N, 2) to rays (N, 3) with third entry 1."""
-    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    homogeneous = np.concatenate([points, np.ones((len(points), 1))], axis=1)
-    return homogeneous @ np.linalg.inv(np.asarray(intrinsics, dtype=np.float64)).T
+    return _homogeneous(points) @ np.linalg.inv(np.asarray(intrinsics, dtype=np.float64)).T
 
 
 @dataclass(frozen=True)

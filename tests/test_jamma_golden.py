@@ -18,7 +18,7 @@ from sfm_matchers.networks import jamma
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mamba import run_side_by_side
 from sfm_matchers.networks.selective_scan import selective_scan
-from sfm_matchers.training.efficient_loftr_supervision import DepthGeometry
+from sfm_matchers.training.depth_geometry import DepthGeometry
 from sfm_matchers.training.jamma_supervision import (
     PairTruth,
     coarse_truth,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,14 @@ from pipelines.aachen import AachenOptions
 from pipelines.inloc import InlocOptions
 from pipelines.localize import LocalizeOptions
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization import Query, Status, read_poses, write_queries
+from sfm_matchers.localization import (
+    Query,
+    Status,
+    pose_errors,
+    read_poses,
+    recall_table,
+    write_queries,
+)
 from sfm_matchers.nvm import read_nvm
 from sfm_matchers.storage import list_groups, open_h5, write_pairs
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
@@ -26,23 +32,8 @@ CAMERA = Camera.from_field_of_view(320, 240)
 
 
 def errors(poses: Path, truth: Path) -> dict[str, tuple[float, float]]:
-    """Metres and degrees of each query of the truth; infinite where it has no pose."""
-    found, true = read_poses(poses), read_poses(truth)
-    values = {}
-    for name, pose in true.items():
-        if name not in found:
-            values[name] = (np.inf, np.inf)
-            continue
-        metres = np.linalg.norm(found[name].inverse().translation - pose.inverse().translation)
-        turn = (found[name].rotation * pose.rotation.inverse()).angle()
-        values[name] = (float(metres), float(np.rad2deg(turn)))
-    return values
-
-
-def statuses(log: Path) -> dict[str, str]:
-    return {
-        entry["name"]: entry["status"] for entry in map(json.loads, log.read_text().splitlines())
-    }
+    """Metres and degrees of each query of the truth."""
+    return pose_errors(read_poses(poses), read_poses(truth))
 
 
 @pytest.fixture(scope="module", params=["1.1", "1.0"])
@@ -79,6 +70,8 @@ def test_aachen_day_and_night_with_sift(
         if name.startswith("day"):
             assert metres < 0.05
             assert degrees < 0.5
+    table = recall_table(read_poses(submission), read_poses(dataset / TRUTH))
+    assert "day: 100.0 / 100.0 / 100.0 % of 2 queries" in table
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
     assert aachen.main(arguments) == 0  # a second run computes nothing
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")} == made

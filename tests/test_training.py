@@ -14,17 +14,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import shared_path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.evaluation import (
-    estimate_relative_pose,
-    pose_auc,
-    pose_error,
-    symmetric_epipolar_distance,
-)
 from sfm_matchers.networks.jamma import CELL, JamMa
 from sfm_matchers.training import views
 from sfm_matchers.training.homographies import (
@@ -343,60 +336,3 @@ def test_held_out_photographs_do_not_depend_on_the_others(tmp_path: Path) -> Non
         list_photographs(tmp_path / "absent")
     with pytest.raises(InputError, match="no photographs"):
         list_photographs(tmp_path)
-
-
-def test_pose_measures_jamma_golden() -> None:
-    golden = np.load(shared_path("networks/jamma/golden/metrics.npz"))
-    distances = symmetric_epipolar_distance(
-        golden["pts0"], golden["pts1"], golden["E"], golden["K0"], golden["K1"]
-    )
-    np.testing.assert_allclose(distances, golden["sym_epi"], rtol=1e-6)
-    for pose, rotation, translation, expected in zip(
-        golden["T_0to1"], golden["R"], golden["t"], golden["t_err_R_err"], strict=True
-    ):
-        rotation_error, translation_error = pose_error(pose, rotation, translation)
-        np.testing.assert_allclose([translation_error, rotation_error], expected, rtol=1e-5)
-    np.testing.assert_allclose(pose_auc(golden["auc_errors"]), golden["auc"], rtol=1e-6)
-
-
-def test_relative_pose_of_exact_matches() -> None:
-    random = np.random.default_rng(0)
-    points = random.uniform([-1, -1, 3], [1, 1, 6], (60, 3))
-    intrinsics = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
-    pose = np.eye(4)
-    pose[:3, :3] = cv2.Rodrigues(np.array([0.05, -0.2, 0.03]))[0]
-    pose[:3, 3] = [0.8, 0.1, 0.2]
-    pixels = []
-    for local in (points, points @ pose[:3, :3].T + pose[:3, 3]):
-        projected = local @ intrinsics.T
-        pixels.append(projected[:, :2] / projected[:, 2:])
-    estimate = estimate_relative_pose(pixels[0], pixels[1], intrinsics, intrinsics)
-    assert estimate is not None
-    rotation, translation, inliers = estimate
-    assert max(pose_error(pose, rotation, translation)) < 0.1
-    assert inliers.mean() > 0.9
-    assert estimate_relative_pose(pixels[0][:4], pixels[1][:4], intrinsics, intrinsics) is None
-
-
-def test_relative_pose_of_noisy_matches_is_as_exact_as_they_allow() -> None:
-    """With 0.7 px of noise a least-squares pose is off by about 0.3 degrees in these scenes."""
-    intrinsics = np.array([[1000.0, 0, 500], [0, 1000, 400], [0, 0, 1]])
-    errors = []
-    for seed in range(10):
-        random = np.random.default_rng(seed)
-        points = random.uniform([-3, -3, 5], [3, 3, 12], (300, 3))
-        axis, direction = random.normal(size=(2, 3))
-        pose = np.eye(4)
-        pose[:3, :3] = cv2.Rodrigues(np.deg2rad(12) * axis / np.linalg.norm(axis))[0]
-        pose[:3, 3] = direction / np.linalg.norm(direction)
-        pixels = []
-        for local in (points, points @ pose[:3, :3].T + pose[:3, 3]):
-            projected = local @ intrinsics.T
-            noise = random.normal(0, 0.7, (300, 2))
-            pixels.append(projected[:, :2] / projected[:, 2:] + noise)
-        wrong = random.random(300) < 0.3
-        pixels[1][wrong] = random.uniform(0, 1000, (wrong.sum(), 2))
-        estimate = estimate_relative_pose(pixels[0], pixels[1], intrinsics, intrinsics)
-        assert estimate is not None
-        errors.append(max(pose_error(pose, estimate[0], estimate[1])))
-    assert np.median(errors) < 0.5

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.training.efficient_loftr_task import EfficientLoFTRTask, to_gray
 from sfm_matchers.training.homographies import sample_homography_pairs
+from sfm_matchers.training.jamma_task import JamMaTask
 from sfm_matchers.training.loop import Trainer, TrainingOptions, TrainingTask
 from sfm_matchers.training.mambaglue_supervision import UNMATCHED, GroundTruthMatches
 from sfm_matchers.training.mambaglue_task import MambaGlueTask, match_measures
@@ -189,6 +190,44 @@ def test_mambaglue_pairs_without_keypoints_have_no_part(photographs: Photographs
     assert loss == 0
     assert metrics == {}
     loss.backward()
+
+
+def _tiny_task(name: str) -> TrainingTask:
+    task = MambaGlueTask(TINY_MAMBAGLUE, 64) if name == "mambaglue" else TASKS[name]()
+    if isinstance(task, JamMaTask):
+        task.fine_share, task.windows = 1.0, 16
+    elif isinstance(task, EfficientLoFTRTask):
+        task.windows = 16
+    return task
+
+
+@pytest.mark.parametrize("name", ["jamma", "eloftr", "mambaglue"])
+def test_resumed_training_repeats_the_losses_of_an_uninterrupted_one(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for sizes in ("SMALL_SIZES", "LARGE_SIZES"):
+        monkeypatch.setattr(f"sfm_matchers.training.schedule.{sizes}", [(64, 64)])
+    monkeypatch.setattr("sfm_matchers.training.schedule.REFERENCE_AREA", 64 * 64)
+    monkeypatch.setattr(EfficientLoFTRTask, "_calibrate", lambda *arguments: None)  # slow
+    options = TrainingOptions(steps=4, batch_size=1)
+
+    def trainer(folder: str) -> Trainer:
+        return Trainer(_tiny_task(name), options, photographs, tmp_path / folder, CPU)
+
+    whole = trainer("whole")
+    losses = [float(whole.train_step()["loss"]) for _ in range(3)]
+    first = trainer("parts")
+    resumed_losses = [float(first.train_step()["loss"])]
+    first.save()
+    second = trainer("parts")
+    assert second.resume()
+    resumed_losses += [float(second.train_step()["loss"]) for _ in range(2)]
+    np.testing.assert_allclose(resumed_losses, losses, rtol=1e-4)
+    assert np.ptp(losses) > 1e-3 * losses[0]  # the losses do tell one step from another
+    for expected, value in zip(
+        whole.average.state_dict().values(), second.average.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["eloftr", "mambaglue"])

@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +34,8 @@ WEIGHTS_NAME = "weights.safetensors"
 METRICS_NAME = "metrics.csv"
 VALIDATION_NAME = "validation.csv"
 CURVES_NAME = "metrics.png"
+
+WeightsMeasure = Callable[[Path], dict[str, float]]
 
 
 class TrainingTask(Protocol):
@@ -179,9 +181,14 @@ class Trainer:
             else:
                 value.copy_(current[name])
 
-    def validate(self, photographs: Photographs) -> dict[str, float]:
-        """Measure the averaged weights and record the result."""
+    def validate(
+        self, photographs: Photographs, measure: WeightsMeasure | None = None
+    ) -> dict[str, float]:
+        """Measure the averaged weights and record the result; `measure` gets them as a file."""
         metrics = self.task.validate(self.average, photographs, self.device)
+        if measure is not None:
+            self.save()
+            metrics = metrics | measure(self.output / WEIGHTS_NAME)
         self.validation_rows.append({"step": self.step, "pairs": self.pairs, **metrics})
         return metrics
 
@@ -262,8 +269,13 @@ class Trainer:
         _restore_rng_state(state["rng"])
         return True
 
-    def run(self, held_out: Photographs) -> None:
-        """Train until the last step, the end of the time budget, or a signal to stop."""
+    def run(self, held_out: Photographs, measure: WeightsMeasure | None = None) -> None:
+        """Train until the last step, the end of the time budget, or a signal to stop.
+
+        Args:
+            held_out: photographs for the validation.
+            measure: a further measure of exported weights, such as the poses of real pairs.
+        """
         options = self.options
         start = last_save = last_log = time.monotonic()
         seconds_before, first_step = self.seconds, self.step
@@ -279,7 +291,7 @@ class Trainer:
                     self._flush(pending, time.monotonic() - start, first_step)
                     last_log = now
                 if self.step % options.validate_every == 0 or self.step == options.steps:
-                    validation = self.validate(held_out)
+                    validation = self.validate(held_out, measure)
                     logger.info("validation at step %d: %s", self.step, _format(validation))
                 if now - last_save > options.checkpoint_seconds:
                     self._flush(pending, time.monotonic() - start, first_step)

@@ -79,6 +79,7 @@ def ground_truth_matches(
     keypoints0, keypoints1 = features0.keypoints, features1.keypoints
     warped0, visible0 = geometry.warp(keypoints0, source=0)
     warped1, visible1 = geometry.warp(keypoints1, source=1)
+    known0, known1 = warped0.isfinite().all(dim=-1), warped1.isfinite().all(dim=-1)
     both_valid = features0.valid[:, :, None] & features1.valid[:, None, :]
     error_in1 = _distances(warped0, keypoints1).masked_fill(~both_valid, torch.inf)
     error_in0 = _distances(keypoints0, warped1).masked_fill(~both_valid, torch.inf)
@@ -90,12 +91,12 @@ def ground_truth_matches(
         matches0=_label(
             nearest0.indices,
             _is_mutual(nearest0.indices, nearest1.indices) & (nearest0.values < positive_threshold),
-            features0.valid & (error_in1.amin(dim=2) > negative_threshold),
+            features0.valid & known0 & (error_in1.amin(dim=2) > negative_threshold),
         ),
         matches1=_label(
             nearest1.indices,
             _is_mutual(nearest1.indices, nearest0.indices) & (nearest1.values < positive_threshold),
-            features1.valid & (error_in0.amin(dim=1) > negative_threshold),
+            features1.valid & known1 & (error_in0.amin(dim=1) > negative_threshold),
         ),
     )
 

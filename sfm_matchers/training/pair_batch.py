@@ -21,8 +21,9 @@ class PairGeometry(Protocol):
             source: 0 to go from image 0 to image 1, 1 to go back.
 
         Returns:
-            (B, N, 2) positions in the other image, and (B, N) bool: the point exists in the
-            source, falls inside the other image, and nothing hides it there.
+            (B, N, 2) positions in the other image, possibly infinite where nothing is known of the
+            point; and (B, N) bool: the point exists in the source, falls inside the other image,
+            and nothing hides it there.
         """
         ...
 

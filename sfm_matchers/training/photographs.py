@@ -7,6 +7,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfm_matchers.errors import InputError
+
+if TYPE_CHECKING:
+    from sfm_matchers.training.megadepth import PosedPhotographs
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +43,12 @@ class Photographs:
     Attributes:
         names: POSIX paths relative to the folder they were read from.
         pyramids: for each photograph `PYRAMID_LEVELS` tensors of shape (3, H / 2^l, W / 2^l), RGB.
+        posed: photographs with depth and poses, a further source of pairs; or None.
     """
 
     names: list[str]
     pyramids: list[list[Tensor]]
+    posed: PosedPhotographs | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -17,7 +17,8 @@ LARGE_SIZES = [(240, 320), (320, 240), (256, 256), (320, 320), (288, 384), (384,
 SMALL_SIZES_UNTIL = 0.35  # of the run; small images show more photographs for the same work
 EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
 HARDEST_FROM = 0.6  # of the run
-PARALLAX_SHARE = 0.4  # of the batches
+POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
+PARALLAX_SHARE = 0.4  # of the other batches
 VALIDATION_SIZE = (240, 320)
 VALIDATION_SEED = 20_000_000
 
@@ -33,6 +34,8 @@ def sample_scheduled_pairs(
     sizes = SMALL_SIZES if progress < SMALL_SIZES_UNTIL else LARGE_SIZES
     size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     count = max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
+    if photographs.posed and float(torch.rand((), generator=generator)) < POSED_SHARE:
+        return photographs.posed.sample_pairs(count, size, generator=generator, device=device)
     strength = EASIEST + (HARDEST - EASIEST) * min(1.0, progress / HARDEST_FROM)
     with_parallax = float(torch.rand((), generator=generator)) < PARALLAX_SHARE
     sample = sample_parallax_pairs if with_parallax else sample_homography_pairs
@@ -46,7 +49,7 @@ def validation_sets(photographs: Photographs, device: torch.device) -> dict[str,
         "hard": (sample_homography_pairs, 1.0),
         "parallax": (sample_parallax_pairs, 0.7),
     }
-    return {
+    sets = {
         name: [
             sample(
                 photographs,
@@ -60,3 +63,14 @@ def validation_sets(photographs: Photographs, device: torch.device) -> dict[str,
         ]
         for name, (sample, strength) in kinds.items()
     }
+    if photographs.posed:
+        sets["posed"] = [
+            photographs.posed.sample_pairs(
+                4,
+                VALIDATION_SIZE,
+                generator=torch.Generator().manual_seed(VALIDATION_SEED + index),
+                device=device,
+            )
+            for index in range(2)
+        ]
+    return sets
