@@ -2,6 +2,7 @@
 
     python -m pipelines.evaluate pairs --pairs_file PAIRS --image_dir PHOTOS --matcher sift
     python -m pipelines.evaluate homographies --hpatches_dir HPATCHES --matcher sift
+    python -m pipelines.evaluate poses --poses SUBMISSION --truth POSES
 
 `pairs`: relative poses. The file is a text list with lines `image0 image1 rot0 rot1 K0 K1 T_0to1`,
 the layout of SuperGlue's lists of MegaDepth-1500 and ScanNet-1500 (matrices row by row; rot0 and
@@ -10,6 +11,9 @@ scene_info file of LoFTR's MegaDepth-1500 or the folder of them, or LoFTR's test
 with intrinsics.npz beside it.
 
 `homographies`: sequences of HPatches, folders v_* and i_* with photos 1.ppm to 6.ppm and H_1_k.
+
+`poses`: absolute poses. Both files have lines `name qw qx qy qz tx ty tz` (world to camera); recall
+is printed by condition, which is what stands before the last `_` in the name of a photo.
 """
 
 from __future__ import annotations
@@ -374,12 +378,49 @@ def _parse_arguments() -> argparse.Namespace:
         )
         task.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
         task.add_argument("--output", type=Path, help="write the result as JSON too")
+    poses = tasks.add_parser("poses", help="absolute poses of localized photos")
+    poses.add_argument("--poses", type=Path, required=True, help="submission file")
+    poses.add_argument("--truth", type=Path, required=True, help="true poses in the same form")
+    poses.add_argument("--output", type=Path, help="write the result as JSON too")
     return parser.parse_args()
 
 
-TASKS: dict[str, Callable[..., PairsResult | HomographiesResult]] = {
+@dataclass(frozen=True)
+class PosesResult:
+    """Errors of absolute poses.
+
+    Attributes:
+        pose_errors: name -> distance of the centres, in the unit of the map, and angle in degrees.
+        table: recall by condition.
+    """
+
+    pose_errors: dict[str, tuple[float, float]]
+    table: str
+
+    def summary(self) -> str:
+        """Return a few lines for a person, the protocol first."""
+        return (
+            "protocol: distance of camera centres and angle of rotation; photos of the truth "
+            f"without a pose count as missed\n{self.table}"
+        )
+
+
+def evaluate_poses(poses: Path, truth: Path) -> PosesResult:
+    """Compare the poses of a submission file with true ones.
+
+    Raises:
+        InputError: a file is missing or has a wrong line.
+    """
+    from sfm_matchers.localization import pose_errors, read_poses, recall_table
+
+    found, true = read_poses(poses), read_poses(truth)
+    return PosesResult(pose_errors(found, true), recall_table(found, true))
+
+
+TASKS: dict[str, Callable[..., PairsResult | HomographiesResult | PosesResult]] = {
     "pairs": evaluate_pairs,
     "homographies": evaluate_homographies,
+    "poses": evaluate_poses,
 }
 
 if __name__ == "__main__":

@@ -229,7 +229,9 @@ def _import_poselib() -> ModuleType:
     try:
         import poselib
     except ImportError as error:
-        raise MissingExtraError("poselib is missing: pip install poselib") from error
+        raise MissingExtraError(
+            "poselib is missing: pip install 'sfm-matchers[evaluation]'"
+        ) from error
     return poselib
 
 

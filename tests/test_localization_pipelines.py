@@ -12,6 +12,7 @@ import pytest
 
 from pipelines import aachen, inloc, localize
 from pipelines.aachen import AachenOptions
+from pipelines.evaluate import evaluate_poses
 from pipelines.inloc import InlocOptions
 from pipelines.localize import LocalizeOptions
 from sfm_matchers.errors import InputError
@@ -20,7 +21,6 @@ from sfm_matchers.localization import (
     Status,
     pose_errors,
     read_poses,
-    recall_table,
     write_queries,
 )
 from sfm_matchers.nvm import read_nvm
@@ -70,8 +70,13 @@ def test_aachen_day_and_night_with_sift(
         if name.startswith("day"):
             assert metres < 0.05
             assert degrees < 0.5
-    table = recall_table(read_poses(submission), read_poses(dataset / TRUTH))
-    assert "day: 100.0 / 100.0 / 100.0 % of 2 queries" in table
+    result = evaluate_poses(submission, dataset / TRUTH)
+    assert "day: 100.0 / 100.0 / 100.0 % of 2 queries" in result.summary()
+    submission.write_text("")
+    assert (
+        "day: 0.0 / 0.0 / 0.0 % of 2 queries"
+        in evaluate_poses(submission, dataset / TRUTH).summary()
+    )
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")}
     assert aachen.main(arguments) == 0  # a second run computes nothing
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.h5")} == made
