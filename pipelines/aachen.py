@@ -20,6 +20,7 @@ from pathlib import Path
 import pycolmap
 
 from pipelines.steps import (
+    RETRIEVALS,
     MatchingJob,
     Steps,
     check_photos,
@@ -79,6 +80,7 @@ class AachenOptions:
     num_loc: int = 50
     loc_pairs: Path | None = None
     ransac_thresh: float = 12.0
+    retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"
 
@@ -124,7 +126,7 @@ def run(options: AachenOptions) -> AachenResult:
     if options.loc_pairs:
         loc_pairs, label = listed_pairs(job, options.loc_pairs, query_names, known)
     else:
-        loc_pairs, label = retrieve(job, query_names, known, options.num_loc)
+        loc_pairs, label = retrieve(job, query_names, known, options.num_loc, options.retrieval)
     feature_path, match_path = job.match(
         loc_pairs, label, map_features=map_features, existing="keep"
     )
@@ -214,6 +216,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.ransac_thresh,
         help="largest reprojection error of an inlier in pixels (default: %(default)s)",
+    )
+    add(
+        "--retrieval",
+        default=defaults.retrieval,
+        choices=RETRIEVALS,
+        help="vlad needs no download, the others need hloc (default: %(default)s)",
     )
     add("--weights", default=defaults.weights, help="bundled, official or a file")
     add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))

@@ -20,6 +20,7 @@ from pathlib import Path
 import pycolmap
 
 from pipelines.steps import (
+    RETRIEVALS,
     MatchingJob,
     Steps,
     check_photos,
@@ -56,6 +57,7 @@ class InlocOptions:
     num_loc: int = 40
     skip_matches: int = 20
     ransac_thresh: float = MAX_ERROR
+    retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"
 
@@ -97,7 +99,7 @@ def run(options: InlocOptions) -> InlocResult:
     if options.pairs:
         pairs, label = listed_pairs(job, options.pairs, names, known)
     else:
-        pairs, label = retrieve(job, names, known, options.num_loc)
+        pairs, label = retrieve(job, names, known, options.num_loc, options.retrieval)
     feature_path, match_path = job.match(pairs, label)
     scan_options = ScanOptions(
         LocalizationOptions(max_error=options.ransac_thresh), options.skip_matches
@@ -175,6 +177,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.ransac_thresh,
         help="largest reprojection error of an inlier in pixels (default: %(default)s)",
+    )
+    add(
+        "--retrieval",
+        default=defaults.retrieval,
+        choices=RETRIEVALS,
+        help="vlad needs no download, the others need hloc (default: %(default)s)",
     )
     add("--weights", default=defaults.weights, help="bundled, official or a file")
     add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))

@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 import pycolmap
 
 from pipelines.steps import (
+    RETRIEVALS,
     MatchingJob,
     Steps,
     check_photos,
@@ -72,6 +73,7 @@ class LocalizeOptions:
     camera_params: str = ""
     estimate_focal_length: bool = False
     ransac_thresh: float = 12.0
+    retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"
 
@@ -128,7 +130,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     if options.loc_pairs:
         loc_pairs, label = listed_pairs(job, options.loc_pairs, names, known)
     else:
-        loc_pairs, label = retrieve(job, names, known, options.num_loc)
+        loc_pairs, label = retrieve(job, names, known, options.num_loc, options.retrieval)
     feature_path, match_path = job.match(
         loc_pairs, label, map_features=map_features, existing="keep"
     )
@@ -290,6 +292,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.ransac_thresh,
         help="largest reprojection error of an inlier in pixels (default: %(default)s)",
+    )
+    add(
+        "--retrieval",
+        default=defaults.retrieval,
+        choices=RETRIEVALS,
+        help="vlad needs no download, the others need hloc (default: %(default)s)",
     )
     add("--weights", default=defaults.weights, help="bundled, official or a file")
     add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import time
@@ -16,8 +17,9 @@ import pycolmap
 
 from sfm_matchers.cameras import read_photo_header
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.features import extract_features
+from sfm_matchers.hloc import INSTALL, is_installed
 from sfm_matchers.images import find_images, read_image, read_mask
 from sfm_matchers.keypoints import AggregationOptions, Existing, aggregate
 from sfm_matchers.localization import (
@@ -308,26 +310,64 @@ def triangulated_map(
     return model, feature_path
 
 
+RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
+
+
 def retrieve(
-    job: MatchingJob, queries: Sequence[str], database: Sequence[str], num_matched: int
+    job: MatchingJob,
+    queries: Sequence[str],
+    database: Sequence[str],
+    num_matched: int,
+    retrieval: str = "vlad",
 ) -> tuple[list[Pair], str]:
-    """Find the most similar photos of a map for each query, without any download.
+    """Find the most similar photos of a map for each query.
+
+    Args:
+        job: its photos.
+        queries: names.
+        database: names of the photos of the map.
+        num_matched: neighbours of each query.
+        retrieval: ``vlad`` needs no download; the others are hloc's, and need hloc.
 
     Returns:
         Pairs (query, photo of the map), best first, and a label for the list.
+
+    Raises:
+        MissingExtraError: hloc is needed and not installed.
+        InputError: unknown kind of retrieval.
     """
-    sift = cast(SparseConf, load_conf("sift"))
+    if retrieval not in RETRIEVALS:
+        known = ", ".join(RETRIEVALS)
+        raise InputError(f"unknown retrieval {retrieval!r}, expected one of {known}")
     names = [*database, *queries]
-    sift_path = job.extract(sift.features, names)
-    descriptor_path = job.outputs / "global-feats-vlad.h5"
-    job.steps.timed(
-        "retrieval",
-        lambda: extract_vlad(names, sift_path, descriptor_path, job.fingerprints(names), database),
-    )
+    if retrieval == "vlad":
+        sift = cast(SparseConf, load_conf("sift"))
+        sift_path = job.extract(sift.features, names)
+        descriptor_path = job.outputs / "global-feats-vlad.h5"
+        fingerprints = job.fingerprints(names)
+        job.steps.timed(
+            "retrieval",
+            lambda: extract_vlad(names, sift_path, descriptor_path, fingerprints, database),
+        )
+    else:
+        descriptor_path = job.steps.timed(
+            "retrieval", lambda: _describe_with_hloc(job, names, retrieval)
+        )
     pairs = query_pairs(queries, database, descriptor_path, num_matched)
-    label = f"pairs-query-vlad{num_matched}"
+    label = f"pairs-query-{retrieval}{num_matched}"
     write_pairs(job.outputs / f"{label}.txt", pairs)
     return pairs, label
+
+
+def _describe_with_hloc(job: MatchingJob, names: list[str], retrieval: str) -> Path:
+    """Global descriptors by one of hloc's networks; hloc keeps those it has made before."""
+    if not is_installed():
+        raise MissingExtraError(
+            f"--retrieval {retrieval} needs hloc: {INSTALL}; or take vlad, or --loc_pairs FILE"
+        )
+    module = importlib.import_module("hloc.extract_features")
+    conf = module.confs[retrieval]
+    return Path(module.main(conf, job.image_dir, job.outputs, image_list=names))
 
 
 def listed_pairs(

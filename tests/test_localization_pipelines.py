@@ -15,7 +15,7 @@ from pipelines.aachen import AachenOptions
 from pipelines.evaluate import evaluate_poses
 from pipelines.inloc import InlocOptions
 from pipelines.localize import LocalizeOptions
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.localization import (
     Query,
     Status,
@@ -251,7 +251,9 @@ def image_keypoints(path: Path) -> np.ndarray:
         return np.concatenate([file[name]["keypoints"][()] for name in list_groups(path)])
 
 
-def test_a_wrong_map_is_explained(own_map: Path, tmp_path: Path) -> None:
+def test_wrong_options_are_explained(
+    own_map: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = {"map_images": own_map / "photos", "queries": own_map / "new", "outputs": tmp_path}
     with pytest.raises(InputError, match="not a COLMAP model"):
         localize.run(LocalizeOptions(map=own_map / "new", **paths))
@@ -260,6 +262,15 @@ def test_a_wrong_map_is_explained(own_map: Path, tmp_path: Path) -> None:
             LocalizeOptions(
                 **{**paths, "map": own_map / "a" / "truth", "map_images": own_map / "b"}
             )
+        )
+    with pytest.raises(InputError, match="unknown retrieval 'nearest'"):
+        localize.run(
+            LocalizeOptions(**{**paths, "map": own_map / "a" / "truth"}, retrieval="nearest")
+        )
+    monkeypatch.setattr("pipelines.steps.is_installed", lambda: False)
+    with pytest.raises(MissingExtraError, match="or take vlad"):
+        localize.run(
+            LocalizeOptions(**{**paths, "map": own_map / "a" / "truth"}, retrieval="netvlad")
         )
     with pytest.raises(InputError, match="holds no photo"):
         localize.run(
