@@ -11,7 +11,6 @@ OUTPUTS; a second run does only what is missing or has changed.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ from pipelines.steps import (
     listed_pairs,
     print_localization,
     retrieve,
+    run_command,
     split_readable,
     triangulated_map,
 )
 from sfm_matchers.confs import conf_names, load_conf
-from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.errors import InputError
 from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -231,14 +231,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input."""
     options = AachenOptions(**vars(build_parser().parse_args(arguments)))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def job() -> int:
         result = run(options)
-    except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_localization(result.queries, CONDITIONS, result.files, result.seconds)
-    return 0
+        print_localization(result.queries, CONDITIONS, result.files, result.seconds)
+        return 0
+
+    return run_command(options.outputs, job)
 
 
 if __name__ == "__main__":

@@ -33,11 +33,12 @@ from pipelines.steps import (
     listed_pairs,
     print_localization,
     retrieve,
+    run_command,
     split_readable,
     triangulated_map,
 )
 from sfm_matchers.confs import conf_names, load_conf
-from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.errors import InputError
 from sfm_matchers.images import find_images
 from sfm_matchers.localization import (
     LocalizationOptions,
@@ -307,14 +308,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input."""
     options = LocalizeOptions(**vars(build_parser().parse_args(arguments)))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def job() -> int:
         result = run(options)
-    except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_localization(result.queries, {"queries": lambda name: True}, result.files, result.seconds)
-    return 0
+        print_localization(
+            result.queries, {"queries": lambda name: True}, result.files, result.seconds
+        )
+        return 0
+
+    return run_command(options.outputs, job)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from typing import Any, cast
 
 import pycolmap
 
-from pipelines.steps import CheckedPhoto, MatchingJob, Steps, check_photos
+from pipelines.steps import CheckedPhoto, MatchingJob, Steps, check_photos, run_command
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
 from sfm_matchers.confs import SparseConf, conf_names, load_conf
-from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.errors import InputError
 from sfm_matchers.mapping import (
     MAPPERS,
     CameraOptions,
@@ -381,14 +381,13 @@ def print_summary(result: SfmResult) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if a model came out, 1 if none did, 2 for bad input."""
     options = SfmOptions(**vars(build_parser().parse_args(arguments)))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def job() -> int:
         result = run(options)
-    except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_summary(result)
-    return 0 if result.models else 1
+        print_summary(result)
+        return 0 if result.models else 1
+
+    return run_command(options.outputs, job)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pycolmap
 
 from sfm_matchers.cameras import read_photo_header
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
-from sfm_matchers.errors import InputError, MissingExtraError
+from sfm_matchers.errors import InputError, MissingExtraError, SfmMatchersError
 from sfm_matchers.features import extract_features
 from sfm_matchers.hloc import INSTALL, is_installed
 from sfm_matchers.images import find_images, read_image, read_mask
@@ -39,6 +40,7 @@ from sfm_matchers.pairs import query_pairs
 from sfm_matchers.retrieval import extract_vlad
 from sfm_matchers.storage import (
     Pair,
+    exclusive,
     file_fingerprint,
     fingerprint,
     read_pairs,
@@ -48,6 +50,24 @@ from sfm_matchers.storage import (
 from sfm_matchers.triangulation import triangulate
 
 logger = logging.getLogger("sfm_matchers.pipelines")
+
+
+def run_command(outputs: Path, job: Callable[[], int]) -> int:
+    """Run a command line that writes to `outputs`, alone there.
+
+    Returns:
+        What `job` returns; 2 after bad input, said in one line; 130 after Ctrl-C.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        with exclusive(outputs):
+            return job()
+    except SfmMatchersError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 class CheckedPhoto(NamedTuple):

@@ -26,9 +26,10 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -114,6 +115,45 @@ def unique_pairs(pairs: Iterable[Pair]) -> list[Pair]:
                 "where '/' is written as '-': rename one of them"
             )
     return list(kept.values())
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other runs out of an output folder; a killed run leaves no lock behind.
+
+    Raises:
+        InputError: another run is working in it, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            raise InputError(
+                f"another run is working in {folder}: wait for its end, or give another folder"
+            ) from error
+        yield
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock an open file until it is closed, or its process ends.
+
+    Raises:
+        OSError: it is locked.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # ---------------------------------------------------------------------------------------------

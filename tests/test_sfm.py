@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -299,3 +300,19 @@ def test_png_files_work_after_the_pipeline_is_imported() -> None:
     )
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, timeout=120)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent as a POSIX signal")
+def test_ctrl_c_stops_cleanly_and_the_command_goes_on(photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines.sfm", "--image_dir", str(photos / "images")]
+    command += ["--outputs", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("feats-*.parts/*.h5")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    assert main(command[3:]) == 2  # another run is working here
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert message.strip().endswith("stopped; the same command goes on from here")
+    assert main(command[3:]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from sfm_matchers.errors import InputError
 from sfm_matchers.storage import (
     StagedFile,
+    exclusive,
     names_to_pair,
     open_h5,
     read_group,
@@ -91,3 +94,26 @@ def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
         assert read_group(file, "x/a.jpg")["keypoints"].shape == (5, 2)
     assert StagedFile(path).is_current("x/a.jpg", "two")
     assert not (tmp_path / "feats.h5.parts").exists()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(InputError, match="another run is working in"):
+        exclusive(tmp_path).__enter__()
+    with exclusive(tmp_path):  # free again
+        pass
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from sfm_matchers.storage import exclusive\n"
+        "with exclusive(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to"), exclusive(tmp_path / "file" / "out"):
+        pass
