@@ -1,51 +1,46 @@
-"""A matcher of another package, known to sfm-matchers by an entry point.
+"""A matcher of another package, known to sfm-matchers by an entry point: OpenCV's ORB.
 
-In the other package's pyproject.toml:
+In that package's pyproject.toml:
 
     [project.entry-points."sfm_matchers.matchers"]
-    patches = "third_party_matcher:load_patch_matcher"
+    orb = "third_party_matcher:load"
 
-and a conf file, patches.yaml, which every pipeline takes as ``--matcher patches.yaml``:
+and a conf file, orb.yaml, which `--matcher` of the pipelines and `--conf` of `hloc` take:
 
     kind: detector_free
-    output: matches-patches
-    model: {name: patches, stride: 32}
-    max_error: 2
-    cell_size: 8
+    output: matches-orb
+    model: {name: orb, num_points: 2000}
+    max_error: 1
+    cell_size: 1
 """
-
-from __future__ import annotations
 
 import cv2
 import numpy as np
 
-from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.matchers import EncodedImage, Matches
 
 
-class PatchMatcher:
-    """Finds each patch of a grid in photo 0 where photo 1 looks most like it."""
-
-    def __init__(self, stride: int) -> None:
-        self.stride = stride
+class OrbMatcher:
+    def __init__(self, num_points: int) -> None:
+        self.orb = cv2.ORB.create(num_points)
+        self.nearest = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True)
 
     def encode(self, image: np.ndarray) -> EncodedImage:
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        return EncodedImage(features=gray, scale=(1.0, 1.0), num_bytes=gray.nbytes)
+        """What depends on one photo, RGB; it is kept for all its pairs."""
+        points, descriptors = self.orb.detectAndCompute(image, None)
+        features = np.reshape(cv2.KeyPoint.convert(points), (-1, 2)), descriptors
+        return EncodedImage(features, scale=(1.0, 1.0), num_bytes=40 * len(points))
 
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
-        gray0, gray1, half = image0.features, image1.features, self.stride // 2
-        rows = []
-        for y in range(half, gray0.shape[0] - half, self.stride):
-            for x in range(half, gray0.shape[1] - half, self.stride):
-                patch = gray0[y - half : y + half, x - half : x + half]
-                response = cv2.matchTemplate(gray1, patch, cv2.TM_CCOEFF_NORMED)
-                _, score, _, corner = cv2.minMaxLoc(response)
-                rows.append((x, y, corner[0] + half, corner[1] + half, max(score, 0)))
-        table = np.array(rows, dtype=np.float32).reshape(-1, 5)
-        return Matches(table[:, :2], table[:, 2:4], table[:, 4])
+        (points0, descriptors0), (points1, descriptors1) = image0.features, image1.features
+        is_empty = descriptors0 is None or descriptors1 is None
+        found = () if is_empty else self.nearest.match(descriptors0, descriptors1)
+        rows = np.reshape([(match.queryIdx, match.trainIdx) for match in found], (-1, 2)).astype(
+            int
+        )
+        scores = np.array([1 - match.distance / 256 for match in found], dtype=np.float32)
+        return Matches(points0[rows[:, 0]], points1[rows[:, 1]], scores)
 
 
-def load_patch_matcher(conf: DetectorFreeConf, weights: str, device: str) -> PatchMatcher:
-    """What the entry point names: from a conf to a matcher."""
-    return PatchMatcher(stride=int(conf.model.get("stride", 32)))
+def load(conf, weights, device):  # what the entry point names
+    return OrbMatcher(conf.model["num_points"])

@@ -10,9 +10,10 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -225,6 +226,7 @@ def reconstruct(
     *,
     fixed_intrinsics: bool = False,
     num_threads: int = 1,
+    incremental_options: Mapping[str, Any] | None = None,
 ) -> list[pycolmap.Reconstruction]:
     """Map the verified matches of a database.
 
@@ -239,6 +241,8 @@ def reconstruct(
         fixed_intrinsics: keep the cameras' intrinsics as they are in the database.
         num_threads: of the mapper. One thread gives the same model every time; more are faster
             where there are hundreds of photos (-1: one per core).
+        incremental_options: of pycolmap's `IncrementalPipelineOptions`, nested as there; they go
+            before everything else. The global mapper has none of them.
 
     Returns:
         The models, largest first; empty if none came out.
@@ -254,7 +258,13 @@ def reconstruct(
     work_dir.mkdir(parents=True)
     with quiet_colmap():
         models = _run_mapper(
-            database_path, image_dir, work_dir, mapper, fixed_intrinsics, num_threads
+            database_path,
+            image_dir,
+            work_dir,
+            mapper,
+            fixed_intrinsics,
+            num_threads,
+            incremental_options or {},
         )
     ordered = sorted(
         (model for model in models if model.num_points3D()),
@@ -276,6 +286,7 @@ def _run_mapper(
     mapper: str,
     fixed_intrinsics: bool,
     num_threads: int,
+    incremental_options: Mapping[str, Any],
 ) -> list[pycolmap.Reconstruction]:
     pycolmap.set_random_seed(0)
     if mapper == "global":
@@ -295,6 +306,7 @@ def _run_mapper(
             incremental.ba_refine_focal_length = incremental.ba_refine_extra_params = False
             incremental.mapper.abs_pose_refine_focal_length = False
             incremental.mapper.abs_pose_refine_extra_params = False
+        incremental.mergedict(dict(incremental_options))
         if mapper == "incremental":
             models = _map_incrementally(database_path, image_dir, work_dir, incremental)
         else:

@@ -59,12 +59,16 @@ def query_pairs(
     descriptor_path: Path,
     num_matched: int,
     min_similarity: float = -np.inf,
+    database_path: Path | None = None,
 ) -> list[Pair]:
     """Return each query with its `num_matched` most similar database photos, best first.
 
     Photos whose descriptors have a dot product below `min_similarity` are left out; hloc has 0.
+    The database's descriptors may be in a file of their own, `database_path`.
     """
-    neighbours = most_similar(queries, database, descriptor_path, num_matched, min_similarity)
+    neighbours = most_similar(
+        queries, database, descriptor_path, num_matched, min_similarity, database_path
+    )
     return [(name, other) for name in queries for other in neighbours[name]]
 
 

@@ -106,23 +106,26 @@ def most_similar(
     descriptor_path: Path,
     num_matched: int,
     min_similarity: float = -np.inf,
+    database_path: Path | None = None,
 ) -> dict[str, list[str]]:
     """Return, per query, the `num_matched` database photos of largest dot product, best first.
 
     A photo is never its own neighbour, nor is one whose dot product is below `min_similarity`; ties
-    are broken by the order of `database`.
+    are broken by the order of `database`. The database's descriptors are in `database_path` if it
+    is given, else with the others in `descriptor_path`.
     """
+
+    def load(file: h5py.File, names: Sequence[str]) -> np.ndarray:
+        rows = [read_group(file, name)["global_descriptor"] for name in names]
+        return np.stack(rows).astype(np.float32)
+
+    with open_h5(database_path or descriptor_path) as file:
+        database_matrix = load(file, database)
     with open_h5(descriptor_path) as file:
-
-        def load(names: Sequence[str]) -> np.ndarray:
-            rows = [read_group(file, name)["global_descriptor"] for name in names]
-            return np.stack(rows).astype(np.float32)
-
-        database_matrix = load(database)
         neighbours = {}
         for start in range(0, len(queries), 256):
             block = queries[start : start + 256]
-            similarities = load(block) @ database_matrix.T
+            similarities = load(file, block) @ database_matrix.T
             order = np.argsort(-similarities, axis=1, kind="stable")
             for name, row, similarity in zip(block, order, similarities, strict=True):
                 ranked = row[: num_matched + 1]

@@ -306,7 +306,13 @@ def test_png_files_work_after_the_pipeline_is_imported() -> None:
 def test_ctrl_c_stops_cleanly_and_the_command_goes_on(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.sfm", "--image_dir", str(photos / "images")]
     command += ["--outputs", str(tmp_path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells start background jobs, such as a whole test run, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list(tmp_path.glob("feats-*.parts/*.h5")):
         assert process.poll() is None
         time.sleep(0.02)

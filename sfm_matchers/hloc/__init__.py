@@ -12,16 +12,16 @@ hloc's two packages; the modules in them are then imported as hloc's, and only t
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
-import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..confs import DetectorFreeConf, SparseConf, conf_names, load_conf
 from ..errors import MissingExtraError
-
-logger = logging.getLogger(__name__)
+from ..weights import default_source, subject_name
 
 INSTALL = "pip install git+https://github.com/cvg/Hierarchical-Localization"
 FRONT_END_MODEL = "sfm_matchers_features"
@@ -33,7 +33,9 @@ PIXELS = {"jamma": (False, 16), "eloftr": (True, 32)}
 def register() -> None:
     """Make our matchers, front-ends and confs known to hloc; may be called again.
 
-    A conf of the user's, or of hloc's, with the name of one of ours stays as it is.
+    A conf of the user's, or of hloc's, with the name of one of ours stays as it is. Of hloc's own
+    functions two are changed: `run_reconstruction` and `run_triangulation` work on pycolmap 4.2.1
+    too, see `two_view_geometries`.
 
     Raises:
         MissingExtraError: hloc, or something it needs, is not installed.
@@ -41,7 +43,7 @@ def register() -> None:
     if not is_installed():
         raise MissingExtraError(f"hloc is not installed: {INSTALL}")
     for package in ("matchers", "extractors"):
-        path = importlib.import_module(f"hloc.{package}").__path__
+        path = _import(package).__path__
         folder = str(Path(__file__).with_name(package))
         if folder not in path:
             path.append(folder)
@@ -54,11 +56,33 @@ def register() -> None:
         confs = _import(module).confs
         for name, conf in ours.items():
             confs.setdefault(name, conf)
+    from .two_view_geometries import complete_before
+
+    for module in ("reconstruction", "triangulation"):
+        complete_before(_import(module), f"run_{module}")
 
 
 def is_installed() -> bool:
-    """True if hloc can be found; it is not imported."""
-    return importlib.util.find_spec("hloc") is not None
+    """True if hloc can be found; it is not imported. A folder that is called so does not count."""
+    found = importlib.util.find_spec("hloc")
+    return found is not None and found.origin is not None
+
+
+def names_in_hloc(module: str) -> list[str]:
+    """Names of the confs that hloc's own `module` holds; none if hloc is not installed.
+
+    They are read from its source: to import hloc takes seconds.
+    """
+    found = importlib.util.find_spec("hloc")
+    if not is_installed() or found is None or found.submodule_search_locations is None:
+        return []
+    source = Path(next(iter(found.submodule_search_locations)), f"{module}.py").read_text("utf-8")
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
+            names = [ast.literal_eval(key) for key in statement.value.keys if key is not None]
+            if ast.unparse(statement.targets[0]) == "confs":
+                return names
+    return []
 
 
 def _import(module: str) -> Any:
@@ -93,7 +117,7 @@ def sparse_confs() -> dict[str, dict[str, Any]]:
         conf.name: {
             "output": conf.output,
             "model": {
-                "weights": "bundled",
+                "weights": default_weights(conf.model),
                 "resize_max": conf.features.get("preprocessing", {}).get("resize_max"),
                 **conf.model,
             },
@@ -110,7 +134,11 @@ def dense_confs() -> dict[str, dict[str, Any]]:
         grayscale, multiple = PIXELS[conf.model["name"]]
         found[conf.name] = {
             "output": conf.output,
-            "model": {"weights": "bundled", "max_num_matches": None, **conf.model},
+            "model": {
+                "weights": default_weights(conf.model),
+                "max_num_matches": None,
+                **conf.model,
+            },
             "preprocessing": {
                 "grayscale": grayscale,
                 "resize_max": conf.preprocessing.get("resize_max"),
@@ -120,6 +148,11 @@ def dense_confs() -> dict[str, dict[str, Any]]:
             "cell_size": conf.cell_size,
         }
     return found
+
+
+def default_weights(model: Mapping[str, Any]) -> str:
+    """The weights of a ``model`` conf where none are named: bundled ones, else the authors'."""
+    return default_source(subject_name(model["name"], model.get("features")))
 
 
 def _confs(kind: type) -> list[Any]:

@@ -1,22 +1,30 @@
 """Where the numbers of the networks come from: registry, download, conversion, bundled weights."""
 
-from sfm_matchers.weights.download import cache_dir, checkpoint_path, fetch
-from sfm_matchers.weights.loading import (
-    NETWORKS,
-    features_of,
-    find_weights,
-    load_network,
-    load_state_dict_file,
-    save_bundled,
-    weights_fingerprint,
-)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sfm_matchers.weights.registry import (
     BundledMetadata,
     Checkpoint,
     all_checkpoints,
+    default_source,
     find_checkpoint,
     subject_name,
 )
+
+if TYPE_CHECKING:
+    from sfm_matchers.weights.download import cache_dir, checkpoint_path, fetch
+    from sfm_matchers.weights.loading import (
+        NETWORKS,
+        features_of,
+        find_weights,
+        load_network,
+        load_state_dict_file,
+        save_bundled,
+        weights_fingerprint,
+    )
 
 __all__ = [
     "NETWORKS",
@@ -25,6 +33,7 @@ __all__ = [
     "all_checkpoints",
     "cache_dir",
     "checkpoint_path",
+    "default_source",
     "features_of",
     "fetch",
     "find_checkpoint",
@@ -35,3 +44,13 @@ __all__ = [
     "subject_name",
     "weights_fingerprint",
 ]
+
+_OF_DOWNLOAD = ("cache_dir", "checkpoint_path", "fetch")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch on first use: the registry answers without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "download" if name in _OF_DOWNLOAD else "loading"
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -251,3 +251,14 @@ def find_checkpoint(name: str) -> Checkpoint | None:
     # The bundled files are opened only for a bundled name, so that a damaged one harms no other.
     known = bundled_checkpoints() if name.endswith("/bundled") else OFFICIAL
     return next((entry for entry in known if entry.name == name), None)
+
+
+def default_source(subject: str) -> str:
+    """Return the `--weights` to use where the user names none: bundled, else the authors'.
+
+    >>> default_source("mambaglue-superpoint")
+    'official'
+    """
+    has_official = any(entry.name == f"{subject}/official" for entry in OFFICIAL)
+    is_bundled = any(entry.subject == subject for entry in bundled_checkpoints())
+    return "official" if has_official and not is_bundled else "bundled"

@@ -16,8 +16,7 @@ class MambaGlue(BaseModel):
     """Descriptors are (1, D, N), as in hloc; options are those of `MambaGlueConfig`."""
 
     default_conf = {  # noqa: RUF012 - hloc's form
-        "name": "mambaglue",
-        "weights": "bundled",
+        "weights": None,
         "features": "superpoint",
         "resize_max": None,
     }
