@@ -35,11 +35,9 @@ class OrbMatcher:
         (points0, descriptors0), (points1, descriptors1) = image0.features, image1.features
         is_empty = descriptors0 is None or descriptors1 is None
         found = () if is_empty else self.nearest.match(descriptors0, descriptors1)
-        rows = np.reshape([(match.queryIdx, match.trainIdx) for match in found], (-1, 2)).astype(
-            int
-        )
-        scores = np.array([1 - match.distance / 256 for match in found], dtype=np.float32)
-        return Matches(points0[rows[:, 0]], points1[rows[:, 1]], scores)
+        rows0, rows1 = ([getattr(one, row) for one in found] for row in ("queryIdx", "trainIdx"))
+        scores = np.array([1 - one.distance / 256 for one in found], dtype=np.float32)
+        return Matches(points0[rows0], points1[rows1], scores)
 
 
 def load(conf, weights, device):  # what the entry point names
