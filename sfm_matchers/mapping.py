@@ -125,7 +125,7 @@ def import_matches(
         The number of pairs with at least one match.
 
     Raises:
-        InputError: the match file lacks a pair.
+        InputError: the match file lacks a pair, or was made with other features.
     """
     num_matched = 0
     with (
@@ -134,11 +134,14 @@ def import_matches(
         open_h5(match_path) as file,
     ):
         image_ids = read_image_ids(database)
+        counts = {
+            name: database.num_keypoints_for_image(image_id) for name, image_id in image_ids.items()
+        }
         listed = unique_pairs(pairs)
         for name0, name1 in tqdm(listed, desc="Importing matches", unit="pair", leave=False):
             if name0 not in image_ids or name1 not in image_ids:
                 continue
-            matches, scores = read_matches(file, name0, name1)
+            matches, scores = read_matches(file, name0, name1, (counts[name0], counts[name1]))
             if min_match_score is not None:
                 matches = matches[scores > min_match_score]
             if len(matches):

@@ -206,10 +206,29 @@ def read_group(file: h5py.File, name: str) -> dict[str, np.ndarray]:
 
 
 def read_keypoints(file: h5py.File, name: str) -> np.ndarray:
-    """Return the keypoints (N, 2) float32 of an image; hloc's shape (0,) comes back as (0, 2)."""
+    """Return the keypoints (N, 2) float32 of an image; hloc's shape (0,) comes back as (0, 2).
+
+    Raises:
+        InputError: there are none, they are of another shape, or the file is damaged there.
+    """
     if name not in file or "keypoints" not in file[name]:
         raise InputError(f"{file.filename} holds no keypoints for image {name!r}")
-    return np.asarray(file[name]["keypoints"][()], dtype=np.float32).reshape(-1, 2)
+    keypoints = _read_dataset(file[name], "keypoints")
+    if keypoints.size and (keypoints.ndim != 2 or keypoints.shape[1] != 2):
+        raise InputError(
+            f"{file.filename}: the keypoints of {name!r} have the shape {keypoints.shape}, "
+            "expected (N, 2)"
+        )
+    return keypoints.astype(np.float32).reshape(-1, 2)
+
+
+def _read_dataset(group: h5py.Group, key: str) -> np.ndarray:
+    try:
+        return np.asarray(group[key][()])
+    except OSError as error:
+        raise InputError(
+            f"{group.file.filename} is damaged at {group.name}/{key}: make it again"
+        ) from error
 
 
 def find_pair(file: h5py.File, name0: str, name1: str) -> tuple[str, bool] | None:
@@ -222,28 +241,45 @@ def find_pair(file: h5py.File, name0: str, name1: str) -> tuple[str, bool] | Non
     return None
 
 
-def read_matches(file: h5py.File, name0: str, name1: str) -> tuple[np.ndarray, np.ndarray]:
+def read_matches(
+    file: h5py.File, name0: str, name1: str, num_keypoints: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the matches of a pair, stored in either direction.
+
+    Args:
+        file: a match file.
+        name0: the first image.
+        name1: the second.
+        num_keypoints: how many keypoints the two have; matches of others are refused.
 
     Returns:
         Index pairs (M, 2) int64, column 0 for `name0`, and their scores (M,) float32 (ones where
         the file has none).
 
     Raises:
-        InputError: the pair is not in the file, or was never given ``matches0``.
+        InputError: the pair is not in the file or was never given ``matches0``, the file is
+            damaged there, or a match is of a keypoint that does not exist.
     """
     found = find_pair(file, name0, name1)
     if found is None or "matches0" not in file[found[0]]:
         raise InputError(f"{file.filename} holds no matches for the pair {name0!r}, {name1!r}")
     group, is_reversed = file[found[0]], found[1]
-    matches0 = np.asarray(group["matches0"][()]).reshape(-1)
-    index0 = np.flatnonzero(matches0 != -1)
+    matches0 = _read_dataset(group, "matches0").reshape(-1)
+    index0 = np.flatnonzero(matches0 >= 0)
     matches = np.stack([index0, matches0[index0].astype(np.int64)], axis=1)
     if "matching_scores0" in group:
-        scores = np.asarray(group["matching_scores0"][()]).reshape(-1)[index0]
+        scores = _read_dataset(group, "matching_scores0").reshape(-1)[index0]
     else:
         scores = np.ones(len(index0))
-    return (matches[:, ::-1] if is_reversed else matches), scores.astype(np.float32)
+    matches = matches[:, ::-1] if is_reversed else matches
+    if num_keypoints is not None and len(matches):
+        for name, count, index in zip((name0, name1), num_keypoints, matches.max(0), strict=True):
+            if index >= count:
+                raise InputError(
+                    f"{file.filename}: the matches of {name0!r}, {name1!r} refer to keypoint "
+                    f"{index} of {name!r}, which has {count}: they are of other features"
+                )
+    return matches, scores.astype(np.float32)
 
 
 def read_correspondences(
