@@ -28,7 +28,7 @@ import pycolmap
 from tqdm import tqdm
 
 from .errors import InputError
-from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
+from .storage import Pair, open_h5, read_keypoints, read_matches, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class LocalizationOptions:
     """How poses are estimated.
 
     Attributes:
-        max_error: largest reprojection error of an inlier, in pixels.
+        max_error: largest reprojection error of an inlier, in pixels, above 0.
         confident_inliers: a pose with fewer inliers is of low confidence.
         confident_ratio: so is one that a smaller share of the matches supports.
         covisibility_clustering: estimate a pose from each group of retrieved photos that share 3D
@@ -70,6 +70,10 @@ class LocalizationOptions:
     confident_ratio: float = 0.1
     covisibility_clustering: bool = False
     estimate_focal_length: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.max_error > 0:
+            raise InputError(f"the largest error of an inlier must be positive: {self.max_error}")
 
 
 @dataclass
@@ -178,9 +182,10 @@ def localize_queries(
                     len(names),
                 )
             try:
-                yield _localize(query, known, lookup, features, matches, options)
+                result = _localize(query, known, lookup, features, matches, options)
             except InputError as error:
-                yield failed_query(query, str(error), known, lookup.pose)
+                result = failed_query(query, str(error), known, lookup.pose)
+            yield result
 
 
 def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
@@ -228,11 +233,17 @@ def _localize(
         clusters = covisibility_clusters({name: lookup.point_ids(name) for name in names})
     keypoints = read_keypoints(features, query.name)
     best: LocalizedQuery | None = None
+    faults: list[str] = []
     for cluster in clusters:
-        tables = [
-            (_matches_or_none(matches, query.name, name), lookup.point_ids(name))
-            for name in cluster
-        ]
+        tables = []
+        for name in cluster:
+            ids = lookup.point_ids(name)
+            try:
+                counts = (len(keypoints), len(ids))
+                tables.append((read_matches(matches, query.name, name, counts)[0], ids))
+            except InputError as error:
+                logger.warning("%s", error)
+                faults.append(str(error))
         index, point_ids, num_matches = collect_matches(tables)
         points = [lookup.model.points3D[int(point_id)].xyz for point_id in point_ids]
         points3D = np.array(points, dtype=np.float64).reshape(-1, 3)
@@ -244,16 +255,9 @@ def _localize(
             best = found
     assert best is not None
     if best.cam_from_world is None:
-        return failed_query(query, best.reason, names, lookup.pose, best.num_matches)
+        reason = "; ".join([best.reason, *faults[:1]])
+        return failed_query(query, reason, names, lookup.pose, best.num_matches)
     return best
-
-
-def _matches_or_none(file: h5py.File, query: str, name: str) -> np.ndarray:
-    """Index pairs (M, 2); a pair that is missing has none, and is named in the log."""
-    if find_pair(file, query, name) is None:
-        logger.warning("%s: no matches with %s in %s", query, name, file.filename)
-        return np.zeros((0, 2), dtype=np.int64)
-    return read_matches(file, query, name)[0]
 
 
 def collect_matches(
@@ -271,11 +275,6 @@ def collect_matches(
     """
     rows = [np.zeros((0, 2), dtype=np.int64)]
     for matches, point3D_ids in tables:
-        if len(matches) and matches[:, 1].max() >= len(point3D_ids):
-            raise InputError(
-                f"matches refer to keypoint {matches[:, 1].max()} of a photo of the map that has "
-                f"{len(point3D_ids)}: they were made with other features than the map"
-            )
         point_ids = point3D_ids[matches[:, 1]]
         row = np.stack([matches[:, 0], point_ids], axis=1)
         rows.append(row[point_ids != -1])
@@ -352,9 +351,13 @@ def estimate_pose(
     refinement = pycolmap.AbsolutePoseRefinementOptions()
     if options.estimate_focal_length:
         estimation.estimate_focal_length = refinement.refine_focal_length = True
-    found = pycolmap.estimate_and_refine_absolute_pose(
-        keypoints, points3D, camera, estimation, refinement, return_covariance=True
-    )
+    try:
+        found = pycolmap.estimate_and_refine_absolute_pose(
+            keypoints, points3D, camera, estimation, refinement, return_covariance=True
+        )
+    except (ValueError, RuntimeError) as error:
+        result.reason = f"its camera cannot be used: {_one_line(error)}"
+        return result
     if found is None:
         result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
         return result
@@ -368,6 +371,10 @@ def estimate_pose(
     )
     result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
     return result
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 def failed_query(
@@ -433,6 +440,8 @@ def add_to_model(
 def read_queries(pattern: str | Path, *, skip_bad_lines: bool = False) -> list[Query]:
     """Read query lists: lines of ``name MODEL width height params...``.
 
+    A photo that is listed again is left out, with a warning: a submission has one line for each.
+
     Args:
         pattern: a file, or a pattern of files like ``queries/*_with_intrinsics.txt``.
         skip_bad_lines: say in the log what is wrong with a line, and go on.
@@ -440,20 +449,24 @@ def read_queries(pattern: str | Path, *, skip_bad_lines: bool = False) -> list[Q
     Raises:
         InputError: no such file, or a wrong line, which is named.
     """
-    queries = []
+    queries: dict[str, Query] = {}
     for path in _matching_files(pattern):
         for number, words in _lines(path):
             try:
-                queries.append(_parse_query(words))
+                query = _parse_query(words)
             except (ValueError, IndexError, RuntimeError) as error:
                 message = (
                     f"{path}, line {number}: expected 'name MODEL width height params...', found "
-                    f"{' '.join(words)!r} ({' '.join(str(error).split())[:100]})"
+                    f"{' '.join(words)!r} ({_one_line(error)})"
                 )
                 if not skip_bad_lines:
                     raise InputError(message) from error
                 logger.warning("%s: this photo is left out", message)
-    return queries
+                continue
+            if query.name in queries:
+                logger.warning("%s, line %d: %s is listed before", path, number, query.name)
+            queries.setdefault(query.name, query)
+    return list(queries.values())
 
 
 def read_image_names(pattern: str | Path) -> list[str]:
@@ -472,21 +485,30 @@ def _matching_files(pattern: str | Path) -> list[Path]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    """Number and words of each line that is neither blank nor a comment."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark in front
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.split()
 
 
 def _parse_query(words: Sequence[str]) -> Query:
-    name, model = words[0], words[1]
-    if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
+    known = set(pycolmap.CameraModelId.__members__) - {"INVALID"}
+    # A name may contain spaces: it ends where the camera model begins.
+    at = next((index for index, word in enumerate(words) if index and word in known), 1)
+    name, model = " ".join(words[:at]), words[at]
+    if model not in known:
         raise ValueError(f"unknown camera model {model}")
-    width, height = int(words[2]), int(words[3])
-    params = [float(word) for word in words[4:]]
+    width, height = int(words[at + 1]), int(words[at + 2])
+    params = [float(word) for word in words[at + 3 :]]
     camera = pycolmap.Camera.create_from_model_name(1, model, 1.0, width, height)
     if len(params) != len(camera.params):
         raise ValueError(f"{model} takes {camera.params_info}")
-    if width < 1 or height < 1 or not np.isfinite(params).all() or params[0] <= 0:
+    focal_lengths = [params[index] for index in camera.focal_length_idxs()]
+    if min(width, height, *focal_lengths) <= 0 or not np.isfinite(params).all():
         raise ValueError("sizes and focal length must be positive")
     camera.params = params
     return Query(name, camera)
@@ -527,13 +549,18 @@ def write_results(
         The path of the log.
     """
     lines = []
+    names: Counter[str] = Counter()
     for result in results:
         if result.cam_from_world is None:
             continue
         parts = result.name.split("/")
         name = "/".join(parts[-2:]) if prepend_camera_name else parts[-1]
+        names[name] += 1
         numbers = [*_quaternion(result.cam_from_world), *result.cam_from_world.translation]
         lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]))
+    for name, count in names.items():
+        if count > 1:
+            logger.warning("%s: %d photos are called %s there", path, count, name)
     write_text(path, "\n".join(lines) + "\n" if lines else "")
     log_path = path.with_name(path.stem + "_log.jsonl")
     write_text(log_path, "".join(json.dumps(result.to_json()) + "\n" for result in results))
@@ -551,13 +578,14 @@ def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
     poses = {}
     for number, words in _lines(path):
         try:
-            values = [float(word) for word in words[1:]]
+            values = np.array([float(word) for word in words[-7:]])
         except ValueError:
-            values = []
-        if len(values) != 7:
+            values = np.zeros(0)
+        if len(words) < 8 or not np.isfinite(values).all() or not values[:4].any():
             raise InputError(f"{path}, line {number}: expected 'name qw qx qy qz tx ty tz'")
-        rotation = pycolmap.Rotation3d(np.array([*values[1:4], values[0]]))
-        poses[words[0]] = pycolmap.Rigid3d(rotation, np.array(values[4:]))
+        rotation = pycolmap.Rotation3d(np.roll(values[:4], -1))
+        rotation.normalize()  # the file's digits are rounded
+        poses[" ".join(words[:-7])] = pycolmap.Rigid3d(rotation, values[4:])
     return poses
 
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from .errors import InputError
 from .storage import StagedFile, fingerprint, open_h5, read_group
 
 NUM_VISUAL_WORDS = 64
@@ -42,9 +43,14 @@ def extract_vlad(
 
     Returns:
         The names whose descriptors were computed now.
+
+    Raises:
+        InputError: a photo has no features, or there is none to learn the vocabulary from.
     """
     staged = StagedFile(descriptor_path)
     vocabulary_names = names if vocabulary_names is None else vocabulary_names
+    if names and not vocabulary_names:
+        raise InputError("there is no photo to learn the vocabulary of the retrieval from")
     learned_from = sorted((name, image_fingerprints[name]) for name in vocabulary_names)
     source = fingerprint("vlad", NUM_VISUAL_WORDS, learned_from)
     wanted = {name: fingerprint(source, image_fingerprints[name]) for name in names}
@@ -113,19 +119,20 @@ def most_similar(
     A photo is never its own neighbour, nor is one whose dot product is below `min_similarity`; ties
     are broken by the order of `database`. The database's descriptors are in `database_path` if it
     is given, else with the others in `descriptor_path`.
+
+    Raises:
+        InputError: a photo has no global descriptor, or one of another length.
     """
-
-    def load(file: h5py.File, names: Sequence[str]) -> np.ndarray:
-        rows = [read_group(file, name)["global_descriptor"] for name in names]
-        return np.stack(rows).astype(np.float32)
-
+    if not len(database):
+        return {name: [] for name in queries}
     with open_h5(database_path or descriptor_path) as file:
-        database_matrix = load(file, database)
+        database_matrix = _global_descriptors(file, database)
     with open_h5(descriptor_path) as file:
         neighbours = {}
         for start in range(0, len(queries), 256):
             block = queries[start : start + 256]
-            similarities = load(file, block) @ database_matrix.T
+            descriptors = _global_descriptors(file, block, database_matrix.shape[1])
+            similarities = descriptors @ database_matrix.T
             order = np.argsort(-similarities, axis=1, kind="stable")
             for name, row, similarity in zip(block, order, similarities, strict=True):
                 ranked = row[: num_matched + 1]
@@ -133,3 +140,22 @@ def most_similar(
                 others = [database[index] for index in similar if database[index] != name]
                 neighbours[name] = others[:num_matched]
     return neighbours
+
+
+def _global_descriptors(
+    file: h5py.File, names: Sequence[str], length: int | None = None
+) -> np.ndarray:
+    """Global descriptors (N, D) float32; D is `length`, or that of the first."""
+    rows = []
+    for name in names:
+        group = read_group(file, name)
+        if "global_descriptor" not in group:
+            raise InputError(f"{file.filename} holds no global descriptor of {name!r}")
+        rows.append(group["global_descriptor"].reshape(-1))
+        length = length or len(rows[0])
+        if len(rows[-1]) != length:
+            raise InputError(
+                f"{file.filename}: the global descriptor of {name!r} has {len(rows[-1])} numbers, "
+                f"others have {length}: they are of different networks"
+            )
+    return np.stack(rows).astype(np.float32)

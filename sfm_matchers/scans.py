@@ -26,7 +26,7 @@ from .localization import (
     failed_query,
     group_by_query,
 )
-from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches
+from .storage import Pair, open_h5, read_keypoints, read_matches
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def localize_in_scans(
 ) -> Iterator[LocalizedQuery]:
     """Localize queries one after the other.
 
-    Whatever is wrong with one query or one scan is said, and the rest goes on. There is no pose
+    Whatever is wrong with one query, pair or scan is said, and the rest goes on. There is no pose
     that could stand in: a query is localized, of low confidence, or failed.
 
     Args:
@@ -80,9 +80,10 @@ def localize_in_scans(
         for query in tqdm(list(queries), desc="Localizing", unit="photo"):
             names = retrieved.get(query.name, [])
             try:
-                yield _localize(query, names, scans, features, matches, options)
+                result = _localize(query, names, scans, features, matches, options)
             except InputError as error:
-                yield failed_query(query, str(error), names, None)
+                result = failed_query(query, str(error), names, None)
+            yield result
 
 
 def _localize(
@@ -97,18 +98,18 @@ def _localize(
         return failed_query(query, "no photo of the data base was retrieved for it", names, None)
     keypoints = read_keypoints(features, query.name)
     all_keypoints, all_points = [np.zeros((0, 2), np.float32)], [np.zeros((0, 3))]
-    used = []
+    used, faults = [], []
     for name in names:
-        if find_pair(matches, query.name, name) is None:
-            logger.warning("%s: no matches with %s", query.name, name)
-            continue
-        pairs, _ = read_matches(matches, query.name, name)
-        if len(pairs) < max(1, options.skip_matches):
-            continue
         try:
-            points, valid = scans.points(name, read_keypoints(features, name)[pairs[:, 1]])
+            map_keypoints = read_keypoints(features, name)
+            counts = (len(keypoints), len(map_keypoints))
+            pairs, _ = read_matches(matches, query.name, name, counts)
+            if len(pairs) < max(1, options.skip_matches):
+                continue
+            points, valid = scans.points(name, map_keypoints[pairs[:, 1]])
         except InputError as error:
             logger.warning("%s: %s", query.name, error)
+            faults.append(str(error))
             continue
         all_keypoints.append(keypoints[pairs[valid, 0]])
         all_points.append(points[valid])
@@ -122,7 +123,8 @@ def _localize(
         options.localization,
     )
     if found.cam_from_world is None:
-        return failed_query(query, found.reason, names, None, len(points))
+        reason = "; ".join([found.reason, *faults[:1]])
+        return failed_query(query, reason, names, None, len(points))
     return replace(found, database_names=used)
 
 
@@ -184,16 +186,22 @@ def read_scan(path: Path) -> np.ndarray:
     """
     if not path.is_file():
         raise InputError(f"{path} is missing")
-    if h5py.is_hdf5(path):
-        with open_h5(path) as file:
-            if POINTS_VARIABLE not in file:
-                raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
-            points = np.asarray(file[POINTS_VARIABLE][()]).T  # MATLAB stores columns first
-    else:
-        points = _read_old_mat(path)
-    if points.ndim != 3 or points.shape[2] != 3 or not np.issubdtype(points.dtype, np.number):
+    points = _read_new_mat(path) if h5py.is_hdf5(path) else _read_old_mat(path)
+    is_real = points.dtype.kind in "iuf"
+    if points.ndim != 3 or points.shape[2] != 3 or not points.size or not is_real:
         raise InputError(f"{path}: {POINTS_VARIABLE} is not an array of H x W x 3 numbers")
     return points.astype(np.float64)
+
+
+def _read_new_mat(path: Path) -> np.ndarray:
+    with open_h5(path) as file:
+        variable = file.get(POINTS_VARIABLE)
+        if not isinstance(variable, h5py.Dataset):
+            raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
+        try:
+            return np.asarray(variable[()]).T  # MATLAB stores columns first
+        except OSError as error:
+            raise InputError(f"{path} is damaged") from error
 
 
 def _read_old_mat(path: Path) -> np.ndarray:
@@ -219,21 +227,23 @@ def interpolate_scan(scan: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarra
     A keypoint outside the image takes the value at the border.
 
     Args:
-        scan: (H, W, 3), NaN where nothing was measured.
+        scan: (H, W, 3), not finite where nothing was measured.
         keypoints: (N, 2) x and y, (0, 0) being the centre of the top-left pixel.
 
     Returns:
         Points (N, 3), and (N,) bool where they are known.
     """
     height, width = scan.shape[:2]
-    x = np.clip(np.asarray(keypoints[:, 0], dtype=np.float64), 0, width - 1)
-    y = np.clip(np.asarray(keypoints[:, 1], dtype=np.float64), 0, height - 1)
+    is_somewhere = np.isfinite(keypoints).all(1)
+    x, y = np.where(is_somewhere[:, None], keypoints, 0).astype(np.float64).T
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     left, top = np.floor(x).astype(int), np.floor(y).astype(int)
     right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
     share_x, share_y = (x - left)[:, None], (y - top)[:, None]
-    upper = (1 - share_x) * scan[top, left] + share_x * scan[top, right]
-    lower = (1 - share_x) * scan[bottom, left] + share_x * scan[bottom, right]
-    points = (1 - share_y) * upper + share_y * lower
+    with np.errstate(invalid="ignore"):  # infinity counts as a hole too
+        upper = (1 - share_x) * scan[top, left] + share_x * scan[top, right]
+        lower = (1 - share_x) * scan[bottom, left] + share_x * scan[bottom, right]
+        points = (1 - share_y) * upper + share_y * lower
     nearest = scan[np.rint(y).astype(int), np.rint(x).astype(int)]
-    points = np.where(np.isnan(points).any(1, keepdims=True), nearest, points)
-    return points, ~np.isnan(points).any(1)
+    points = np.where(np.isfinite(points).all(1, keepdims=True), points, nearest)
+    return points, np.isfinite(points).all(1) & is_somewhere

@@ -49,8 +49,8 @@ def triangulate(
 ) -> pycolmap.Reconstruction:
     """Triangulate matches into the poses of a model.
 
-    `model_dir` gets ``database.db`` and the COLMAP model; the model's files appear only when they
-    are complete.
+    `model_dir` gets ``database.db`` and the COLMAP model; what lies there is replaced only when
+    there are points.
 
     Args:
         reference: its images with poses and cameras; its points are not used.
@@ -68,15 +68,19 @@ def triangulate(
         The model with its points.
 
     Raises:
-        InputError: a file lacks an image or a pair, or no point came out.
+        InputError: an image of the model has no pose, a file lacks a pair or does not belong to
+            the others, or no point came out.
     """
     if verification not in get_args(Verification):
         known = ", ".join(get_args(Verification))
         raise InputError(f"verification={verification!r}: expected one of {known}")
-    model_dir.mkdir(parents=True, exist_ok=True)
-    database_path = model_dir / "database.db"
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        Path(f"{database_path}{suffix}").unlink(missing_ok=True)
+    unposed = [image.name for image in reference.images.values() if not image.has_pose]
+    if unposed:
+        raise InputError(f"the model has no pose of {unposed[0]}: leave it out of the model")
+    temporary = model_dir / "triangulation.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    database_path = temporary / "database.db"
     create_database_of_model(reference, database_path)
     import_features(database_path, feature_path)
     num_matched = import_matches(database_path, pairs, match_path, min_match_score)
@@ -86,12 +90,16 @@ def triangulate(
         accept_matches(database_path)
     else:
         _check_against_poses(reference, database_path, feature_path)
-    model = _triangulate_points(reference, database_path, image_dir, model_dir)
+    model = _triangulate_points(reference, database_path, image_dir, temporary)
     if not model.num_points3D():
+        shutil.rmtree(temporary)
         raise InputError(
             f"no 3D point came out of {num_matched} matched pairs: check that {feature_path} and "
             f"{match_path} belong to the photos of the model, and that its poses are right"
         )
+    for file in sorted(temporary.iterdir()):
+        os.replace(file, model_dir / file.name)
+    temporary.rmdir()
     return model
 
 
@@ -126,13 +134,11 @@ def _check_against_poses(
             for name, image_id in read_image_ids(database).items()
             if name in features and "keypoints" in features[name]
         }
-        pair_ids, all_matches = database.read_all_matches()
-        matched = zip(pair_ids, all_matches, strict=True)
-        for pair_id, matches in tqdm(
-            matched, total=len(pair_ids), desc="Checking matches", unit="pair", leave=False
-        ):
+        pair_ids, _ = database.read_num_matches()
+        for pair_id in tqdm(pair_ids, desc="Checking matches", unit="pair", leave=False):
             id0, id1 = pycolmap.pair_id_to_image_pair(pair_id)
             image0, image1 = model.images[id0], model.images[id1]
+            matches = database.read_matches(id0, id1)
             num_matches += len(matches)
             points = [
                 database.read_keypoints(image_id)[matches[:, side], :2]
@@ -173,7 +179,8 @@ def epipolar_errors(
         rays1: (N, 2) of image 1.
 
     Returns:
-        Two arrays (N,), in the units of the rays.
+        Two arrays (N,), in the units of the rays; NaN where there is no epipolar line, which is
+        everywhere if both photos were taken from one place.
     """
     homogeneous0, homogeneous1 = (
         np.concatenate([rays, np.ones((len(rays), 1))], axis=1) for rays in (rays0, rays1)
@@ -183,32 +190,26 @@ def epipolar_errors(
     essential = cross @ cam1_from_cam0.rotation.matrix()
     lines1, lines0 = homogeneous0 @ essential.T, homogeneous1 @ essential
     residuals = np.abs(np.sum(homogeneous1 * lines1, axis=1))
-    return (
-        residuals / np.linalg.norm(lines0[:, :2], axis=1),
-        residuals / np.linalg.norm(lines1[:, :2], axis=1),
-    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (
+            residuals / np.linalg.norm(lines0[:, :2], axis=1),
+            residuals / np.linalg.norm(lines1[:, :2], axis=1),
+        )
 
 
 def _triangulate_points(
     reference: pycolmap.Reconstruction, database_path: Path, image_dir: Path, model_dir: Path
 ) -> pycolmap.Reconstruction:
-    temporary = model_dir / "triangulation.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = 0
     options.num_threads = 1  # the same model every time
     pycolmap.set_random_seed(0)
     with quiet_colmap():
-        model = pycolmap.triangulate_points(
+        return pycolmap.triangulate_points(
             pycolmap.Reconstruction(reference),
             database_path,
             image_dir,
-            temporary,
+            model_dir,
             clear_points=True,
             options=options,
         )
-    for file in sorted(temporary.iterdir()):
-        os.replace(file, model_dir / file.name)
-    temporary.rmdir()
-    return model

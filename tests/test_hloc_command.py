@@ -84,7 +84,11 @@ def test_help_lists_the_confs_and_imports_nothing_heavy() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name in ("superpoint+mambaglue", "jamma", "eloftr_aachen", "sift-n2048"):
         assert f"  {name} " in run.stdout
-    assert "Magic Leap, non-commercial" in run.stdout
+    for line in (
+        "superpoint, images; weights: official (Magic Leap, non-commercial)",
+        "detector-free, images; weights: bundled (Apache-2.0), official (MIT)",
+    ):
+        assert line in run.stdout
     assert run.stdout.strip().endswith("[]")
 
 
@@ -126,6 +130,44 @@ def test_triangulation_gives_points_of_the_true_scale(
         i.name: i.image_id for i in truth.images.values()
     }
     assert model.compute_mean_reprojection_error() < 1.0
+
+
+def test_overwriting_matches_again(matched: Path, tmp_path: Path) -> None:
+    """Other tools' entries are kept without it: they do not say what they were made from."""
+    pairs = read_pairs(matched / "pairs.txt")[:2]
+    write_pairs(tmp_path / "pairs.txt", pairs)
+    group = "/".join(name.replace("/", "-") for name in pairs[0])
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file[f"{group}/matches0"] = np.zeros(1, np.int16)
+    arguments = ["--pairs", tmp_path / "pairs.txt", "--features", matched / f"{SIFT}.h5"]
+    arguments += ["--conf", "sift", "--matches", tmp_path / "m.h5"]
+    for option, expected in ((), 1), (("--overwrite",), None):
+        assert hloc("match_features", *arguments, *option) == 0
+        with h5py.File(tmp_path / "m.h5") as file, h5py.File(matched / f"{MATCHES}.h5") as whole:
+            assert len(list_groups(tmp_path / "m.h5")) == 2
+            count = len(whole[group]["matches0"]) if expected is None else expected
+            assert len(file[group]["matches0"]) == count
+
+
+def test_options_of_the_mapper_and_of_cameras(
+    photos: Path, matched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = _triangulation(photos, matched, tmp_path / "sfm")
+    del arguments[2:4]
+    options = ["--camera-mode", "PER_FOLDER", "--image-options", "camera_model=PINHOLE"]
+    options += ["--mapper-options", "max_num_models=1", "init_min_num_inliers=30"]
+    assert hloc("reconstruction", *arguments, *options, "filter_max_reproj_error=3") == 0
+    model = pycolmap.Reconstruction(tmp_path / "sfm")
+    assert len(model.cameras) <= 2  # of the folders db and query
+    assert {camera.model.name for camera in model.cameras.values()} == {"PINHOLE"}
+    assert hloc("reconstruction", *arguments, "--mapper_options", "init_min_num_inlier=30") == 2
+    assert "did you mean 'init_min_num_inliers'" in capsys.readouterr().err
+    assert hloc("reconstruction", *arguments, "--mapper_options", "multiple_models=3") == 2
+    assert "multiple_models takes bool, found '3'" in capsys.readouterr().err
+    # No pair is good enough to begin with: the option has reached the mapper.
+    impossible = ["--mapper_options", "init_min_num_inliers=1000000"]
+    assert hloc("reconstruction", *arguments, *impossible) == 2
+    assert "no model came out" in capsys.readouterr().err
 
 
 def test_queries_are_localized(photos: Path, matched: Path, model: Path, tmp_path: Path) -> None:
@@ -183,6 +225,25 @@ def test_hlocs_files_are_read(photos: Path, matched: Path, tmp_path: Path) -> No
     write_pairs(tmp_path / "pairs.txt", pairs)
     assert hloc("triangulation", *_triangulation(photos, tmp_path, tmp_path / "sfm")) == 0
     assert pycolmap.Reconstruction(tmp_path / "sfm").num_points3D() > 100
+
+
+def test_hlocs_own_confs_need_hloc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sfm_matchers.hloc.is_installed", lambda: False)
+    monkeypatch.setattr("pipelines.hloc.is_installed", lambda: False)
+    arguments = ["--pairs", tmp_path / "pairs.txt", "--conf", "superpoint+lightglue"]
+    assert hloc("match_features", *arguments) == 2
+    assert "hloc's own confs need pip install git+https" in capsys.readouterr().err
+
+
+def test_features_by_the_name_of_a_whole_conf(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("db/0000.jpg\n")
+    arguments = ["--image_dir", photos / "images", "--export_dir", tmp_path]
+    arguments += ["--image_list", tmp_path / "names.txt"]
+    assert hloc("extract_features", *arguments, "--conf", "sift+mambaglue") == 0
+    assert list_groups(tmp_path / f"{SIFT}.h5") == ["db/0000.jpg"]
+    assert hloc("extract_features", *arguments, "--conf", "jamma") == 2
 
 
 def test_detector_free_confs_are_routed(photos: Path, tmp_path: Path) -> None:
@@ -246,16 +307,30 @@ def test_retrieval_pairs_golden(tmp_path: Path) -> None:
         hloc("pairs_from_retrieval", *arguments, "--query-prefix", "query", "--db-prefix", "db")
         == 0
     )
-    assert all(q.startswith("query/") and d.startswith("db/") for q, d in read_pairs(path))
+    pairs = read_pairs(path)
+    assert all(q.startswith("query/") and d.startswith("db/") for q, d in pairs)
+    # The same, with a file for the queries and one for the database.
+    with (
+        h5py.File(tmp_path / "global.h5") as together,
+        h5py.File(tmp_path / "query.h5", "w") as queries,
+        h5py.File(tmp_path / "db.h5", "w") as database,
+    ):
+        together.copy("query", queries)
+        together.copy("db", database)
+    arguments = ("--descriptors", tmp_path / "query.h5", "--output", path, "--num_matched", 3)
+    assert hloc("pairs_from_retrieval", *arguments, "--db-descriptors", tmp_path / "db.h5") == 0
+    assert read_pairs(path) == pairs
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["match_features", "--conf", "superglue"], "no conf 'superglue'"),
+        (["match_features", "--conf", "superglu"], "no conf 'superglu'; there are aliked+"),
+        (["match_features", "--conf", "sift", "--export_dir", "."], "run hloc extract_features"),
         (["match_features", "--conf", "jamma"], "give --image_dir"),
         (["match_features", "--conf", "sift", "--features", "nothing"], "give --export_dir"),
-        (["match_dense", "--conf", "loftr", "--image_dir", "."], "no conf 'loftr'"),
+        (["match_dense", "--conf", "loftrr", "--image_dir", "."], "no conf 'loftrr'"),
+        (["match_dense", "--conf", "sift", "--image_dir", "."], "run hloc match_features"),
     ],
 )
 def test_mistakes_are_said_in_one_line(

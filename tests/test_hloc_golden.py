@@ -92,7 +92,9 @@ def run_step(golden: Golden, step: int, folder: Path, monkeypatch: pytest.Monkey
 def test_the_photos_have_been_matched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Repeated and reversed lines, and pairs of an earlier run, are not matched again."""
     golden = load("pipeline/resume_dups.npz")
-    names = sorted({image for step in range(2) for pair in pairs_of(golden, step) for image in pair})
+    names = sorted(
+        {image for step in range(2) for pair in pairs_of(golden, step) for image in pair}
+    )
     recorded_matcher.install(monkeypatch, tmp_path, names)
     recorded_matcher.write_conf(tmp_path / "recorded.yaml")
     for step in range(2):

@@ -1,7 +1,8 @@
 """The plugin, in hloc where it is installed, else in a stand-in that enforces hloc's rules.
 
 The stand-in, `tests/standins/hloc`, loads models as hloc does: by importing
-``hloc.matchers.<name>`` and taking the one class in it that derives from hloc's `BaseModel`.
+``hloc.matchers.<name>`` and taking the one class that is defined in it and derives from hloc's
+`BaseModel`. What only hloc itself can show is in `test_hloc_real`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pycolmap
 import pytest
 import torch
 from golden_weights_eloftr import golden_state_dict
 
 from sfm_matchers import hloc as plugin
 from sfm_matchers.errors import MissingExtraError
+from sfm_matchers.hloc.two_view_geometries import complete_before
 from sfm_matchers.matchers import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
@@ -32,8 +36,9 @@ def hloc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if importlib.util.find_spec("hloc") is None:
         monkeypatch.syspath_prepend(Path(__file__).with_name("standins"))
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "hloc"]:
-        del sys.modules[name]
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "hloc" or name == "sfm_matchers.hloc.detector_free":
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,67 @@ def test_hloc_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(plugin, "is_installed", lambda: False)
     with pytest.raises(MissingExtraError, match=r"pip install git\+https"):
         plugin.register()
+
+
+def test_a_folder_called_hloc_is_not_hloc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if plugin.is_installed():
+        pytest.skip("hloc is installed, and found before a folder")
+    (tmp_path / "hloc").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not plugin.is_installed()
+    assert plugin.names_in_hloc("match_features") == []
+
+
+def test_confs_name_weights_that_there_are(hloc: None) -> None:
+    sparse, dense = plugin.sparse_confs(), plugin.dense_confs()
+    assert sparse["superpoint+mambaglue"]["model"]["weights"] == "official"
+    assert dense["eloftr"]["model"]["weights"] == "official"
+    assert dense["jamma"]["model"]["weights"] == "bundled"
+
+
+def test_names_of_hlocs_confs_are_read_from_its_source(hloc: None) -> None:
+    for module in ("extract_features", "match_features", "match_dense"):
+        expected = importlib.import_module(f"hloc.{module}").confs
+        assert plugin.names_in_hloc(module) == list(expected)
+
+
+def test_a_step_completes_the_geometries_of_its_database_first(tmp_path: Path) -> None:
+    """hloc 1.5 writes them without a kind, and pycolmap 4.2.1 leaves such out."""
+    kinds = pycolmap.TwoViewGeometryConfiguration
+    database_path = tmp_path / "database.db"
+    options = pycolmap.SyntheticDatasetOptions(num_rigs=1, num_frames_per_rig=3)
+    with pycolmap.Database.open(database_path) as database:
+        pycolmap.synthesize_dataset(options, database)
+        pair_ids, geometries = database.read_two_view_geometries()
+        for pair_id, geometry in zip(pair_ids, geometries, strict=True):
+            geometry.config = kinds.UNDEFINED
+            ids = pycolmap.pair_id_to_image_pair(pair_id)
+            database.update_two_view_geometry(*ids, geometry)
+
+    def run_step(sfm_dir: Path, database_path: Path) -> list[pycolmap.TwoViewGeometry]:
+        with pycolmap.Database.open(database_path) as database:
+            return list(database.read_two_view_geometries()[1])
+
+    module = ModuleType("hloc.step")
+    module.run_step = run_step  # type: ignore[attr-defined]
+    complete_before(module, "run_step")
+    once = module.run_step
+    complete_before(module, "run_step")
+    assert module.run_step is once
+    assert {geometry.config for geometry in run_step(tmp_path, database_path)} == {kinds.UNDEFINED}
+    completed = module.run_step(tmp_path, database_path=database_path)
+    assert {geometry.config for geometry in completed} == {kinds.CALIBRATED}
+    for before, after in zip(geometries, completed, strict=True):
+        assert len(before.inlier_matches) > 0
+        np.testing.assert_array_equal(before.inlier_matches, after.inlier_matches)
+
+
+@pytest.mark.parametrize("module", ["reconstruction", "triangulation"])
+def test_the_steps_of_hloc_that_need_it_do_so(hloc: None, module: str) -> None:
+    plugin.register()
+    step = getattr(importlib.import_module(f"hloc.{module}"), f"run_{module}")
+    assert step.completes_geometries
+    assert step.__module__ == f"hloc.{module}"
 
 
 def test_confs_are_added_once_and_overwrite_nothing(hloc: None) -> None:
