@@ -1,9 +1,8 @@
 """hloc's steps, with hloc's names and files, on this package's engine; hloc need not be installed.
 
-    hloc extract_features --image_dir photos --export_dir outputs --conf sift-n2048
-    hloc match_features --features feats-sift-n2048 --pairs pairs.txt --export_dir outputs \\
-        --conf sift+mambaglue
-    hloc match_features --image_dir photos --pairs pairs.txt --export_dir outputs --conf jamma
+    hloc extract_features --conf superpoint+mambaglue --image_dir photos --export_dir outputs
+    hloc match_features --conf superpoint+mambaglue --pairs pairs.txt --export_dir outputs
+    hloc match_features --conf jamma --image_dir photos --pairs pairs.txt --export_dir outputs
 
 Options may be written with `_` or `-`. Results lie where hloc's Python functions put them. A conf
 is one of those below, or a YAML file of the same form. Where hloc is installed, its own confs
@@ -558,7 +557,7 @@ def _add_matching_steps(step: Step) -> None:
     add = step(extract_features)
     add("--image_dir", type=Path, required=True)
     add("--export_dir", type=Path, required=True)
-    add("--conf", default="sift-n2048", help="see hloc --help (default: %(default)s)")
+    add("--conf", default="sift", help="see hloc --help (default: %(default)s)")
     add("--image_list", help="file, or pattern of files, with the names of the images to take")
     add("--feature_path", type=Path, help="write there instead")
     add("--as_half", action="store_true", help="of hloc's confs; ours keep keypoints in float32")
@@ -568,7 +567,7 @@ def _add_matching_steps(step: Step) -> None:
     add("--features", help="feature file, or its stem in the export folder (default: the conf's)")
     add("--export_dir", type=Path)
     add("--matches", type=Path, help="write there instead")
-    add("--conf", default="sift+mambaglue", help="see hloc --help (default: %(default)s)")
+    add("--conf", default="sift", help="see hloc --help (default: %(default)s)")
     add("--image_dir", type=Path, help="for detector-free confs")
     _add_matching_options(add)
 

@@ -41,7 +41,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def matched(photos: Path) -> Path:
     """Features of all photos and matches of all pairs, by the command."""
     out = photos / "out"
-    assert hloc("extract_features", "--image-dir", photos / "images", "--export-dir", out) == 0
+    folders = ("--image-dir", photos / "images", "--export-dir", out)
+    assert hloc("extract_features", *folders, "--conf", "sift-n2048") == 0
     features = out / f"{SIFT}.h5"
     pairs = out / "pairs.txt"
     assert hloc("pairs_from_exhaustive", "--output", pairs, "--features", features) == 0
@@ -230,8 +231,7 @@ def test_hlocs_files_are_read(photos: Path, matched: Path, tmp_path: Path) -> No
 def test_hlocs_own_confs_need_hloc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sfm_matchers.hloc.is_installed", lambda: False)
-    monkeypatch.setattr("pipelines.hloc.is_installed", lambda: False)
+    monkeypatch.setattr("sfm_matchers.hloc._folder", lambda: None)
     arguments = ["--pairs", tmp_path / "pairs.txt", "--conf", "superpoint+lightglue"]
     assert hloc("match_features", *arguments) == 2
     assert "hloc's own confs need pip install git+https" in capsys.readouterr().err

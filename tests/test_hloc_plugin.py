@@ -66,16 +66,19 @@ def random_weights(network: torch.nn.Module, path: Path) -> str:
 
 
 def test_hloc_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "is_installed", lambda: False)
+    monkeypatch.setattr(plugin, "_folder", lambda: None)
     with pytest.raises(MissingExtraError, match=r"pip install git\+https"):
         plugin.register()
 
 
-def test_a_folder_called_hloc_is_not_hloc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if plugin.is_installed():
-        pytest.skip("hloc is installed, and found before a folder")
-    (tmp_path / "hloc").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize("name", ["hloc/photos.txt", "hloc.py"])
+def test_not_all_that_is_called_hloc_is_hloc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert importlib.util.find_spec("hloc") is not None
     assert not plugin.is_installed()
     assert plugin.names_in_hloc("match_features") == []
 
@@ -223,6 +226,9 @@ def test_mambaglue_keeps_to_hlocs_inputs(hloc: None, tmp_path: Path) -> None:
     assert output["matches0"].max() < 40
     with pytest.raises(AssertionError):
         model({key: value for key, value in data.items() if key != "image_size1"})
+    blank = {key: value[..., :0] for key, value in data.items() if key.endswith("1")}
+    blank |= {"keypoints1": torch.zeros(1, 0, 2), "image_size1": data["image_size1"]}
+    assert (model({**data, **blank})["matches0"] == -1).all()
 
 
 def test_front_end_gives_hloc_what_it_gives_us(hloc: None, photos: list[np.ndarray]) -> None:

@@ -161,7 +161,7 @@ def test_hloc_reconstructs_from_our_files_and_we_from_its(
     assert pycolmap.Reconstruction(tmp_path / "from_theirs").num_reg_images() == NUM_PHOTOS + 1
 
     out = tmp_path / "ours"
-    arguments = ["--image_dir", photos / "images", "--export_dir", out]
+    arguments = ["--image_dir", photos / "images", "--export_dir", out, "--conf", "sift-n2048"]
     assert main(["extract_features", *map(str, arguments)]) == 0
     arguments = ["--pairs", pairs, "--export_dir", out, "--features", SIFT, "--conf", "sift"]
     assert main(["match_features", *map(str, arguments)]) == 0

@@ -11,12 +11,16 @@ import h5py
 import numpy as np
 import pycolmap
 import pytest
+from conftest import shared_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm_matchers.errors import InputError, MissingExtraError
+from sfm_matchers.confs import load_conf
+from sfm_matchers.errors import InputError
+from sfm_matchers.features import extract_features
 from sfm_matchers.localization import (
     LocalizationOptions,
+    LocalizedQuery,
     Query,
     Status,
     add_to_model,
@@ -24,13 +28,17 @@ from sfm_matchers.localization import (
     count_by_status,
     estimate_pose,
     localize_queries,
+    pose_errors,
     read_poses,
     read_queries,
     write_queries,
     write_results,
 )
-from sfm_matchers.scans import interpolate_scan, read_scan, read_transformation
+from sfm_matchers.matchers import load_sparse_matcher
+from sfm_matchers.matching import match_features
+from sfm_matchers.pairs import exhaustive_pairs
 from sfm_matchers.storage import names_to_pair
+from sfm_matchers.triangulation import triangulate
 
 SIZE = (640, 480)
 
@@ -125,7 +133,7 @@ def test_each_query_gets_what_its_matches_allow(
     for name, reason in {
         "wrong.jpg": "",
         "none.jpg": "0 matches with 3D points",
-        "beyond.jpg": "other features than the map",
+        "beyond.jpg": "keypoint 349 of 'db/1.jpg', which has 200",
         "absent.jpg": "no keypoints",
     }.items():
         result = results[name]
@@ -150,16 +158,165 @@ def test_a_query_without_retrieval_or_of_unknown_photos_fails(
     assert partly.status == Status.LOCALIZED  # there are no matches with db/3.jpg
 
 
+def rewrite(path: Path, key: str, data: np.ndarray) -> None:
+    with h5py.File(path, "a") as file:
+        del file[key]
+        file[key] = data
+
+
+def test_a_bad_pair_leaves_the_good_ones(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Matches of other features, on either side and stored in either direction, or unfinished."""
+    matches = files[1]
+    everything = np.arange(200, dtype=np.int32)
+    pair, turned = names_to_pair("good.jpg", "db/1.jpg"), names_to_pair("db/1.jpg", "good.jpg")
+    bad_pairs = [
+        (pair, everything + 7, "keypoint 206 of 'db/1.jpg', which has 200"),
+        (pair, np.zeros(300, np.int32), "keypoint 299 of 'good.jpg', which has 200"),
+        (turned, everything + 7, "keypoint 206 of 'good.jpg', which has 200"),
+        (turned, np.zeros(300, np.int32), "keypoint 299 of 'db/1.jpg', which has 200"),
+    ]
+    for group, matches0, message in bad_pairs:
+        with h5py.File(matches, "a") as file:
+            for name in (pair, turned):
+                if name in file:
+                    del file[name]
+            file[f"{group}/matches0"] = matches0
+        assert localize(model, files, ["good.jpg"])["good.jpg"].num_inliers == 200
+        assert message in caplog.text
+    with h5py.File(matches, "a") as file:
+        del file[f"{turned}/matches0"]  # hloc leaves this after an interruption
+    assert localize(model, files, ["good.jpg"])["good.jpg"].num_inliers == 200
+    alone = localize(model, files, ["good.jpg"], ["db/1.jpg"])["good.jpg"]
+    assert alone.status == Status.FALLBACK
+    assert "holds no matches for the pair 'good.jpg', 'db/1.jpg'" in alone.reason
+
+
+def test_matches_may_be_short_or_turned_or_negative(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path]
+) -> None:
+    _, matches = files
+    rewrite(matches, f"{names_to_pair('good.jpg', 'db/1.jpg')}/matches0", np.arange(80))
+    short = localize(model, files, ["good.jpg"], ["db/1.jpg"])["good.jpg"]
+    assert short.num_inliers == short.num_matches == 80
+    with h5py.File(matches, "a") as file:
+        del file[names_to_pair("good.jpg", "db/1.jpg")]
+        turned = np.full(200, -1, np.int16)
+        turned[100:] = np.arange(100, 200)
+        turned[0] = -7
+        file[f"{names_to_pair('db/1.jpg', 'good.jpg')}/matches0"] = turned
+    assert localize(model, files, ["good.jpg"], ["db/1.jpg"])["good.jpg"].num_inliers == 100
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "reason"),
+    [
+        (np.zeros((200, 3), np.float32), "have the shape (200, 3)"),
+        (np.full((200, 2), np.nan, np.float32), "no pose fits"),
+        (np.zeros((200, 2), np.float32), "no pose fits"),
+        (np.zeros(0, np.float32), "which has 0"),
+    ],
+)
+def test_unusable_keypoints_do_not_stop_the_rest(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path], keypoints: np.ndarray, reason: str
+) -> None:
+    rewrite(files[0], "few.jpg/keypoints", keypoints)
+    results = localize(model, files, ["few.jpg", "good.jpg"])
+    assert results["few.jpg"].status == Status.FALLBACK
+    assert reason in results["few.jpg"].reason
+    assert results["good.jpg"].status == Status.LOCALIZED
+
+
+def test_a_damaged_place_in_a_file_does_not_stop_the_rest(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path]
+) -> None:
+    features, _ = files
+    with h5py.File(features, "a") as file:
+        keypoints = file["few.jpg/keypoints"][()]
+        del file["few.jpg/keypoints"]
+        file.create_dataset("few.jpg/keypoints", data=keypoints[::-1], fletcher32=True, chunks=True)
+    content = bytearray(features.read_bytes())
+    content[content.find(keypoints[::-1].tobytes()[:64])] ^= 255
+    features.write_bytes(content)
+    results = localize(model, files, ["few.jpg", "good.jpg"])
+    assert "is damaged at /few.jpg/keypoints" in results["few.jpg"].reason
+    assert results["good.jpg"].status == Status.LOCALIZED
+
+
+@pytest.mark.parametrize("bad", [pycolmap.Camera(), camera(0.0), camera(float("nan"))])
+def test_an_unusable_camera_does_not_stop_the_rest(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path], bad: pycolmap.Camera
+) -> None:
+    queries = [Query("good.jpg", bad), Query("few.jpg", camera())]
+    pairs = [(query.name, "db/1.jpg") for query in queries]
+    first, second = localize_queries(model, queries, pairs, *files)
+    assert first.status == Status.FALLBACK
+    assert first.reason
+    assert second.status == Status.LOW_CONFIDENCE
+
+
+@pytest.mark.parametrize("max_error", [0.0, -1.0, float("nan")])
+def test_an_impossible_threshold_is_refused(max_error: float) -> None:
+    with pytest.raises(InputError, match="must be positive"):
+        LocalizationOptions(max_error=max_error)
+
+
+def test_low_confidence_is_what_the_options_say(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path]
+) -> None:
+    _, matches = files
+    rng = np.random.default_rng(0)
+    half = np.arange(200, dtype=np.int32)
+    half[:100] = rng.permutation(half[:100])
+    rewrite(matches, f"{names_to_pair('good.jpg', 'db/1.jpg')}/matches0", half)
+
+    def status(**options: float) -> Status:
+        given = LocalizationOptions(**options)
+        return localize(model, files, ["good.jpg"], ["db/1.jpg"], given)["good.jpg"].status
+
+    assert status() == Status.LOCALIZED
+    assert status(confident_inliers=100, confident_ratio=0.5) == Status.LOCALIZED
+    assert status(confident_inliers=150) == Status.LOW_CONFIDENCE
+    assert status(confident_ratio=0.75) == Status.LOW_CONFIDENCE
+
+
 def test_results_repeat(model: pycolmap.Reconstruction, files: tuple[Path, Path]) -> None:
     first, second = (localize(model, files, ["good.jpg", "wrong.jpg", "few.jpg"]) for _ in range(2))
     assert [r.to_json() for r in first.values()] == [r.to_json() for r in second.values()]
 
 
-def test_clusters_are_tried_one_by_one(
-    model: pycolmap.Reconstruction, files: tuple[Path, Path]
-) -> None:
+def test_the_cluster_with_most_inliers_wins(points: np.ndarray, tmp_path: Path) -> None:
+    """The map is two places that share nothing; the query is matched wrongly with the larger."""
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera())
+    places = [["a/1.jpg", "a/2.jpg", "a/3.jpg"], ["b/1.jpg", "b/2.jpg"]]
+    for names in places:
+        first = model.num_images() + 1
+        for index, name in enumerate(names):
+            cam_from_world = pose(0.3 * index)
+            xy = camera().img_from_cam(cam_from_world * points)
+            image = pycolmap.Image(name=name, keypoints=xy, camera_id=1, image_id=first + index)
+            model.add_image_with_trivial_frame(image, cam_from_world)
+        for index, xyz in enumerate(points):
+            elements = [pycolmap.TrackElement(first + k, index) for k in range(len(names))]
+            model.add_point3D(xyz, pycolmap.Track(elements), np.zeros(3, np.uint8))
+    rng = np.random.default_rng(0)
+    files = tmp_path / "features.h5", tmp_path / "matches.h5"
+    with h5py.File(files[0], "w") as features, h5py.File(files[1], "w") as matches:
+        features["q.jpg/keypoints"] = keypoints_of(points, 0.5)
+        for name in places[0]:
+            matches[f"{names_to_pair('q.jpg', name)}/matches0"] = rng.permutation(200)
+        for name in places[1]:
+            matches[f"{names_to_pair('q.jpg', name)}/matches0"] = np.arange(200)
+    retrieved = [*places[0], *places[1]]
     options = LocalizationOptions(covisibility_clustering=True)
-    assert localize(model, files, ["good.jpg"], options=options)["good.jpg"].num_inliers == 200
+    clustered = localize(model, files, ["q.jpg"], retrieved, options)["q.jpg"]
+    together = localize(model, files, ["q.jpg"], retrieved)["q.jpg"]
+    assert (clustered.num_inliers, clustered.num_matches) == (200, 400)  # b alone
+    assert clustered.database_names == retrieved
+    assert together.num_matches == 1000
+    assert clustered.inlier_ratio > 2 * together.inlier_ratio
 
 
 def test_the_focal_length_is_estimated(points: np.ndarray) -> None:
@@ -169,6 +326,7 @@ def test_the_focal_length_is_estimated(points: np.ndarray) -> None:
     result = estimate_pose(wrong, keypoints, points, len(points), options)
     assert result.status == Status.LOCALIZED
     assert result.camera.mean_focal_length() == pytest.approx(500, rel=1e-3)
+    assert result.covariance.shape == (6, 6)
     assert wrong.camera.mean_focal_length() == 650
 
 
@@ -205,6 +363,10 @@ def test_files_of_results_keep_statuses_apart(
         ("q.jpg FISH 640 480 1 2 3", "unknown camera model"),
         ("q.jpg PINHOLE 640 tall 500 500 320 240", "invalid literal"),
         ("q.jpg SIMPLE_PINHOLE 640 480 -5 320 240", "must be positive"),
+        ("q.jpg PINHOLE 640 480 500 -5 320 240", "must be positive"),
+        ("q.jpg SIMPLE_PINHOLE 0 480 500 320 240", "must be positive"),
+        ("q.jpg SIMPLE_PINHOLE 640 480 500 nan 240", "must be positive"),
+        ("q.jpg SIMPLE_PINHOLE 640", "expected"),
         ("q.jpg", "expected"),
     ],
 )
@@ -222,6 +384,61 @@ def test_a_wrong_line_of_queries_is_named(
     assert len(read_queries(tmp_path / "*_queries.txt", skip_bad_lines=True)) == 1
     with pytest.raises(InputError, match="no such list"):
         read_queries(tmp_path / "night_*.txt")
+
+
+def test_lists_come_back_as_they_were_written(tmp_path: Path) -> None:
+    names = ["query/a.jpg", "my photo (1).jpg", "ä b.jpg"]
+    write_queries(tmp_path / "queries.txt", [Query(name, camera(412.34567891)) for name in names])
+    found = read_queries(tmp_path / "queries.txt")
+    assert [query.name for query in found] == names
+    assert {tuple(query.camera.params) for query in found} == {(412.34567891, 320.0, 240.0)}
+    results = [LocalizedQuery(name, Status.LOCALIZED, camera(), pose(0.1)) for name in names]
+    write_results(tmp_path / "poses.txt", results)
+    poses = read_poses(tmp_path / "poses.txt")
+    assert list(poses) == ["a.jpg", *names[1:]]
+    assert poses["ä b.jpg"].translation.tolist() == [-0.1, 0, 0]
+
+
+def test_a_photo_that_is_listed_twice_is_taken_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "queries.txt"
+    write_queries(path, [Query("a.jpg", camera(500.0)), Query("a.jpg", camera(600.0))])
+    assert [query.camera.params[0] for query in read_queries(path)] == [500.0]
+    assert "line 2: a.jpg is listed before" in caplog.text
+
+
+def test_lists_from_windows_and_files_that_are_no_lists(tmp_path: Path) -> None:
+    path = tmp_path / "queries.txt"
+    path.write_bytes("\ufeffa.jpg SIMPLE_PINHOLE 640 480 500 320 240\r\n".encode())
+    assert [query.name for query in read_queries(path)] == ["a.jpg"]
+    path.write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    with pytest.raises(InputError, match="is not a text file"):
+        read_queries(path)
+
+
+def test_photos_that_share_a_name_in_the_submission_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ["day/left/1.jpg", "day/right/1.jpg"]
+    results = [LocalizedQuery(name, Status.LOCALIZED, camera(), pose(0.1)) for name in names]
+    write_results(tmp_path / "poses.txt", results, prepend_camera_name=True)
+    assert caplog.text == ""
+    assert list(read_poses(tmp_path / "poses.txt")) == ["left/1.jpg", "right/1.jpg"]
+    write_results(tmp_path / "poses.txt", results)
+    assert "2 photos are called 1.jpg there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line", ["a.jpg 1 0 0 0 1 2", "a.jpg 0 0 0 0 1 2 3", "a.jpg nan 0 0 0 1 2 3"]
+)
+def test_a_wrong_line_of_poses_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "poses.txt"
+    path.write_text(f"b.jpg 1.00001 0 0 0 1 2 3\n{line}\n")
+    with pytest.raises(InputError, match=r"poses.txt, line 2: expected 'name qw"):
+        read_poses(path)
+    path.write_text("b.jpg 1.00001 0 0 0 1 2 3\n")
+    assert read_poses(path)["b.jpg"].rotation.norm() == pytest.approx(1, abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
@@ -280,54 +497,42 @@ def test_memory_does_not_grow_with_the_queries(
     assert late < 1.5 * early + 100_000
 
 
-def test_scans_of_both_versions_and_bad_ones(tmp_path: Path) -> None:
-    savemat = pytest.importorskip("scipy.io", reason="needs the extra inloc").savemat
-    points = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
-    points[1, 2] = np.nan
-    savemat(tmp_path / "old.mat", {"XYZcut": points})
-    with h5py.File(tmp_path / "new.mat", "w") as file:
-        file["XYZcut"] = points.T
-    for name in ("old.mat", "new.mat"):
-        scan = read_scan(tmp_path / name)
-        assert scan.dtype == np.float64
-        np.testing.assert_array_equal(scan, points.astype(np.float64))
-    (tmp_path / "damaged.mat").write_bytes((tmp_path / "old.mat").read_bytes()[:200])
-    savemat(tmp_path / "other.mat", {"depth": points})
-    savemat(tmp_path / "flat.mat", {"XYZcut": points[..., 0]})
-    for name in ("damaged.mat", "other.mat", "flat.mat", "missing.mat"):
-        with pytest.raises(InputError, match=name):
-            read_scan(tmp_path / name)
-
-
-def test_points_beyond_the_border_of_a_scan_take_its_values() -> None:
-    scan = np.arange(4 * 5 * 3, dtype=float).reshape(4, 5, 3)
-    outside = np.array([[-0.5, -0.5], [4.4, 3.5], [9, 1]])
-    points, valid = interpolate_scan(scan, outside)
-    assert valid.all()
-    np.testing.assert_array_equal(points, [scan[0, 0], scan[3, 4], scan[1, 4]])
-
-
-def test_a_missing_or_wrong_transformation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is missing"):
-        read_transformation(tmp_path / "DUC_trans_001.txt")
-    (tmp_path / "DUC_trans_001.txt").write_text("1 2 3\n" * 20)
-    with pytest.raises(InputError, match="4 x 4"):
-        read_transformation(tmp_path / "DUC_trans_001.txt")
-
-
-def test_old_scans_without_scipy_name_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import builtins
-
-    real_import = builtins.__import__
-
-    def without_scipy(name: str, *arguments: object, **options: object) -> object:
-        if name.startswith("scipy"):
-            raise ImportError(name)
-        return real_import(name, *arguments, **options)
-
-    (tmp_path / "old.mat").write_bytes(b"MATLAB 5.0 MAT-file" + b" " * 200)
-    monkeypatch.setattr(builtins, "__import__", without_scipy)
-    with pytest.raises(MissingExtraError, match=r"\[inloc\]"):
-        read_scan(tmp_path / "old.mat")
+def test_a_real_photo_is_localized_among_its_neighbours(tmp_path: Path) -> None:
+    """Herz-Jesu by SIFT against its measured poses: from matches to points to new poses."""
+    photos = shared_path("photos/herz_jesus_p8")
+    truth = pycolmap.Reconstruction(photos / "colmap_gt")
+    names = {image.name: image.image_id for image in truth.images.values()}
+    query, database = "0003.jpg", ["0002.jpg", "0004.jpg", "0005.jpg"]
+    reference = pycolmap.Reconstruction()
+    reference.add_camera_with_trivial_rig(truth.cameras[1])
+    for name in database:
+        image = truth.images[names[name]]
+        known = pycolmap.Image(
+            name=image.name, keypoints=np.zeros((0, 2)), camera_id=1, image_id=image.image_id
+        )
+        reference.add_image_with_trivial_frame(known, image.cam_from_world())
+    pairs, loc_pairs = exhaustive_pairs(database), [(query, name) for name in database]
+    features, matches = tmp_path / "features.h5", tmp_path / "matches.h5"
+    conf = load_conf("sift")
+    sift = {
+        "model": {"name": "sift", "max_num_features": 1500},
+        "preprocessing": {"resize_max": 800},
+    }
+    extract_features(sift, photos / "images", dict.fromkeys([query, *database], ""), features)
+    match_features(
+        conf,
+        lambda: load_sparse_matcher(conf, "bundled", "cpu"),
+        [*pairs, *loc_pairs],
+        features,
+        matches,
+    )
+    model = triangulate(reference, tmp_path / "map", photos / "images", pairs, features, matches)
+    assert model.compute_mean_reprojection_error() < 1
+    queries = [Query(query, truth.cameras[1])]
+    (result,) = localize_queries(model, queries, loc_pairs, features, matches)
+    assert result.status == Status.LOCALIZED
+    true_pose = truth.images[names[query]].cam_from_world()
+    errors = pose_errors({query: result.cam_from_world}, {query: true_pose})
+    metres, degrees = errors[query]
+    assert metres < 0.015
+    assert degrees < 0.06

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pycolmap
 import pytest
@@ -19,9 +21,9 @@ from sfm_matchers.localization import (
     read_queries,
     write_results,
 )
-from sfm_matchers.retrieval import most_similar
+from sfm_matchers.pairs import query_pairs
 from sfm_matchers.scans import interpolate_scan, read_transformation
-from sfm_matchers.storage import read_pairs
+from sfm_matchers.storage import names_to_pair, open_h5, read_matches, read_pairs
 from sfm_matchers.triangulation import epipolar_errors
 
 
@@ -74,7 +76,8 @@ def test_inloc_golden_scan_points(tmp_path: Path) -> None:
 def test_localize_golden_clusters() -> None:
     data = golden_text()["covisibility_clusters"]
     for frames, expected in data["result"].items():
-        ids = {str(frame): np.array(data["point3D_ids_per_image"][frame]) for frame in eval(frames)}
+        of_image = data["point3D_ids_per_image"]
+        ids = {str(frame): np.array(of_image[frame]) for frame in ast.literal_eval(frames)}
         found = covisibility_clusters(ids)
         assert sorted(map(len, found), reverse=True) == [len(cluster) for cluster in found]
         assert sorted(sorted(map(int, cluster)) for cluster in found) == sorted(expected)
@@ -111,12 +114,29 @@ def test_localize_golden_submission(tmp_path: Path, prepend: bool) -> None:
 
 
 def test_retrieval_golden_choice(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
     data = golden_text()["retrieval"]
-    lines = data["all_vs_all_top3_unordered_lines"]
-    names = data.get("names") or sorted({name for line in lines for name in line.split()})
-    with h5py.File(tmp_path / "global.h5", "w") as file:
+    names, path = data["names"], tmp_path / "global.h5"
+    with h5py.File(path, "w") as file:
         for name, descriptor in zip(names, data["descriptors"], strict=True):
             file[f"{name}/global_descriptor"] = np.array(descriptor)
-    found = most_similar(names, names, tmp_path / "global.h5", 3, min_similarity=0.0)
-    assert sorted(f"{q} {n}" for q, others in found.items() for n in others) == sorted(lines)
+    every = query_pairs(names, names, path, 3, min_similarity=0.0)
+    lines = sorted(f"{name} {other}" for name, other in every)
+    assert lines == sorted(data["all_vs_all_top3_unordered_lines"])
+    database = [name for name in names if name.startswith("db")]
+    for query in ("query/a.jpg", "query/b.jpg"):  # hloc does not fix the order of the queries
+        best = [f"{a} {b}" for a, b in query_pairs([query], database, path, 4, min_similarity=0.0)]
+        expected = data["query_prefix_query_db_prefix_db_top4"]
+        assert best == [line for line in expected if line.startswith(query)]
+
+
+def test_storage_golden_matches_are_read_in_both_directions(tmp_path: Path) -> None:
+    data = golden_text()["get_matches"]
+    with h5py.File(tmp_path / "matches.h5", "w") as file:
+        for key in ("matches0", "matching_scores0"):
+            file[f"{data['stored_group']}/{key}"] = np.array(data[key])
+    with open_h5(tmp_path / "matches.h5") as file:
+        for name0, name1 in (("a", "b"), ("b", "a")):
+            matches, scores = read_matches(file, name0, name1)
+            assert [matches.tolist(), scores.tolist()] == data[f"asked_{name0}_{name1}"]
+    for name0, name1, new, old in golden_text()["names_to_pair"]:
+        assert (names_to_pair(name0, name1), names_to_pair(name0, name1, "_")) == (new, old)

@@ -75,9 +75,7 @@ def test_covisible_photos_share_most_points(seen_by: list[set[int]], num_matched
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 10_000), num_matched=st.integers(0, 8), threshold=st.floats(5.0, 175.0)
-)
+@given(seed=st.integers(0, 10_000), num_matched=st.integers(0, 8), threshold=st.floats(5.0, 175.0))
 def test_photos_paired_by_pose_are_near_and_look_the_same_way(
     seed: int, num_matched: int, threshold: float
 ) -> None:

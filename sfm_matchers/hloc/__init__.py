@@ -63,9 +63,15 @@ def register() -> None:
 
 
 def is_installed() -> bool:
-    """True if hloc can be found; it is not imported. A folder that is called so does not count."""
+    """True if hloc can be found; it is not imported."""
+    return _folder() is not None
+
+
+def _folder() -> Path | None:
+    """Where hloc lies; a folder or a module that is only called so does not count."""
     found = importlib.util.find_spec("hloc")
-    return found is not None and found.origin is not None
+    is_package = found is not None and found.submodule_search_locations is not None
+    return Path(found.origin).parent if found and is_package and found.origin else None
 
 
 def names_in_hloc(module: str) -> list[str]:
@@ -73,10 +79,8 @@ def names_in_hloc(module: str) -> list[str]:
 
     They are read from its source: to import hloc takes seconds.
     """
-    found = importlib.util.find_spec("hloc")
-    if not is_installed() or found is None or found.submodule_search_locations is None:
-        return []
-    source = Path(next(iter(found.submodule_search_locations)), f"{module}.py").read_text("utf-8")
+    folder = _folder()
+    source = (folder / f"{module}.py").read_text("utf-8") if folder else ""
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
             names = [ast.literal_eval(key) for key in statement.value.keys if key is not None]
