@@ -133,9 +133,12 @@ def run(options: AachenOptions) -> AachenResult:
     localization = LocalizationOptions(max_error=options.ransac_thresh)
     results += steps.timed(
         "localization",
-        lambda: list(
-            localize_queries(model, readable, loc_pairs, feature_path, match_path, localization)
-        ),
+        lambda: [
+            result.without_matches()  # those of a thousand queries fill the memory
+            for result in localize_queries(
+                model, readable, loc_pairs, feature_path, match_path, localization
+            )
+        ],
     )
     submission = outputs / (
         f"Aachen-v{options.version}_{conf.name}_{label.removeprefix('pairs-query-')}.txt"

@@ -106,9 +106,12 @@ def run(options: InlocOptions) -> InlocResult:
     )
     results += steps.timed(
         "localization",
-        lambda: list(
-            localize_in_scans(dataset, readable, pairs, feature_path, match_path, scan_options)
-        ),
+        lambda: [
+            result.without_matches()  # those of a thousand queries fill the memory
+            for result in localize_in_scans(
+                dataset, readable, pairs, feature_path, match_path, scan_options
+            )
+        ],
     )
     submission = outputs / f"InLoc_{conf.name}_{label.removeprefix('pairs-query-')}.txt"
     log_path = write_results(submission, results)

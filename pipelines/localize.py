@@ -56,6 +56,8 @@ from sfm_matchers.storage import write_pairs
 
 logger = logging.getLogger("sfm_matchers.localize")
 
+GUESSED_FOCAL_LENGTH = 1.2  # of the longer side, COLMAP's value: where EXIF has none
+
 
 @dataclass(frozen=True)
 class LocalizeOptions:
@@ -97,14 +99,12 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     """
     outputs = Path(options.outputs)
     conf, device = load_conf(options.matcher), default_device(options.device)
+    CameraOptions(options.camera_model, options.camera_params).reader_options()
     image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, options.queries)
     reference = read_map(options.map, options.map_images, map_prefix)
     database = sorted(image.name for image in reference.images.values())
-    query_names = [
-        name
-        for name in (query_prefix + name for name in find_images(options.queries))
-        if name not in set(database)
-    ]
+    new_names = [query_prefix + name for name in find_images(options.queries)]
+    query_names = sorted(set(new_names).difference(database))
     if not query_names:
         raise InputError(f"{options.queries} holds no photo that is not in the map")
     outputs.mkdir(parents=True, exist_ok=True)
@@ -123,10 +123,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     write_pairs(outputs / f"{label}.txt", pairs)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
-    queries = [
-        Query(name, query_camera(name, image_dir, reference, options)) for name in query_names
-    ]
-    readable, results = split_readable(job, queries)
+    readable, results = split_readable(job, make_queries(job, query_names, reference, options))
     names, known = [query.name for query in readable], [n for n in database if n in photos]
     if options.loc_pairs:
         loc_pairs, label = listed_pairs(job, options.loc_pairs, names, known)
@@ -203,38 +200,62 @@ def read_map(path: Path, map_images: Path, prefix: str) -> pycolmap.Reconstructi
     return model
 
 
-def query_camera(
-    name: str, image_dir: Path, model: pycolmap.Reconstruction, options: LocalizeOptions
-) -> pycolmap.Camera:
-    """The intrinsics of a query: given, those of the map's camera of its size, or from its EXIF.
+def make_queries(
+    job: MatchingJob,
+    names: Sequence[str],
+    model: pycolmap.Reconstruction,
+    options: LocalizeOptions,
+) -> list[Query]:
+    """Queries with intrinsics: given, of the map's camera of their size, or from EXIF.
 
-    Raises:
-        InputError: the map has no camera of its size, or the given parameters do not fit.
+    Where there is none of them, the focal length is a guess, to be estimated with the pose.
     """
-    try:
-        guessed = pycolmap.infer_camera_from_image(image_dir / name)
-    except (ValueError, RuntimeError):
-        return pycolmap.Camera()  # cannot be decoded; it will be said
-    size = (guessed.width, guessed.height)
+    queries = [
+        _make_query(name, job.photos[name].size, job.image_dir, model, options)
+        if name in job.photos
+        else Query(name, pycolmap.Camera())
+        for name in names
+    ]
+    guessed = [query.name for query in queries if query.focal_length_is_guess]
+    if guessed:
+        logger.warning(
+            "%d of %d photos have no focal length in EXIF (%s%s): it is estimated with the pose",
+            len(guessed),
+            len(queries),
+            guessed[0],
+            ", ..." if len(guessed) > 1 else "",
+        )
+    return queries
+
+
+def _make_query(
+    name: str,
+    size: tuple[int, int],
+    image_dir: Path,
+    model: pycolmap.Reconstruction,
+    options: LocalizeOptions,
+) -> Query:
+    width, height = size
     if options.camera_params:
-        CameraOptions(options.camera_model, options.camera_params).reader_options()
         params = [float(value) for value in options.camera_params.split(",")]
-        return pycolmap.Camera(
-            model=options.camera_model, width=size[0], height=size[1], params=params
+        given = pycolmap.Camera(
+            model=options.camera_model, width=width, height=height, params=params
         )
-    if not options.camera_from_map:
-        return guessed
-    used = Counter(
-        image.camera_id
-        for image in model.images.values()
-        if (model.cameras[image.camera_id].width, model.cameras[image.camera_id].height) == size
-    )
-    if not used:
-        raise InputError(
-            f"{name} has {size[0]} x {size[1]} pixels and no camera of the map has: "
-            "leave --camera_from_map away, or give --camera_params"
+        return Query(name, given)
+    if options.camera_from_map:
+        cameras = (model.cameras[image.camera_id] for image in model.images.values())
+        used = Counter(
+            camera.camera_id for camera in cameras if (camera.width, camera.height) == size
         )
-    return model.cameras[used.most_common(1)[0][0]]
+        if used:
+            return Query(name, model.cameras[used.most_common(1)[0][0]])
+        logger.warning("%s: no camera of the map has %d x %d pixels", name, width, height)
+    try:
+        camera = pycolmap.infer_camera_from_image(image_dir / name)
+    except (ValueError, RuntimeError):  # COLMAP reads fewer formats
+        guess = GUESSED_FOCAL_LENGTH * max(size)
+        camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", guess, width, height)
+    return Query(name, camera, focal_length_is_guess=not camera.has_prior_focal_length)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -271,7 +292,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--camera_from_map",
         action="store_true",
-        help="queries have the camera of the map of their size (default: from EXIF)",
+        help="queries have the camera of the map of their size (default: the focal length is "
+        "from EXIF, or estimated with the pose)",
     )
     add(
         "--camera_params",
@@ -286,7 +308,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--estimate_focal_length",
         action="store_true",
-        help="refine the focal length of each query with its pose",
+        help="estimate the focal length of every query with its pose",
     )
     add(
         "--ransac_thresh",

@@ -311,15 +311,23 @@ def triangulated_map(
     Returns:
         The model, which lies in ``map-<conf>`` of the outputs, and its feature file.
     """
-    known = [pair for pair in pairs if all(name in job.photos for name in pair)]
+    usable = _photos_of_map(job, reference)
+    known = [pair for pair in pairs if usable.issuperset(pair)]
     if not known:
-        raise InputError("no two photos of the map can be matched: its photos are missing")
+        raise InputError(
+            "no two photos of the map can be matched: they are missing, are not those its model "
+            "was made of, or have nothing in common there; the messages above tell"
+        )
     feature_path, match_path = job.match(known, label)
     model_dir = job.outputs / f"map-{job.conf.name}"
-    poses = {image.name: image.cam_from_world().matrix() for image in reference.images.values()}
-    source = fingerprint(
-        known, file_fingerprint(feature_path), file_fingerprint(match_path), sorted(poses.items())
-    )
+    # The matches carry the fingerprints of their features. The file of features may have those of
+    # queries too, which do not matter here.
+    views = [
+        (image.name, image.cam_from_world().matrix().tolist(), image.camera.params.tolist())
+        for image in reference.images.values()
+        if image.has_pose
+    ]
+    source = fingerprint(known, file_fingerprint(match_path), sorted(views))
     if job.steps.is_done(model_dir.name, source) and (model_dir / "points3D.bin").exists():
         return pycolmap.Reconstruction(model_dir), feature_path
     model = job.steps.timed(
@@ -328,6 +336,29 @@ def triangulated_map(
     )
     job.steps.set_done(model_dir.name, source)
     return model, feature_path
+
+
+def _photos_of_map(job: MatchingJob, reference: pycolmap.Reconstruction) -> set[str]:
+    """Names of the map's photos that can be decoded and have the size of their camera."""
+    names = set()
+    for image in reference.images.values():
+        if image.name not in job.photos:
+            continue
+        width, height = job.photos[image.name].size
+        camera = image.camera
+        if (width, height) == (camera.width, camera.height):
+            names.add(image.name)
+        else:
+            logger.warning(
+                "left out: %s has %d x %d pixels, its camera in the map %d x %d: give the photos "
+                "that the map was made of",
+                image.name,
+                width,
+                height,
+                camera.width,
+                camera.height,
+            )
+    return names
 
 
 RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
@@ -418,13 +449,22 @@ def listed_pairs(
 def split_readable(
     job: MatchingJob, queries: Sequence[Query]
 ) -> tuple[list[Query], list[LocalizedQuery]]:
-    """Queries whose photo can be decoded, and the others, failed."""
-    readable = [query for query in queries if query.name in job.photos]
-    unreadable = [
-        failed_query(query, "its photo is missing or cannot be decoded", [], None)
-        for query in queries
-        if query.name not in job.photos
-    ]
+    """Queries whose photo can be decoded and has the size of its camera; the others, failed."""
+    readable, unreadable = [], []
+    for query in queries:
+        camera_size = (query.camera.width, query.camera.height)
+        if query.name not in job.photos:
+            reason = "its photo is missing or cannot be decoded"
+        elif job.photos[query.name].size != camera_size:
+            width, height = job.photos[query.name].size
+            reason = (
+                f"its photo has {width} x {height} pixels, its intrinsics are for "
+                f"{camera_size[0]} x {camera_size[1]}"
+            )
+        else:
+            readable.append(query)
+            continue
+        unreadable.append(failed_query(query, reason, [], None))
     return readable, unreadable
 
 

@@ -17,7 +17,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,18 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Query:
-    """A photo to localize, and its camera with intrinsics in COLMAP's convention."""
+    """A photo to localize.
+
+    Attributes:
+        name: of the photo.
+        camera: with intrinsics in COLMAP's convention.
+        focal_length_is_guess: the camera's focal length is only where to start from: it is
+            estimated with the pose. A wrong one gives a wrong pose that many matches support.
+    """
 
     name: str
     camera: pycolmap.Camera
+    focal_length_is_guess: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,15 @@ class LocalizedQuery:
     def inlier_ratio(self) -> float:
         """Their share."""
         return self.num_inliers / max(1, len(self.inliers))
+
+    def without_matches(self) -> LocalizedQuery:
+        """The same without the 2D-3D matches, of which only the counts stay."""
+        return replace(
+            self,
+            keypoints=np.zeros((0, 2)),
+            points=np.zeros((0, 3)),
+            point_ids=np.zeros(0, dtype=np.int64),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What a log keeps of it."""
@@ -349,7 +366,7 @@ def estimate_pose(
     estimation.ransac.max_error = options.max_error
     estimation.ransac.random_seed = 0
     refinement = pycolmap.AbsolutePoseRefinementOptions()
-    if options.estimate_focal_length:
+    if options.estimate_focal_length or query.focal_length_is_guess:
         estimation.estimate_focal_length = refinement.refine_focal_length = True
     try:
         found = pycolmap.estimate_and_refine_absolute_pose(
@@ -409,13 +426,13 @@ def failed_query(
 def add_to_model(
     model: pycolmap.Reconstruction, results: Iterable[LocalizedQuery]
 ) -> pycolmap.Reconstruction:
-    """Return a copy of a model with the queries that have a pose of their own.
+    """Return a copy of a model with the localized queries, not those of low confidence.
 
     Each gets a camera of its own, and its inliers as observations.
     """
     extended = pycolmap.Reconstruction(model)
     for result in results:
-        if result.cam_from_world is None or result.status == Status.FALLBACK:
+        if result.status != Status.LOCALIZED or result.cam_from_world is None:
             continue
         camera_id, image_id = max(extended.cameras) + 1, max(extended.images) + 1
         camera = copy.copy(result.camera)

@@ -11,12 +11,13 @@ import numpy as np
 import pycolmap
 
 from .localization import LocalizedQuery, Status, count_by_status
-from .report import PAIR_HEIGHT, jpeg_url, read_photo, resize_to_height
+from .report import jpeg_url, read_photo, resize_to_height
 from .storage import write_text
 from .visualization import draw_matches
 
 MAX_PICTURES = 60
 MAX_LINES = 150
+FIGURE_HEIGHT = 400  # pixels: two photos side by side fill the page
 COLORS = {
     Status.LOCALIZED: "#1a7f37",
     Status.LOW_CONFIDENCE: "#9a6700",
@@ -54,6 +55,8 @@ def write_localization_report(
 <html lang="en"><meta charset="utf-8"><title>Localization</title><style>{STYLE}</style>
 <h1>Localization of {len(results)} photos</h1>
 <p>{counts}. The map has {model.num_reg_images()} photos and {model.num_points3D()} points.</p>
+<p>Inliers are matches with points of the map that support the pose; share is theirs of all matches;
+position &plusmn; is its standard deviation as the inliers suggest, in the units of the map.</p>
 <table><tr><th>photo<th>what became of it<th>inliers<th>share<th>position &plusmn;<th>focal length
 {rows}</table>
 {"".join(figures)}
@@ -88,26 +91,29 @@ def _focal_length(result: LocalizedQuery) -> str:
 
 
 def _figure(result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruction) -> str:
-    """The query beside the photo of the map that shares most inliers with it."""
+    """The query beside the photo of the map that shares most inliers, or is most similar."""
     supporter = _best_supporter(result, model)
+    if supporter is None and result.database_names:
+        supporter = model.find_image_with_name(result.database_names[0])
     if supporter is None:
         return ""
     photo0, photo1 = read_photo(image_dir / result.name), read_photo(image_dir / supporter.name)
     if photo0 is None or photo1 is None:
         return ""
     rows, points1 = _shared_points(result, supporter)
-    scales = [PAIR_HEIGHT / photo.shape[0] for photo in (photo0, photo1)]
+    scales = [FIGURE_HEIGHT / photo.shape[0] for photo in (photo0, photo1)]
     picture = draw_matches(
-        resize_to_height(photo0, PAIR_HEIGHT),
-        resize_to_height(photo1, PAIR_HEIGHT),
+        resize_to_height(photo0, FIGURE_HEIGHT),
+        resize_to_height(photo1, FIGURE_HEIGHT),
         result.keypoints[rows] * scales[0] - 0.5,
         points1 * scales[1] - 0.5,
         None,
         MAX_LINES,
     )
+    support = f"{len(rows)} of {result.num_inliers} inliers" if len(rows) else "the most similar"
     caption = (
         f"{html.escape(result.name)} ({result.status.value}) and {html.escape(supporter.name)} "
-        f"of the map: {len(rows)} of {result.num_inliers} inliers"
+        f"of the map: {support}"
     )
     return f'<figure><img src="{jpeg_url(picture)}" alt=""><figcaption>{caption}</figcaption>'
 

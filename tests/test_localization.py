@@ -127,6 +127,8 @@ def test_each_query_gets_what_its_matches_allow(
     good = results["good.jpg"]
     assert good.status == Status.LOCALIZED
     np.testing.assert_allclose(good.cam_from_world.translation, [-0.5, 0, 0], atol=1e-3)
+    # Half a pixel, where it is forgotten, turns the camera by 0.08 degrees and moves it little.
+    assert np.rad2deg(good.cam_from_world.rotation.angle()) < 0.005
     assert good.num_inliers == 200
     assert good.covariance.shape == (6, 6)
     assert results["few.jpg"].status == Status.LOW_CONFIDENCE
@@ -206,7 +208,8 @@ def test_matches_may_be_short_or_turned_or_negative(
         turned[100:] = np.arange(100, 200)
         turned[0] = -7
         file[f"{names_to_pair('db/1.jpg', 'good.jpg')}/matches0"] = turned
-    assert localize(model, files, ["good.jpg"], ["db/1.jpg"])["good.jpg"].num_inliers == 100
+    result = localize(model, files, ["good.jpg"], ["db/1.jpg"])["good.jpg"]
+    assert result.num_inliers == result.num_matches == 100
 
 
 @pytest.mark.parametrize(
@@ -281,9 +284,19 @@ def test_low_confidence_is_what_the_options_say(
     assert status(confident_ratio=0.75) == Status.LOW_CONFIDENCE
 
 
-def test_results_repeat(model: pycolmap.Reconstruction, files: tuple[Path, Path]) -> None:
-    first, second = (localize(model, files, ["good.jpg", "wrong.jpg", "few.jpg"]) for _ in range(2))
-    assert [r.to_json() for r in first.values()] == [r.to_json() for r in second.values()]
+def test_results_repeat(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path], points: np.ndarray
+) -> None:
+    """Noise as large as the threshold: another choice of samples gives another pose."""
+    rng = np.random.default_rng(2)
+    noisy = keypoints_of(points, 0.5) + rng.normal(0, 8, (200, 2))
+    rewrite(files[0], "good.jpg/keypoints", noisy.astype(np.float32))
+    half = np.where(np.arange(200) < 100, rng.permutation(200), np.arange(200))
+    rewrite(files[1], f"{names_to_pair('good.jpg', 'db/1.jpg')}/matches0", half)
+    names = ["few.jpg", "wrong.jpg", "good.jpg"]
+    runs = [localize(model, files, order) for order in (names, names, names[::-1])]
+    logs = [[run[name].to_json() for name in names] for run in runs]
+    assert logs[0] == logs[1] == logs[2]
 
 
 def test_the_cluster_with_most_inliers_wins(points: np.ndarray, tmp_path: Path) -> None:
