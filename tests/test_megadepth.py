@@ -209,7 +209,7 @@ def test_every_task_trains_on_posed_pairs(photographs: Photographs, task: str) -
         "mambaglue": MambaGlueTask(config, max_keypoints=128),
     }
     chosen = tasks[task]
-    if isinstance(chosen, JamMaTask):
+    if isinstance(chosen, JamMaTask | EfficientLoFTRTask):
         chosen.fine_share = 1.0
     network = chosen.build_network(photographs, CPU).train()
     assert photographs.posed is not None
@@ -320,7 +320,7 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     monkeypatch.setattr("sfm_matchers.training.schedule.REFERENCE_AREA", SIZE[0] * SIZE[1])
     monkeypatch.setattr("sfm_matchers.training.schedule.SMALL_SIZES", [SIZE])
     monkeypatch.setattr(
-        "sfm_matchers.training.mambaglue_task.validation_sets",
+        "sfm_matchers.training.schedule.validation_sets",
         lambda photographs, device: {"posed": [_draw(photographs.posed, 1)]},
     )
     full = [np.vstack([pose, [0, 0, 0, 1]]) for pose in poses]

@@ -93,7 +93,7 @@ def test_gray_is_that_of_opencv() -> None:
 def test_eloftr_starts_above_chance_and_overfits_a_tiny_set(photographs: Photographs) -> None:
     torch.manual_seed(0)
     task = EfficientLoFTRTask()
-    task.windows = 16
+    task.fine_share, task.windows = 1.0, 16
     network = task.build_network(photographs, CPU)
     batch = _pairs(photographs, 2, (64, 96))
     with torch.no_grad():
@@ -108,6 +108,7 @@ def test_eloftr_starts_above_chance_and_overfits_a_tiny_set(photographs: Photogr
 def test_eloftr_losses_reach_every_parameter(photographs: Photographs, progress: float) -> None:
     torch.manual_seed(0)
     task = EfficientLoFTRTask()
+    task.fine_share = 1.0
     network = task.build_network(photographs, CPU).train()
     batch = _pairs(photographs, 1, (64, 64), strength=0.2)
     loss, metrics = task.losses(network, batch, progress, torch.Generator().manual_seed(0))
@@ -194,10 +195,8 @@ def test_mambaglue_pairs_without_keypoints_have_no_part(photographs: Photographs
 
 def _tiny_task(name: str) -> TrainingTask:
     task = MambaGlueTask(TINY_MAMBAGLUE, 64) if name == "mambaglue" else TASKS[name]()
-    if isinstance(task, JamMaTask):
+    if isinstance(task, JamMaTask | EfficientLoFTRTask):
         task.fine_share, task.windows = 1.0, 16
-    elif isinstance(task, EfficientLoFTRTask):
-        task.windows = 16
     return task
 
 

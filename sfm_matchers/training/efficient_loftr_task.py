@@ -34,8 +34,8 @@ from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
     EASIEST,
     VALIDATION_SEED,
+    mean_over_validation_sets,
     sample_scheduled_pairs,
-    validation_sets,
 )
 from sfm_matchers.training.supervision import coarse_labels, dual_cross_entropy, label_accuracy
 
@@ -59,10 +59,12 @@ class EfficientLoFTRTask:
     """Efficient LoFTR: the authors' losses, after a warm-up with a plainer coarse one.
 
     At first the coarse loss is the cross-entropy over the rows and the columns of the logits, then
-    the authors' focal loss of the dual softmax. The fine stages see true pairs of cells only.
+    the authors' focal loss of the dual softmax. The fine stages see true pairs of cells only, and
+    a share of the batches: they cost two thirds of the rest and learn faster.
     """
 
     cross_entropy_until = 0.7  # of the run
+    fine_share = 0.4  # of the batches
     windows = 128  # pairs of cells per pair of images
 
     def build_network(self, photographs: Photographs, device: torch.device) -> EfficientLoFTR:
@@ -141,7 +143,8 @@ class EfficientLoFTRTask:
             "coarse_loss": coarse.detach(),
             "coarse_accuracy": label_accuracy(stage.logits, stage.labels0),
         }
-        if not len(stage.truth.ids0):
+        drawn = float(torch.rand((), generator=generator)) < self.fine_share
+        if not drawn or not len(stage.truth.ids0):
             return coarse, metrics
         fine, fine_metrics = self._fine_losses(network, stage, batch, generator)
         return coarse + fine, metrics | fine_metrics
@@ -177,15 +180,16 @@ class EfficientLoFTRTask:
         self, network: nn.Module, photographs: Photographs, device: torch.device
     ) -> dict[str, float]:
         """See `TrainingTask.validate`: shares of visible cells that find their exact partner."""
-        metrics: dict[str, float] = {}
-        for kind, batches in validation_sets(photographs, device).items():
-            values: dict[str, list[float]] = {}
-            for batch in batches:
-                generator = torch.Generator().manual_seed(VALIDATION_SEED)
-                for name, value in self.losses(network, batch, 1.0, generator)[1].items():
-                    values.setdefault(f"{kind}_{name}", []).append(float(value))
-            metrics |= {name: sum(many) / len(many) for name, many in values.items()}
-        return metrics
+        network = cast(EfficientLoFTR, network)
+
+        def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
+            stage = _run_coarse_stage(network, batch)
+            metrics = {"coarse_accuracy": label_accuracy(stage.logits, stage.labels0)}
+            if len(stage.truth.ids0):
+                metrics |= self._fine_losses(network, stage, batch, generator)[1]
+            return metrics
+
+        return mean_over_validation_sets(photographs, device, measure)
 
 
 @dataclass

@@ -24,8 +24,8 @@ from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
     EASIEST,
     VALIDATION_SEED,
+    mean_over_validation_sets,
     sample_scheduled_pairs,
-    validation_sets,
 )
 from sfm_matchers.training.supervision import (
     IGNORED,
@@ -173,19 +173,15 @@ class JamMaTask:
     ) -> dict[str, float]:
         """See `TrainingTask.validate`: shares of visible cells that find their exact partner."""
         network = cast(JamMa, network)
-        metrics: dict[str, float] = {}
-        for kind, batches in validation_sets(photographs, device).items():
-            values: dict[str, list[float]] = {}
-            for batch in batches:
-                stages = _run_coarse_stage(network, batch)
-                one = {"coarse_accuracy": label_accuracy(stages.similarity, stages.labels0)}
-                if stages.first_pair_has_labels:
-                    generator = torch.Generator().manual_seed(VALIDATION_SEED)
-                    one |= self._fine_losses(network, stages, batch, generator)[1]
-                for name, value in one.items():
-                    values.setdefault(f"{kind}_{name}", []).append(float(value))
-            metrics |= {name: sum(many) / len(many) for name, many in values.items()}
-        return metrics
+
+        def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
+            stages = _run_coarse_stage(network, batch)
+            metrics = {"coarse_accuracy": label_accuracy(stages.similarity, stages.labels0)}
+            if stages.first_pair_has_labels:
+                metrics |= self._fine_losses(network, stages, batch, generator)[1]
+            return metrics
+
+        return mean_over_validation_sets(photographs, device, measure)
 
 
 @dataclass

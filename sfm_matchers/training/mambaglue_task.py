@@ -29,8 +29,8 @@ from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
     EASIEST,
     VALIDATION_SEED,
+    mean_over_validation_sets,
     sample_scheduled_pairs,
-    validation_sets,
 )
 from sfm_matchers.training.sift_features import extract_sift
 
@@ -163,16 +163,11 @@ class MambaGlueTask:
         self, network: nn.Module, photographs: Photographs, device: torch.device
     ) -> dict[str, float]:
         """See `TrainingTask.validate`."""
-        metrics: dict[str, float] = {}
-        for kind, batches in validation_sets(photographs, device).items():
-            values: dict[str, list[float]] = {}
-            for batch in batches:
-                generator = torch.Generator().manual_seed(VALIDATION_SEED)
-                one = self.losses(network, self.with_features(batch), 1.0, generator)[1]
-                for name, value in one.items():
-                    values.setdefault(f"{kind}_{name}", []).append(float(value))
-            metrics |= {name: sum(many) / len(many) for name, many in values.items()}
-        return metrics
+
+        def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
+            return self.losses(network, self.with_features(batch), 1.0, generator)[1]
+
+        return mean_over_validation_sets(photographs, device, measure)
 
 
 def _select(features: LocalFeatures, pairs: Tensor) -> LocalFeatures:

@@ -14,7 +14,7 @@ from sfm_matchers.training.photographs import Photographs
 REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is meant
 SMALL_SIZES = [(160, 224), (224, 160), (192, 192), (160, 160)]
 LARGE_SIZES = [(240, 320), (320, 240), (256, 256), (320, 320), (288, 384), (384, 288)]
-SMALL_SIZES_UNTIL = 0.35  # of the run; small images show more photographs for the same work
+SMALL_SIZES_UNTIL = 0.6  # of the run; small images show more photographs for the same work
 EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
 HARDEST_FROM = 0.6  # of the run
 POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
@@ -74,3 +74,20 @@ def validation_sets(photographs: Photographs, device: torch.device) -> dict[str,
             for index in range(2)
         ]
     return sets
+
+
+def mean_over_validation_sets(
+    photographs: Photographs,
+    device: torch.device,
+    measure: Callable[[PairBatch, torch.Generator], dict[str, torch.Tensor]],
+) -> dict[str, float]:
+    """Average what `measure` finds over the batches of each kind: ``<kind>_<name>`` -> mean."""
+    means: dict[str, float] = {}
+    for kind, batches in validation_sets(photographs, device).items():
+        values: dict[str, list[float]] = {}
+        for batch in batches:
+            generator = torch.Generator().manual_seed(VALIDATION_SEED)
+            for name, value in measure(batch, generator).items():
+                values.setdefault(f"{kind}_{name}", []).append(float(value))
+        means |= {name: sum(many) / len(many) for name, many in values.items()}
+    return means
