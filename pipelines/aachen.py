@@ -22,8 +22,10 @@ from pipelines.steps import (
     RETRIEVALS,
     MatchingJob,
     Steps,
+    add_executor_options,
     check_photos,
     listed_pairs,
+    make_executor,
     print_localization,
     retrieve,
     run_command,
@@ -83,6 +85,8 @@ class AachenOptions:
     retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
 
 
 @dataclass
@@ -104,6 +108,7 @@ def run(options: AachenOptions) -> AachenResult:
     dataset, outputs = Path(options.dataset), Path(options.outputs)
     check_layout(dataset, options.version)
     conf, device = load_conf(options.matcher), default_device(options.device)
+    executor = make_executor(options.workers, options.ray, device)
     queries = read_queries(dataset / QUERIES, skip_bad_lines=True)
     reference = read_reference(dataset, options.version)
     outputs.mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,16 @@ def run(options: AachenOptions) -> AachenResult:
     database = sorted(image.name for image in reference.images.values())
     names = [*database, *(query.name for query in queries)]
     photos = steps.timed("photos", lambda: check_photos(image_dir, outputs, names))
-    job = MatchingJob(conf, image_dir, outputs, photos, options.weights, device, steps)
+    job = MatchingJob(
+        conf,
+        image_dir,
+        outputs,
+        photos,
+        options.weights,
+        device,
+        steps,
+        executor=executor,
+    )
 
     label = f"pairs-db-covis{options.num_covis}"
     pairs = covisibility_pairs(reference, options.num_covis)
@@ -228,6 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--weights", default=defaults.weights, help="bundled, official or a file")
     add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
+    add_executor_options(parser)
     return parser
 
 

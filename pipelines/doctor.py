@@ -37,6 +37,7 @@ EXTRAS = {
     "inloc": ("scipy", "scans of InLoc in .mat files of version 5"),
     "evaluation": ("poselib", "poses by PoseLib's LO-RANSAC in pipelines.evaluate"),
     "superpoint": ("transformers", "SuperPoint keypoints"),
+    "ray": ("ray", "matching on several machines"),
 }
 
 # The front-ends of confs that need an extra.

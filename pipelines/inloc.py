@@ -22,8 +22,10 @@ from pipelines.steps import (
     RETRIEVALS,
     MatchingJob,
     Steps,
+    add_executor_options,
     check_photos,
     listed_pairs,
+    make_executor,
     print_localization,
     retrieve,
     run_command,
@@ -60,6 +62,8 @@ class InlocOptions:
     retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
 
 
 @dataclass
@@ -80,6 +84,7 @@ def run(options: InlocOptions) -> InlocResult:
     dataset, outputs = Path(options.dataset), Path(options.outputs)
     check_layout(dataset)
     conf, device = load_conf(options.matcher), default_device(options.device)
+    executor = make_executor(options.workers, options.ray, device)
     outputs.mkdir(parents=True, exist_ok=True)
     steps = Steps(outputs / "steps.json")
     found = find_images(dataset)
@@ -88,7 +93,16 @@ def run(options: InlocOptions) -> InlocResult:
     photos = steps.timed(
         "photos", lambda: check_photos(dataset, outputs, [*database, *query_names])
     )
-    job = MatchingJob(conf, dataset, outputs, photos, options.weights, device, steps)
+    job = MatchingJob(
+        conf,
+        dataset,
+        outputs,
+        photos,
+        options.weights,
+        device,
+        steps,
+        executor=executor,
+    )
     queries = [
         Query(name, query_camera(photos[name].size if name in photos else (1, 1)))
         for name in query_names
@@ -189,6 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--weights", default=defaults.weights, help="bundled, official or a file")
     add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
+    add_executor_options(parser)
     return parser
 
 

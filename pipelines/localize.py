@@ -29,8 +29,10 @@ from pipelines.steps import (
     RETRIEVALS,
     MatchingJob,
     Steps,
+    add_executor_options,
     check_photos,
     listed_pairs,
+    make_executor,
     print_localization,
     retrieve,
     run_command,
@@ -79,6 +81,8 @@ class LocalizeOptions:
     retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
 
 
 @dataclass
@@ -99,6 +103,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     """
     outputs = Path(options.outputs)
     conf, device = load_conf(options.matcher), default_device(options.device)
+    executor = make_executor(options.workers, options.ray, device)
     CameraOptions(options.camera_model, options.camera_params).reader_options()
     image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, options.queries)
     reference = read_map(options.map, options.map_images, map_prefix)
@@ -112,7 +117,16 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     photos = steps.timed(
         "photos", lambda: check_photos(image_dir, outputs, [*database, *query_names])
     )
-    job = MatchingJob(conf, image_dir, outputs, photos, options.weights, device, steps)
+    job = MatchingJob(
+        conf,
+        image_dir,
+        outputs,
+        photos,
+        options.weights,
+        device,
+        steps,
+        executor=executor,
+    )
 
     if reference.num_points3D():
         label = f"pairs-db-covis{options.num_covis}"
@@ -324,6 +338,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--weights", default=defaults.weights, help="bundled, official or a file")
     add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
+    add_executor_options(parser)
     return parser
 
 

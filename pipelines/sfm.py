@@ -21,14 +21,22 @@ import argparse
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import pycolmap
 
-from pipelines.steps import CheckedPhoto, MatchingJob, Steps, check_photos, run_command
+from pipelines.steps import (
+    CheckedPhoto,
+    MatchingJob,
+    Steps,
+    add_executor_options,
+    check_photos,
+    make_executor,
+    run_command,
+)
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
 from sfm_matchers.confs import SparseConf, conf_names, load_conf
 from sfm_matchers.errors import InputError
@@ -39,9 +47,8 @@ from sfm_matchers.mapping import (
     reconstruct,
     verified_groups,
 )
-from sfm_matchers.matchers import (
-    default_device,
-)
+from sfm_matchers.matchers import default_device
+from sfm_matchers.matching import OneOf
 from sfm_matchers.pairs import (
     exhaustive_pairs,
     pairs_from_file,
@@ -54,6 +61,7 @@ from sfm_matchers.storage import (
     Pair,
     file_fingerprint,
     fingerprint,
+    one_at_a_time,
     unique_pairs,
     write_pairs,
 )
@@ -78,6 +86,10 @@ class SfmOptions:
     mask_dir: Path | None = None
     weights: str = "bundled"
     device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
+    shard: OneOf | None = None
+    merge: bool = False
     overwrite: bool = False
 
 
@@ -102,30 +114,14 @@ def run(options: SfmOptions) -> SfmResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
-    conf = load_conf(options.matcher)
     camera_options = CameraOptions(options.camera_model, options.camera_params)
     camera_options.reader_options()  # a wrong model is said now, not after an hour of matching
     if options.mapper not in MAPPERS:
         raise InputError(f"unknown mapper {options.mapper!r}, expected {', '.join(MAPPERS)}")
-    outputs = Path(options.outputs)
     if options.overwrite:
-        _remove_outputs(outputs)
-    outputs.mkdir(parents=True, exist_ok=True)
-    steps = Steps(outputs / "steps.json")
-
-    image_dir = Path(options.image_dir)
-    photos = steps.timed(
-        "photos", lambda: check_photos(image_dir, outputs, mask_dir=options.mask_dir)
-    )
-    if len(photos) < 2:
-        raise InputError(
-            f"{image_dir} holds {len(photos)} photo(s) that can be decoded; a model needs two "
-            "at least, of one scene"
-        )
-    device = default_device(options.device)
-    job = MatchingJob(
-        conf, image_dir, outputs, photos, options.weights, device, steps, options.mask_dir
-    )
+        _remove_outputs(Path(options.outputs))
+    job = _prepare(options)
+    outputs, steps, photos = job.outputs, job.steps, job.photos
     pairs_path, pairs = make_pairs(options, job)
     feature_path, match_path = job.match(pairs, pairs_path.stem)
 
@@ -187,6 +183,46 @@ def run(options: SfmOptions) -> SfmResult:
     return SfmResult(models, summary, report)
 
 
+def run_shard(options: SfmOptions) -> None:
+    """Match one shard of the pairs; runs for other shards may work at the same time.
+
+    What all shards need is made by the run that comes first; the others wait for it.
+
+    Raises:
+        SfmMatchersError: an option or an input cannot be used.
+    """
+    if options.overwrite:
+        raise InputError("--overwrite would delete what other shards have done")
+    Path(options.outputs).mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(options.outputs):
+        job = _prepare(options)
+        pairs_path, pairs = make_pairs(options, job)
+        if isinstance(job.conf, SparseConf):
+            job.extract(job.conf.features, {name for pair in pairs for name in pair})
+    job.match_share(pairs, pairs_path.stem)
+
+
+def _prepare(options: SfmOptions) -> MatchingJob:
+    """Check the photos and the options of the matching."""
+    outputs, image_dir = Path(options.outputs), Path(options.image_dir)
+    conf, device = load_conf(options.matcher), default_device(options.device)
+    executor = make_executor(
+        options.workers, options.ray, device, options.shard, merge=options.merge
+    )
+    outputs.mkdir(parents=True, exist_ok=True)
+    steps = Steps(outputs / "steps.json")
+    photos = steps.timed(
+        "photos", lambda: check_photos(image_dir, outputs, mask_dir=options.mask_dir)
+    )
+    if len(photos) < 2:
+        raise InputError(
+            f"{image_dir} holds {len(photos)} photo(s) that can be decoded; a model needs two "
+            "at least, of one scene"
+        )
+    weights, mask_dir = options.weights, options.mask_dir
+    return MatchingJob(conf, image_dir, outputs, photos, weights, device, steps, mask_dir, executor)
+
+
 def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]:
     """Choose the pairs of photos to match and write them to ``pairs-*.txt``."""
     names, outputs = sorted(job.photos), job.outputs
@@ -221,7 +257,7 @@ def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]
 
 def summarize(
     options: SfmOptions,
-    photos: dict[str, CheckedPhoto],
+    photos: Mapping[str, CheckedPhoto],
     pairs: list[Pair],
     camera_reason: str,
     models: list[pycolmap.Reconstruction],
@@ -364,6 +400,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="bundled, official (downloaded), or a checkpoint file (default: bundled)",
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add_executor_options(parser, shards=True)
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
     return parser
 
@@ -383,11 +420,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = SfmOptions(**vars(build_parser().parse_args(arguments)))
 
     def job() -> int:
-        result = run(options)
+        nonlocal options
+        current, options = options, replace(options, overwrite=False)  # delete once only
+        if current.shard is not None:
+            run_shard(current)
+            print(f"shard {current.shard} is done; after all others, run with --merge")
+            return 0
+        result = run(current)
         print_summary(result)
         return 0 if result.models else 1
 
-    return run_command(options.outputs, job)
+    return run_command(options.outputs, job, options.shard)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import logging
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,10 +20,15 @@ import pycolmap
 
 from sfm_matchers.cameras import read_photo_header
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
-from sfm_matchers.errors import InputError, MissingExtraError, SfmMatchersError
+from sfm_matchers.errors import (
+    InputError,
+    MissingExtraError,
+    PhotoChangedError,
+    SfmMatchersError,
+)
 from sfm_matchers.features import extract_features
 from sfm_matchers.hloc import INSTALL, is_installed
-from sfm_matchers.images import find_images, read_image, read_mask
+from sfm_matchers.images import find_images, photo_fingerprint, read_image, read_mask
 from sfm_matchers.keypoints import AggregationOptions, Existing, aggregate
 from sfm_matchers.localization import (
     LocalizedQuery,
@@ -35,7 +42,16 @@ from sfm_matchers.matchers import (
     load_sparse_matcher,
     matcher_weights_fingerprint,
 )
-from sfm_matchers.matching import match_features, match_images
+from sfm_matchers.matching import (
+    Executor,
+    InProcess,
+    NobodyElse,
+    OneOf,
+    OnRay,
+    Processes,
+    match_features,
+    match_images,
+)
 from sfm_matchers.pairs import query_pairs
 from sfm_matchers.retrieval import extract_vlad
 from sfm_matchers.storage import (
@@ -52,15 +68,29 @@ from sfm_matchers.triangulation import triangulate
 logger = logging.getLogger("sfm_matchers.pipelines")
 
 
-def run_command(outputs: Path, job: Callable[[], int]) -> int:
+IN_PROCESS = InProcess()
+MAX_BEGINNINGS = 3  # of a run whose photos change while it works
+
+
+def run_command(outputs: Path, job: Callable[[], int], share: OneOf | None = None) -> int:
     """Run a command line that writes to `outputs`, alone there.
+
+    Args:
+        outputs: the folder.
+        job: the work. It is begun again, and resumes, where photos change in the meantime.
+        share: what this run does of the matching, beside other runs.
 
     Returns:
         What `job` returns; 2 after bad input, said in one line; 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        with exclusive(outputs):
+        with exclusive(outputs, str(share).replace("/", "-of-") if share else None):
+            for _ in range(MAX_BEGINNINGS - 1):
+                try:
+                    return job()
+                except PhotoChangedError as error:
+                    logger.warning("%s. Beginning again with the photos as they are now", error)
             return job()
     except SfmMatchersError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -68,6 +98,63 @@ def run_command(outputs: Path, job: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def add_executor_options(parser: argparse.ArgumentParser, *, shards: bool = False) -> None:
+    """Add the options that say which processes match."""
+    add = parser.add_argument
+    add(
+        "--workers",
+        type=int,
+        default=None,
+        help="processes that match, each with its part of the CPU's cores or a GPU of its own; "
+        "with --ray, its workers (default: this process only; with --ray, one a core or GPU)",
+    )
+    add(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="match on a Ray cluster: its address, none for the one that runs here, or local to "
+        "start one on this machine. All machines need the photos and the outputs at one path "
+        "(needs the extra ray)",
+    )
+    if shards:
+        add(
+            "--shard",
+            type=OneOf.parse,
+            metavar="I/N",
+            help="match only the I-th of N parts, then stop: for the array jobs of a batch system",
+        )
+        add(
+            "--merge",
+            action="store_true",
+            help="go on after all shards are done; an error if pairs are missing",
+        )
+
+
+def make_executor(
+    workers: int | None,
+    ray: str | None,
+    device: str,
+    share: OneOf | None = None,
+    *,
+    merge: bool = False,
+) -> Executor:
+    """Return what the options of `add_executor_options` ask for.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    if share is not None or merge:
+        if workers is not None or ray is not None or (share is not None and merge):
+            raise InputError("--shard and --merge stand alone: no --workers, no --ray")
+        return NobodyElse() if share is None else share
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: expected 1 or more")
+    if ray is not None:
+        return OnRay(ray, workers, uses_gpu=device == "cuda")
+    return IN_PROCESS if workers is None or workers == 1 else Processes(workers)
 
 
 class CheckedPhoto(NamedTuple):
@@ -151,23 +238,22 @@ def check_photos(
         if "unreadable" in found[name]:
             logger.warning("left out: %s", found[name]["unreadable"])
     readable = [name for name in names if "size" in found[name]]
-    masks = _mask_fingerprints(mask_dir, {name: found[name]["size"] for name in readable})
+    if mask_dir is not None:
+        _check_masks(mask_dir, {name: found[name]["size"] for name in readable})
     return {
         name: CheckedPhoto(
-            tuple(found[name]["size"]), fingerprint(found[name]["content"], masks.get(name))
+            tuple(found[name]["size"]), photo_fingerprint(found[name]["content"], mask_dir, name)
         )
         for name in readable
     }
 
 
-def _mask_fingerprints(mask_dir: Path | None, sizes: dict[str, tuple[int, int]]) -> dict[str, str]:
-    if mask_dir is None:
-        return {}
+def _check_masks(mask_dir: Path, sizes: dict[str, tuple[int, int]]) -> None:
+    """Raise InputError if a mask does not fit its photo, and say how many there are."""
     if not mask_dir.is_dir():
         raise InputError(f"{mask_dir} is not a folder of masks")
     masked = [name for name in sizes if read_mask(mask_dir, name, sizes[name]) is not None]
     logger.info("%d of %d photos have a mask", len(masked), len(sizes))
-    return {name: file_fingerprint(mask_dir / f"{name}.png") for name in masked}
 
 
 @dataclass(frozen=True)
@@ -183,6 +269,7 @@ class MatchingJob:
         device: a torch device.
         steps: notes the seconds.
         mask_dir: COLMAP-style masks.
+        executor: which processes match.
     """
 
     conf: Conf
@@ -193,6 +280,7 @@ class MatchingJob:
     device: str
     steps: Steps
     mask_dir: Path | None = None
+    executor: Executor = IN_PROCESS
 
     def match(
         self,
@@ -214,7 +302,16 @@ class MatchingJob:
         """
         if isinstance(self.conf, SparseConf):
             return self._match_features(self.conf, pairs, label)
-        return self._match_images(self.conf, pairs, label, map_features, existing)
+        match_path = self._match_images(self.conf, pairs, label)
+        feature_path = self._aggregate(self.conf, pairs, label, match_path, map_features, existing)
+        return feature_path, match_path
+
+    def match_share(self, pairs: Sequence[Pair], label: str) -> None:
+        """Match what the executor does of the pairs; other runs do the rest."""
+        if isinstance(self.conf, SparseConf):
+            self._match_features(self.conf, pairs, label)
+        else:
+            self._match_images(self.conf, pairs, label)
 
     def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
         """Return the fingerprint of each of some photos."""
@@ -241,41 +338,47 @@ class MatchingJob:
             "matching",
             lambda: match_features(
                 conf,
-                lambda: load_sparse_matcher(conf, self.weights, self.device),
+                partial(load_sparse_matcher, conf, self.weights, self.device),
                 pairs,
                 feature_path,
                 match_path,
                 matcher_weights_fingerprint(conf, self.weights),
+                self.executor,
             ),
         )
         return feature_path, match_path
 
-    def _match_images(
-        self,
-        conf: DetectorFreeConf,
-        pairs: Sequence[Pair],
-        label: str,
-        map_features: Path | None,
-        existing: Existing,
-    ) -> tuple[Path, Path]:
+    def _match_images(self, conf: DetectorFreeConf, pairs: Sequence[Pair], label: str) -> Path:
+        """Return where the match file belongs; the correspondences are beside it."""
         match_path = self.outputs / f"{conf.output}_{label}.h5"
-        stem = conf.output.replace("matches-", "feats-")
-        feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
-        correspondence_path = self.outputs / match_path.name.replace("matches-", "correspondences-")
-        names = _names(pairs)
         self.steps.timed(
             "matching",
             lambda: match_images(
                 conf,
-                lambda: load_detector_free_matcher(conf, self.weights, self.device),
+                partial(load_detector_free_matcher, conf, self.weights, self.device),
                 pairs,
                 self.image_dir,
-                self.fingerprints(names),
-                correspondence_path,
+                self.fingerprints(_names(pairs)),
+                _correspondence_path(match_path),
                 self.mask_dir,
                 matcher_weights_fingerprint(conf, self.weights),
+                self.executor,
             ),
         )
+        return match_path
+
+    def _aggregate(
+        self,
+        conf: DetectorFreeConf,
+        pairs: Sequence[Pair],
+        label: str,
+        match_path: Path,
+        map_features: Path | None,
+        existing: Existing,
+    ) -> Path:
+        """Make keypoints of the correspondences; return the feature file."""
+        stem = conf.output.replace("matches-", "feats-")
+        feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
         aggregation = AggregationOptions(
             conf.max_error, conf.cell_size, None if map_features else conf.max_keypoints
         )
@@ -283,16 +386,20 @@ class MatchingJob:
             "keypoints",
             lambda: aggregate(
                 pairs,
-                correspondence_path,
+                _correspondence_path(match_path),
                 feature_path,
                 match_path,
                 aggregation,
-                {name: self.photos[name].size for name in names},
+                {name: self.photos[name].size for name in _names(pairs)},
                 fixed_features=[map_features] if map_features else [],
                 existing=existing,
             ),
         )
-        return feature_path, match_path
+        return feature_path
+
+
+def _correspondence_path(match_path: Path) -> Path:
+    return match_path.with_name(match_path.name.replace("matches-", "correspondences-"))
 
 
 def _names(pairs: Iterable[Pair]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class SfmMatchersError(Exception):
     """Base class of every error raised on purpose."""
@@ -17,3 +19,17 @@ class MissingExtraError(SfmMatchersError, ImportError):
 
 class WeightsError(SfmMatchersError, RuntimeError):
     """A checkpoint is missing, damaged, or belongs to another network."""
+
+
+class OutputError(SfmMatchersError, OSError):
+    """A result cannot be written: the disk is full, or the folder must not be written to."""
+
+
+class PhotoChangedError(InputError):
+    """Photos have vanished or changed while a run was working; all others are done."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        """Name the photos: name -> reason."""
+        first, *others = sorted(reasons)
+        more = f", and {len(others)} more" if others else ""
+        super().__init__(f"{reasons[first]}{more}; run the command again, it goes on")

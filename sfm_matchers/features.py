@@ -31,13 +31,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .confs import build
-from .errors import InputError, MissingExtraError, WeightsError
+from .errors import InputError, MissingExtraError, PhotoChangedError, WeightsError
 from .images import (
     ResizedImage,
     inside_mask,
     network_size,
-    read_image,
-    read_mask,
+    read_photo,
     resize_image,
     to_original,
 )
@@ -444,7 +443,7 @@ def extract_features(
     Args:
         conf: ``{"model": {...}, "preprocessing": {"resize_max": pixels}}``.
         image_dir: the photos.
-        image_fingerprints: image name -> fingerprint of its content (and mask).
+        image_fingerprints: image name -> `images.photo_fingerprint`.
         feature_path: the HDF5 file to make or complete.
         mask_dir: COLMAP-style masks; features on masked-out pixels are dropped.
         device: torch device.
@@ -453,7 +452,9 @@ def extract_features(
         The names whose features were computed now.
 
     Raises:
-        InputError: a photo or mask cannot be read, or the conf names an unknown option.
+        InputError: the conf names an unknown option.
+        PhotoChangedError: photos have vanished or changed since their fingerprints were taken;
+            the others are done.
         MissingExtraError, WeightsError: as `load_extractor`.
     """
     staged = StagedFile(feature_path)
@@ -461,12 +462,15 @@ def extract_features(
     missing = [name for name in sorted(wanted) if not staged.is_current(name, wanted[name])]
     if missing:
         extractor = load_extractor(conf["model"], device)
-        photos = (_read_photo(conf, Path(image_dir), name, mask_dir) for name in missing)
+        unusable: dict[str, str] = {}
+        photos = _read_photos(conf, image_dir, missing, mask_dir, image_fingerprints, unusable)
         label = f"Features ({conf['model']['name']})"
         with tqdm(total=len(missing), desc=label, unit="photo") as progress:
             for batch in _batches(photos, extractor.batch_pixels):
                 staged.add(_extract_batch(extractor, batch), wanted)
                 progress.update(len(batch))
+        if unusable:
+            raise PhotoChangedError(unusable)
     staged.commit()
     return missing
 
@@ -499,12 +503,22 @@ class _Photo:
     mask: np.ndarray | None
 
 
-def _read_photo(
-    conf: Mapping[str, Any], image_dir: Path, name: str, mask_dir: Path | None
-) -> _Photo:
-    image = read_image(image_dir / name)
-    mask = read_mask(mask_dir, name, (image.shape[1], image.shape[0])) if mask_dir else None
-    return _prepare_photo(conf, name, image, mask)
+def _read_photos(
+    conf: Mapping[str, Any],
+    image_dir: Path,
+    names: Iterable[str],
+    mask_dir: Path | None,
+    image_fingerprints: Mapping[str, str],
+    unusable: dict[str, str],
+) -> Iterator[_Photo]:
+    """Read photos; those that cannot be used are noted with the reason."""
+    for name in names:
+        try:
+            image, mask = read_photo(image_dir, name, mask_dir, image_fingerprints[name])
+        except InputError as error:
+            unusable[name] = str(error)
+        else:
+            yield _prepare_photo(conf, name, image, mask)
 
 
 def _prepare_photo(

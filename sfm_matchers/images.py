@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from .errors import InputError
+from .storage import file_fingerprint, fingerprint
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
@@ -71,17 +72,24 @@ def read_image(path: Path, *, gray: bool = False) -> np.ndarray:
     return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_mask(mask_dir: Path, name: str, size: tuple[int, int]) -> np.ndarray | None:
+def mask_path(mask_dir: Path | None, name: str) -> Path | None:
+    """Return where the mask of a photo lies, None if it has none: ``mask_dir/name.png``."""
+    if mask_dir is None:
+        return None
+    path = Path(mask_dir) / f"{name}.png"
+    return path if path.exists() else None
+
+
+def read_mask(mask_dir: Path | None, name: str, size: tuple[int, int]) -> np.ndarray | None:
     """Return the mask of a photo as booleans (H, W), True where the photo may be used.
 
-    COLMAP's convention: the mask of `name` is ``mask_dir/name.png``; black pixels are ignored.
-    None if there is no such file.
+    COLMAP's convention: black pixels are ignored. None if there is no mask, see `mask_path`.
 
     Raises:
         InputError: the mask cannot be decoded, or its size is not the photo's `size` (W, H).
     """
-    path = Path(mask_dir) / f"{name}.png"
-    if not path.exists():
+    path = mask_path(mask_dir, name)
+    if path is None:
         return None
     mask = read_image(path, gray=True)
     if mask.shape != (size[1], size[0]):
@@ -89,6 +97,37 @@ def read_mask(mask_dir: Path, name: str, size: tuple[int, int]) -> np.ndarray | 
             f"{path} is {mask.shape[1]}x{mask.shape[0]}, but its photo is {size[0]}x{size[1]}"
         )
     return mask > 0
+
+
+def photo_fingerprint(content: str, mask_dir: Path | None, name: str) -> str:
+    """Return the fingerprint of a photo with its mask.
+
+    Args:
+        content: `storage.file_fingerprint` of the photo.
+        mask_dir: COLMAP-style masks.
+        name: of the photo.
+    """
+    path = mask_path(mask_dir, name)
+    return fingerprint(content, None if path is None else file_fingerprint(path))
+
+
+def read_photo(
+    image_dir: Path, name: str, mask_dir: Path | None, known_fingerprint: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode a photo and its mask, which must be those that a run has begun with.
+
+    Returns:
+        RGB (H, W, 3) uint8, and booleans (H, W) or None, as `read_mask`.
+
+    Raises:
+        InputError: one of them cannot be read, or has another `photo_fingerprint`.
+    """
+    path = Path(image_dir) / name
+    image = read_image(path)
+    mask = read_mask(mask_dir, name, (image.shape[1], image.shape[0]))
+    if photo_fingerprint(file_fingerprint(path), mask_dir, name) != known_fingerprint:
+        raise InputError(f"{path} has changed since this run began")
+    return image, mask
 
 
 def inside_mask(keypoints: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import cv2
 import numpy as np
@@ -23,13 +23,18 @@ from .errors import InputError
 from .features import extract_image, load_extractor
 from .images import network_size, read_image, resize_image, to_original
 from .networks import efficient_loftr, jamma
-from .networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
+from .networks.efficient_loftr import (
+    EfficientLoFTR,
+    EfficientLoFTRConfig,
+    EfficientLoFTRFeatures,
+)
 from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
 from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
 from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
 
 Arrays = Mapping[str, np.ndarray]
 Photo = str | os.PathLike[str] | np.ndarray
+BATCH_SIZE_GPU = 8  # pairs
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,18 @@ class SparseMatcher(Protocol):
         """
 
 
+@runtime_checkable
+class SparseBatchMatcher(SparseMatcher, Protocol):
+    """A sparse matcher that is faster with several pairs at once; results are the same."""
+
+    batch_size: int
+
+    def match_batch(
+        self, pairs: Sequence[tuple[Arrays, Arrays]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Do what `match` does for each pair."""
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """What a detector-free network knows of one image alone; reused over the image's pairs.
@@ -75,11 +92,13 @@ class EncodedImage:
         features: the network's own features, tensors on the matcher's device.
         scale: photo's size over the size the network saw, (x, y); for `images.to_original`.
         num_bytes: memory held by the features.
+        network_size: (width, height) that the network saw; only for `DetectorFreeBatchMatcher`.
     """
 
     features: Any
     scale: tuple[float, float]
     num_bytes: int
+    network_size: tuple[int, int] | None = None
 
 
 class DetectorFreeMatcher(Protocol):
@@ -90,6 +109,16 @@ class DetectorFreeMatcher(Protocol):
 
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
         """Match two encoded photos."""
+
+
+@runtime_checkable
+class DetectorFreeBatchMatcher(DetectorFreeMatcher, Protocol):
+    """A detector-free matcher that is faster with several pairs at once; results are the same."""
+
+    batch_size: int
+
+    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
+        """Match encoded photos, whose `network_size` is the same in all pairs."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,37 +189,63 @@ class MambaGlueMatcher:
     ) -> None:
         self.network = network.to(device)
         self.device = torch.device(device)
+        self.batch_size = _batch_size(self.device)
         self.resize_max = resize_max
 
-    @torch.inference_mode()
     def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """See `SparseMatcher.match`. Scores are MambaGlue's assignment probabilities."""
-        output = self.network(self._batch(features0), self._batch(features1))
-        matches0 = output.matches0[0].to(torch.int32).cpu().numpy()
-        scores0 = output.matching_scores0[0].float().cpu().numpy()
-        return matches0, np.where(matches0 >= 0, scores0, 0)
+        return self.match_batch([(features0, features1)])[0]
 
-    def _batch(self, features: Arrays) -> LocalFeatures:
-        def tensor(name: str) -> torch.Tensor | None:
-            if name not in features:
-                return None
-            return torch.from_numpy(np.asarray(features[name], np.float32)).to(self.device)[None]
+    @torch.inference_mode()
+    def match_batch(
+        self, pairs: Sequence[tuple[Arrays, Arrays]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """See `SparseBatchMatcher.match_batch`."""
+        images0, images1 = zip(*pairs, strict=True)
+        output = self.network(self._features(images0), self._features(images1))
+        matches0 = output.matches0.to(torch.int32).cpu().numpy()
+        scores0 = output.matching_scores0.float().cpu().numpy()
+        scores0 = np.where(matches0 >= 0, scores0, 0)
+        counts = [len(features["keypoints"]) for features in images0]
+        return [
+            (matches[:count], scores[:count])
+            for matches, scores, count in zip(matches0, scores0, counts, strict=True)
+        ]
 
-        if "image_size" not in features or "keypoints" not in features:
+    def _features(self, images: Sequence[Arrays]) -> LocalFeatures:
+        """Put the features of several images together, padded to one number."""
+        if any("image_size" not in image or "keypoints" not in image for image in images):
             raise InputError("MambaGlue needs keypoints and image_size of each photo")
+        counts = torch.tensor([len(image["keypoints"]) for image in images], device=self.device)
+
+        def tensor(name: str, transposed: bool = False) -> torch.Tensor | None:
+            if any(name not in image for image in images):
+                return None
+            values = [torch.from_numpy(np.asarray(image[name], np.float32)) for image in images]
+            values = [value.T.contiguous() if transposed else value for value in values]
+            return torch.nn.utils.rnn.pad_sequence(values, batch_first=True).to(self.device)
+
+        image_size = cast(torch.Tensor, tensor("image_size"))
         scales, degrees = tensor("scales"), tensor("oris")
         if scales is not None:
             # The network knows scales in pixels of the image that the detector has seen.
-            scales = scales / max(1.0, max(features["image_size"]) / self.resize_max)
+            scales = scales / (image_size.amax(1, keepdim=True) / self.resize_max).clamp(min=1)
+        scores = tensor("scores")
         return LocalFeatures(
             keypoints=cast(torch.Tensor, tensor("keypoints")),
-            descriptors=cast(torch.Tensor, tensor("descriptors")).transpose(1, 2),
-            image_size=tensor("image_size"),
+            descriptors=cast(torch.Tensor, tensor("descriptors", transposed=True)),
+            image_size=image_size,
             scales=scales,
             oris=None if degrees is None else degrees.deg2rad(),
             # hloc's DISK and ALIKED call them so.
-            scores=tensor("scores" if "scores" in features else "keypoint_scores"),
+            scores=tensor("keypoint_scores") if scores is None else scores,
+            num_keypoints=counts,
         )
+
+
+def _batch_size(device: torch.device) -> int:
+    """How many pairs to match at once: a CPU gains nothing by more than one."""
+    return 1 if device.type == "cpu" else BATCH_SIZE_GPU
 
 
 def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> NearestNeighborMatcher:
@@ -268,6 +323,7 @@ class JamMaMatcher:
         self.network = network.to(device)
         self.resize_max = resize_max
         self.device = torch.device(device)
+        self.batch_size = _batch_size(self.device)
         self.pad_to_square = pad_to_square
 
     @torch.inference_mode()
@@ -297,12 +353,21 @@ class JamMaMatcher:
             normalized = _padded(normalized, (side * jamma.SIZE_MULTIPLE,) * 2)
         features = self.network.encode(normalized)
         grid = (pixels.shape[2] // jamma.CELL, pixels.shape[3] // jamma.CELL)
-        return EncodedImage((features, grid), scale, _num_bytes(features))
+        size = (pixels.shape[3], pixels.shape[2])
+        return EncodedImage((features, grid), scale, _num_bytes(features), size)
 
-    @torch.inference_mode()
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
         """See `DetectorFreeMatcher.match_encoded`."""
-        (features0, grid0), (features1, grid1) = image0.features, image1.features
+        return self.match_batch([(image0, image1)])[0]
+
+    @torch.inference_mode()
+    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
+        """See `DetectorFreeBatchMatcher.match_batch`."""
+        (_, grid0), (_, grid1) = (image.features for image in pairs[0])
+        features0, features1 = (
+            JamMaFeatures(*_stacked([image.features[0] for image in images]))
+            for images in zip(*pairs, strict=True)
+        )
         canvas = tuple(
             max(sides)
             for sides in zip(features0.eighth.shape[2:], features1.eighth.shape[2:], strict=True)
@@ -315,18 +380,44 @@ class JamMaMatcher:
             for features in (features0, features1)
         )
         is_padded = not grid0 == grid1 == canvas
-        masks = (self._mask(grid, canvas) if is_padded else None for grid in (grid0, grid1))
+        masks = (
+            self._masks(len(pairs), grid, canvas) if is_padded else None for grid in (grid0, grid1)
+        )
         output = self.network.match(features0, features1, *masks)
-        return Matches(
-            to_original(output.keypoints0.cpu().numpy(), image0.scale),
-            to_original(output.keypoints1.cpu().numpy(), image1.scale),
-            output.scores.cpu().numpy(),
+        return _split_matches(
+            output.batch_ids, output.keypoints0, output.keypoints1, output.scores, pairs
         )
 
-    def _mask(self, grid: tuple[int, int], canvas: tuple[int, ...]) -> torch.Tensor:
-        mask = torch.zeros(1, *canvas, dtype=torch.bool, device=self.device)
+    def _masks(self, count: int, grid: tuple[int, int], canvas: tuple[int, ...]) -> torch.Tensor:
+        mask = torch.zeros(count, *canvas, dtype=torch.bool, device=self.device)
         mask[:, : grid[0], : grid[1]] = True
         return mask
+
+
+def _stacked(features: Sequence[Iterable[torch.Tensor]]) -> list[torch.Tensor]:
+    """Put the tensors (1, ...) of several images together; those of one stay as they are."""
+    parts = zip(*features, strict=True)
+    return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+
+
+def _split_matches(
+    batch_ids: torch.Tensor,
+    keypoints0: torch.Tensor,
+    keypoints1: torch.Tensor,
+    scores: torch.Tensor,
+    pairs: Sequence[tuple[EncodedImage, EncodedImage]],
+) -> list[Matches]:
+    """The matches (N,) of each pair of a batch, in pixels of the photos."""
+    counts = torch.bincount(batch_ids, minlength=len(pairs)).tolist()
+    parts = (tensor.float().cpu().split(counts) for tensor in (keypoints0, keypoints1, scores))
+    return [
+        Matches(
+            to_original(points0.numpy(), image0.scale),
+            to_original(points1.numpy(), image1.scale),
+            scores_of_pair.numpy(),
+        )
+        for (image0, image1), points0, points1, scores_of_pair in zip(pairs, *parts, strict=True)
+    ]
 
 
 def _padded(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
@@ -352,6 +443,7 @@ class EfficientLoFTRMatcher:
         self.network = network.to(device)
         self.resize_max = resize_max
         self.device = torch.device(device)
+        self.batch_size = _batch_size(self.device)
 
     @torch.inference_mode()
     def encode(self, image: np.ndarray) -> EncodedImage:
@@ -373,16 +465,23 @@ class EfficientLoFTRMatcher:
             scale: of the photo over the image.
         """
         features = self.network.encode(pixels)
-        return EncodedImage(features, scale, _num_bytes(features))
+        size = (pixels.shape[3], pixels.shape[2])
+        return EncodedImage(features, scale, _num_bytes(features), size)
 
-    @torch.inference_mode()
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
         """See `DetectorFreeMatcher.match_encoded`."""
-        output = self.network.match(image1.features, image0.features)
-        return Matches(
-            to_original(output.keypoints1.cpu().numpy(), image0.scale),
-            to_original(output.keypoints0.cpu().numpy(), image1.scale),
-            output.scores.float().cpu().numpy(),
+        return self.match_batch([(image0, image1)])[0]
+
+    @torch.inference_mode()
+    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
+        """See `DetectorFreeBatchMatcher.match_batch`."""
+        features0, features1 = (
+            EfficientLoFTRFeatures(*_stacked([image.features for image in images]))
+            for images in zip(*pairs, strict=True)
+        )
+        output = self.network.match(features1, features0)
+        return _split_matches(
+            output.batch_ids, output.keypoints1, output.keypoints0, output.scores, pairs
         )
 
 

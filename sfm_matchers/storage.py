@@ -24,9 +24,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +36,9 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, OutputError, SfmMatchersError
+
+logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
 Arrays = Mapping[str, np.ndarray]
@@ -84,11 +88,43 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that it is never half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a text file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to, and rename it at the end: no file is ever half-written.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # HDF5 has both
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, SfmMatchersError):
+            raise
+        reason = "no space is left" if _disk_is_full(path.parent) else error
+        raise OutputError(
+            f"cannot write {path}: {reason}. What is done is kept: the same command goes on from it"
+        ) from error
+
+
+def _disk_is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < 1 << 20
+    except OSError:
+        return False
 
 
 def names_to_pair(name0: str, name1: str, separator: str = "/") -> str:
@@ -118,20 +154,30 @@ def unique_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
     """Keep other runs out of an output folder; a killed run leaves no lock behind.
+
+    Args:
+        folder: the output folder.
+        share: None for a run that must be alone. The name of a share lets runs with other shares
+            in, but no second one with this name.
 
     Raises:
         InputError: another run is working in it, or it cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
+        names = [".lock"] if share is None else [".lock", f".lock-{share}"]
+        locks = [(folder / name).open("a+") for name in names]
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-    with lock as file:
+    with contextlib.ExitStack() as stack:
+        for file in locks:
+            stack.enter_context(file)
         try:
-            _lock(file)
+            _lock(locks[0], shared=share is not None)
+            if share is not None:
+                _lock(locks[1])
         except OSError as error:
             raise InputError(
                 f"another run is working in {folder}: wait for its end, or give another folder"
@@ -139,8 +185,23 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def _lock(file: IO[str]) -> None:
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other run is in this block for the same folder."""
+    with (folder / ".lock-common").open("a+") as file:
+        while True:
+            try:
+                _lock(file)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield
+
+
+def _lock(file: IO[str], *, shared: bool = False) -> None:
     """Lock an open file until it is closed, or its process ends.
+
+    Windows has no shared locks: there, sharing runs are not told apart from one that is alone.
 
     Raises:
         OSError: it is locked.
@@ -148,12 +209,13 @@ def _lock(file: IO[str]) -> None:
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        if not shared:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -332,12 +394,18 @@ class StagedFile:
     Entries added with `add` are safe at once: they lie in ``<path>.parts/`` until `commit` merges
     them, in the order of their names, with what the file already holds.
 
+    A part may itself be the merged work of a process of its own: see `part`.
+
     Args:
         path: the file to make or complete.
+        wanted: what entries are to be computed from. Uncommitted ones that were computed from
+            something else are forgotten.
         keep_parts: False drops what an interrupted run has added but not committed.
     """
 
-    def __init__(self, path: Path, *, keep_parts: bool = True) -> None:
+    def __init__(
+        self, path: Path, wanted: Mapping[str, str] | None = None, *, keep_parts: bool = True
+    ) -> None:
         self.path = Path(path)
         self._parts_dir = self.path.with_name(self.path.name + ".parts")
         if not keep_parts:
@@ -345,17 +413,21 @@ class StagedFile:
         self._part_of: dict[str, Path] = {}
         self._fingerprints: dict[str, str | None] = {}
         if self.path.exists():
-            with open_h5(self.path) as file:
-                for name in list_groups(self.path):
-                    self._fingerprints[name] = file[name].attrs.get("fingerprint")
-        for part in sorted(self._parts_dir.glob("*.h5")):
-            with open_h5(part) as file:
-                for name in list_groups(part):
+            self._fingerprints |= _read_fingerprints(self.path)
+        for part in sorted(self._parts_dir.rglob("*.h5")):
+            for name, entry_fingerprint in _read_part(part).items():
+                if (wanted or {}).get(name) in (None, entry_fingerprint):
                     self._part_of[name] = part
-                    self._fingerprints[name] = file[name].attrs.get("fingerprint")
-        self._next_part = 1 + max(
-            (int(part.stem) for part in self._parts_dir.glob("*.h5")), default=-1
-        )
+                    self._fingerprints[name] = entry_fingerprint
+        numbers = [int(part.stem) for part in self._parts_dir.glob("[0-9]*.h5")]
+        self._next_part = 1 + max(numbers, default=-1)
+
+    def part(self, name: str) -> StagedFile:
+        """Return a staged file of its own for entries that another process computes.
+
+        Its entries count as added to this file as soon as it is opened again.
+        """
+        return StagedFile(self._parts_dir / f"{name}.h5")
 
     def __contains__(self, name: str) -> bool:
         return name in self._fingerprints
@@ -369,16 +441,13 @@ class StagedFile:
 
     def add(self, entries: Mapping[str, Arrays], fingerprints: Mapping[str, str]) -> None:
         """Store finished entries (group name -> datasets) so that a killed process keeps them."""
-        self._parts_dir.mkdir(parents=True, exist_ok=True)
         part = self._parts_dir / f"{self._next_part:08d}.h5"
-        temporary = part.with_suffix(".tmp")
-        with h5py.File(str(temporary), "w") as file:
+        with _replacing(part) as temporary, h5py.File(str(temporary), "w") as file:
             for name, arrays in entries.items():
                 group = file.create_group(name)
                 group.attrs["fingerprint"] = fingerprints[name]
                 for key, array in arrays.items():
                     group.create_dataset(key, data=array)
-        os.replace(temporary, part)
         self._next_part += 1
         for name in entries:
             self._part_of[name] = part
@@ -394,9 +463,11 @@ class StagedFile:
         return self.path
 
     def _merge(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with contextlib.ExitStack() as stack, h5py.File(str(temporary), "w") as merged:
+        with (
+            _replacing(self.path) as temporary,
+            contextlib.ExitStack() as stack,
+            h5py.File(str(temporary), "w") as merged,
+        ):
             source: Path | None = None
             opened: dict[Path, h5py.File] = {}
             for name in sorted(self._fingerprints):
@@ -408,7 +479,29 @@ class StagedFile:
                     opened[source] = stack.enter_context(open_h5(source))
                 parent = merged.require_group(name.rpartition("/")[0] or "/")
                 opened[source].copy(name, parent, name=name.rpartition("/")[2])
-        os.replace(temporary, self.path)
+
+
+def _read_fingerprints(path: Path) -> dict[str, str | None]:
+    """Return the name of each entry of a file, and what it was computed from.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with open_h5(path) as file:
+            return {name: file[name].attrs.get("fingerprint") for name in list_groups(path)}
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete it to have it made again") from error
+
+
+def _read_part(path: Path) -> dict[str, str | None]:
+    """The same of an uncommitted part, which is deleted where it is damaged."""
+    try:
+        return _read_fingerprints(path)
+    except InputError as error:
+        logger.warning("%s: what it held is done again", error)
+        path.unlink(missing_ok=True)
+        return {}
 
 
 def remove_staged(path: Path) -> None:

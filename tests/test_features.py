@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sfm_matchers import features
 from sfm_matchers.confs import SparseConf, check_keys, conf_names, load_conf
-from sfm_matchers.errors import InputError, MissingExtraError, WeightsError
+from sfm_matchers.errors import InputError, MissingExtraError, PhotoChangedError, WeightsError
 from sfm_matchers.features import (
     EXTRACTORS,
     MIN_SIDE,
@@ -34,8 +34,9 @@ from sfm_matchers.features import (
     extract_image,
     load_extractor,
 )
+from sfm_matchers.images import photo_fingerprint
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
-from sfm_matchers.storage import list_groups, open_h5, read_group
+from sfm_matchers.storage import file_fingerprint, list_groups, open_h5, read_group
 from sfm_matchers.weights import cache_dir, find_checkpoint, registry
 
 KORNIA_FRONT_ENDS = ("aliked-n16", "disk")
@@ -469,7 +470,11 @@ def photos(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     for number, name in enumerate(names):
         image = np.full((30, 40 if name != "d.png" else 44, 3), number, np.uint8)
         cv2.imwrite(str(tmp_path / "photos" / name), image)
-    return tmp_path / "photos", {name: f"content of {name}" for name in names}
+    return tmp_path / "photos", {name: fingerprint_of(tmp_path / "photos", name) for name in names}
+
+
+def fingerprint_of(image_dir: Path, name: str, mask_dir: Path | None = None) -> str:
+    return photo_fingerprint(file_fingerprint(image_dir / name), mask_dir, name)
 
 
 CONF: dict[str, Any] = {"output": "feats", "model": {"name": "fake"}, "preprocessing": {}}
@@ -528,7 +533,10 @@ def test_only_what_has_changed_is_extracted_again(
     image_dir, fingerprints = photos
     path = tmp_path / "feats.h5"
     extract_features(CONF, image_dir, fingerprints, path)
-    changed = fingerprints | {"b.png": "another content"}
+    cv2.imwrite(str(image_dir / "b.png"), np.full((30, 40, 3), 9, np.uint8))
+    with pytest.raises(PhotoChangedError, match=r"b\.png has changed since this run began"):
+        extract_features(CONF, image_dir, fingerprints, tmp_path / "others.h5")
+    changed = fingerprints | {"b.png": fingerprint_of(image_dir, "b.png")}
     assert extract_features(CONF, image_dir, changed, path) == ["b.png"]
     shifted = {**CONF, "model": {"name": "fake", "shift": 0.25}}
     assert extract_features(shifted, image_dir, changed, path) == sorted(fingerprints)
@@ -542,7 +550,9 @@ def test_masked_pixels_have_no_features(
     mask = np.full((30, 40), 255, np.uint8)
     mask[:, :10] = 0
     cv2.imwrite(str(tmp_path / "masks" / "a.png.png"), mask)
-    extract_features(CONF, *photos, tmp_path / "feats.h5", tmp_path / "masks")
+    image_dir, fingerprints = photos
+    masked = fingerprints | {"a.png": fingerprint_of(image_dir, "a.png", tmp_path / "masks")}
+    extract_features(CONF, image_dir, masked, tmp_path / "feats.h5", tmp_path / "masks")
     found = read_all(tmp_path / "feats.h5")
     assert found["a.png"]["keypoints"].tolist() == [[20, 10]]
     assert found["a.png"]["descriptors"].shape == (4, 1)
@@ -575,7 +585,7 @@ def test_features_of_a_network_reach_the_file(name: str, tmp_path: Path) -> None
     cv2.imwrite(str(image_dir / "textured.png"), texture((96, 80)))
     cv2.imwrite(str(image_dir / "tiny.png"), np.zeros((8, 8, 3), np.uint8))
     conf = {"model": {"name": name, "max_num_keypoints": 30}, "preprocessing": {"resize_max": 64}}
-    fingerprints = {"textured.png": "1", "tiny.png": "2"}
+    fingerprints = {name: fingerprint_of(image_dir, name) for name in ("textured.png", "tiny.png")}
     path = tmp_path / "feats.h5"
     assert extract_features(conf, image_dir, fingerprints, path) == sorted(fingerprints)
     found = read_all(path)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.features import extract_features
+from sfm_matchers.images import photo_fingerprint
 from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -37,7 +38,7 @@ from sfm_matchers.localization import (
 from sfm_matchers.matchers import load_sparse_matcher
 from sfm_matchers.matching import match_features
 from sfm_matchers.pairs import exhaustive_pairs
-from sfm_matchers.storage import names_to_pair
+from sfm_matchers.storage import file_fingerprint, names_to_pair
 from sfm_matchers.triangulation import triangulate
 
 SIZE = (640, 480)
@@ -531,7 +532,11 @@ def test_a_real_photo_is_localized_among_its_neighbours(tmp_path: Path) -> None:
         "model": {"name": "sift", "max_num_features": 1500},
         "preprocessing": {"resize_max": 800},
     }
-    extract_features(sift, photos / "images", dict.fromkeys([query, *database], ""), features)
+    wanted = {
+        name: photo_fingerprint(file_fingerprint(photos / "images" / name), None, name)
+        for name in (query, *database)
+    }
+    extract_features(sift, photos / "images", wanted, features)
     match_features(
         conf,
         lambda: load_sparse_matcher(conf, "bundled", "cpu"),

@@ -40,15 +40,18 @@ def sift_like(size: tuple[int, int], count: int, seed: int) -> dict[str, np.ndar
     }
 
 
-@pytest.mark.parametrize("kind", ["jamma", "eloftr"])
-def test_photos_of_any_two_sizes_are_matched(kind: str) -> None:
+def detector_free(kind: str) -> JamMaMatcher | EfficientLoFTRMatcher:
     torch.manual_seed(0)
     if kind == "jamma":
         network = JamMa(JamMaConfig(coarse_threshold=0.0, fine_threshold=0.0, border=0)).eval()
-        matcher = JamMaMatcher(network, resize_max=96)
-    else:
-        config = EfficientLoFTRConfig(coarse_threshold=-1.0, border=0)
-        matcher = EfficientLoFTRMatcher(EfficientLoFTR(config).eval(), resize_max=96)
+        return JamMaMatcher(network, resize_max=96)
+    config = EfficientLoFTRConfig(coarse_threshold=-1.0, border=0)
+    return EfficientLoFTRMatcher(EfficientLoFTR(config).eval(), resize_max=96)
+
+
+@pytest.mark.parametrize("kind", ["jamma", "eloftr"])
+def test_photos_of_any_two_sizes_are_matched(kind: str) -> None:
+    matcher = detector_free(kind)
     sizes = (333, 120), (75, 211)
     encoded = [matcher.encode(photo(*size, seed)) for seed, size in enumerate(sizes)]
     matches = matcher.match_encoded(*encoded)
@@ -87,7 +90,7 @@ def test_mambaglue_takes_orientations_in_degrees() -> None:
     config = MambaGlueConfig(features="sift", num_layers=2, filter_threshold=0.0)
     matcher = MambaGlueMatcher(MambaGlue(config).eval())
     features = sift_like((400, 300), 30, 0)
-    given = matcher._batch(features)
+    given = matcher._features([features])
     assert given.oris is not None
     np.testing.assert_allclose(given.oris[0].numpy(), np.deg2rad(features["oris"]), rtol=1e-6)
 
@@ -99,6 +102,39 @@ def test_mambaglue_names_what_it_lacks() -> None:
         matcher.match({k: v for k, v in features.items() if k != "image_size"}, features)
     with pytest.raises(InputError, match="scales"):
         matcher.match({k: v for k, v in features.items() if k != "scales"}, features)
+
+
+def test_mambaglue_in_batches_gives_each_pair_the_same() -> None:
+    torch.manual_seed(0)
+    config = MambaGlueConfig(features="sift", num_layers=2, filter_threshold=0.0)
+    matcher = MambaGlueMatcher(MambaGlue(config).eval())
+    counts = [(20, 30), (0, 7), (33, 5)]
+    pairs = [
+        (sift_like((400, 300), count0, 2 * row), sift_like((300, 400), count1, 2 * row + 1))
+        for row, (count0, count1) in enumerate(counts)
+    ]
+    together = matcher.match_batch(pairs)
+    assert [len(matches0) for matches0, _ in together] == [20, 0, 33]
+    for pair, (matches0, scores0) in zip(pairs, together, strict=True):
+        alone, alone_scores = matcher.match(*pair)
+        np.testing.assert_array_equal(matches0, alone)
+        np.testing.assert_allclose(scores0, alone_scores, atol=1e-5)
+    assert (together[0][0] >= 0).any()
+
+
+@pytest.mark.parametrize("kind", ["jamma", "eloftr"])
+def test_images_in_batches_give_each_pair_the_same(kind: str) -> None:
+    matcher = detector_free(kind)
+    images = [
+        matcher.encode(photo(*size, seed)) for seed, size in enumerate([(333, 120), (75, 211)] * 2)
+    ]
+    pairs = [(images[0], images[1]), (images[2], images[3]), (images[0], images[3])]
+    for pair, matches in zip(pairs, matcher.match_batch(pairs), strict=True):
+        alone = matcher.match_encoded(*pair)
+        assert len(alone) > 0
+        np.testing.assert_allclose(matches.keypoints0, alone.keypoints0, atol=1e-3)
+        np.testing.assert_allclose(matches.keypoints1, alone.keypoints1, atol=1e-3)
+        np.testing.assert_allclose(matches.scores, alone.scores, atol=1e-5)
 
 
 @settings(max_examples=25, deadline=None)

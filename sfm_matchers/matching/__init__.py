@@ -1,5 +1,19 @@
-"""The matching engine: all pairs of a list through a matcher, into a file, resumable."""
+"""The matching engine: all pairs of a list through a matcher, into a file, resumable.
+
+`plan` cuts the list into shards, `executors` have them matched by one process or many, `engine`
+matches them and puts the results together.
+"""
 
 from .engine import match_features, match_images
+from .executors import Executor, InProcess, NobodyElse, OneOf, OnRay, Processes
 
-__all__ = ["match_features", "match_images"]
+__all__ = [
+    "Executor",
+    "InProcess",
+    "NobodyElse",
+    "OnRay",
+    "OneOf",
+    "Processes",
+    "match_features",
+    "match_images",
+]

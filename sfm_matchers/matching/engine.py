@@ -6,21 +6,31 @@ from has changed: the conf, the weights, or one of its two photos.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from ..confs import Conf
-from ..errors import InputError
-from ..images import inside_mask, read_image, read_mask
-from ..matchers import DetectorFreeMatcher, EncodedImage, SparseMatcher
+from ..errors import InputError, PhotoChangedError
+from ..images import inside_mask, read_photo
+from ..matchers import (
+    DetectorFreeBatchMatcher,
+    DetectorFreeMatcher,
+    EncodedImage,
+    SparseBatchMatcher,
+    SparseMatcher,
+)
 from ..storage import Pair, StagedFile, fingerprint, names_to_pair, open_h5, read_group
+from .executors import Executor, InProcess, MatchedPair, MatchPairs
+from .plan import cut
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +38,7 @@ Value = TypeVar("Value")
 
 # Encoded photos kept for reuse over the pairs of a photo.
 ENCODED_CACHE_BYTES = 1 << 30
+READ_AHEAD = 4  # photos decoded by threads while the matcher works
 
 
 def match_features(
@@ -37,16 +48,19 @@ def match_features(
     feature_path: Path,
     match_path: Path,
     weights_fingerprint: str = "",
+    executor: Executor | None = None,
 ) -> list[Pair]:
     """Match local features of all pairs into a match file.
 
     Args:
         conf: the matcher's conf.
-        load_matcher: builds the matcher; called only if there is something to match.
+        load_matcher: builds the matcher; called only if there is something to match, in each
+            process that matches.
         pairs: image names; each pair once.
         feature_path: feature file with both photos of each pair.
         match_path: the match file to make or complete.
         weights_fingerprint: changes when the matcher's weights change.
+        executor: which processes match; this one if None.
 
     Returns:
         The pairs that were matched now.
@@ -56,21 +70,9 @@ def match_features(
     """
     with open_h5(feature_path) as features:
         sources = {name: _source(features, name) for pair in pairs for name in pair}
-        staged = StagedFile(match_path)
-        todo, wanted = _missing(staged, pairs, conf, weights_fingerprint, sources)
-        if todo:
-            matcher = load_matcher()
-            cached = _Cache(lambda name: read_group(features, name), _num_bytes)
-            for name0, name1 in tqdm(_ordered_for_reuse(todo), desc="Matching", unit="pair"):
-                matches0, scores0 = matcher.match(cached.get(name0), cached.get(name1))
-                group = names_to_pair(name0, name1)
-                entry: dict[str, np.ndarray] = {
-                    "matches0": matches0.astype(np.int32),
-                    "matching_scores0": scores0.astype(np.float16),
-                }
-                staged.add({group: entry}, wanted)
-        staged.commit()
-    return todo
+    wanted = _wanted(pairs, conf, weights_fingerprint, sources)
+    task = FeatureMatching(load_matcher, Path(feature_path))
+    return _complete(task, pairs, wanted, match_path, executor or InProcess())
 
 
 def match_images(
@@ -82,47 +84,31 @@ def match_images(
     correspondence_path: Path,
     mask_dir: Path | None = None,
     weights_fingerprint: str = "",
+    executor: Executor | None = None,
 ) -> list[Pair]:
     """Match the images of all pairs into a correspondence file.
 
     Args:
         conf: the matcher's conf.
-        load_matcher: builds the matcher; called only if there is something to match.
+        load_matcher: as in `match_features`.
         pairs: image names; each pair once.
         image_dir: the photos.
-        image_fingerprints: image name -> fingerprint of its content (and mask).
+        image_fingerprints: image name -> `images.photo_fingerprint`.
         correspondence_path: the correspondence file to make or complete.
         mask_dir: COLMAP-style masks; matches on masked-out pixels are dropped.
         weights_fingerprint: changes when the matcher's weights change.
+        executor: which processes match; this one if None.
 
     Returns:
         The pairs that were matched now.
+
+    Raises:
+        PhotoChangedError: photos have vanished or changed since their fingerprints were taken;
+            all pairs of other photos are done.
     """
-    staged = StagedFile(correspondence_path)
-    todo, wanted = _missing(staged, pairs, conf, weights_fingerprint, image_fingerprints)
-    if todo:
-        matcher = load_matcher()
-
-        def encode(name: str) -> tuple[EncodedImage, np.ndarray | None]:
-            image = read_image(Path(image_dir) / name)
-            size = (image.shape[1], image.shape[0])
-            return matcher.encode(image), read_mask(mask_dir, name, size) if mask_dir else None
-
-        cached = _Cache(encode, lambda item: item[0].num_bytes)
-        for name0, name1 in tqdm(_ordered_for_reuse(todo), desc="Matching", unit="pair"):
-            (encoded0, mask0), (encoded1, mask1) = cached.get(name0), cached.get(name1)
-            matches = matcher.match_encoded(encoded0, encoded1)
-            matches = matches.select(
-                inside_mask(matches.keypoints0, mask0) & inside_mask(matches.keypoints1, mask1)
-            )
-            entry: dict[str, np.ndarray] = {
-                "keypoints0": matches.keypoints0.astype(np.float32),
-                "keypoints1": matches.keypoints1.astype(np.float32),
-                "scores": matches.scores.astype(np.float32),
-            }
-            staged.add({names_to_pair(name0, name1): entry}, wanted)
-    staged.commit()
-    return todo
+    wanted = _wanted(pairs, conf, weights_fingerprint, image_fingerprints)
+    task = ImageMatching(load_matcher, Path(image_dir), mask_dir, dict(image_fingerprints))
+    return _complete(task, pairs, wanted, correspondence_path, executor or InProcess())
 
 
 def _source(features: h5py.File, name: str) -> str:
@@ -131,42 +117,212 @@ def _source(features: h5py.File, name: str) -> str:
     return str(features[name].attrs.get("fingerprint", "imported"))
 
 
-def _missing(
-    staged: StagedFile,
-    pairs: Sequence[Pair],
-    conf: Conf,
-    weights_fingerprint: str,
-    sources: Mapping[str, str],
-) -> tuple[list[Pair], dict[str, str]]:
-    """Return the pairs to match, and the fingerprint each pair's group must have."""
+def _wanted(
+    pairs: Sequence[Pair], conf: Conf, weights_fingerprint: str, sources: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the fingerprint each pair's group must have."""
     settings = fingerprint(dict(conf.model), getattr(conf, "preprocessing", {}))
-    wanted = {
+    return {
         names_to_pair(*pair): fingerprint(settings, weights_fingerprint, *map(sources.get, pair))
         for pair in pairs
     }
-    todo = [
-        pair
-        for pair in pairs
-        if not staged.is_current(names_to_pair(*pair), wanted[names_to_pair(*pair)])
-    ]
-    outdated = sum(names_to_pair(*pair) in staged for pair in todo)
+
+
+def _complete(
+    task: FeatureMatching | ImageMatching,
+    pairs: Sequence[Pair],
+    wanted: Mapping[str, str],
+    path: Path,
+    executor: Executor,
+) -> list[Pair]:
+    """Match the pairs that the file lacks, or holds of other inputs or settings."""
+    staged = StagedFile(path, wanted)
+    groups = {pair: names_to_pair(*pair) for pair in pairs}
+    todo = {pair for pair in pairs if not staged.is_current(groups[pair], wanted[groups[pair]])}
+    outdated = sum(groups[pair] in staged for pair in todo)
     if outdated:
         logger.info(
             "%d pairs in %s are matched again: the photos, the matcher's settings or its weights "
-            "have changed",
+            "have changed; %d are kept",
             outdated,
             staged.path.name,
+            len(pairs) - len(todo),
         )
-    return todo, wanted
+    # The plan is that of all pairs, so that it does not depend on what is done already.
+    shards = [shard.only(todo) for shard in cut(pairs, wanted, executor.num_workers)]
+    left_out = executor.run(task, shards, staged)
+    if not executor.shares_with_others:
+        StagedFile(path, wanted).commit()
+    if left_out:
+        raise PhotoChangedError(left_out)
+    return [pair for pair in pairs if pair in todo]
 
 
-def _ordered_for_reuse(pairs: Sequence[Pair]) -> list[Pair]:
-    """Order pairs so that those of one first photo follow each other."""
-    return sorted(pairs)
+# ---------------------------------------------------------------------------------------------
+# What a process that matches does
+
+
+@dataclass(frozen=True)
+class FeatureMatching:
+    """Pairs are matched by the features of a file; see `executors.MatchingTask`."""
+
+    load_matcher: Callable[[], SparseMatcher]
+    feature_path: Path
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[MatchPairs]:
+        """Load the matcher."""
+        matcher = self.load_matcher()
+        with open_h5(self.feature_path) as features:
+            cached = _Cache(lambda name: read_group(features, name), _num_bytes)
+
+            def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+                for batch in _in_batches(pairs, getattr(matcher, "batch_size", 1)):
+                    yield from _match_features_of(matcher, batch, cached)
+
+            yield match
+
+
+def _match_features_of(
+    matcher: SparseMatcher, pairs: Sequence[Pair], cached: _Cache[dict[str, np.ndarray]]
+) -> Iterator[MatchedPair]:
+    features = [(cached.get(name0), cached.get(name1)) for name0, name1 in pairs]
+    if isinstance(matcher, SparseBatchMatcher):
+        results = matcher.match_batch(features)
+    else:
+        results = [matcher.match(*both) for both in features]
+    for pair, (matches0, scores0) in zip(pairs, results, strict=True):
+        arrays: dict[str, np.ndarray] = {
+            "matches0": matches0.astype(np.int32),
+            "matching_scores0": scores0.astype(np.float16),
+        }
+        yield pair, arrays
+
+
+def _in_batches(pairs: Sequence[Pair], size: int) -> Iterator[Sequence[Pair]]:
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """An encoded photo and its mask."""
+
+    encoded: EncodedImage
+    mask: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ImageMatching:
+    """Pairs are matched by their photos; see `executors.MatchingTask`."""
+
+    load_matcher: Callable[[], DetectorFreeMatcher]
+    image_dir: Path
+    mask_dir: Path | None
+    image_fingerprints: Mapping[str, str]
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[MatchPairs]:
+        """Load the matcher."""
+        matcher = self.load_matcher()
+        with ThreadPoolExecutor(READ_AHEAD) as threads:
+            photos = _ReadAhead(self._read, threads)
+
+            def encode(name: str) -> _Photo:
+                image, mask = photos.get(name)
+                return _Photo(matcher.encode(image), mask)
+
+            encoded = _Cache(encode, lambda photo: photo.encoded.num_bytes)
+
+            def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+                ready = _ready_pairs(pairs, encoded, photos, left_out)
+                for batch in _of_equal_size(ready, getattr(matcher, "batch_size", 1)):
+                    yield from _match_photos(matcher, batch)
+
+            yield match
+
+    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        return read_photo(self.image_dir, name, self.mask_dir, self.image_fingerprints[name])
+
+
+_ReadyPair = tuple[Pair, tuple[_Photo, _Photo]]
+
+
+def _ready_pairs(
+    pairs: Sequence[Pair], encoded: _Cache[_Photo], photos: _ReadAhead, left_out: dict[str, str]
+) -> Iterator[_ReadyPair]:
+    """Encode both photos of each pair; pairs of a photo that cannot be read are left out."""
+    for index, pair in enumerate(pairs):
+        near = [name for later in pairs[index : index + READ_AHEAD] for name in later]
+        photos.expect([name for name in near if name not in encoded and name not in left_out])
+        for name in pair:
+            if name not in left_out:
+                try:
+                    encoded.get(name)
+                except (InputError, OSError) as error:
+                    left_out[name] = str(error)
+        if not any(name in left_out for name in pair):
+            yield pair, (encoded.get(pair[0]), encoded.get(pair[1]))
+
+
+def _of_equal_size(pairs: Iterable[_ReadyPair], batch_size: int) -> Iterator[list[_ReadyPair]]:
+    """Put pairs together whose images have the same sizes in the network."""
+    waiting: dict[tuple[object, object], list[_ReadyPair]] = {}
+    for pair, (photo0, photo1) in pairs:
+        sizes = (photo0.encoded.network_size, photo1.encoded.network_size)
+        waiting.setdefault(sizes, []).append((pair, (photo0, photo1)))
+        if len(waiting[sizes]) >= batch_size:
+            yield waiting.pop(sizes)
+    yield from waiting.values()
+
+
+def _match_photos(
+    matcher: DetectorFreeMatcher, batch: Sequence[_ReadyPair]
+) -> Iterator[MatchedPair]:
+    images = [(photo0.encoded, photo1.encoded) for _, (photo0, photo1) in batch]
+    if isinstance(matcher, DetectorFreeBatchMatcher):
+        results = matcher.match_batch(images)
+    else:
+        results = [matcher.match_encoded(*both) for both in images]
+    for (pair, (photo0, photo1)), matches in zip(batch, results, strict=True):
+        matches = matches.select(
+            inside_mask(matches.keypoints0, photo0.mask)
+            & inside_mask(matches.keypoints1, photo1.mask)
+        )
+        arrays: dict[str, np.ndarray] = {
+            "keypoints0": matches.keypoints0.astype(np.float32),
+            "keypoints1": matches.keypoints1.astype(np.float32),
+            "scores": matches.scores.astype(np.float32),
+        }
+        yield pair, arrays
 
 
 def _num_bytes(arrays: Mapping[str, np.ndarray]) -> int:
     return sum(array.nbytes for array in arrays.values())
+
+
+class _ReadAhead:
+    """Photos decoded by threads before they are asked for."""
+
+    def __init__(
+        self,
+        read: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self._read = read
+        self._threads = threads
+        self._coming: dict[str, Future[tuple[np.ndarray, np.ndarray | None]]] = {}
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Begin to read photos, a few at a time."""
+        for name in names:
+            if name not in self._coming and len(self._coming) < READ_AHEAD:
+                self._coming[name] = self._threads.submit(self._read, name)
+
+    def get(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return a photo and its mask."""
+        coming = self._coming.pop(name, None)
+        return self._read(name) if coming is None else coming.result()
 
 
 class _Cache(Generic[Value]):
@@ -178,7 +334,11 @@ class _Cache(Generic[Value]):
         self._values: OrderedDict[str, Value] = OrderedDict()
         self._total_bytes = 0
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
     def get(self, name: str) -> Value:
+        """Return a value, which is now the most recently used."""
         if name not in self._values:
             self._values[name] = self._compute(name)
             self._total_bytes += self._num_bytes(self._values[name])
