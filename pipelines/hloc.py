@@ -16,9 +16,11 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipelines.executor_options import add_executor_options, make_executor
 from sfm_matchers.confs import (
     Conf,
     DetectorFreeConf,
@@ -36,6 +38,9 @@ from sfm_matchers.hloc import (
     register,
 )
 from sfm_matchers.weights import all_checkpoints, subject_name
+
+if TYPE_CHECKING:
+    from sfm_matchers.matching import Executor
 
 MAX_KEYPOINTS = 8192  # hloc's default
 NO_WEIGHTS = ("sift", "nearest_neighbor")
@@ -109,6 +114,8 @@ def match_features(given: argparse.Namespace) -> None:
         _run_hloc("match_features", given.conf, given.pairs, feature_path, **options)
     else:
         _match_features(conf, given, feature_path, match_path)
+        if given.shard:
+            return
     print(match_path)
 
 
@@ -123,19 +130,26 @@ def _match_features(
     from sfm_matchers.matching import match_features as match
     from sfm_matchers.storage import exclusive, read_pairs, remove_staged, unique_pairs
 
-    weights = given.weights or default_weights(conf.model)
+    weights, device = given.weights or default_weights(conf.model), default_device()
     pairs = unique_pairs(read_pairs(given.pairs))
-    with exclusive(match_path.parent):
+    with exclusive(match_path.parent, given.shard):
         if given.overwrite:
             remove_staged(match_path)
         match(
             conf,
-            lambda: load_sparse_matcher(conf, weights, default_device()),
+            partial(load_sparse_matcher, conf, weights, device),
             pairs,
             feature_path,
             match_path,
             matcher_weights_fingerprint(conf, weights),
+            _executor(given, device),
         )
+
+
+def _executor(given: argparse.Namespace, device: str) -> Executor:
+    if given.shard and given.overwrite:
+        raise InputError("--overwrite would delete what other shards have done")
+    return make_executor(given.workers, given.ray, device, given.shard, merge=given.merge)
 
 
 def match_dense(given: argparse.Namespace) -> None:
@@ -160,6 +174,8 @@ def match_dense(given: argparse.Namespace) -> None:
         _run_hloc("match_dense", given.conf, given.pairs, given.image_dir, **options)
     else:
         _match_dense(conf, given, feature_path, match_path)
+        if given.shard:
+            return
     print(feature_path)
     print(match_path)
 
@@ -175,14 +191,22 @@ def _match_dense(
         matcher_weights_fingerprint,
     )
     from sfm_matchers.matching import match_images
-    from sfm_matchers.storage import exclusive, read_pairs, remove_staged, unique_pairs
+    from sfm_matchers.storage import (
+        exclusive,
+        one_at_a_time,
+        read_pairs,
+        remove_staged,
+        unique_pairs,
+    )
 
-    weights = given.weights or default_weights(conf.model)
+    weights, device = given.weights or default_weights(conf.model), default_device()
+    executor = _executor(given, device)
     raw_path = match_path.with_name(f"{match_path.stem}_raw.h5")
     pairs = unique_pairs(read_pairs(given.pairs))
     names = sorted({name for pair in pairs for name in pair})
-    with exclusive(match_path.parent):
-        photos = check_photos(given.image_dir, match_path.parent, names)
+    with exclusive(match_path.parent, given.shard):
+        with one_at_a_time(match_path.parent):
+            photos = check_photos(given.image_dir, match_path.parent, names)
         pairs = [pair for pair in pairs if all(name in photos for name in pair)]
         if not pairs:
             raise InputError(f"{given.pairs} holds no pair of photos of {given.image_dir}")
@@ -190,13 +214,16 @@ def _match_dense(
             remove_staged(raw_path)
         match_images(
             conf,
-            lambda: load_detector_free_matcher(conf, weights, default_device()),
+            partial(load_detector_free_matcher, conf, weights, device),
             pairs,
             given.image_dir,
             {name: photo.fingerprint for name, photo in photos.items()},
             raw_path,
             weights_fingerprint=matcher_weights_fingerprint(conf, weights),
+            executor=executor,
         )
+        if executor.shares_with_others:
+            return
         aggregate(
             pairs,
             raw_path,
@@ -593,6 +620,7 @@ def _add_matching_options(add: Callable[..., argparse.Action]) -> None:
     add(
         "--weights", help="bundled, official or a file (default: bundled if there are, or official)"
     )
+    add_executor_options(add, shards=True)
     add("--overwrite", action="store_true", help="start afresh")
 
 

@@ -18,14 +18,13 @@ from pathlib import Path
 
 import pycolmap
 
+from pipelines.executor_options import add_executor_options, make_executor
 from pipelines.steps import (
     RETRIEVALS,
     MatchingJob,
     Steps,
-    add_executor_options,
     check_photos,
     listed_pairs,
-    make_executor,
     print_localization,
     retrieve,
     run_command,
@@ -203,7 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--weights", default=defaults.weights, help="bundled, official or a file")
     add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
-    add_executor_options(parser)
+    add_executor_options(add)
     return parser
 
 

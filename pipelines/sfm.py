@@ -28,13 +28,12 @@ from typing import Any, cast
 
 import pycolmap
 
+from pipelines.executor_options import add_executor_options, make_executor
 from pipelines.steps import (
     CheckedPhoto,
     MatchingJob,
     Steps,
-    add_executor_options,
     check_photos,
-    make_executor,
     run_command,
 )
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
@@ -48,7 +47,6 @@ from sfm_matchers.mapping import (
     verified_groups,
 )
 from sfm_matchers.matchers import default_device
-from sfm_matchers.matching import OneOf
 from sfm_matchers.pairs import (
     exhaustive_pairs,
     pairs_from_file,
@@ -88,7 +86,7 @@ class SfmOptions:
     device: str = "auto"
     workers: int | None = None
     ray: str | None = None
-    shard: OneOf | None = None
+    shard: str | None = None
     merge: bool = False
     overwrite: bool = False
 
@@ -400,7 +398,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="bundled, official (downloaded), or a checkpoint file (default: bundled)",
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    add_executor_options(parser, shards=True)
+    add_executor_options(add, shards=True)
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
     return parser
 

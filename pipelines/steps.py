@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import logging
@@ -42,16 +41,7 @@ from sfm_matchers.matchers import (
     load_sparse_matcher,
     matcher_weights_fingerprint,
 )
-from sfm_matchers.matching import (
-    Executor,
-    InProcess,
-    NobodyElse,
-    OneOf,
-    OnRay,
-    Processes,
-    match_features,
-    match_images,
-)
+from sfm_matchers.matching import Executor, InProcess, match_features, match_images
 from sfm_matchers.pairs import query_pairs
 from sfm_matchers.retrieval import extract_vlad
 from sfm_matchers.storage import (
@@ -72,20 +62,20 @@ IN_PROCESS = InProcess()
 MAX_BEGINNINGS = 3  # of a run whose photos change while it works
 
 
-def run_command(outputs: Path, job: Callable[[], int], share: OneOf | None = None) -> int:
+def run_command(outputs: Path, job: Callable[[], int], shard: str | None = None) -> int:
     """Run a command line that writes to `outputs`, alone there.
 
     Args:
         outputs: the folder.
         job: the work. It is begun again, and resumes, where photos change in the meantime.
-        share: what this run does of the matching, beside other runs.
+        shard: which part of the matching this run does, beside other runs.
 
     Returns:
         What `job` returns; 2 after bad input, said in one line; 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        with exclusive(outputs, str(share).replace("/", "-of-") if share else None):
+        with exclusive(outputs, shard):
             for _ in range(MAX_BEGINNINGS - 1):
                 try:
                     return job()
@@ -98,63 +88,6 @@ def run_command(outputs: Path, job: Callable[[], int], share: OneOf | None = Non
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-
-
-def add_executor_options(parser: argparse.ArgumentParser, *, shards: bool = False) -> None:
-    """Add the options that say which processes match."""
-    add = parser.add_argument
-    add(
-        "--workers",
-        type=int,
-        default=None,
-        help="processes that match, each with its part of the CPU's cores or a GPU of its own; "
-        "with --ray, its workers (default: this process only; with --ray, one a core or GPU)",
-    )
-    add(
-        "--ray",
-        nargs="?",
-        const="auto",
-        metavar="ADDRESS",
-        help="match on a Ray cluster: its address, none for the one that runs here, or local to "
-        "start one on this machine. All machines need the photos and the outputs at one path "
-        "(needs the extra ray)",
-    )
-    if shards:
-        add(
-            "--shard",
-            type=OneOf.parse,
-            metavar="I/N",
-            help="match only the I-th of N parts, then stop: for the array jobs of a batch system",
-        )
-        add(
-            "--merge",
-            action="store_true",
-            help="go on after all shards are done; an error if pairs are missing",
-        )
-
-
-def make_executor(
-    workers: int | None,
-    ray: str | None,
-    device: str,
-    share: OneOf | None = None,
-    *,
-    merge: bool = False,
-) -> Executor:
-    """Return what the options of `add_executor_options` ask for.
-
-    Raises:
-        InputError: they contradict each other.
-    """
-    if share is not None or merge:
-        if workers is not None or ray is not None or (share is not None and merge):
-            raise InputError("--shard and --merge stand alone: no --workers, no --ray")
-        return NobodyElse() if share is None else share
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers}: expected 1 or more")
-    if ray is not None:
-        return OnRay(ray, workers, uses_gpu=device == "cuda")
-    return IN_PROCESS if workers is None or workers == 1 else Processes(workers)
 
 
 class CheckedPhoto(NamedTuple):

@@ -167,7 +167,7 @@ def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = [".lock"] if share is None else [".lock", f".lock-{share}"]
+        names = [".lock"] if share is None else [".lock", f".lock-{share.replace('/', '-of-')}"]
         locks = [(folder / name).open("a+") for name in names]
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error

@@ -138,18 +138,17 @@ class OneOf:
         if not 1 <= self.number <= self.count:
             raise InputError(f"there is no shard {self.number} of {self.count}")
 
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
     @classmethod
     def parse(cls, text: str) -> OneOf:
         """Read ``number/count``.
 
         Raises:
-            ValueError: it is something else.
+            InputError: it is something else.
         """
-        number, count = map(int, text.split("/"))
-        return cls(number, count)
+        number, slash, count = text.partition("/")
+        if not (slash and number.isdecimal() and count.isdecimal()):
+            raise InputError(f"shard {text!r}: expected I/N, such as 2/8")
+        return cls(int(number), int(count))
 
     @property
     def num_workers(self) -> int:
