@@ -19,7 +19,6 @@ import contextlib
 import functools
 import importlib.util
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,8 +31,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.memory import peak_memory
 from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mambaglue
 from sfm_matchers.networks.coarse_matching import CoarseMatches
+from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
 
 STAGES = {
@@ -123,14 +124,24 @@ def _build(network: str, fused: bool) -> Any:
     return mambaglue.MambaGlue(config).eval()
 
 
+@functools.lru_cache(maxsize=1)
+def _photos(size: tuple[int, int]) -> Ids:
+    """Two photos of a rendered room, (1, 3, H, W) in 0..1: as many matches as real ones give."""
+    scene = make_scene(3, kind="room", texture_size=512)
+    camera = Camera.from_field_of_view(*size)
+    poses = camera_path(scene, 12, seed=1)[:2]
+    first, second = (
+        torch.from_numpy(render(scene, camera, pose).image).permute(2, 0, 1)[None] / 255
+        for pose in poses
+    )
+    return first, second
+
+
 def _images(size: tuple[int, int], channels: int, device: str) -> Ids:
-    """A random texture and the same texture moved by eight pixels."""
-    generator = torch.Generator().manual_seed(0)
-    height, width = size[1], size[0]
-    coarse = torch.rand(1, channels, height // 4 + 8, width // 4 + 8, generator=generator)
-    texture = torch.nn.functional.interpolate(coarse, scale_factor=4, mode="bicubic").clamp(0, 1)
-    first = texture[..., :height, :width].to(device)
-    return first, texture[..., 8 : height + 8, 8 : width + 8].to(device)
+    first, second = (photo.to(device) for photo in _photos(size))
+    if channels == 1:
+        return first.mean(1, keepdim=True), second.mean(1, keepdim=True)
+    return first, second
 
 
 def _inputs(network: str, case: Any, device: str) -> tuple[Any, Any]:
@@ -322,10 +333,10 @@ def _print_memory(network: str, name: str, label: str) -> None:
     case: Any = int(label.split()[0]) if network == "mambaglue" else _size(label)
     if name in ("transformers", "kornia LoFTR", "kornia LightGlue"):
         importlib.import_module(name.split()[0])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _inputs(network, case, "cpu")
+    before = peak_memory()
     _candidate(network, name, case, "cpu")()
-    unit = 1 << 30 if sys.platform == "darwin" else 1 << 20  # bytes there, kilobytes on Linux
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit)
+    print(peak_memory() - before)
 
 
 def _size(text: str) -> tuple[int, int]:
