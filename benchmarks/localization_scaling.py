@@ -3,8 +3,8 @@
     python -m benchmarks.localization_scaling
 
 The map has 50 photos that all see the same 2,000 points; each query is matched to 20 of them, with
-a quarter of wrong matches. Queries are localized one by one, as `pipelines.aachen` does; each number
-of queries runs in a process of its own.
+a quarter of wrong matches. Queries are localized one by one, as `pipelines.aachen` does; each
+number of queries runs in a process of its own.
 """
 
 from __future__ import annotations
