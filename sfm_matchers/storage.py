@@ -40,6 +40,8 @@ from .errors import InputError, OutputError, SfmMatchersError
 
 logger = logging.getLogger(__name__)
 
+COMPRESSED_FROM = 2048  # bytes; smaller arrays do not become smaller
+
 Pair = tuple[str, str]
 Arrays = Mapping[str, np.ndarray]
 
@@ -447,7 +449,7 @@ class StagedFile:
                 group = file.create_group(name)
                 group.attrs["fingerprint"] = fingerprints[name]
                 for key, array in arrays.items():
-                    group.create_dataset(key, data=array)
+                    group.create_dataset(key, data=array, **_compression(array))
         self._next_part += 1
         for name in entries:
             self._part_of[name] = part
@@ -502,6 +504,16 @@ def _read_part(path: Path) -> dict[str, str | None]:
         logger.warning("%s: what it held is done again", error)
         path.unlink(missing_ok=True)
         return {}
+
+
+def _compression(array: np.ndarray) -> dict[str, Any]:
+    """Filters that every HDF5 library has, for matches and scores: most keypoints have none.
+
+    Points and descriptors would take long and become hardly smaller.
+    """
+    if array.nbytes < COMPRESSED_FROM or array.ndim > 1:
+        return {}
+    return {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
 def remove_staged(path: Path) -> None:
