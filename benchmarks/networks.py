@@ -38,9 +38,9 @@ from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
 
 STAGES = {
-    "jamma": ("encode", "coarse_features", "match_coarse", "fine_maps", "_refine"),
+    "jamma": ("encode", "coarse_features", "match_coarse", "fine_maps", "refine"),
     "eloftr": ("encode", "transform", "match_coarse", "fine_maps", "refine"),
-    "mambaglue": ("_encode_image", "_run_layer", "_write_matches"),
+    "mambaglue": ("encode_points", "_run_layer", "_write_matches"),
 }
 Candidate = Callable[[], int]
 Ids = tuple[Tensor, Tensor]

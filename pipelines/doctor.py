@@ -36,6 +36,7 @@ EXTRAS = {
     "mamba": ("mamba_ssm", "the CUDA selective scan of mamba-ssm"),
     "inloc": ("scipy", "scans of InLoc in .mat files of version 5"),
     "evaluation": ("poselib", "poses by PoseLib's LO-RANSAC in pipelines.evaluate"),
+    "onnx": ("onnxscript", "ONNX files by pipelines.export"),
     "superpoint": ("transformers", "SuperPoint keypoints"),
     "ray": ("ray", "matching on several machines"),
 }

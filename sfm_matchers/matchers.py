@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
@@ -381,14 +382,14 @@ class JamMaMatcher:
         )
         is_padded = not grid0 == grid1 == canvas
         masks = (
-            self._masks(len(pairs), grid, canvas) if is_padded else None for grid in (grid0, grid1)
+            self.masks(len(pairs), grid, canvas) if is_padded else None for grid in (grid0, grid1)
         )
         output = self.network.match(features0, features1, *masks)
         return _split_matches(
             output.batch_ids, output.keypoints0, output.keypoints1, output.scores, pairs
         )
 
-    def _masks(self, count: int, grid: tuple[int, int], canvas: tuple[int, ...]) -> torch.Tensor:
+    def masks(self, count: int, grid: tuple[int, int], canvas: tuple[int, ...]) -> torch.Tensor:
         mask = torch.zeros(count, *canvas, dtype=torch.bool, device=self.device)
         mask[:, : grid[0], : grid[1]] = True
         return mask
@@ -551,21 +552,70 @@ def _loader(conf: Conf, own: Mapping[str, Callable[..., Any]], kind: str) -> Cal
 
 
 # ---------------------------------------------------------------------------------------------
+# Compiling
+
+
+def compile_matcher(
+    matcher: SparseMatcher | DetectorFreeMatcher, backend: str = "inductor"
+) -> None:
+    """Have torch.compile compile, on first use, the parts in which a network spends its time.
+
+    Each part is one graph for images, or numbers of keypoints, of any size. Between the parts lies
+    what depends on the data: coarse matching in blocks, the choice of windows, early exit and
+    pruning. The selective scan is one operator of these graphs, run by its usual backend.
+
+    Args:
+        matcher: one of this package's networks; changed in place.
+        backend: of torch.compile.
+
+    Raises:
+        InputError: the matcher is another one, or nothing can be compiled on this machine.
+    """
+    parts: list[torch.nn.Module]
+    if isinstance(matcher, JamMaMatcher):
+        pair = matcher.network.matcher
+        parts = [matcher.network.backbone, pair.joint_mamba, pair.up2, pair.up3, pair.fine_enc]
+    elif isinstance(matcher, EfficientLoFTRMatcher):
+        network = matcher.network
+        parts = [network.backbone, network.loftr_coarse, network.fine_preprocess]
+    elif isinstance(matcher, MambaGlueMatcher):
+        parts = list(matcher.network.transformermambas)
+    else:
+        raise InputError(f"{type(matcher).__name__} has nothing to compile: leave compile away")
+    device = matcher.device
+    try:
+        torch.compile(lambda x: x.exp() + 1, backend=backend)(torch.ones(8, device=device))
+    except Exception as error:  # of the compiler's own kinds
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InputError(
+            "torch.compile does not work here, leave compile away (it needs "
+            f"{'a C++ compiler' if device.type == 'cpu' else 'triton'} on {device.type}): {reason}"
+        ) from error
+    # Tables of positions are made anew inside a graph; torch warns that it skips their cache.
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
+    for part in parts:
+        part.compile(dynamic=True, backend=backend)
+
+
+# ---------------------------------------------------------------------------------------------
 # Choosing and loading
 
 
 class PhotoMatcher:
     """A matcher of either kind behind one call that takes two photos."""
 
-    def __init__(self, conf: Conf, weights: str, device: str) -> None:
+    def __init__(self, conf: Conf, weights: str, device: str, compile: bool = False) -> None:
+        matcher: SparseMatcher | DetectorFreeMatcher
         if isinstance(conf, SparseConf):
             self._features_conf = conf.features
             self._extractor = load_extractor(conf.features["model"], device)
-            self._sparse = load_sparse_matcher(conf, weights, device)
+            matcher = self._sparse = load_sparse_matcher(conf, weights, device)
             self._match = self._match_features
         else:
-            self._detector_free = load_detector_free_matcher(conf, weights, device)
+            matcher = self._detector_free = load_detector_free_matcher(conf, weights, device)
             self._match = self._match_images
+        if compile:
+            compile_matcher(matcher)
 
     def match(self, photo0: Photo, photo1: Photo) -> Matches:
         """Match two photos.
@@ -602,7 +652,9 @@ class PhotoMatcher:
         )
 
 
-def load_matcher(name: str, weights: str = "bundled", device: str = "auto") -> PhotoMatcher:
+def load_matcher(
+    name: str, weights: str = "bundled", device: str = "auto", *, compile: bool = False
+) -> PhotoMatcher:
     """Load a matcher by the name of its conf.
 
     Example:
@@ -615,12 +667,13 @@ def load_matcher(name: str, weights: str = "bundled", device: str = "auto") -> P
         name: a conf that comes with the package (``sift``, ``jamma``, ...) or a conf file.
         weights: ``bundled``, ``official`` (downloaded), or a checkpoint file.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        compile: use torch.compile; the first pairs then take a minute or more.
 
     Raises:
-        InputError: unknown conf or device.
+        InputError: unknown conf or device, or ``compile`` where there is nothing to compile with.
         WeightsError: the weights cannot be loaded; the message says what to do.
     """
-    return PhotoMatcher(load_conf(name), weights, default_device(device))
+    return PhotoMatcher(load_conf(name), weights, default_device(device), compile)
 
 
 def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:

@@ -119,7 +119,7 @@ def match_either_maximum(
     )
     values = torch.cat((values0, values1))
     ids, values = _sort_unique(ids, values, features0.shape[1], features1.shape[1])
-    keep = _inside(ids, grid0, grid1, border, mask0, mask1)
+    keep = inside_border(ids, grid0, grid1, border, mask0, mask1)
     (batch_ids, ids0, ids1), values = ids[:, keep], values[keep]
     scores = torch.maximum(
         rows.probability_of(values, batch_ids, ids0),
@@ -164,7 +164,7 @@ def match_mutual_maximum(
         ids = _mutual_maxima(blocks, lowest, halves)
     else:
         ids = _mutual_maxima(blocks, threshold)
-    ids = ids[:, _inside(ids, grid0, grid1, border, mask0, mask1)]
+    ids = ids[:, inside_border(ids, grid0, grid1, border, mask0, mask1)]
     values = blocks.at(ids)
     scores = values
     if softmax:
@@ -359,7 +359,7 @@ def _first_of_each(keys: Tensor) -> Tensor:
     return order[first]
 
 
-def _inside(
+def inside_border(
     ids: Tensor,
     grid0: tuple[int, int],
     grid1: tuple[int, int],

@@ -377,7 +377,7 @@ class FineMatching(nn.Module):
 
     def offsets(self, tokens: Tensor, cells0: Tensor, cells1: Tensor) -> Tensor:
         """Offsets (M, 4), x0 y0 x1 y1 in fine cells within +-1/2, of chosen cells (M,), 0..24."""
-        rows = torch.arange(len(tokens), device=tokens.device)
+        rows = torch.arange(tokens.shape[0], device=tokens.device)
         chosen = torch.cat((tokens[rows, cells0], tokens[rows, WINDOW_CELLS + cells1]), dim=-1)
         return 0.5 * self.subpixel_mlp(chosen).tanh()
 
@@ -550,7 +550,7 @@ class JamMa(nn.Module):
             return JamMaOutput(ids, none, none, none[:, 0], matches, ids)
         fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1)
         all_ids = torch.arange(len(matches.batch_ids), device=coarse0.device)
-        parts = [self._refine(fine0, fine1, matches, ids) for ids in all_ids.split(WINDOW_CHUNK)]
+        parts = [self.refine(fine0, fine1, matches, ids) for ids in all_ids.split(WINDOW_CHUNK)]
         coarse_ids, points0, points1, scores = (
             torch.cat(part) for part in zip(*parts, strict=True)
         )
@@ -675,7 +675,7 @@ class JamMa(nn.Module):
         """Offsets (M, 4), x0 y0 x1 y1 in input pixels within +-1, of window cells (M,), 0..24."""
         return FINE_CELL * self.matcher.fine_matching.offsets(tokens, cells0, cells1)
 
-    def _refine(
+    def refine(
         self, fine0: Tensor, fine1: Tensor, matches: CoarseMatches, coarse_ids: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Which of the given coarse matches stay, with their points 0, points 1 and scores."""

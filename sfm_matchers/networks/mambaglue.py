@@ -633,9 +633,15 @@ class MambaGlue(nn.Module):
         if batch != batch1:
             raise InputError(f"{batch} images 0 cannot be paired with {batch1} images 1")
         pairs = torch.arange(batch, device=features0.keypoints.device)
-        return PairsInWork(pairs, self._encode_image(features0), self._encode_image(features1))
+        points0, points1 = (
+            # Masks cost time: none where all are keypoints.
+            replace(points, valid=None) if points.mask.all() else points
+            for points in (self.encode_points(features0), self.encode_points(features1))
+        )
+        return PairsInWork(pairs, points0, points1)
 
-    def _encode_image(self, features: LocalFeatures) -> Points:
+    def encode_points(self, features: LocalFeatures) -> Points:
+        """The keypoints of one image before the first layer, in the order of the scan."""
         dtype = self.posenc.Wr.weight.dtype
         positions = normalize_keypoints(features)
         if self.config.front_end.has_scale_and_orientation:
@@ -649,7 +655,7 @@ class MambaGlue(nn.Module):
             states=self.input_proj(descriptors.to(dtype)),
             encoding=self.posenc(positions.to(dtype)),
             index=torch.arange(valid.shape[1], device=valid.device).expand_as(valid),
-            valid=None if features.num_keypoints is None or valid.all() else valid,
+            valid=None if features.num_keypoints is None else valid,
         )
         if self.config.keypoint_order == "as_is":
             return points

@@ -16,6 +16,9 @@ For each sequence and channel d, with the input-dependent step delta_t > 0 (Gu a
 | `reference` | any    | only when asked for                  | `reference.py`       |
 
 The argument `backend` or the environment variable `SFM_MATCHERS_SCAN` overrides the choice.
+
+Under torch.compile and torch.export, without gradients, the scan is one opaque operator,
+`torch.ops.sfm_matchers.selective_scan`: a graph needs not break at it nor hold its loop.
 """
 
 from __future__ import annotations
@@ -90,21 +93,55 @@ def selective_scan(
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     sequences, channels = u.shape[0], u.shape[2]
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    module = _choose_backend(backend or os.environ.get("SFM_MATCHERS_SCAN"), u.device, dtype)
+    scan = _run_backend
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        scan = torch.ops.sfm_matchers.selective_scan
+    y = scan(
+        u.to(dtype),
+        delta.to(dtype),
+        A.to(dtype).expand(sequences, channels, A.shape[-1]),
+        B.to(dtype),
+        C.to(dtype),
+        D.to(dtype).expand(sequences, channels),
+        None if z is None else z.to(dtype),
+        None if delta_bias is None else delta_bias.to(dtype).expand(sequences, channels),
+        backend,
+    )
+    return y.to(u.dtype)
+
+
+def _run_backend(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    backend: str | None,
+) -> Tensor:
+    """Scan tensors of one dtype; A is (S, channels, N), D and delta_bias are (S, channels)."""
+    module = _choose_backend(backend or os.environ.get("SFM_MATCHERS_SCAN"), u.device, u.dtype)
     if u.numel() == 0:
         return torch.zeros_like(u)
     with torch.autocast(u.device.type, enabled=False):
-        y = module.scan(
-            u.to(dtype),
-            delta.to(dtype),
-            A.to(dtype).expand(sequences, channels, A.shape[-1]),
-            B.to(dtype),
-            C.to(dtype),
-            D.to(dtype).expand(sequences, channels),
-            None if z is None else z.to(dtype),
-            None if delta_bias is None else delta_bias.to(dtype).expand(sequences, channels),
-        )
-    return y.to(u.dtype)
+        return module.scan(u, delta, A, B, C, D, z, delta_bias).contiguous()
+
+
+scan_operator = torch.library.custom_op(
+    "sfm_matchers::selective_scan",
+    _run_backend,
+    mutates_args=(),
+    schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor? z, "
+    "Tensor? delta_bias, str? backend) -> Tensor",
+)
+"""The scan that torch.compile and torch.export take as it is; not differentiable."""
+
+
+@scan_operator.register_fake
+def _scan_shape(u: Tensor, *_: object) -> Tensor:
+    return u.new_empty(u.shape)
 
 
 def _check_shapes(

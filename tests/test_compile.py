@@ -1,0 +1,92 @@
+"""torch.compile: whole graphs, equal results, and one line where there is no compiler."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from short_matchers import (
+    eloftr_matcher,
+    jamma_matcher,
+    mambaglue_matcher,
+    matched,
+    photographs,
+    sift_like,
+    translated,
+)
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.matchers import (
+    DetectorFreeMatcher,
+    Matches,
+    NearestNeighborMatcher,
+    SparseMatcher,
+    compile_matcher,
+    load_matcher,
+)
+
+
+def compile_for_test(matcher: SparseMatcher | DetectorFreeMatcher) -> None:
+    """Trace only: a test machine may have no compiler."""
+    torch._dynamo.reset()
+    compile_matcher(matcher, backend="eager")
+    torch._dynamo.utils.counters.clear()
+
+
+def assert_whole_graphs(most: int) -> None:
+    """Graphs were made, so many at most, and nothing broke one in two."""
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert 0 < counters["stats"]["unique_graphs"] <= most
+
+
+def test_jamma_compiles_without_graph_breaks() -> None:
+    matcher, images = jamma_matcher(), photographs()
+    expected = matched(matcher, images)
+    compile_for_test(matcher)
+    assert_equal(matched(matcher, images), expected)
+    assert_whole_graphs(5)
+
+
+def test_eloftr_compiles_without_graph_breaks() -> None:
+    matcher, images = eloftr_matcher(), translated()
+    expected = matched(matcher, images)
+    compile_for_test(matcher)
+    assert_equal(matched(matcher, images), expected)
+    assert_whole_graphs(3)
+
+
+def assert_equal(found: Matches, expected: Matches) -> None:
+    assert len(expected) > 20
+    np.testing.assert_allclose(found.keypoints0, expected.keypoints0, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found.keypoints1, expected.keypoints1, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-4)
+
+
+def test_mambaglue_compiles_without_graph_breaks() -> None:
+    matcher = mambaglue_matcher("score")
+    pairs = [(sift_like(64, 1), sift_like(40, 2)), (sift_like(50, 1), sift_like(33, 2))]
+    expected = [matcher.match(*pair) for pair in pairs]
+    compile_for_test(matcher)
+    for pair, (matches0, scores0) in zip(pairs, expected, strict=True):
+        found = matcher.match(*pair)
+        np.testing.assert_array_equal(found[0], matches0)
+        np.testing.assert_allclose(found[1], scores0, rtol=0, atol=1e-4)
+    # Numbers of keypoints share a graph, and so do layers but the first.
+    assert_whole_graphs(2)
+
+
+def test_a_matcher_without_a_network_is_refused() -> None:
+    with pytest.raises(InputError, match="nothing to compile"):
+        load_matcher("sift", compile=True)
+    with pytest.raises(InputError, match="nothing to compile"):
+        compile_matcher(NearestNeighborMatcher())
+
+
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: object) -> None:
+        raise RuntimeError("no working C++ compiler found\nmore lines")
+
+    with pytest.raises(InputError, match=r"leave compile away .*: .*no working C\+\+") as error:
+        compile_matcher(mambaglue_matcher("score"), backend=broken)
+    assert "\n" not in str(error.value)
