@@ -32,7 +32,7 @@ from pipelines.steps import (
     triangulated_map,
 )
 from sfm_matchers.confs import conf_names, load_conf
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -194,7 +194,7 @@ def read_reference(dataset: Path, version: str) -> pycolmap.Reconstruction:
     try:
         return pycolmap.Reconstruction(path)
     except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} is not a COLMAP model: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
 
 
 def build_parser() -> argparse.ArgumentParser:

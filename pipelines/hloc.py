@@ -29,7 +29,7 @@ from sfm_matchers.confs import (
     conf_names,
     load_conf,
 )
-from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.errors import InputError, SfmMatchersError, one_line
 from sfm_matchers.hloc import (
     INSTALL,
     default_weights,
@@ -128,10 +128,16 @@ def _match_features(
         matcher_weights_fingerprint,
     )
     from sfm_matchers.matching import match_features as match
-    from sfm_matchers.storage import exclusive, read_pairs, remove_staged, unique_pairs
+    from sfm_matchers.storage import (
+        exclusive,
+        list_groups,
+        read_pairs,
+        remove_staged,
+        unique_pairs,
+    )
 
     weights, device = given.weights or default_weights(conf.model), default_device()
-    pairs = unique_pairs(read_pairs(given.pairs))
+    pairs = unique_pairs(read_pairs(given.pairs, list_groups(feature_path)))
     with exclusive(match_path.parent, given.shard):
         if given.overwrite:
             remove_staged(match_path)
@@ -184,6 +190,7 @@ def _match_dense(
     conf: DetectorFreeConf, given: argparse.Namespace, feature_path: Path, match_path: Path
 ) -> None:
     from pipelines.steps import check_photos
+    from sfm_matchers.images import find_images
     from sfm_matchers.keypoints import AggregationOptions, aggregate
     from sfm_matchers.matchers import (
         default_device,
@@ -202,7 +209,7 @@ def _match_dense(
     weights, device = given.weights or default_weights(conf.model), default_device()
     executor = _executor(given, device)
     raw_path = match_path.with_name(f"{match_path.stem}_raw.h5")
-    pairs = unique_pairs(read_pairs(given.pairs))
+    pairs = unique_pairs(read_pairs(given.pairs, find_images(given.image_dir)))
     names = sorted({name for pair in pairs for name in pair})
     with exclusive(match_path.parent, given.shard):
         with one_at_a_time(match_path.parent):
@@ -344,7 +351,7 @@ def reconstruction(given: argparse.Namespace) -> None:
 
 def triangulation(given: argparse.Namespace) -> None:
     """Points for a model of known poses, to `sfm_dir`."""
-    from sfm_matchers.storage import read_pairs
+    from sfm_matchers.storage import list_groups, read_pairs
     from sfm_matchers.triangulation import triangulate
 
     verification: Any = "known_poses"
@@ -356,7 +363,7 @@ def triangulation(given: argparse.Namespace) -> None:
         _model(given.reference_model),
         given.sfm_dir,
         given.image_dir,
-        read_pairs(given.pairs),
+        read_pairs(given.pairs, list_groups(given.features)),
         given.features,
         given.matches,
         verification=verification,
@@ -368,7 +375,7 @@ def triangulation(given: argparse.Namespace) -> None:
 def localize_sfm(given: argparse.Namespace) -> None:
     """Poses of queries in a model."""
     from sfm_matchers.localization import LocalizationOptions, localize_queries, read_queries
-    from sfm_matchers.storage import read_pairs
+    from sfm_matchers.storage import list_groups, read_pairs
 
     options = LocalizationOptions(
         max_error=given.ransac_thresh, covisibility_clustering=given.covisibility_clustering
@@ -376,7 +383,7 @@ def localize_sfm(given: argparse.Namespace) -> None:
     results = localize_queries(
         _model(given.reference_sfm),
         read_queries(given.queries),
-        read_pairs(given.retrieval),
+        read_pairs(given.retrieval, list_groups(given.features)),
         given.features,
         given.matches,
         options,
@@ -390,9 +397,9 @@ def localize_inloc(given: argparse.Namespace) -> None:
     from sfm_matchers.cameras import read_photo_header
     from sfm_matchers.localization import Query, failed_query
     from sfm_matchers.scans import ScanOptions, localize_in_scans
-    from sfm_matchers.storage import read_pairs
+    from sfm_matchers.storage import list_groups, read_pairs
 
-    pairs = read_pairs(given.retrieval)
+    pairs = read_pairs(given.retrieval, list_groups(given.features))
     queries, unreadable = [], []
     for name in dict.fromkeys(query for query, _ in pairs):
         try:
@@ -478,7 +485,7 @@ def _model(path: Path) -> Any:
     try:
         return pycolmap.Reconstruction(path)
     except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} is not a COLMAP model: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
 
 
 def _names(listed: str | None, features: Path | None, options: str) -> list[str]:

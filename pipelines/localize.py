@@ -39,7 +39,7 @@ from pipelines.steps import (
     triangulated_map,
 )
 from sfm_matchers.confs import conf_names, load_conf
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.images import find_images
 from sfm_matchers.localization import (
     LocalizationOptions,
@@ -200,7 +200,7 @@ def read_map(path: Path, map_images: Path, prefix: str) -> pycolmap.Reconstructi
     try:
         model = pycolmap.Reconstruction(path)
     except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} is not a COLMAP model: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
     names = [image.name for image in model.images.values()]
     missing = [name for name in names if not (Path(map_images) / name).is_file()]
     if len(missing) == len(names):

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pycolmap
 
-from sfm_matchers.cameras import read_photo_header
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import (
     InputError,
@@ -27,7 +27,7 @@ from sfm_matchers.errors import (
 )
 from sfm_matchers.features import extract_features
 from sfm_matchers.hloc import INSTALL, is_installed
-from sfm_matchers.images import find_images, photo_fingerprint, read_image, read_mask
+from sfm_matchers.images import decoded_size, find_images, photo_fingerprint, read_mask
 from sfm_matchers.keypoints import AggregationOptions, Existing, aggregate
 from sfm_matchers.localization import (
     LocalizedQuery,
@@ -74,6 +74,8 @@ def run_command(outputs: Path, job: Callable[[], int], shard: str | None = None)
         What `job` returns; 2 after bad input, said in one line; 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # On large photos and damaged EXIF; what cannot be used is said by `open_photo`.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         with exclusive(outputs, shard):
             for _ in range(MAX_BEGINNINGS - 1):
@@ -123,9 +125,18 @@ class Steps:
         write_text(self.path, json.dumps({**self._read(), name: source}, indent=1))
 
     def _read(self) -> dict[str, str]:
-        if not self.path.exists():
-            return {}
-        return dict(json.loads(self.path.read_text(encoding="utf-8")))
+        return _read_memory(self.path)
+
+
+def _read_memory(path: Path) -> dict[str, Any]:
+    """What an earlier run noted; nothing if there was none, or if the file is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        logger.warning("%s is damaged: what it remembers is done again", path)
+        return {}
 
 
 def check_photos(
@@ -148,21 +159,23 @@ def check_photos(
         InputError: a mask does not fit its photo.
     """
     cache_path = outputs / "photos.json"
-    cache = json.loads(cache_path.read_text(encoding="utf-8")) if cache_path.exists() else {}
+    cache = _read_memory(cache_path)
     names = find_images(image_dir) if names is None else names
 
     def check(name: str) -> dict[str, Any]:
         if not (image_dir / name).is_file():
             return {"unreadable": f"{image_dir / name} is missing"}
-        content = file_fingerprint(image_dir / name)
+        try:
+            content = file_fingerprint(image_dir / name)
+        except OSError as error:
+            return {"unreadable": f"{image_dir / name} cannot be read: {error.strerror}"}
         if cache.get(name, {}).get("content") == content:
             return dict(cache[name])
         try:
-            read_photo_header(image_dir / name)
-            height, width = read_image(image_dir / name, gray=True).shape
+            size = decoded_size(image_dir / name)
         except InputError as error:
             return {"content": content, "unreadable": str(error)}
-        return {"content": content, "size": [width, height]}
+        return {"content": content, "size": list(size)}
 
     with ThreadPoolExecutor() as executor:
         found = dict(zip(names, executor.map(check, names), strict=True))

@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.images import read_image
+from sfm_matchers.storage import read_text
 
 FloatArray = NDArray[np.float64]
 SCANNET_SIZE = (640, 480)  # width and height of the images that ScanNet's intrinsics.npz speaks of
@@ -173,7 +174,9 @@ def read_hpatches(folder: Path) -> list[HomographyPair]:
             try:
                 homography = np.loadtxt(path, dtype=np.float64).reshape(3, 3)
             except (OSError, ValueError) as error:
-                raise InputError(f"{path} cannot be read as a 3 x 3 matrix: {error}") from error
+                raise InputError(
+                    f"{path} cannot be read as a 3 x 3 matrix: {one_line(error)}"
+                ) from error
             names = (f"{sequence.name}/1.ppm", f"{sequence.name}/{k}.ppm")
             pairs.append(HomographyPair(*names, homography))
     if not pairs:
@@ -188,7 +191,7 @@ def _read_text(path: Path) -> list[PosedPair]:
     quarter turns that set them upright for matching.
     """
     pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         fields = line.split()
         if not fields:
             continue
@@ -278,8 +281,8 @@ def _load_arrays(path: Path) -> dict[str, Any]:
                 Path(name).stem: _load_array(io.BytesIO(archive.read(name)))
                 for name in archive.namelist()
             }
-    except (OSError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} cannot be read as arrays: {error}") from error
+    except Exception as error:  # garbage can make a reader fail in any way
+        raise InputError(f"{path} cannot be read as arrays: {one_line(error)}") from error
 
 
 def _load_array(file: io.BytesIO) -> NDArray[Any]:

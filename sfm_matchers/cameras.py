@@ -7,15 +7,17 @@ different cameras share one, it has too little. `group_photos` decides from EXIF
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from .errors import InputError
+from .images import open_photo
 
 CAMERA_MODES = ("auto", "single", "per_folder", "per_image")
 
@@ -62,30 +64,38 @@ class CameraGroups:
 def read_photo_header(path: Path) -> PhotoHeader:
     """Read size and EXIF of a photo.
 
+    Damaged EXIF counts as absent.
+
     Raises:
-        InputError: the file is not an image.
+        InputError: as `open_photo`.
     """
-    try:
-        with Image.open(path) as photo:
-            size = photo.size
+    with open_photo(path) as photo:
+        size = photo.size
+        try:
             exif = photo.getexif()
+            if photo.format == "TIFF":  # Pillow's size is that of the photo turned upright
+                size = exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength]
             details = exif.get_ifd(ExifTags.IFD.Exif)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not an image: {error}") from error
-    focal_length = None
-    with contextlib.suppress(TypeError, ValueError, ZeroDivisionError):
-        focal_length = float(details.get(ExifTags.Base.FocalLength, 0)) or None
-    return PhotoHeader(
-        size=size,
-        make=_text(exif.get(ExifTags.Base.Make)),
-        model=_text(exif.get(ExifTags.Base.Model)),
-        lens=_text(details.get(ExifTags.Base.LensModel)),
-        focal_length=focal_length,
-    )
+            make, model, lens = (
+                str(tags.get(tag) or "").strip().strip("\0")
+                for tags, tag in (
+                    (exif, ExifTags.Base.Make),
+                    (exif, ExifTags.Base.Model),
+                    (details, ExifTags.Base.LensModel),
+                )
+            )
+            focal_length = _focal_length(details.get(ExifTags.Base.FocalLength))
+        except Exception:  # garbage can make the reader fail in any way
+            return PhotoHeader(size)
+    return PhotoHeader(size, make, model, lens, focal_length)
 
 
-def _text(value: object) -> str:
-    return str(value or "").strip().strip("\0")
+def _focal_length(value: Any) -> float | None:
+    try:
+        millimetres = float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return millimetres if 0 < millimetres < math.inf else None
 
 
 def group_photos(headers: Mapping[str, PhotoHeader], mode: str = "auto") -> CameraGroups:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from .errors import InputError
+from .errors import InputError, one_line
 
 CONF_DIR = Path(__file__).parent / "configs"
 
@@ -62,6 +62,19 @@ class DetectorFreeConf:
 
 Conf = SparseConf | DetectorFreeConf
 
+# Of each key: its type, and what to call it.
+_NUMBER = (int | float, "a number")
+_PART = (dict, "keys and values")
+_TYPES: dict[str, tuple[Any, str]] = {
+    "output": (str, "text"),
+    "features": _PART,
+    "model": _PART,
+    "preprocessing": _PART,
+    "max_error": _NUMBER,
+    "cell_size": _NUMBER,
+    "max_keypoints": (int | None, "a whole number, or null"),
+}
+
 _KINDS: dict[str, type[SparseConf] | type[DetectorFreeConf]] = {
     "sparse": SparseConf,
     "detector_free": DetectorFreeConf,
@@ -84,8 +97,8 @@ def load_conf(name: str) -> Conf:
         raise InputError(f"unknown matcher {name!r}{_suggestion(name, conf_names())}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid YAML: {one_line(error)}") from error
     return parse_conf(path.stem, content, where=str(path))
 
 
@@ -99,24 +112,38 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
         raise InputError(f"{where}: expected keys and values")
     content = dict(content)
     kind = content.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise InputError(f"{where}: 'kind' must be one of {', '.join(_KINDS)}, found {kind!r}")
     conf_type = _KINDS[kind]
     allowed = [item.name for item in fields(conf_type) if item.name != "name"]
     check_keys(content, allowed, where)
-    for key in ("features", "model", "preprocessing"):
-        if key in content and not isinstance(content[key], dict):
-            raise InputError(f"{where}: {key!r} must hold keys and values")
-    if "preprocessing" in content:
-        check_keys(content["preprocessing"], ["resize_max"], f"{where}, preprocessing")
+    _check_part(content, where)
     if "features" in content:
-        features = content["features"]
-        check_keys(features, ["output", "model", "preprocessing"], f"{where}, features")
-        check_keys(features.get("preprocessing", {}), ["resize_max"], f"{where}, features")
+        features, part = content["features"], f"{where}, features"
+        check_keys(features, ["output", "model", "preprocessing"], part)
+        for key in ("output", "model"):
+            if key not in features:
+                raise InputError(f"{part}: {key!r} is missing")
+        _check_part(features, part)
     try:
         return conf_type(name=name, **content)
     except TypeError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _check_part(content: Mapping[str, Any], where: str) -> None:
+    """Check the types of values, and the parts that a conf and its features both have."""
+    for key, value in content.items():
+        expected, description = _TYPES[key]
+        if not isinstance(value, expected):
+            raise InputError(f"{where}: {key!r} must be {description}, found {value!r}")
+    if "model" in content and not isinstance(content["model"].get("name"), str):
+        raise InputError(f"{where}, model: 'name' must be given, as text")
+    preprocessing = content.get("preprocessing", {})
+    check_keys(preprocessing, ["resize_max"], f"{where}, preprocessing")
+    resize_max = preprocessing.get("resize_max")
+    if resize_max is not None and not (isinstance(resize_max, int) and resize_max > 0):
+        raise InputError(f"{where}: 'resize_max' must be a number of pixels, found {resize_max!r}")
 
 
 def check_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None:

@@ -33,3 +33,11 @@ class PhotoChangedError(InputError):
         first, *others = sorted(reasons)
         more = f", and {len(others)} more" if others else ""
         super().__init__(f"{reasons[first]}{more}; run the command again, it goes on")
+
+
+def one_line(error: BaseException) -> str:
+    """Return what another library's error says, in one line; the name of its kind if it is silent.
+
+    Messages of libraries run over pages: of 200 letters the rest is left out.
+    """
+    return " ".join(str(error).split())[:200] or type(error).__name__

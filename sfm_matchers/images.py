@@ -6,70 +6,157 @@ apply it either. In every array of points, (0, 0) is the centre of the top-left 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .errors import InputError
-from .storage import file_fingerprint, fingerprint
+from .errors import InputError, one_line
+from .storage import file_fingerprint, fingerprint, name_faults
+
+logger = logging.getLogger(__name__)
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+
+# Photos too, which OpenCV or COLMAP do not read everywhere.
+OTHER_EXTENSIONS = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".nef")
+
+# TIFF's orientation -> axes to flip; from 5 on rows and columns change places before.
+_FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def find_images(image_dir: Path) -> list[str]:
     """Return the names of all photos below a folder: sorted POSIX paths relative to it.
 
-    Linked folders are followed once. Names that no text file of pairs can hold (a line break) are
-    refused.
+    Linked folders are followed once, after the others beside them. What is left out is named in
+    the log: photos of other formats, folders that cannot be read, and names that files of pairs
+    and matches cannot hold, see `storage.name_faults`.
 
     Raises:
-        InputError: the folder does not exist, or a name is refused.
+        InputError: the folder does not exist.
     """
     image_dir = Path(image_dir)
     if not image_dir.is_dir():
         raise InputError(f"{image_dir} is not a folder of photos")
     names = []
+    others: Counter[str] = Counter()
     visited: set[Path] = set()
-    for folder, subfolders, files in os.walk(image_dir, followlinks=True):
+    for folder, subfolders, files in os.walk(image_dir, onerror=_warn, followlinks=True):
         real_folder = Path(folder).resolve()
         if real_folder in visited:
             subfolders.clear()
             continue
         visited.add(real_folder)
+        links = {name for name in subfolders if os.path.islink(os.path.join(folder, name))}
+        subfolders.sort(key=lambda name: (name in links, name))
         for file in files:
-            if Path(file).suffix.lower() in IMAGE_EXTENSIONS:
+            extension = Path(file).suffix.lower()
+            if extension in IMAGE_EXTENSIONS:
                 names.append((Path(folder) / file).relative_to(image_dir).as_posix())
-    for name in names:
-        if "\n" in name or "\r" in name:
-            raise InputError(f"the name {name!r} contains a line break: rename the file")
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(f"the name {name!r} is not valid UTF-8: rename the file") from error
-    return sorted(names)
+            elif extension in OTHER_EXTENSIONS:
+                others[extension] += 1
+    for extension, count in sorted(others.items()):
+        logger.warning("left out: %d files %s: convert them to JPEG or PNG", count, extension)
+    faults = name_faults(names)
+    for name, fault in faults.items():
+        logger.warning("left out: %r: %s: rename it", name, fault)
+    return sorted(name for name in names if name not in faults)
 
 
-def read_image(path: Path, *, gray: bool = False) -> np.ndarray:
+def _warn(error: OSError) -> None:
+    logger.warning("left out: %s: %s", error.filename, error.strerror)
+
+
+def read_image(path: Path, *, gray: bool = False, least_side: int | None = None) -> np.ndarray:
     """Decode a photo to 8 bits: RGB (H, W, 3), or (H, W) if `gray`. EXIF rotation is ignored.
 
+    Of an animation this is the first picture; transparency is dropped; of 16 bits the upper 8 stay.
+    With a `least_side` the photo may come at a half, a quarter or an eighth of its size, as long as
+    both sides have that length, which for JPEG is quicker and takes less memory.
+
     Raises:
-        InputError: the file is missing, or no decoder reads it.
+        InputError: the file is missing or empty, or no decoder reads it.
     """
-    colour = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    if least_side is not None:
+        with open_photo(path) as photo:
+            shrink = min(photo.size) // max(1, least_side)
+        # OpenCV's flags for half the size are 16 and 17, for a quarter 32 and 33, and so on.
+        flags |= next((8 * factor for factor in (8, 4, 2) if factor <= shrink), 0)
     try:
         # Through memory, because OpenCV cannot open every path on Windows.
         encoded = np.fromfile(str(path), dtype=np.uint8)
-        image = cv2.imdecode(encoded, colour | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (OSError, cv2.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if not encoded.size:
+        raise InputError(f"{path} is empty")
+    try:
+        image = cv2.imdecode(encoded, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise InputError(f"{path} cannot be decoded: {one_line(error)}") from error
     if image is None:
-        raise InputError(
-            f"{path} cannot be decoded as an image (damaged, empty, or another format)"
-        )
+        raise InputError(f"{path} cannot be decoded as an image (damaged, or another format)")
+    if encoded[:4].tobytes() in _TIFF_MARKS:
+        image = _as_stored(image, path)
     return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _as_stored(image: np.ndarray, path: Path) -> np.ndarray:
+    """Turn the image of a TIFF back, which OpenCV turns upright whatever it is asked."""
+    with open_photo(path) as photo:
+        orientation = int(photo.getexif().get(ExifTags.Base.Orientation, 1))
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    return np.ascontiguousarray(np.flip(image, _FLIPS.get(orientation, ())))
+
+
+@contextlib.contextmanager
+def open_photo(path: Path) -> Iterator[Image.Image]:
+    """Open a photo by Pillow, which reads its header now, and its pixels when asked.
+
+    Raises:
+        InputError: the file is missing, empty, damaged, not an image, or has too many pixels; what
+            Pillow says inside the ``with`` block too.
+    """
+    try:
+        if not os.stat(path).st_size:
+            raise InputError(f"{path} is empty")
+        with Image.open(path) as photo:
+            yield photo
+    except InputError:  # which is a ValueError too
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not an image") from error
+    except Image.DecompressionBombError as error:
+        megapixels = 2 * cast(int, Image.MAX_IMAGE_PIXELS) // 1_000_000
+        raise InputError(f"{path} has more than {megapixels} megapixels: reduce it") from error
+    except Exception as error:  # garbage can make a decoder fail in any way
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def decoded_size(path: Path) -> tuple[int, int]:
+    """Decode a photo to see that all of it is there; return its (width, height) as stored.
+
+    Raises:
+        InputError: the file is missing, empty, cut off, or no decoder reads it.
+    """
+    with open_photo(path) as photo:
+        if photo.format in ("JPEG", "MPO"):  # of phones: several JPEGs in one file
+            # OpenCV before 5 fills what is missing with gray. Pillow refuses it, and is quick at
+            # an eighth of the size.
+            photo.draft("L", (1, 1))
+            photo.load()
+    height, width = read_image(path, gray=True).shape
+    return width, height
 
 
 def mask_path(mask_dir: Path | None, name: str) -> Path | None:
@@ -77,7 +164,8 @@ def mask_path(mask_dir: Path | None, name: str) -> Path | None:
     if mask_dir is None:
         return None
     path = Path(mask_dir) / f"{name}.png"
-    return path if path.exists() else None
+    # Unlike pathlib's, False for a name that is too long.
+    return path if os.path.exists(path) else None
 
 
 def read_mask(mask_dir: Path | None, name: str, size: tuple[int, int]) -> np.ndarray | None:

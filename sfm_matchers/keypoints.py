@@ -36,10 +36,12 @@ from .storage import (
     StagedFile,
     find_pair,
     fingerprint,
+    holds,
     list_groups,
     names_to_pair,
     open_h5,
     read_correspondences,
+    read_fingerprint,
     read_keypoints,
     unique_pairs,
 )
@@ -595,7 +597,7 @@ def _find_correspondences(file: h5py.File, pairs: Iterable[Pair]) -> dict[Pair, 
             continue
         group, is_reversed = entry
         pair = (name1, name0) if is_reversed else (name0, name1)
-        found[pair] = str(file[group].attrs.get("fingerprint", ""))
+        found[pair] = read_fingerprint(file, group) or ""
     if missing:
         raise InputError(
             f"{file.filename} lacks {len(missing)} of the pairs, the first is "
@@ -641,7 +643,7 @@ def _open_fixed_keypoints(
     if existing != "overwrite" and feature_file.path.exists():
         file = stack.enter_context(open_h5(feature_file.path))
         own = [name for name in of_image if name not in file_of_image]
-        kept = [name for name in own if name in file and "keypoints" in file[name]]
+        kept = [name for name in own if holds(file, f"{name}/keypoints")]
         is_current = all(feature_file.is_current(name, of_image[name]) for name in kept)
         if existing == "keep" or (is_current and len(kept) == len(own)):
             file_of_image |= dict.fromkeys(kept, file)

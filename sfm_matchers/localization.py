@@ -27,8 +27,8 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
-from .errors import InputError
-from .storage import Pair, open_h5, read_keypoints, read_matches, write_text
+from .errors import InputError, one_line
+from .storage import Pair, open_h5, read_keypoints, read_matches, read_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -373,7 +373,7 @@ def estimate_pose(
             keypoints, points3D, camera, estimation, refinement, return_covariance=True
         )
     except (ValueError, RuntimeError) as error:
-        result.reason = f"its camera cannot be used: {_one_line(error)}"
+        result.reason = f"its camera cannot be used: {one_line(error)}"
         return result
     if found is None:
         result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
@@ -388,10 +388,6 @@ def estimate_pose(
     )
     result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
     return result
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:100]
 
 
 def failed_query(
@@ -474,7 +470,7 @@ def read_queries(pattern: str | Path, *, skip_bad_lines: bool = False) -> list[Q
             except (ValueError, IndexError, RuntimeError) as error:
                 message = (
                     f"{path}, line {number}: expected 'name MODEL width height params...', found "
-                    f"{' '.join(words)!r} ({_one_line(error)})"
+                    f"{' '.join(words)!r} ({one_line(error)})"
                 )
                 if not skip_bad_lines:
                     raise InputError(message) from error
@@ -503,11 +499,7 @@ def _matching_files(pattern: str | Path) -> list[Path]:
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Number and words of each line that is neither blank nor a comment."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark in front
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file") from error
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield number, line.split()
 
@@ -521,12 +513,14 @@ def _parse_query(words: Sequence[str]) -> Query:
         raise ValueError(f"unknown camera model {model}")
     width, height = int(words[at + 1]), int(words[at + 2])
     params = [float(word) for word in words[at + 3 :]]
+    if not 0 < min(width, height) <= max(width, height) < 2**31:
+        raise ValueError("sizes must be positive")
     camera = pycolmap.Camera.create_from_model_name(1, model, 1.0, width, height)
     if len(params) != len(camera.params):
         raise ValueError(f"{model} takes {camera.params_info}")
     focal_lengths = [params[index] for index in camera.focal_length_idxs()]
-    if min(width, height, *focal_lengths) <= 0 or not np.isfinite(params).all():
-        raise ValueError("sizes and focal length must be positive")
+    if min(focal_lengths) <= 0 or not np.isfinite(params).all():
+        raise ValueError("the focal length must be positive")
     camera.params = params
     return Query(name, camera)
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,20 @@ from typing import Any
 
 import numpy as np
 import pycolmap
+from PIL import Image
 from tqdm import tqdm
 
 from .cameras import CameraGroups
 from .errors import InputError
-from .storage import Pair, open_h5, read_keypoints, read_matches, unique_pairs
+from .images import open_photo, read_image
+from .storage import Pair, holds, open_h5, read_keypoints, read_matches, unique_pairs
 
 logger = logging.getLogger(__name__)
 
 MAPPERS = ("incremental", "global", "hierarchical")
+
+# Pillow's names of what pycolmap's wheels do not decode, and OpenCV does.
+UNDECODED_FORMATS = ("GIF", "WEBP")
 
 # COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
 MIN_MODEL_SIZE = 3
@@ -67,10 +73,10 @@ class CameraOptions:
 
 
 @contextlib.contextmanager
-def quiet_colmap() -> Iterator[None]:
-    """Silence COLMAP's own log below errors."""
+def quiet_colmap(least: pycolmap.logging.Level = pycolmap.logging.ERROR) -> Iterator[None]:
+    """Silence COLMAP's own log below a level."""
     level = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
+    pycolmap.logging.minloglevel = int(least)
     try:
         yield
     finally:
@@ -80,14 +86,39 @@ def quiet_colmap() -> Iterator[None]:
 def create_database(
     database_path: Path, image_dir: Path, cameras: CameraGroups, options: CameraOptions
 ) -> None:
-    """Create a COLMAP database with the photos and one camera for each group of them."""
-    reader_options = options.reader_options()
+    """Create a COLMAP database with the photos and one camera for each group of them.
+
+    Raises:
+        InputError: a photo that COLMAP does not decode is not an image.
+    """
+    mode, reader_options = pycolmap.CameraMode.SINGLE, options.reader_options()
     pycolmap.Database.open(database_path).close()  # creates it
-    with quiet_colmap():
+    with quiet_colmap(pycolmap.logging.FATAL):
         for names in cameras.groups:
-            pycolmap.import_images(
-                database_path, image_dir, pycolmap.CameraMode.SINGLE, names, reader_options
-            )
+            pycolmap.import_images(database_path, image_dir, mode, names, reader_options)
+        with pycolmap.Database.open(database_path) as database:
+            camera_ids = {image.name: image.camera_id for image in database.read_all_images()}
+        for names in cameras.groups:
+            undecoded = [name for name in names if name not in camera_ids]
+            shared_id = next((camera_ids[name] for name in names if name in camera_ids), -1)
+            if undecoded:
+                reader_options.existing_camera_id = shared_id
+                _import_undecoded(database_path, image_dir, undecoded, reader_options)
+
+
+def _import_undecoded(
+    database_path: Path, image_dir: Path, names: list[str], options: pycolmap.ImageReaderOptions
+) -> None:
+    """Add photos that COLMAP does not decode: it is shown black ones of their size and EXIF."""
+    logger.info("COLMAP does not decode %d photos, such as %s", len(names), names[0])
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            stand_in = Path(folder) / name
+            stand_in.parent.mkdir(parents=True, exist_ok=True)
+            with open_photo(image_dir / name) as photo:
+                exif = photo.info.get("exif", b"")
+                Image.new("L", photo.size).save(stand_in, "PNG", exif=exif)
+        pycolmap.import_images(database_path, folder, pycolmap.CameraMode.SINGLE, names, options)
 
 
 def read_image_ids(database: pycolmap.Database) -> dict[str, int]:
@@ -103,7 +134,9 @@ def import_features(database_path: Path, feature_path: Path) -> None:
         open_h5(feature_path) as features,
     ):
         for name, image_id in read_image_ids(database).items():
-            keypoints = read_keypoints(features, name) if name in features else np.zeros((0, 2))
+            keypoints = np.zeros((0, 2))
+            if holds(features, name):
+                keypoints = read_keypoints(features, name)
             database.write_keypoints(image_id, (keypoints + 0.5).astype(np.float32))
 
 
@@ -274,6 +307,7 @@ def reconstruct(
         key=lambda model: (-model.num_reg_images(), -model.num_points3D()),
     )
     for index, model in enumerate(ordered):
+        _color_points_of_undecoded(model, image_dir)
         (temporary / str(index)).mkdir()
         model.write(temporary / str(index))
     shutil.rmtree(work_dir)
@@ -347,6 +381,28 @@ def _map_incrementally(
                 next_image_callback=next_photo,
             )
         )
+
+
+def _color_points_of_undecoded(model: pycolmap.Reconstruction, image_dir: Path) -> None:
+    """Colour the points that COLMAP left black because it does not decode their photos."""
+    for image in sorted(model.images.values(), key=lambda image: image.name):
+        seen = [
+            (point.xy, model.points3D[point.point3D_id])
+            for point in image.get_observation_points2D()
+        ]
+        black = [(xy, point) for xy, point in seen if not point.color.any()]
+        with contextlib.suppress(InputError):  # the photos may be gone by now
+            if not black or not _is_undecoded(image_dir / image.name):
+                continue
+            photo = read_image(image_dir / image.name)
+            for xy, point in black:
+                column, row = np.clip(xy.astype(int), 0, (photo.shape[1] - 1, photo.shape[0] - 1))
+                point.color = photo[row, column]
+
+
+def _is_undecoded(path: Path) -> bool:
+    with open_photo(path) as photo:
+        return photo.format in UNDECODED_FORMATS
 
 
 def verified_groups(database_path: Path) -> list[list[str]]:

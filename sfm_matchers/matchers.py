@@ -151,6 +151,11 @@ class NearestNeighborMatcher:
         )
         matches0 = torch.full((len(descriptors0),), -1, device=self.device)
         scores0 = torch.zeros(len(descriptors0), device=self.device)
+        if descriptors0.shape[1] != descriptors1.shape[1]:
+            raise InputError(
+                f"descriptors of {descriptors0.shape[1]} and of {descriptors1.shape[1]} numbers "
+                "cannot be matched: extract all features with one front-end"
+            )
         if len(descriptors0) and len(descriptors1):
             nearest0, cosine0 = self._nearest(descriptors0, descriptors1)
             nearest1, _ = self._nearest(descriptors1, descriptors0)

@@ -15,6 +15,7 @@ import pycolmap
 
 from .errors import InputError
 from .localization import read_queries
+from .storage import read_text
 
 
 def read_nvm(nvm_path: Path, intrinsics_path: Path) -> pycolmap.Reconstruction:
@@ -53,9 +54,7 @@ def read_nvm(nvm_path: Path, intrinsics_path: Path) -> pycolmap.Reconstruction:
 
 
 def _content(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).split("\n")
     return (line for line in lines if line.strip() and not line.startswith("NVM_V3"))
 
 
@@ -67,6 +66,8 @@ def _read_point(
     track = []
     for start in range(7, 7 + 4 * int(words[6]), 4):
         image = int(words[start])
+        if image < 0:
+            raise ValueError("images are counted from 0")
         track.append((image, len(observations[image])))
         observations[image].append((float(words[start + 2]), float(words[start + 3])))
     colour = np.array(words[3:6], dtype=float).astype(np.uint8)

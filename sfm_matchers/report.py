@@ -451,10 +451,10 @@ def _inlier_scores(
 # Photos
 
 
-def read_photo(path: Path) -> np.ndarray | None:
-    """Return a photo (H, W, 3), or None and a warning where it cannot be read."""
+def read_photo(path: Path, least_side: int | None = None) -> np.ndarray | None:
+    """Return a photo (H, W, 3) as `read_image`; None and a warning where it cannot be read."""
     try:
-        return read_image(path)
+        return read_image(path, least_side=least_side)
     except InputError as error:
         logger.warning("the report goes without a picture: %s", error)
         return None
@@ -470,9 +470,9 @@ def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
     rows = np.linspace(0, len(names) - 1, min(len(names), MAX_THUMBNAILS)).astype(int).tolist()
 
     def read_thumbnail(row: int) -> str | None:
-        photo = read_photo(image_dir / names[row])
-        # Twice the height on the page, for screens of high density.
-        return None if photo is None else jpeg_url(resize_to_height(photo, 2 * THUMBNAIL_HEIGHT))
+        height = 2 * THUMBNAIL_HEIGHT  # on the page it is half of that: for screens of high density
+        photo = read_photo(image_dir / names[row], height)
+        return None if photo is None else jpeg_url(resize_to_height(photo, height))
 
     with ThreadPoolExecutor() as executor:
         thumbnails = zip(rows, executor.map(read_thumbnail, rows), strict=True)

@@ -17,9 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .errors import InputError
-from .storage import StagedFile, fingerprint, open_h5, read_group
+from .storage import StagedFile, fingerprint, open_h5, read_numbers
 
 NUM_VISUAL_WORDS = 64
+SIFT_DIM = 128
 _TRAINING_DESCRIPTORS = 100_000
 _MAX_DESCRIPTORS_PER_IMAGE = 2048
 
@@ -60,10 +61,10 @@ def extract_vlad(
             vocabulary = _learn_vocabulary(file, vocabulary_names)
             for name in tqdm(missing, desc="Global descriptors", unit="photo"):
                 vlad = vlad_descriptor(_descriptors(file, name), vocabulary)
-                entry = {
-                    "global_descriptor": vlad.astype(np.float16),
-                    "image_size": file[name]["image_size"][()],
-                }
+                entry = {"global_descriptor": vlad.astype(np.float16)}
+                image_size = read_numbers(file, name, "image_size")
+                if image_size is not None:
+                    entry["image_size"] = image_size
                 staged.add({name: entry}, wanted)
     staged.commit()
     return missing
@@ -71,7 +72,10 @@ def extract_vlad(
 
 def _descriptors(file: h5py.File, name: str) -> np.ndarray:
     """Return RootSIFT descriptors (N, 128) of a photo, an even sample of at most 2048."""
-    descriptors = read_group(file, name)["descriptors"].T.astype(np.float32)
+    stored = read_numbers(file, name, "descriptors")
+    if stored is None or stored.ndim != 2 or len(stored) != SIFT_DIM:
+        raise InputError(f"{file.filename} holds no SIFT descriptors ({SIFT_DIM}, N) of {name!r}")
+    descriptors = stored.T.astype(np.float32)
     step = max(1, len(descriptors) // _MAX_DESCRIPTORS_PER_IMAGE)
     return descriptors[::step]
 
@@ -86,7 +90,7 @@ def _learn_vocabulary(file: h5py.File, names: Sequence[str]) -> np.ndarray:
         samples.append(descriptors[chosen])
     training = np.concatenate(samples)
     if len(training) < NUM_VISUAL_WORDS:
-        return np.zeros((1, 128), dtype=np.float32)
+        return np.zeros((1, SIFT_DIM), dtype=np.float32)
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_MAX_ITER, 20, 0.0)
     flags = cv2.KMEANS_PP_CENTERS
@@ -148,10 +152,10 @@ def _global_descriptors(
     """Global descriptors (N, D) float32; D is `length`, or that of the first."""
     rows = []
     for name in names:
-        group = read_group(file, name)
-        if "global_descriptor" not in group:
+        descriptor = read_numbers(file, name, "global_descriptor")
+        if descriptor is None:
             raise InputError(f"{file.filename} holds no global descriptor of {name!r}")
-        rows.append(group["global_descriptor"].reshape(-1))
+        rows.append(descriptor.reshape(-1))
         length = length or len(rows[0])
         if len(rows[-1]) != length:
             raise InputError(

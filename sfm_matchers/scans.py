@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from .errors import InputError, MissingExtraError
+from .errors import InputError, MissingExtraError, one_line
 from .localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -214,8 +214,7 @@ def _read_old_mat(path: Path) -> np.ndarray:
     try:
         content = loadmat(path, variable_names=[POINTS_VARIABLE])
     except Exception as error:  # scipy raises many kinds for damaged files
-        reason = " ".join(str(error).split())[:100]
-        raise InputError(f"{path} is not a readable .mat file ({reason})") from error
+        raise InputError(f"{path} is not a readable .mat file ({one_line(error)})") from error
     if POINTS_VARIABLE not in content:
         raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
     return np.asarray(content[POINTS_VARIABLE])

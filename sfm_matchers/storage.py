@@ -36,7 +36,7 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from .errors import InputError, OutputError, SfmMatchersError
+from .errors import InputError, OutputError, SfmMatchersError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -50,43 +50,85 @@ Arrays = Mapping[str, np.ndarray]
 # Text files of pairs
 
 
+def name_faults(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of photos that files of pairs or matches cannot hold, and why."""
+    faults: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for name in sorted(set(names)):
+        owner = owners.setdefault(name.replace("/", "-"), name)
+        if "\n" in name or "\r" in name:
+            faults[name] = "the name contains a line break"
+        elif any("\ud800" <= letter <= "\udfff" for letter in name):
+            faults[name] = "the name is not valid UTF-8"
+        elif owner != name:
+            faults[name] = (
+                f"the name is the same as {owner!r} in a match file, where '/' is written as '-'"
+            )
+    return faults
+
+
 def read_pairs(path: Path, known_names: Iterable[str] | None = None) -> list[Pair]:
     """Read a file with one ``name0 name1`` a line; blank lines and ``#`` comments are skipped.
 
     Args:
         path: the pairs file.
-        known_names: names of the photos. They are needed only for names that contain spaces:
-            such a line is split where both halves are known names.
+        known_names: names of the photos. A line that is two of them is that pair, whatever they
+            contain. They are needed only for names that contain spaces or begin with ``#``.
 
     Raises:
-        InputError: a line is not two names; the message gives the file and the line number.
+        InputError: the file is missing or is not text, or a line is not two names, or is two known
+            ones in several ways; the message gives the file and the line number.
     """
     known = set(known_names or ())
     pairs = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        words = line.split()
+        fitting = _known_pairs(line, known) or _known_pairs(line.strip(), known)
+        if not fitting and (not words or words[0].startswith("#")):
             continue
-        pair = _split_pair(line, known)
-        if pair is None:
-            raise InputError(f"{path}, line {number}: expected two image names, found {line!r}")
-        pairs.append(pair)
+        if not fitting and len(words) == 2:
+            fitting = [(words[0], words[1])]
+        if len(fitting) != 1:
+            raise InputError(
+                f"{path}, line {number}: expected two image names, found {line.strip()!r} (names "
+                "with spaces must be those of photos, and fit in one way only)"
+            )
+        pairs += fitting
     return pairs
 
 
-def _split_pair(line: str, known: set[str]) -> Pair | None:
-    words = line.split()
-    if len(words) == 2:
-        return words[0], words[1]
-    spaces = [position for position, letter in enumerate(line) if letter == " "]
-    splits = [(line[:at], line[at + 1 :]) for at in spaces]
-    fitting = [pair for pair in splits if pair[0] in known and pair[1] in known]
-    return fitting[0] if len(fitting) == 1 else None
+def _known_pairs(line: str, known: set[str]) -> list[Pair]:
+    """Return all ways to split a line at a space into two known names."""
+    splits = [(line[:at], line[at + 1 :]) for at, letter in enumerate(line) if letter == " "]
+    return [pair for pair in splits if known.issuperset(pair)]
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
-    """Write one ``name0 name1`` a line, as hloc does."""
+    """Write one ``name0 name1`` a line, as hloc does.
+
+    Names may contain spaces: `read_pairs` understands them, hloc does not.
+
+    Raises:
+        InputError: a name contains a line break.
+    """
+    for name in sorted({name for pair in pairs for name in pair}):
+        if "\n" in name or "\r" in name:
+            raise InputError(f"{path}: the name {name!r} contains a line break: rename the file")
     write_text(path, "\n".join(f"{name0} {name1}" for name0, name1 in pairs))
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without byte order mark; all line ends become ``\\n``.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is not such text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,20 +180,16 @@ def unique_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     """Drop self pairs and repeated pairs, in either direction; the first direction stays.
 
     Raises:
-        InputError: two different pairs share one group name (``a/b`` and ``a-b``).
+        InputError: a name that a match file cannot hold beside the others, see `name_faults`.
     """
     kept: dict[frozenset[str], Pair] = {}
     for name0, name1 in pairs:
         if name0 != name1:
             kept.setdefault(frozenset((name0, name1)), (name0, name1))
-    owners: dict[str, str] = {}
-    for name in sorted({name for pair in kept.values() for name in pair}):
-        other = owners.setdefault(name.replace("/", "-"), name)
-        if other != name:
-            raise InputError(
-                f"the image names {other!r} and {name!r} are the same name in a match file, "
-                "where '/' is written as '-': rename one of them"
-            )
+    faults = name_faults(name for pair in kept.values() for name in pair)
+    if faults:
+        name, fault = next(iter(faults.items()))
+        raise InputError(f"{name!r}: {fault}: rename it")
     return list(kept.values())
 
 
@@ -233,40 +271,110 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
     """
     try:
         file = h5py.File(str(path), "r")
-    except OSError as error:
-        reason = "does not exist" if not Path(path).exists() else f"is not readable HDF5 ({error})"
+    except Exception as error:  # damage can make h5py fail in any way, here and below
+        reason = "does not exist"
+        if Path(path).exists():
+            reason = f"is not readable HDF5 ({one_line(error)})"
         raise InputError(f"{path} {reason}") from error
     with file:
         yield file
 
 
+@contextlib.contextmanager
+def _naming_damage(path: str | Path, name: str = "") -> Iterator[None]:
+    """Turn what h5py raises inside the ``with`` block into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        place = f" at /{name}" if name else ""
+        raise InputError(f"{path} is damaged{place}: make it again ({one_line(error)})") from error
+
+
 def list_groups(path: Path) -> list[str]:
-    """Return the sorted names of all groups that hold datasets (images, or pair groups)."""
+    """Return the sorted names of all groups that hold datasets (images, or pair groups).
+
+    Raises:
+        InputError: the file is missing, damaged, or not HDF5.
+    """
     names: set[str] = set()
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            names.add(name.rpartition("/")[0])
+        group = name.rpartition("/")[0]
+        if isinstance(item, h5py.Dataset) and group:
+            names.add(group)
 
-    with open_h5(path) as file:
+    with open_h5(path) as file, _naming_damage(path):
         file.visititems(visit)
     return sorted(names)
+
+
+def holds(file: h5py.File, name: str) -> bool:
+    """Return whether a file has a group; an InputError if it is damaged there."""
+    with _naming_damage(file.filename, name):
+        return name in file
+
+
+def read_fingerprint(file: h5py.File, name: str) -> str | None:
+    """Return what an image or a pair was computed from; None if another tool has written it.
+
+    Raises:
+        InputError: the file has no such group, or is damaged there.
+    """
+    if not holds(file, name):
+        raise InputError(f"{file.filename} holds nothing for {name!r}")
+    with _naming_damage(file.filename, name):
+        found = file[name].attrs.get("fingerprint")
+    return None if found is None else str(found)
 
 
 def read_group(file: h5py.File, name: str) -> dict[str, np.ndarray]:
     """Return the datasets of one image or pair.
 
     Raises:
-        InputError: the file has no such group.
+        InputError: the file has no such group, or is damaged there.
     """
-    if name not in file:
-        raise InputError(f"{file.filename} holds nothing for {name!r}")
-    group = file[name]
-    return {
-        key: item[()]
-        for key, item in group.items()
-        if isinstance(item, h5py.Dataset) and item.shape is not None
-    }
+    with _naming_damage(file.filename, name):
+        group = file.get(name)
+        if not isinstance(group, h5py.Group):
+            raise InputError(f"{file.filename} holds nothing for {name!r}")
+        return {
+            key: item[()]
+            for key, item in group.items()
+            if isinstance(item, h5py.Dataset) and item.shape is not None
+        }
+
+
+def _check_numbers(file: h5py.File, name: str, key: str, array: np.ndarray) -> np.ndarray:
+    if np.asarray(array).dtype.kind not in "biuf":
+        raise InputError(f"{file.filename}: {key} of {name!r} are not numbers")
+    return array
+
+
+def read_numbers(file: h5py.File, name: str, key: str) -> np.ndarray | None:
+    """Return a dataset of numbers, or None if there is none.
+
+    Raises:
+        InputError: the dataset is damaged, or holds something else.
+    """
+    with _naming_damage(file.filename, f"{name}/{key}"):
+        dataset = file.get(f"{name}/{key}")
+        if dataset is None:
+            return None
+        return _check_numbers(file, name, key, np.asarray(dataset[()]))
+
+
+def _read_points(file: h5py.File, name: str, key: str) -> np.ndarray | None:
+    """Return points (N, 2) float32, or None; the shape (0,) comes back as (0, 2)."""
+    points = read_numbers(file, name, key)
+    if points is None:
+        return None
+    if points.size and (points.ndim != 2 or points.shape[1] != 2):
+        raise InputError(
+            f"{file.filename}: {key} of {name!r} have the shape {points.shape}, expected (N, 2)"
+        )
+    return points.astype(np.float32).reshape(-1, 2)
 
 
 def read_keypoints(file: h5py.File, name: str) -> np.ndarray:
@@ -275,33 +383,44 @@ def read_keypoints(file: h5py.File, name: str) -> np.ndarray:
     Raises:
         InputError: there are none, they are of another shape, or the file is damaged there.
     """
-    if name not in file or "keypoints" not in file[name]:
+    keypoints = _read_points(file, name, "keypoints")
+    if keypoints is None:
         raise InputError(f"{file.filename} holds no keypoints for image {name!r}")
-    keypoints = _read_dataset(file[name], "keypoints")
-    if keypoints.size and (keypoints.ndim != 2 or keypoints.shape[1] != 2):
-        raise InputError(
-            f"{file.filename}: the keypoints of {name!r} have the shape {keypoints.shape}, "
-            "expected (N, 2)"
-        )
-    return keypoints.astype(np.float32).reshape(-1, 2)
+    return keypoints
 
 
-def _read_dataset(group: h5py.Group, key: str) -> np.ndarray:
-    try:
-        return np.asarray(group[key][()])
-    except OSError as error:
-        raise InputError(
-            f"{group.file.filename} is damaged at {group.name}/{key}: make it again"
-        ) from error
+def read_features(file: h5py.File, name: str) -> dict[str, np.ndarray]:
+    """Return all datasets of an image, those of the layout above checked.
+
+    Raises:
+        InputError: there are no keypoints or no descriptors, a dataset is of another shape or does
+            not hold numbers, or the file is damaged there.
+    """
+    arrays = read_group(file, name)
+    arrays["keypoints"] = read_keypoints(file, name)
+    if "descriptors" not in arrays:
+        raise InputError(f"{file.filename} holds no descriptors for image {name!r}")
+    count, dimension = len(arrays["keypoints"]), len(np.atleast_1d(arrays["descriptors"]))
+    shapes = {"descriptors": (dimension, count), "image_size": (2,)}
+    shapes |= dict.fromkeys(("scores", "keypoint_scores", "scales", "oris"), (count,))
+    for key in arrays.keys() & shapes.keys():
+        _check_numbers(file, name, key, arrays[key])
+        if arrays[key].shape != shapes[key]:
+            raise InputError(
+                f"{file.filename}: {key} of {name!r} have the shape {arrays[key].shape}, "
+                f"expected {shapes[key]} for its {count} keypoints"
+            )
+    return arrays
 
 
 def find_pair(file: h5py.File, name0: str, name1: str) -> tuple[str, bool] | None:
     """Return (group, reversed) of a pair in hloc's look-up order, old names included, or None."""
-    for separator in ("/", "_"):
-        for first, second, is_reversed in ((name0, name1, False), (name1, name0, True)):
-            group = names_to_pair(first, second, separator)
-            if group in file:
-                return group, is_reversed
+    with _naming_damage(file.filename):
+        for separator in ("/", "_"):
+            for first, second, is_reversed in ((name0, name1, False), (name1, name0, True)):
+                group = names_to_pair(first, second, separator)
+                if group in file:
+                    return group, is_reversed
     return None
 
 
@@ -324,17 +443,23 @@ def read_matches(
         InputError: the pair is not in the file or was never given ``matches0``, the file is
             damaged there, or a match is of a keypoint that does not exist.
     """
-    found = find_pair(file, name0, name1)
-    if found is None or "matches0" not in file[found[0]]:
+    group, is_reversed = find_pair(file, name0, name1) or ("", False)
+    matches0 = read_numbers(file, group, "matches0") if group else None
+    if matches0 is None:
         raise InputError(f"{file.filename} holds no matches for the pair {name0!r}, {name1!r}")
-    group, is_reversed = file[found[0]], found[1]
-    matches0 = _read_dataset(group, "matches0").reshape(-1)
+    if matches0.dtype.kind == "f":
+        raise InputError(f"{file.filename}: matches0 of {group!r} are not whole numbers")
+    matches0 = matches0.reshape(-1).astype(np.int64)
+    scores0 = read_numbers(file, group, "matching_scores0")
+    if scores0 is None:
+        scores0 = np.ones(len(matches0))
+    if scores0.size != len(matches0):
+        raise InputError(
+            f"{file.filename}: {group!r} has {len(matches0)} matches0, {scores0.size} scores"
+        )
     index0 = np.flatnonzero(matches0 >= 0)
-    matches = np.stack([index0, matches0[index0].astype(np.int64)], axis=1)
-    if "matching_scores0" in group:
-        scores = _read_dataset(group, "matching_scores0").reshape(-1)[index0]
-    else:
-        scores = np.ones(len(index0))
+    matches = np.stack([index0, matches0[index0]], axis=1)
+    scores = scores0.reshape(-1)[index0]
     matches = matches[:, ::-1] if is_reversed else matches
     if num_keypoints is not None and len(matches):
         for name, count, index in zip((name0, name1), num_keypoints, matches.max(0), strict=True):
@@ -355,19 +480,23 @@ def read_correspondences(
         Points (M, 2) float32 in `name0`, points (M, 2) float32 in `name1`, scores (M,) float32.
 
     Raises:
-        InputError: the pair is not in the file, or its group holds no correspondences.
+        InputError: the pair is not in the file, its group holds no correspondences, or the file is
+            damaged there.
     """
-    found = find_pair(file, name0, name1)
-    if found is None or "keypoints0" not in file[found[0]]:
+    group, is_reversed = find_pair(file, name0, name1) or ("", False)
+    keypoints0, keypoints1, scores = (
+        read(file, group, key)
+        for read, key in (
+            (_read_points, "keypoints0"),
+            (_read_points, "keypoints1"),
+            (read_numbers, "scores"),
+        )
+    )
+    if keypoints0 is None or keypoints1 is None or scores is None:
         raise InputError(
             f"{file.filename} holds no correspondences for the pair {name0!r}, {name1!r}"
         )
-    group, is_reversed = file[found[0]], found[1]
-    keypoints0, keypoints1 = (
-        np.asarray(group[key][()], dtype=np.float32).reshape(-1, 2)
-        for key in ("keypoints0", "keypoints1")
-    )
-    scores = np.asarray(group["scores"][()], dtype=np.float32).reshape(-1)
+    scores = scores.reshape(-1).astype(np.float32)
     return (keypoints1, keypoints0, scores) if is_reversed else (keypoints0, keypoints1, scores)
 
 
@@ -480,7 +609,17 @@ class StagedFile:
                         opened.clear()
                     opened[source] = stack.enter_context(open_h5(source))
                 parent = merged.require_group(name.rpartition("/")[0] or "/")
-                opened[source].copy(name, parent, name=name.rpartition("/")[2])
+                self._copy(opened[source], name, parent)
+
+    def _copy(self, source: h5py.File, name: str, parent: h5py.Group) -> None:
+        """Raise InputError if the source is damaged, OSError if the target cannot be written."""
+        try:
+            with _naming_damage(source.filename, name):
+                source.copy(name, parent, name=name.rpartition("/")[2])
+        except InputError as error:
+            if _disk_is_full(self.path.parent):
+                raise OSError(str(error)) from error
+            raise
 
 
 def _read_fingerprints(path: Path) -> dict[str, str | None]:
@@ -489,11 +628,8 @@ def _read_fingerprints(path: Path) -> dict[str, str | None]:
     Raises:
         InputError: the file is damaged.
     """
-    try:
-        with open_h5(path) as file:
-            return {name: file[name].attrs.get("fingerprint") for name in list_groups(path)}
-    except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path} is damaged ({error}): delete it to have it made again") from error
+    with open_h5(path) as file:
+        return {name: read_fingerprint(file, name) for name in list_groups(path)}
 
 
 def _read_part(path: Path) -> dict[str, str | None]:

@@ -26,7 +26,7 @@ from .mapping import (
     verify_geometry,
     write_inliers,
 )
-from .storage import Pair, open_h5
+from .storage import Pair, holds, open_h5
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _check_against_poses(
         uncertainties = {
             image_id: float(features[name]["keypoints"].attrs.get("uncertainty", 1.0))
             for name, image_id in read_image_ids(database).items()
-            if name in features and "keypoints" in features[name]
+            if holds(features, f"{name}/keypoints")
         }
         pair_ids, _ = database.read_num_matches()
         for pair_id in tqdm(pair_ids, desc="Checking matches", unit="pair", leave=False):

@@ -383,6 +383,7 @@ def test_features_are_matched_by_processes_too(tmp_path: Path) -> None:
     with h5py.File(features, "w") as file:
         for index, name in enumerate(names):
             file[f"{name}/keypoints"] = np.zeros((index + 1, 2), np.float32)
+            file[f"{name}/descriptors"] = np.zeros((4, index + 1), np.float16)
     conf = load_conf("sift")
     assert isinstance(conf, SparseConf)
     results = []

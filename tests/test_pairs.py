@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -124,6 +125,30 @@ def test_pairs_by_similarity(tmp_path: Path) -> None:
     ]
     positive = query_pairs(["q", "a"], database, path, 9, min_similarity=0.0)
     assert positive == [("q", "a"), ("q", "b"), ("a", "b")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.sampled_from(["a.jpg", "b c.jpg", "d.jpg", "x.jpg", "y.jpg"])] * 2)),
+    st.sampled_from(["\n", "\r\n", "\n\n", "\n# comment\n"]),
+)
+def test_pairs_from_a_file_are_those_listed(listed: list[tuple[str, str]], end: str) -> None:
+    names = ["a.jpg", "b c.jpg", "d.jpg"]
+    listed = [pair for pair in listed if "b c.jpg" not in pair or set(pair) <= set(names)]
+    distinct = {frozenset(pair) for pair in listed if pair[0] != pair[1]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pairs.txt"
+        path.write_text(end.join(map(" ".join, listed)), encoding="utf-8", newline="")
+        if not any(pair <= set(names) for pair in distinct):
+            with pytest.raises(InputError, match="no pair of two photos"):
+                pairs_from_file(path, names)
+            return
+        pairs, unknown = pairs_from_file(path, names)
+    assert {frozenset(pair) for pair in pairs + unknown} == distinct
+    assert len(pairs + unknown) == len(distinct)
+    assert all(set(pair) <= set(names) for pair in pairs)
+    assert not any(set(pair) <= set(names) for pair in unknown)
+    assert set(pairs + unknown) <= set(listed)
 
 
 def test_pairs_from_a_file_are_split_by_what_is_known(tmp_path: Path) -> None:

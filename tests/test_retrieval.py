@@ -63,7 +63,7 @@ def test_bad_descriptors_are_named(tmp_path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["local.jpg/keypoints"] = np.ones((2, 2))
     for name, message in {
-        "absent.jpg": "holds nothing for 'absent.jpg'",
+        "absent.jpg": "no global descriptor of 'absent.jpg'",
         "local.jpg": "no global descriptor of 'local.jpg'",
         "short.jpg": "'short.jpg' has 3 numbers, others have 4",
     }.items():
@@ -149,5 +149,5 @@ def test_a_vocabulary_needs_photos(tmp_path: Path) -> None:
     write_sift(tmp_path / "sift.h5", {"a": 5})
     with pytest.raises(InputError, match="no photo to learn the vocabulary"):
         extract_vlad(["a"], tmp_path / "sift.h5", tmp_path / "vlad.h5", {"a": "a"}, [])
-    with pytest.raises(InputError, match="holds nothing for 'b'"):
+    with pytest.raises(InputError, match="of 'b'"):
         extract_vlad(["b"], tmp_path / "sift.h5", tmp_path / "vlad.h5", {"b": "b"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.networks import efficient_loftr, jamma
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
+from sfm_matchers.training import schedule
 from sfm_matchers.training.efficient_loftr_task import EfficientLoFTRTask, to_gray
 from sfm_matchers.training.homographies import sample_homography_pairs
 from sfm_matchers.training.jamma_task import JamMaTask
@@ -78,6 +81,12 @@ def _overfit(
 
 def test_every_matcher_has_a_task() -> None:
     assert list(TASKS) == ["jamma", "eloftr", "mambaglue"]
+
+
+def test_every_network_takes_the_sizes_of_the_schedule() -> None:
+    multiple = math.lcm(jamma.SIZE_MULTIPLE, efficient_loftr.SIZE_MULTIPLE)
+    for size in (*schedule.SMALL_SIZES, *schedule.LARGE_SIZES, schedule.VALIDATION_SIZE):
+        assert all(side % multiple == 0 for side in size)
 
 
 # Efficient LoFTR

@@ -28,7 +28,15 @@ from ..matchers import (
     SparseBatchMatcher,
     SparseMatcher,
 )
-from ..storage import Pair, StagedFile, fingerprint, names_to_pair, open_h5, read_group
+from ..storage import (
+    Pair,
+    StagedFile,
+    fingerprint,
+    names_to_pair,
+    open_h5,
+    read_features,
+    read_fingerprint,
+)
 from .executors import Executor, InProcess, MatchedPair, MatchPairs
 from .plan import cut
 
@@ -112,9 +120,7 @@ def match_images(
 
 
 def _source(features: h5py.File, name: str) -> str:
-    if name not in features:
-        raise InputError(f"{features.filename} holds no features of image {name!r}")
-    return str(features[name].attrs.get("fingerprint", "imported"))
+    return read_fingerprint(features, name) or "imported"
 
 
 def _wanted(
@@ -174,7 +180,7 @@ class FeatureMatching:
         """Load the matcher."""
         matcher = self.load_matcher()
         with open_h5(self.feature_path) as features:
-            cached = _Cache(lambda name: read_group(features, name), _num_bytes)
+            cached = _Cache(lambda name: read_features(features, name), _num_bytes)
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
                 for batch in _in_batches(pairs, getattr(matcher, "batch_size", 1)):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from sfm_matchers.benchmark_pairs import SceneInfo, read_scene_info
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import read_image
+from sfm_matchers.storage import open_h5, read_numbers
 from sfm_matchers.training.depth_geometry import DepthGeometry, depth_at
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import is_held_out
@@ -159,11 +159,11 @@ def load_megadepth(folder: Path, scene_info: Path) -> tuple[PosedPhotographs, Po
 
 def _read_depth(path: Path) -> np.ndarray:
     """Depth map (H, W) float32, 0 where unknown; MegaDepth marks some such pixels below 0."""
-    try:
-        with h5py.File(path, "r") as file:
-            depth = np.asarray(file["depth"], dtype=np.float32)
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path} cannot be read as a depth map: {error}") from error
+    with open_h5(path) as file:
+        stored = read_numbers(file, "", "depth")
+    if stored is None:
+        raise InputError(f"{path} cannot be read as a depth map: it holds no dataset depth")
+    depth = stored.astype(np.float32)
     return np.where(np.isfinite(depth) & (depth > 0), depth, 0)
 
 
