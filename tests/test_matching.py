@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm_matchers.confs import DetectorFreeConf, SparseConf, load_conf
+from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
 from sfm_matchers.images import photo_fingerprint
 from sfm_matchers.matchers import EncodedImage, Matches
@@ -33,7 +32,6 @@ from sfm_matchers.matching import (
     OnRay,
     Processes,
     executors,
-    match_features,
     match_images,
 )
 from sfm_matchers.matching.executors import WorkersLostError
@@ -70,16 +68,6 @@ class AlwaysDies(MeanColor):
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
-
-
-class Recording:
-    """A sparse matcher: matches0 are the keypoints' own numbers."""
-
-    def match(self, features0: dict, features1: dict) -> tuple[np.ndarray, np.ndarray]:
-        count = min(len(features0["keypoints"]), len(features1["keypoints"]))
-        matches0 = np.full(len(features0["keypoints"]), -1, np.int32)
-        matches0[:count] = np.arange(count)
-        return matches0, (matches0 >= 0).astype(np.float32)
 
 
 @dataclass
@@ -185,8 +173,12 @@ def test_photos_are_used_often_before_they_are_dropped() -> None:
 # Who works
 
 
-def test_processes_give_what_one_gives(work: Work, expected: dict[str, list]) -> None:
-    assert sorted(work.run(Processes(2))) == sorted(work.pairs)
+def test_processes_give_what_one_gives_though_one_is_killed(
+    work: Work, expected: dict[str, list], tmp_path: Path
+) -> None:
+    done = work.run(Processes(2), killer=tmp_path / "was here")
+    assert (tmp_path / "was here").exists()
+    assert sorted(done) == sorted(work.pairs)
     assert content(work.path) == expected
     assert work.run(Processes(2)) == []
 
@@ -202,18 +194,10 @@ def test_shards_of_separate_runs_are_merged(work: Work, expected: dict[str, list
     assert content(work.path) == expected
 
 
-def test_a_killed_worker_loses_nothing(
-    work: Work, expected: dict[str, list], tmp_path: Path
-) -> None:
-    work.run(Processes(2), killer=tmp_path / "was here")
-    assert (tmp_path / "was here").exists()
-    assert content(work.path) == expected
-
-
 def test_workers_that_always_die_are_given_up(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "LOSSES", 1)
     with pytest.raises(WorkersLostError, match="fewer --workers"):
-        work.run(Processes(2), AlwaysDies)
+        work.run(Processes(1), AlwaysDies)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -337,7 +321,7 @@ def test_a_changed_photo_is_matched_again_and_the_others_are_kept(
     work.run(OneOf(2, 2))
     write_photo(work.image_dir / "4.png", 50)
     caplog.set_level("INFO")
-    again = work.run(Processes(2))
+    again = work.run(InProcess())
     assert len(again) == NUM_PHOTOS - 1
     assert all("4.png" in pair for pair in again)
     fresh = Work(work.image_dir, work.path.with_name("fresh.h5"), work.names)
@@ -371,26 +355,3 @@ def test_a_full_disk_loses_nothing(work: Work, expected: dict[str, list]) -> Non
         assert content(work.path) == expected
     finally:
         subprocess.run(["umount", str(small)], check=True)
-
-
-# ---------------------------------------------------------------------------------------------
-# Local features
-
-
-def test_features_are_matched_by_processes_too(tmp_path: Path) -> None:
-    features = tmp_path / "features.h5"
-    names = [f"{index}.png" for index in range(6)]
-    with h5py.File(features, "w") as file:
-        for index, name in enumerate(names):
-            file[f"{name}/keypoints"] = np.zeros((index + 1, 2), np.float32)
-            file[f"{name}/descriptors"] = np.zeros((4, index + 1), np.float16)
-    conf = load_conf("sift")
-    assert isinstance(conf, SparseConf)
-    results = []
-    executors: Sequence[Executor] = (InProcess(), Processes(2))
-    for number, executor in enumerate(executors):
-        path = tmp_path / f"{number}.h5"
-        match_features(conf, Recording, exhaustive_pairs(names), features, path, executor=executor)
-        results.append(content(path))
-    assert results[0] == results[1]
-    assert len(results[0]) == 15
