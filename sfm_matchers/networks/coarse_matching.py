@@ -20,9 +20,8 @@ values that are exactly equal one is picked.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +34,7 @@ MASKED_SIMILARITY = -1e9
 BLOCK_ENTRIES_CPU = 1 << 20
 BLOCK_ENTRIES_GPU = 1 << 26
 SMALLEST_EXPONENT = -80.0  # exp of it is still a normal float32
+SELECTIVE_THRESHOLD = 0.01  # at most a hundred entries of a row are above it
 ROUNDING = 1e-3  # more than the logarithm of a score can be off
 
 
@@ -111,13 +111,21 @@ def match_either_maximum(
         The matches; `scores` are max(P01, P10).
     """
     blocks = _SimilarityBlocks(features0, features1, temperature, mask0, mask1)
-    rows, columns = _softmax_statistics(blocks)
-    batch0, ids0, best1, values0 = blocks.best_of_rows(rows.probability > threshold)
-    batch1, ids1, best0, values1 = blocks.transposed().best_of_rows(columns.probability > threshold)
-    ids = torch.stack(
-        (torch.cat((batch0, batch1)), torch.cat((ids0, best0)), torch.cat((best1, ids1)))
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def keep_best_of_rows(start: int, block: Tensor, largest: Tensor, total: Tensor) -> None:
+        batch_ids, ids0 = (1 / total > threshold).nonzero(as_tuple=True)
+        ids1 = block[batch_ids, ids0].argmax(1)
+        found.append((torch.stack((batch_ids, ids0 + start, ids1)), largest[batch_ids, ids0]))
+
+    rows, columns = _softmax_statistics(blocks, keep_best_of_rows, with_places=True)
+    batch_ids, ids1 = (columns.probability > threshold).nonzero(as_tuple=True)
+    ids0 = columns.places[batch_ids, ids1]
+    found.append((torch.stack((batch_ids, ids0, ids1)), columns.largest[batch_ids, ids1]))
+    ids, values = (
+        torch.cat([ids for ids, _ in found], 1),
+        torch.cat([values for _, values in found]),
     )
-    values = torch.cat((values0, values1))
     ids, values = _sort_unique(ids, values, features0.shape[1], features1.shape[1])
     keep = inside_border(ids, grid0, grid1, border, mask0, mask1)
     (batch_ids, ids0, ids1), values = ids[:, keep], values[keep]
@@ -156,14 +164,14 @@ def match_mutual_maximum(
         The matches, at most one per cell; `scores` are P01 * P10, or S without softmax.
     """
     blocks = _SimilarityBlocks(features0, features1, temperature, mask0, mask1)
-    if softmax:
-        rows, columns = _softmax_statistics(blocks)
-        # sqrt(P01 P10) = exp(S - (log_sum0 + log_sum1) / 2)
-        halves = (rows.log_sum / 2, columns.log_sum / 2)
-        lowest = 0.5 * math.log(threshold) - ROUNDING if threshold > 0 else -math.inf
-        ids = _mutual_maxima(blocks, lowest, halves)
-    else:
+    if not softmax:
         ids = _mutual_maxima(blocks, threshold)
+    elif threshold >= SELECTIVE_THRESHOLD:
+        ids, rows, columns = _mutual_maxima_of_likely(blocks, threshold)
+    else:
+        rows, columns = _softmax_statistics(blocks)
+        lowest = 0.5 * math.log(threshold) - ROUNDING if threshold > 0 else -math.inf
+        ids = _mutual_maxima(blocks, lowest, (rows.log_sum / 2, columns.log_sum / 2))
     ids = ids[:, inside_border(ids, grid0, grid1, border, mask0, mask1)]
     values = blocks.at(ids)
     scores = values
@@ -191,13 +199,6 @@ class _SimilarityBlocks:
         self.features1 = features1.float()
         self.mask0, self.mask1 = _flat_mask(mask0), _flat_mask(mask1)
 
-    def transposed(self) -> _SimilarityBlocks:
-        """The transpose of S: its rows are the columns of S."""
-        blocks = copy.copy(self)
-        blocks.features0, blocks.features1 = self.features1, self.features0
-        blocks.mask0, blocks.mask1 = self.mask1, self.mask0
-        return blocks
-
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and S[:, rows], (B, rows, L1), which the next step overwrites."""
         batch, length0, length1 = *self.features0.shape[:2], self.features1.shape[1]
@@ -211,31 +212,6 @@ class _SimilarityBlocks:
                 row_mask = None if self.mask0 is None else self.mask0[:, rows]
                 yield rows, _fill_masked(block, row_mask, self.mask1)
 
-    def best_of_rows(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The largest entry of each chosen row, which are formed again: they are few.
-
-        Args:
-            chosen: (B, L0) bool; padded rows are left out.
-
-        Returns:
-            batch ids, rows, columns (M,) int64, values (M,).
-        """
-        if self.mask0 is not None:
-            chosen = chosen & self.mask0
-        batch_ids, rows = chosen.nonzero(as_tuple=True)
-        columns, values = torch.empty_like(rows), self.features0.new_empty(len(rows))
-        height = max(1, self._block_entries() // self.features1.shape[1])
-        with torch.autocast(values.device.type, enabled=False):
-            for item, features1 in enumerate(self.features1):
-                of_item = (batch_ids == item).nonzero()[:, 0]
-                mask = None if self.mask1 is None else self.mask1[item]
-                for part in of_item.split(height):
-                    block = self.features0[item, rows[part]] @ features1.T
-                    if mask is not None:
-                        block.masked_fill_(~mask, MASKED_SIMILARITY)
-                    values[part], columns[part] = block.max(1)
-        return batch_ids, rows, columns, values
-
     def at(self, ids: Tensor) -> Tensor:
         """S of single pairs (batch, cell 0, cell 1), ids (3, M) of unmasked cells."""
         return (self.features0[ids[0], ids[1]] * self.features1[ids[0], ids[2]]).sum(-1)
@@ -246,10 +222,12 @@ class _SimilarityBlocks:
 
 @dataclass
 class _SoftmaxStatistics:
-    """Per row (or column) of S: the largest entry, and the sum of exp(entry - largest)."""
+    """Per row (or column) of S: the largest entry, the sum of exp(entry - largest), and where the
+    largest entry is, if that was asked for."""
 
     largest: Tensor
     sum: Tensor
+    places: Tensor
 
     @property
     def probability(self) -> Tensor:
@@ -268,36 +246,82 @@ class _SoftmaxStatistics:
         return below.exp() / self.sum[batch_ids, ids]
 
 
-def _softmax_statistics(
-    blocks: _SimilarityBlocks,
-) -> tuple[_SoftmaxStatistics, _SoftmaxStatistics]:
-    """Of rows and of columns, in one pass over S.
+VisitRows = Callable[[int, Tensor, Tensor, Tensor], None]
+"""Sees the first row of a block, the block (B, rows, L1), and its rows' largest entries and sums of
+exponentials (B, rows)."""
 
-    No places of maxima are kept: torch finds a maximum ten times faster without its place.
-    """
+
+def _softmax_statistics(
+    blocks: _SimilarityBlocks, visit_rows: VisitRows | None = None, *, with_places: bool = False
+) -> tuple[_SoftmaxStatistics, _SoftmaxStatistics]:
+    """Of rows and of columns, in one pass over S; places of columns only, where asked for."""
     largest0, sum0 = [], []
-    largest1, sum1 = torch.empty(0), torch.empty(0)
+    largest1 = sum1 = places1 = torch.empty(0)
     scratch: Tensor | None = None
     for rows, block in blocks:
         if scratch is None or scratch.shape != block.shape:
             scratch = torch.empty_like(block)
         largest0.append(block.amax(2))
         sum0.append(_exponentials(block, largest0[-1][:, :, None], scratch).sum(2))
+        if visit_rows is not None:
+            visit_rows(rows.start, block, largest0[-1], sum0[-1])
         of_block = block.amax(1)
         if rows.start == 0:
-            largest1, sum1 = of_block, torch.zeros_like(of_block)
+            largest1, sum1 = torch.full_like(of_block, -math.inf), torch.zeros_like(of_block)
+            places1 = torch.zeros_like(of_block, dtype=torch.int64)
+        if with_places:
+            # torch finds a maximum ten times faster without its place, and few columns improve.
+            batch_ids, ids1 = (of_block > largest1).nonzero(as_tuple=True)
+            places1[batch_ids, ids1] = rows.start + block[batch_ids, :, ids1].argmax(1)
         before, largest1 = largest1, torch.maximum(largest1, of_block)
         sum1 *= (before - largest1).exp()
         sum1 += _exponentials(block, largest1[:, None], scratch).sum(1)
     return (
-        _SoftmaxStatistics(torch.cat(largest0, 1), torch.cat(sum0, 1)),
-        _SoftmaxStatistics(largest1, sum1),
+        _SoftmaxStatistics(torch.cat(largest0, 1), torch.cat(sum0, 1), torch.empty(0)),
+        _SoftmaxStatistics(largest1, sum1, places1),
     )
 
 
 def _exponentials(block: Tensor, largest: Tensor, out: Tensor) -> Tensor:
     """exp(block - largest). What underflows is made tiny instead: exp is slow where it does."""
     return torch.sub(block, largest, out=out).clamp_(min=SMALLEST_EXPONENT).exp_()
+
+
+def _mutual_maxima_of_likely(
+    blocks: _SimilarityBlocks, threshold: float
+) -> tuple[Tensor, _SoftmaxStatistics, _SoftmaxStatistics]:
+    """What `_mutual_maxima` finds of P01 * P10, in one pass over S.
+
+    No P01 P10 is above the threshold where P01 is not, and an entry that beats one above it is
+    above it too: the few with P01 above it decide.
+
+    Returns:
+        (3, M) as `_mutual_maxima`, and the statistics of rows and columns.
+    """
+    likely: list[tuple[Tensor, Tensor]] = []
+
+    def keep_likely(start: int, block: Tensor, largest: Tensor, total: Tensor) -> None:
+        batch_ids, ids0 = (1 / total > threshold).nonzero(as_tuple=True)
+        lowest = (threshold * total).log() + largest - ROUNDING
+        chosen = block[batch_ids, ids0]
+        found, ids1 = (chosen > lowest[batch_ids, ids0, None]).nonzero(as_tuple=True)
+        ids = torch.stack((batch_ids[found], ids0[found] + start, ids1))
+        likely.append((ids, chosen[found, ids1]))
+
+    rows, columns = _softmax_statistics(blocks, keep_likely)
+    ids, values = torch.cat([ids for ids, _ in likely], 1), torch.cat([v for _, v in likely])
+    # sqrt(P01 P10) = exp(S - (log_sum0 + log_sum1) / 2)
+    values = values - (rows.log_sum / 2)[ids[0], ids[1]] - (columns.log_sum / 2)[ids[0], ids[2]]
+    length0, length1 = rows.sum.shape[1], columns.sum.shape[1]
+    best = _is_largest(values, ids[0] * length0 + ids[1], len(rows.sum) * length0)
+    best &= _is_largest(values, ids[0] * length1 + ids[2], len(rows.sum) * length1)
+    return _one_of_each(ids[:, best], length0, length1), rows, columns
+
+
+def _is_largest(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """(M,) bool: no value of the same group is larger."""
+    largest = values.new_full((num_groups,), -math.inf)
+    return values == largest.scatter_reduce(0, groups, values, "amax")[groups]
 
 
 def _mutual_maxima(
@@ -326,8 +350,11 @@ def _mutual_maxima(
         values.append(largest0[batch_ids, ids0])
     ids = torch.cat(candidates, 1)
     ids = ids[:, torch.cat(values) == largest1[ids[0], ids[2]]]
-    length0, length1 = blocks.features0.shape[1], blocks.features1.shape[1]
-    # Of rows that tie for a column the first one stays.
+    return _one_of_each(ids, blocks.features0.shape[1], blocks.features1.shape[1])
+
+
+def _one_of_each(ids: Tensor, length0: int, length1: int) -> Tensor:
+    """Of pairs (3, M) that share a cell of image 1 keep the first, and then the same of image 0."""
     ids = ids[:, _first_of_each(ids[0] * length1 + ids[2])]
     return ids[:, _first_of_each(ids[0] * length0 + ids[1])]
 
