@@ -34,7 +34,6 @@ DISTRIBUTIONS = {
 EXTRAS = {
     "fast": ("numba", "a faster selective scan on CPUs"),
     "mamba": ("mamba_ssm", "the CUDA selective scan of mamba-ssm"),
-    "inloc": ("scipy", "scans of InLoc in .mat files of version 5"),
     "evaluation": ("poselib", "poses by PoseLib's LO-RANSAC in pipelines.evaluate"),
     "onnx": ("onnxscript", "ONNX files by pipelines.export"),
     "superpoint": ("transformers", "SuperPoint keypoints"),

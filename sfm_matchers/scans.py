@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from .errors import InputError, MissingExtraError, one_line
+from .errors import InputError
 from .localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -26,7 +26,8 @@ from .localization import (
     failed_query,
     group_by_query,
 )
-from .storage import Pair, open_h5, read_keypoints, read_matches
+from .mat_files import read_mat
+from .storage import Pair, open_h5, read_keypoints, read_matches, read_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -182,42 +183,23 @@ def read_scan(path: Path) -> np.ndarray:
 
     Raises:
         InputError: no such file, or not such content.
-        MissingExtraError: a file of version 5, and scipy is not installed.
     """
     if not path.is_file():
         raise InputError(f"{path} is missing")
-    points = _read_new_mat(path) if h5py.is_hdf5(path) else _read_old_mat(path)
+    is_new = h5py.is_hdf5(path)
+    points = _read_new_mat(path) if is_new else read_mat(path, POINTS_VARIABLE)
+    if points is None:
+        raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
     is_real = points.dtype.kind in "iuf"
     if points.ndim != 3 or points.shape[2] != 3 or not points.size or not is_real:
         raise InputError(f"{path}: {POINTS_VARIABLE} is not an array of H x W x 3 numbers")
     return points.astype(np.float64)
 
 
-def _read_new_mat(path: Path) -> np.ndarray:
+def _read_new_mat(path: Path) -> np.ndarray | None:
     with open_h5(path) as file:
-        variable = file.get(POINTS_VARIABLE)
-        if not isinstance(variable, h5py.Dataset):
-            raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
-        try:
-            return np.asarray(variable[()]).T  # MATLAB stores columns first
-        except OSError as error:
-            raise InputError(f"{path} is damaged") from error
-
-
-def _read_old_mat(path: Path) -> np.ndarray:
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise MissingExtraError(
-            "scans in .mat files of version 5 need scipy: pip install 'sfm-matchers[inloc]'"
-        ) from error
-    try:
-        content = loadmat(path, variable_names=[POINTS_VARIABLE])
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise InputError(f"{path} is not a readable .mat file ({one_line(error)})") from error
-    if POINTS_VARIABLE not in content:
-        raise InputError(f"{path} holds no variable {POINTS_VARIABLE}")
-    return np.asarray(content[POINTS_VARIABLE])
+        points = read_numbers(file, "", POINTS_VARIABLE)
+    return None if points is None else points.T  # MATLAB stores columns first
 
 
 def interpolate_scan(scan: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

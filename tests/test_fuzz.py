@@ -11,7 +11,9 @@ import io
 import os
 import pickle
 import re
+import struct
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +193,17 @@ def read_as_homography(path: Path) -> None:
     read_hpatches(path.parent)
 
 
-def mat_v5() -> bytes:
-    scipy_io = pytest.importorskip("scipy.io", reason="needs the extra inloc")
-    return saved(lambda file: scipy_io.savemat(file, {"XYZcut": np.ones((4, 5, 3))}))
+def mat_v5(order: str = "<", *, compressed: bool = False) -> bytes:
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack(f"{order}II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    flags, sizes = struct.pack(f"{order}II", 6, 0), struct.pack(f"{order}iii", 4, 5, 3)
+    numbers = np.ones((4, 5, 3), f"{order}f8").tobytes()
+    parts = [(6, flags), (5, sizes), (1, b"XYZcut"), (9, numbers)]
+    array = element(14, b"".join(element(*part) for part in parts))
+    packed = zlib.compress(array)
+    header = 124 * b" " + struct.pack(f"{order}HH", 0x0100, 0x4D49)
+    return header + (struct.pack(f"{order}II", 15, len(packed)) + packed if compressed else array)
 
 
 def scene_info() -> dict[str, Any]:
@@ -260,6 +270,8 @@ FORMATS = {
         is_text=False,
     ),
     "mat-v5": Format("scan.mat", mat_v5(), read_scan, is_text=False),
+    "mat-v5-big-endian": Format("scan.mat", mat_v5(">"), read_scan, is_text=False),
+    "mat-v5-compressed": Format("scan.mat", mat_v5(compressed=True), read_scan, is_text=False),
     "mat-v7.3": Format(
         "scan.mat", hdf5({"/": {"XYZcut": np.ones((3, 5, 4))}}), read_scan, is_text=False
     ),
