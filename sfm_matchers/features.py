@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .confs import build
-from .errors import InputError, MissingExtraError, PhotoChangedError, WeightsError
+from .errors import InputError, MissingExtraError, PhotoChangedError, WeightsError, one_line
 from .images import (
     ResizedImage,
     inside_mask,
@@ -386,8 +386,7 @@ def _load_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) 
     try:
         network.load_state_dict(state_dict)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{path}: not the weights of {name} ({reason})") from error
+        raise WeightsError(f"{path}: not the weights of {name} ({one_line(error)})") from error
 
 
 def _to_features(keypoints: Tensor, descriptors: Tensor, scores: Tensor) -> Features:

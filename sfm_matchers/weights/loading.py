@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sfm_matchers.errors import InputError, WeightsError
+from sfm_matchers.errors import InputError, WeightsError, one_line
 from sfm_matchers.weights.download import fetch, file_sha256, replacing
 from sfm_matchers.weights.registry import (
     OFFICIAL,
@@ -79,7 +79,7 @@ def load_state_dict_file(path: str | os.PathLike[str]) -> StateDict:
         # torch's own message is a page on how to switch its protection off.
         raise WeightsError(f"{path}: damaged, or not tensors: refused, nothing ran") from error
     except Exception as error:  # garbage can make a reader fail in any way
-        raise WeightsError(f"{path}: damaged or not a checkpoint ({_one_line(error)})") from error
+        raise WeightsError(f"{path}: damaged or not a checkpoint ({one_line(error)})") from error
     return _unwrap(content, path)
 
 
@@ -111,11 +111,6 @@ def _unwrap(content: object, path: Path) -> StateDict:
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise WeightsError(f"{path}: not a state dict: entry {key!r} is not a tensor")
     return dict(content)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
 
 
 def features_of(network: str, features: object = None) -> str | None:
