@@ -237,8 +237,8 @@ def _either_maximum(similarity: Tensor, threshold: float) -> tuple[Tensor, Tenso
         Cells of image 0 and of image 1, (M,) int64, in no order.
     """
     best1, best0 = similarity.argmax(1), similarity.argmax(0)
-    rows = (similarity.amax(1) - similarity.logsumexp(1)).exp() > threshold
-    columns = (similarity.amax(0) - similarity.logsumexp(0)).exp() > threshold
+    rows = (similarity.amax(1) - _log_sum(similarity, 1)[:, 0]).exp() > threshold
+    columns = (similarity.amax(0) - _log_sum(similarity, 0)[0]).exp() > threshold
     # What a row has chosen already is not chosen by its column again.
     columns = columns & ~(rows[best0] & (best1[best0] == torch.arange(best0.shape[0])))
     ids0, ids1 = rows.nonzero()[:, 0], columns.nonzero()[:, 0]
@@ -254,12 +254,21 @@ def _mutual_maximum(
         Cells of image 0 and of image 1, (M,) int64, and scores (M,).
     """
     if softmax:
-        similarity = 2 * similarity - similarity.logsumexp(1)[:, None] - similarity.logsumexp(0)
+        similarity = 2 * similarity - _log_sum(similarity, 1) - _log_sum(similarity, 0)
     largest, best1 = similarity.max(1)
     scores = largest.exp() if softmax else largest
     mutual = similarity.argmax(0)[best1] == torch.arange(best1.shape[0])
     ids0 = (mutual & (scores > threshold)).nonzero()[:, 0]
     return ids0, best1[ids0], scores[ids0]
+
+
+def _log_sum(x: Tensor, axis: int) -> Tensor:
+    """Log of the sum of exponentials along an axis, which stays with length 1.
+
+    In steps: onnxruntime's ReduceLogSumExp takes several times as long.
+    """
+    largest = x.amax(axis, keepdim=True)
+    return largest + (x - largest).exp().sum(axis, keepdim=True).log()
 
 
 def _with_one_more(ids: Tensor) -> Tensor:

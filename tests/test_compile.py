@@ -24,6 +24,7 @@ from sfm_matchers.matchers import (
     compile_matcher,
     load_matcher,
 )
+from sfm_matchers.networks.selective_scan import scan_operator
 
 
 def compile_for_test(matcher: SparseMatcher | DetectorFreeMatcher) -> None:
@@ -74,6 +75,22 @@ def test_mambaglue_compiles_without_graph_breaks() -> None:
         np.testing.assert_allclose(found[1], scores0, rtol=0, atol=1e-4)
     # Numbers of keypoints share a graph, and so do layers but the first.
     assert_whole_graphs(2)
+
+
+def test_the_scan_is_a_sound_operator() -> None:
+    sequences, length, channels, states = 2, 5, 3, 4
+    tensors = [
+        torch.rand(sequences, length, channels),
+        torch.rand(sequences, length, channels),
+        -torch.rand(sequences, channels, states),
+        torch.rand(sequences, length, states),
+        torch.rand(sequences, length, states),
+        torch.rand(sequences, channels),
+    ]
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(scan_operator, (*tensors, None, None, "torch"), test_utils=checks)
+    gate, bias = torch.rand_like(tensors[0]), torch.rand_like(tensors[5])
+    torch.library.opcheck(scan_operator, (*tensors, gate, bias, "reference"), test_utils=checks)
 
 
 def test_a_matcher_without_a_network_is_refused() -> None:
