@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import torch
 from golden_weights_eloftr import golden_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfm_matchers.matchers import (
     DetectorFreeMatcher,
@@ -38,8 +38,11 @@ def photographs() -> list[Tensor]:
 
 
 def jamma_matcher(*, pad_to_square: bool = False) -> JamMaMatcher:
-    network = load_network("jamma", coarse_threshold=0.05)
-    return JamMaMatcher(cast(JamMa, network), max(SIZE), pad_to_square=pad_to_square)
+    """The bundled weights with one layer of each kind."""
+    network = cast(JamMa, load_network("jamma", coarse_threshold=0.02, fine_threshold=0.0))
+    network.backbone.cnn.stages = nn.ModuleList(stage[:1] for stage in network.backbone.cnn.stages)
+    network.matcher.fine_enc = network.matcher.fine_enc[:1]
+    return JamMaMatcher(network, max(SIZE), pad_to_square=pad_to_square)
 
 
 def eloftr_matcher(*, skip_softmax: bool = False) -> EfficientLoFTRMatcher:
