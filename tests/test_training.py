@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.jamma import CELL, JamMa
 from sfm_matchers.training import views
+from sfm_matchers.training.export import load_half_precision
 from sfm_matchers.training.homographies import (
     apply_homography,
     homography_from_corners,
@@ -43,6 +44,8 @@ from sfm_matchers.training.supervision import (
     window_points,
 )
 from sfm_matchers.training.tasks import JamMaTask
+from sfm_matchers.weights.loading import load_state_dict_file
+from sfm_matchers.weights.registry import BUNDLED_DIR
 
 CPU = torch.device("cpu")
 
@@ -336,3 +339,12 @@ def test_held_out_photographs_do_not_depend_on_the_others(tmp_path: Path) -> Non
         list_photographs(tmp_path / "absent")
     with pytest.raises(InputError, match="no photographs"):
         list_photographs(tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted(BUNDLED_DIR.glob("*.safetensors")), ids=lambda f: f.stem)
+def test_bundled_weights_are_a_start_for_training(file: Path) -> None:
+    """The tensors that a bare machine reads are those that the matchers use."""
+    started, used = load_half_precision(file), load_state_dict_file(file)
+    assert started.keys() == used.keys()
+    for name, tensor in started.items():
+        torch.testing.assert_close(tensor, used[name].to(tensor.dtype), rtol=0, atol=0)

@@ -464,6 +464,26 @@ def test_half_precision_files_are_half_as_large_and_refuse_what_does_not_fit(
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_eight_bits_keep_each_channel_to_its_own_precision(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kernel = (
+        torch.randn(64, 32, 3, 3, generator=generator)
+        * torch.logspace(-3, 1, 64)[:, None, None, None]
+    )
+    kernel[5] = 0
+    small = torch.randn(4, 4, generator=generator)
+    path = tmp_path / "x.safetensors"
+    tensors = {"kernel.weight": kernel, "small.weight": small, "bias": torch.randn(64, generator=generator)}
+    save_bundled(tensors, path, bundle("eloftr"), eight_bits=True)
+    assert path.stat().st_size < kernel.numel() + 2000
+    found = load_state_dict_file(path)
+    assert found.keys() == tensors.keys()
+    largest = kernel.abs().amax((1, 2, 3))
+    error = (found["kernel.weight"] - kernel).abs().amax((1, 2, 3))
+    assert (error <= largest * (0.5 / 127 + 1e-3)).all()
+    torch.testing.assert_close(found["small.weight"].float(), small.half().float(), rtol=0, atol=0)
+
+
 def test_absent_bundled_weights_say_what_else_to_use() -> None:
     with pytest.raises(WeightsError) as error:
         load_network("jamma", "bundled")

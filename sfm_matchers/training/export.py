@@ -9,9 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfm_matchers.eight_bits import widened
 from sfm_matchers.errors import InputError
 
-_DTYPE_NAMES = {torch.float16: "F16", torch.int64: "I64"}
+_DTYPE_NAMES = {
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.int64: "I64",
+    torch.int8: "I8",
+}
 
 
 def save_half_precision(
@@ -47,7 +53,7 @@ def save_half_precision(
 
 
 def load_half_precision(path: Path) -> dict[str, Tensor]:
-    """Read what `save_half_precision` wrote; fp16 comes back as float32.
+    """Read what `save_half_precision` wrote, or bundled weights; all comes back as float32.
 
     Raises:
         InputError: the file is damaged, or holds other types of numbers.
@@ -66,4 +72,4 @@ def load_half_precision(path: Path) -> dict[str, Tensor]:
             state_dict[name] = tensor.float() if tensor.is_floating_point() else tensor
     except (ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{path} is damaged, or no fp16 safetensors file") from error
-    return state_dict
+    return widened(state_dict)

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.eight_bits import SCALE_SUFFIX, to_eight_bits, widened
 from sfm_matchers.errors import InputError, WeightsError, one_line
 from sfm_matchers.weights.download import fetch, file_sha256, replacing
 from sfm_matchers.weights.registry import (
@@ -44,6 +45,7 @@ CONTAINERS = ("state_dict", "model", "extractor")
 IGNORED_LIBRARIES = ("lightning.", "pytorch_lightning.", "omegaconf.", "yacs.", "numpy.")
 
 FINGERPRINT_DIGITS = 16
+EIGHT_BITS_FROM = 4096  # weights; smaller tensors are few
 
 
 class _Ignored:
@@ -71,7 +73,7 @@ def load_state_dict_file(path: str | os.PathLike[str]) -> StateDict:
         raise WeightsError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path, device="cpu")
+            return widened(safetensors.torch.load_file(path, device="cpu"))
         content = _load_pickle(path)
     except WeightsError:
         raise
@@ -284,18 +286,34 @@ def _report(file: WeightsFile) -> None:
 
 
 def save_bundled(
-    state_dict: StateDict, path: str | os.PathLike[str], metadata: BundledMetadata
+    state_dict: StateDict,
+    path: str | os.PathLike[str],
+    metadata: BundledMetadata,
+    *,
+    eight_bits: bool = False,
 ) -> None:
     """Write the weights of one of our networks as a half-precision safetensors file, atomically.
 
     Matrices and kernels are halved. Vectors (biases, norms, running statistics) stay float32: they
     are few, and running variances need the range.
 
+    Args:
+        state_dict: of the network.
+        path: of the file.
+        metadata: what the file says of itself.
+        eight_bits: reduce large matrices and kernels to int8, with a scale per output channel: a
+            quarter, and off by 1/254 of a channel's largest weight at most.
+
     Raises:
         WeightsError: a value is not finite, or too large for half precision.
     """
     path = Path(path)
-    stored = {key: _halved(key, tensor) for key, tensor in state_dict.items()}
+    stored: StateDict = {}
+    for key, tensor in state_dict.items():
+        if eight_bits and key.endswith("weight") and tensor.numel() >= EIGHT_BITS_FROM:
+            stored[key], stored[key + SCALE_SUFFIX] = to_eight_bits(_halved(key, tensor))
+        else:
+            stored[key] = _halved(key, tensor)
     with replacing(path) as temporary:
         safetensors.torch.save_file(stored, temporary, metadata=metadata.to_header())
 
