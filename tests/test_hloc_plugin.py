@@ -86,7 +86,7 @@ def test_not_all_that_is_called_hloc_is_hloc(
 def test_confs_name_weights_that_there_are(hloc: None) -> None:
     sparse, dense = plugin.sparse_confs(), plugin.dense_confs()
     assert sparse["superpoint+mambaglue"]["model"]["weights"] == "official"
-    assert dense["eloftr"]["model"]["weights"] == "official"
+    assert dense["eloftr"]["model"]["weights"] == "bundled"
     assert dense["jamma"]["model"]["weights"] == "bundled"
 
 

@@ -473,7 +473,8 @@ def test_eight_bits_keep_each_channel_to_its_own_precision(tmp_path: Path) -> No
     kernel[5] = 0
     small = torch.randn(4, 4, generator=generator)
     path = tmp_path / "x.safetensors"
-    tensors = {"kernel.weight": kernel, "small.weight": small, "bias": torch.randn(64, generator=generator)}
+    bias = torch.randn(64, generator=generator)
+    tensors = {"kernel.weight": kernel, "small.weight": small, "bias": bias}
     save_bundled(tensors, path, bundle("eloftr"), eight_bits=True)
     assert path.stat().st_size < kernel.numel() + 2000
     found = load_state_dict_file(path)
