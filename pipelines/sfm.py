@@ -88,6 +88,7 @@ class SfmOptions:
     ray: str | None = None
     shard: str | None = None
     merge: bool = False
+    drop_raw_matches: bool = False
     overwrite: bool = False
 
 
@@ -217,8 +218,18 @@ def _prepare(options: SfmOptions) -> MatchingJob:
             f"{image_dir} holds {len(photos)} photo(s) that can be decoded; a model needs two "
             "at least, of one scene"
         )
-    weights, mask_dir = options.weights, options.mask_dir
-    return MatchingJob(conf, image_dir, outputs, photos, weights, device, steps, mask_dir, executor)
+    return MatchingJob(
+        conf,
+        image_dir,
+        outputs,
+        photos,
+        options.weights,
+        device,
+        steps,
+        options.mask_dir,
+        executor,
+        options.drop_raw_matches,
+    )
 
 
 def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]:
@@ -399,6 +410,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
     add_executor_options(add, shards=True)
+    add(
+        "--drop_raw_matches",
+        action="store_true",
+        help="delete correspondences-*.h5 of a detector-free matcher, 30 kB a pair, when keypoints "
+        "are made of them; if pairs are added later, all are matched again",
+    )
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
     return parser
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -50,6 +50,7 @@ from sfm_matchers.storage import (
     file_fingerprint,
     fingerprint,
     read_pairs,
+    remove_staged,
     write_pairs,
     write_text,
 )
@@ -216,6 +217,9 @@ class MatchingJob:
         steps: notes the seconds.
         mask_dir: COLMAP-style masks.
         executor: which processes match.
+        drop_raw_matches: delete a detector-free matcher's correspondences once keypoints are made
+            of them. They are not needed until pairs, photos or settings change; then all pairs
+            are matched again.
     """
 
     conf: Conf
@@ -227,6 +231,7 @@ class MatchingJob:
     steps: Steps
     mask_dir: Path | None = None
     executor: Executor = IN_PROCESS
+    drop_raw_matches: bool = False
 
     def match(
         self,
@@ -248,8 +253,25 @@ class MatchingJob:
         """
         if isinstance(self.conf, SparseConf):
             return self._match_features(self.conf, pairs, label)
-        match_path = self._match_images(self.conf, pairs, label)
-        feature_path = self._aggregate(self.conf, pairs, label, match_path, map_features, existing)
+        stem = self.conf.output.replace("matches-", "feats-")
+        feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
+        match_path = self.outputs / f"{self.conf.output}_{label}.h5"
+        source = fingerprint(
+            pairs,
+            self.fingerprints(_names(pairs)),
+            asdict(self.conf),
+            matcher_weights_fingerprint(self.conf, self.weights),
+        )
+        raw_path = _correspondence_path(match_path)
+        is_dropped = not raw_path.exists() and feature_path.exists() and match_path.exists()
+        if not (is_dropped and self.steps.is_done(match_path.name, source)):
+            self._match_images(self.conf, pairs, raw_path)
+            self._aggregate(
+                self.conf, pairs, raw_path, feature_path, match_path, existing, map_features
+            )
+        if self.drop_raw_matches:
+            self.steps.set_done(match_path.name, source)
+            remove_staged(raw_path)
         return feature_path, match_path
 
     def match_share(self, pairs: Sequence[Pair], label: str) -> None:
@@ -257,7 +279,8 @@ class MatchingJob:
         if isinstance(self.conf, SparseConf):
             self._match_features(self.conf, pairs, label)
         else:
-            self._match_images(self.conf, pairs, label)
+            match_path = self.outputs / f"{self.conf.output}_{label}.h5"
+            self._match_images(self.conf, pairs, _correspondence_path(match_path))
 
     def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
         """Return the fingerprint of each of some photos."""
@@ -294,9 +317,7 @@ class MatchingJob:
         )
         return feature_path, match_path
 
-    def _match_images(self, conf: DetectorFreeConf, pairs: Sequence[Pair], label: str) -> Path:
-        """Return where the match file belongs; the correspondences are beside it."""
-        match_path = self.outputs / f"{conf.output}_{label}.h5"
+    def _match_images(self, conf: DetectorFreeConf, pairs: Sequence[Pair], raw_path: Path) -> None:
         self.steps.timed(
             "matching",
             lambda: match_images(
@@ -305,43 +326,38 @@ class MatchingJob:
                 pairs,
                 self.image_dir,
                 self.fingerprints(_names(pairs)),
-                _correspondence_path(match_path),
+                raw_path,
                 self.mask_dir,
                 matcher_weights_fingerprint(conf, self.weights),
                 self.executor,
             ),
         )
-        return match_path
 
     def _aggregate(
         self,
         conf: DetectorFreeConf,
         pairs: Sequence[Pair],
-        label: str,
+        raw_path: Path,
+        feature_path: Path,
         match_path: Path,
-        map_features: Path | None,
         existing: Existing,
-    ) -> Path:
-        """Make keypoints of the correspondences; return the feature file."""
-        stem = conf.output.replace("matches-", "feats-")
-        feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
-        aggregation = AggregationOptions(
-            conf.max_error, conf.cell_size, None if map_features else conf.max_keypoints
-        )
+        map_features: Path | None,
+    ) -> None:
+        """Make keypoints and matches of the correspondences."""
+        max_keypoints = None if map_features else conf.max_keypoints
         self.steps.timed(
             "keypoints",
             lambda: aggregate(
                 pairs,
-                _correspondence_path(match_path),
+                raw_path,
                 feature_path,
                 match_path,
-                aggregation,
+                AggregationOptions(conf.max_error, conf.cell_size, max_keypoints),
                 {name: self.photos[name].size for name in _names(pairs)},
                 fixed_features=[map_features] if map_features else [],
                 existing=existing,
             ),
         )
-        return feature_path
 
 
 def _correspondence_path(match_path: Path) -> Path:

@@ -23,7 +23,7 @@ from pipelines.sfm import SfmOptions, main, run
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation import compare_models
 from sfm_matchers.networks.jamma import JamMa
-from sfm_matchers.storage import list_groups, open_h5, read_keypoints, read_matches
+from sfm_matchers.storage import list_groups, open_h5, read_keypoints, read_matches, write_pairs
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -266,6 +266,19 @@ def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path)
     with open_h5(tmp_path / "out" / "matches-jamma_pairs-exhaustive.h5") as matches:
         read_matches(matches, "0000.jpg", "0001.jpg")
     assert (tmp_path / "out" / "report.html").is_file()
+
+    raw = tmp_path / "out" / "correspondences-jamma_pairs-exhaustive.h5"
+    assert raw.is_file()
+    command = [*map(str, arguments), "--weights", str(weights), "--drop_raw_matches"]
+    assert main(command) == status
+    assert not raw.exists()
+    before = (tmp_path / "out" / "matches-jamma_pairs-exhaustive.h5").stat().st_mtime_ns
+    assert main(command) == status  # finds all done, without them
+    assert not raw.exists()
+    assert (tmp_path / "out" / "matches-jamma_pairs-exhaustive.h5").stat().st_mtime_ns == before
+    write_pairs(tmp_path / "fewer.txt", [("0000.jpg", "0001.jpg")])
+    assert main([*command, "--pairs", str(tmp_path / "fewer.txt")]) == status
+    assert (tmp_path / "out" / "matches-jamma_pairs-fewer.h5").is_file()
 
 
 def test_killed_runs_end_with_the_same_model(photos: Path, finished: Path, tmp_path: Path) -> None:
