@@ -9,7 +9,8 @@ transformers or kornia installed their Efficient LoFTR, LoFTR and LightGlue run 
 images (LightGlue on as many keypoints). All candidates of a row run in turns in one process; times
 are medians of CPU seconds, so that other programs on the machine count little; on a GPU they are
 wall seconds. Peak memory is measured in a process of its own per candidate, beyond what it holds
-after the imports. Weights are random except JamMa's: only times mean anything.
+after the imports. Weights are bundled ones, of MambaGlue and of the other libraries random: theirs
+find no matches, so that their fine stages have nothing to do.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mamba
 from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
+from sfm_matchers.weights.loading import load_state_dict_file
+from sfm_matchers.weights.registry import BUNDLED_DIR
 
 STAGES = {
     "jamma": ("encode", "coarse_features", "match_coarse", "fine_maps", "refine"),
@@ -113,11 +116,9 @@ def _build(network: str, fused: bool) -> Any:
     if network == "jamma":
         return load_network("jamma").eval()
     if network == "eloftr":
-        # Of random weights all mutual maxima count: some matches must reach the fine stage.
-        config = efficient_loftr.EfficientLoFTRConfig(coarse_threshold=-1.0)
-        model = efficient_loftr.EfficientLoFTR(config).eval()
-        for parameter in model.backbone.parameters():
-            parameter.data.mul_(0.5)  # the authors' initial weights let the features explode
+        # The plain form keeps the branches of its blocks.
+        model = efficient_loftr.EfficientLoFTR().eval()
+        model.load_state_dict(load_state_dict_file(BUNDLED_DIR / "eloftr.safetensors"))
         return model.fuse() if fused else model
     # Neither early stop nor pruning: the whole network.
     config = mambaglue.MambaGlueConfig(depth_confidence=-1, width_confidence=-1)
@@ -223,7 +224,7 @@ def _transformers(size: tuple[int, int], device: str) -> Candidate:
     from transformers import EfficientLoFTRConfig, EfficientLoFTRForKeypointMatching
 
     torch.manual_seed(0)
-    config = EfficientLoFTRConfig(attn_implementation="eager", coarse_matching_threshold=0.0)
+    config = EfficientLoFTRConfig(attn_implementation="eager")
     model = EfficientLoFTRForKeypointMatching(config).eval().to(device)
     images = torch.stack(_images(size, 1, device), dim=1).expand(-1, -1, 3, -1, -1)
 
