@@ -17,7 +17,7 @@ from sfm_matchers.errors import InputError, SfmMatchersError
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.megadepth import load_megadepth
 from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
-from sfm_matchers.training.tasks import TASKS
+from sfm_matchers.training.tasks import FINE_TASKS, TASKS
 
 logger = logging.getLogger("sfm_matchers.train")
 
@@ -36,6 +36,7 @@ def main(
     validation_images: Path | None = None,
     device: str = "auto",
     initial_weights: Path | None = None,
+    only_fine: bool = False,
 ) -> None:
     """Train `matcher` on the photographs of a folder, or go on where `output` stands.
 
@@ -52,12 +53,15 @@ def main(
         validation_images: what its names are relative to; by default its own folder.
         device: auto, cpu, cuda or cuda:N.
         initial_weights: checkpoint or weights to start from.
+        only_fine: train what follows the coarse matches alone; a key of `FINE_TASKS`.
 
     Raises:
         InputError: unknown matcher, no photographs, or a checkpoint of another run in `output`.
     """
-    if matcher not in TASKS:
-        raise InputError(f"unknown matcher {matcher!r}: choose one of {', '.join(TASKS)}")
+    tasks = FINE_TASKS if only_fine else TASKS
+    if matcher not in tasks:
+        what = "only the fine stage of " if only_fine else ""
+        raise InputError(f"cannot train {what}{matcher!r}: choose one of {', '.join(tasks)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = list_photographs(photo_dir)
@@ -73,7 +77,7 @@ def main(
     if validation_pairs is not None:
         image_dir = validation_images or validation_pairs.parent
         measure = _pose_measure(matcher, validation_pairs, image_dir, device)
-    trainer = Trainer(TASKS[matcher](), options, training, output, torch.device(device))
+    trainer = Trainer(tasks[matcher](), options, training, output, torch.device(device))
     if trainer.resume():
         logger.info("going on from step %d of %d", trainer.step, options.steps)
     elif initial_weights is not None:
@@ -139,6 +143,12 @@ def _parse_arguments() -> argparse.Namespace:
         "--workers", type=int, default=defaults.workers, help="threads that share a batch on a CPU"
     )
     parser.add_argument("--init", type=Path, help="checkpoint.pt or weights to start from")
+    parser.add_argument(
+        "--only_fine",
+        action="store_true",
+        help="train what follows the coarse matches and leave the rest as it is (jamma, with "
+        "--init)",
+    )
     return parser.parse_args()
 
 
@@ -167,6 +177,7 @@ if __name__ == "__main__":
             validation_images=arguments.validation_images,
             device=arguments.device,
             initial_weights=arguments.init,
+            only_fine=arguments.only_fine,
         )
     except SfmMatchersError as error:
         raise SystemExit(f"error: {error}") from None

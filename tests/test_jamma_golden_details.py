@@ -137,7 +137,7 @@ def test_jamma_golden_point_where_no_window_passes(case: str) -> None:
     data, options = load(CASES[case][0]), inputs(case)[1]
     zero = torch.zeros(1, dtype=torch.long)
     tokens = fine_predictions(case, 0).tokens[:1]
-    offsets = golden_network().subpixel_offsets(tokens, zero, zero)
+    offsets = golden_network().subpixel_offsets(tokens, zero, zero, zero)
     for side, key, offset in ((0, "i", offsets[:, :2]), (1, "j", offsets[:, 2:])):
         cell = torch.from_numpy(data[f"t2_{key}_ids"][:1]).long()
         point = jamma.fine_position(cell, zero, CASES[case][1][1] // jamma.CELL)

@@ -26,6 +26,7 @@ from sfm_matchers.training.homographies import (
     homography_from_corners,
     sample_homography_pairs,
 )
+from sfm_matchers.training.jamma_task import JamMaFineTask, JamMaTask, _shift_some, _transfer_errors
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
 from sfm_matchers.training.parallax import sample_parallax_pairs
@@ -43,7 +44,6 @@ from sfm_matchers.training.supervision import (
     window_labels,
     window_points,
 )
-from sfm_matchers.training.tasks import JamMaTask
 from sfm_matchers.weights.loading import load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
 
@@ -329,6 +329,47 @@ def test_jamma_fine_losses_reach_every_parameter(photographs: Photographs) -> No
     assert missing == []
     assert torch.isfinite(loss)
     assert batch.image_size[0] % CELL == 0
+
+
+def test_only_the_fine_stage_of_jamma_learns(photographs: Photographs, tmp_path: Path) -> None:
+    options = TrainingOptions(steps=2, batch_size=1)
+    trainer = Trainer(JamMaFineTask(), options, photographs, tmp_path, CPU)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    metrics = trainer.train_step()
+    assert {"fine_loss", "fine_accuracy", "offset_error", "match_error"} <= set(metrics)
+    changed = {
+        name.split(".")[1]
+        for name, value in trainer.network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert changed == set(JamMaFineTask.modules)
+    trainer.save()
+    with pytest.raises(InputError, match="other parts"):
+        Trainer(JamMaTask(), options, photographs, tmp_path, CPU).resume()
+
+
+def test_workers_flush_denormal_numbers(photographs: Photographs, tmp_path: Path) -> None:
+    options = TrainingOptions(steps=1, workers=2)
+    trainer = Trainer(_TinyTask(), options, photographs, tmp_path, CPU)
+    tiny = torch.tensor([1e-30])
+    assert all(trainer.workers.map(lambda _: float(tiny * 1e-10) == 0.0, range(4)))
+
+
+def test_shifted_cells_stay_within_the_grid() -> None:
+    cells = torch.arange(12)[None]
+    generator = torch.Generator().manual_seed(0)
+    shifted = _shift_some(cells, (3, 4), 1.0, generator)
+    assert ((shifted // 4 - cells // 4).abs() <= 1).all()
+    assert ((shifted % 4 - cells % 4).abs() <= 1).all()
+    assert (shifted != cells).any()
+    assert torch.equal(_shift_some(cells, (3, 4), 0.0, generator), cells)
+
+
+def test_transfer_errors_of_a_shift() -> None:
+    points0 = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+    points1 = points0 + torch.tensor([[8.5, 0.0], [8.0, 90.0]])
+    errors = _transfer_errors(_Shift(8.0, 0.0), [2], points0, points1)
+    assert errors.tolist() == [0.5, 4.0]  # an error along an axis counts for 4 px at most
 
 
 def test_held_out_photographs_do_not_depend_on_the_others(tmp_path: Path) -> None:

@@ -375,11 +375,11 @@ class FineMatching(nn.Module):
         cells0, cells1 = self.fine_proj(tokens).split(WINDOW_CELLS, dim=1)
         return cells0 @ cells1.transpose(1, 2) / (FINE_DIM * self.temperature)
 
-    def offsets(self, tokens: Tensor, cells0: Tensor, cells1: Tensor) -> Tensor:
-        """Offsets (M, 4), x0 y0 x1 y1 in fine cells within +-1/2, of chosen cells (M,), 0..24."""
-        rows = torch.arange(tokens.shape[0], device=tokens.device)
-        chosen = torch.cat((tokens[rows, cells0], tokens[rows, WINDOW_CELLS + cells1]), dim=-1)
-        return 0.5 * self.subpixel_mlp(chosen).tanh()
+    def offsets(self, tokens: Tensor, windows: Tensor, cells0: Tensor, cells1: Tensor) -> Tensor:
+        """Offsets (N, 4), x0 y0 x1 y1 in fine cells within +-1/2, of cells (N,), 0..24, of chosen
+        windows (N,)."""
+        chosen = (tokens[windows, cells0], tokens[windows, WINDOW_CELLS + cells1])
+        return 0.5 * self.subpixel_mlp(torch.cat(chosen, dim=-1)).tanh()
 
 
 class PairMatcher(nn.Module):
@@ -671,9 +671,18 @@ class JamMa(nn.Module):
         best = best[passed]
         return passed, best // WINDOW_CELLS, best % WINDOW_CELLS, scores[passed]
 
-    def subpixel_offsets(self, tokens: Tensor, cells0: Tensor, cells1: Tensor) -> Tensor:
-        """Offsets (M, 4), x0 y0 x1 y1 in input pixels within +-1, of window cells (M,), 0..24."""
-        return FINE_CELL * self.matcher.fine_matching.offsets(tokens, cells0, cells1)
+    def subpixel_offsets(
+        self, tokens: Tensor, windows: Tensor, cells0: Tensor, cells1: Tensor
+    ) -> Tensor:
+        """Offsets (N, 4), x0 y0 x1 y1 in input pixels within +-1, of cells of chosen windows.
+
+        Args:
+            tokens: (M, 50, 64) of all windows.
+            windows: (N,) int64, 0 .. M - 1.
+            cells0: (N,) int64, 0 .. 24, cells of image 0.
+            cells1: (N,) int64, of image 1.
+        """
+        return FINE_CELL * self.matcher.fine_matching.offsets(tokens, windows, cells0, cells1)
 
     def refine(
         self, fine0: Tensor, fine1: Tensor, matches: CoarseMatches, coarse_ids: Tensor
@@ -683,7 +692,7 @@ class JamMa(nn.Module):
         batch_ids = matches.batch_ids[coarse_ids]
         predictions = self.fine_predictions(fine0, fine1, batch_ids, ids0, ids1)
         kept, cells0, cells1, scores = self.choose_cells(predictions.similarity)
-        offsets = self.subpixel_offsets(predictions.tokens[kept], cells0, cells1).float()
+        offsets = self.subpixel_offsets(predictions.tokens, kept, cells0, cells1).float()
         columns = fine0.shape[3] * FINE_CELL // CELL
         points0 = fine_position(ids0[kept], cells0, columns) + offsets[:, :2]
         points1 = fine_position(ids1[kept], cells1, columns) + offsets[:, 2:]

@@ -267,7 +267,7 @@ def jamma_loss(network: JamMa, image0: Tensor, image1: Tensor, truth: PairTruth)
     loss_fine = fine_loss(predictions.similarity[chosen], fine_truth(truth, grid, *ids[:, chosen]))
 
     kept, cells0, cells1, _ = network.choose_cells(predictions.similarity)
-    offsets = network.subpixel_offsets(predictions.tokens[kept], cells0, cells1)
+    offsets = network.subpixel_offsets(predictions.tokens, kept, cells0, cells1)
     batch_ids, ids0, ids1 = ids[:, kept]
     points0 = fine_position(ids0, cells0, grid[1]) + offsets[:, :2]
     points1 = fine_position(ids1, cells1, grid[1]) + offsets[:, 2:]

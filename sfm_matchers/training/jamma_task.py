@@ -37,6 +37,8 @@ from sfm_matchers.training.supervision import (
     window_points,
 )
 
+LARGEST_OFFSET_ERROR = 4.0  # pixels along an axis; farther off, nothing pulls
+
 
 def normalize(images: Tensor) -> Tensor:
     """RGB in 0..1 to ImageNet's zero mean and unit variance."""
@@ -54,6 +56,7 @@ class JamMaTask:
     fine_share = 0.5  # of the batches
     fine_weight = 0.5
     windows = 256  # per pair
+    shifted_share = 0.3  # of the windows, at most: pairs of cells that are not quite partners
     initial_logit_std = 1.5
 
     def build_network(self, photographs: Photographs, device: torch.device) -> JamMa:
@@ -97,8 +100,8 @@ class JamMaTask:
             generator=torch.Generator().manual_seed(VALIDATION_SEED),
             device=device,
         )
-        stages = _run_coarse_stage(network, batch)
-        coarse = torch.cat([stages.coarse0, stages.coarse1])
+        stage = _run_coarse_stage(network, batch)
+        coarse = torch.cat([stage.coarse0, stage.coarse1])
         projection = network.matcher.coarse_matching.final_proj
         projected = network.matcher.coarse_matching(coarse).flatten(0, 1)
         mean = projected.mean(0)
@@ -108,7 +111,7 @@ class JamMaTask:
         projection.bias.copy_((projection.bias - mean) * factor)
         projection.weight.mul_(factor)
         cells = torch.arange(20, 100, device=device)
-        maps = network.fine_maps(*stages.first_pair())
+        maps = network.fine_maps(stage.features0, stage.features1, stage.coarse0, stage.coarse1)
         predictions = network.fine_predictions(*maps, cells * 0, cells, cells)
         fine_factor = math.sqrt(self.initial_logit_std / float(predictions.similarity.std()))
         network.matcher.fine_matching.fine_proj.weight.mul_(fine_factor)
@@ -129,42 +132,51 @@ class JamMaTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `TrainingTask.losses`."""
         network = cast(JamMa, network)
-        stages = _run_coarse_stage(network, batch)
-        coarse_loss = dual_cross_entropy(stages.similarity, stages.labels0, stages.labels1)
-        metrics = {
-            "coarse_loss": coarse_loss.detach(),
-            "coarse_accuracy": label_accuracy(stages.similarity, stages.labels0),
-        }
+        stage = _run_coarse_stage(network, batch)
+        coarse_loss, metrics = _coarse_losses(network, stage)
         drawn = float(torch.rand((), generator=generator)) < self.fine_share
-        if not drawn or not stages.first_pair_has_labels:
+        if not drawn or not stage.first_pair().has_labels:
             return coarse_loss, metrics
-        fine_loss, fine_metrics = self._fine_losses(network, stages, batch, generator)
+        fine_loss, fine_metrics = self._fine_losses(network, stage.first_pair(), generator)
         return coarse_loss + self.fine_weight * fine_loss, metrics | fine_metrics
 
     def _fine_losses(
-        self, network: JamMa, stages: _CoarseStage, batch: PairBatch, generator: torch.Generator
+        self, network: JamMa, stage: _CoarseStage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy and offset error within true pairs of windows of the first pair."""
-        geometry = FirstPair(batch.geometry, len(batch))
-        columns = batch.image_size[1] // CELL
-        cells = sample_labelled_cells(stages.labels0[:1], self.windows, generator)
-        points0, points1 = (window_points(one, columns, CELL, FINE_CELL, WINDOW) for one in cells)
-        labels0, labels1 = window_labels(geometry, points0, points1, FINE_CELL)
-        maps = network.fine_maps(*stages.first_pair())
-        cells0, cells1 = cells[0][0], cells[1][0]
-        predictions = network.fine_predictions(*maps, torch.zeros_like(cells0), cells0, cells1)
-        logits = predictions.similarity.float()
-        fine_loss = dual_cross_entropy(logits, labels0[0], labels1[0])
+        """Cross-entropy and offset error within pairs of windows, some of them a cell apart."""
+        cells0, cells1 = sample_labelled_cells(stage.labels0, self.windows, generator)
+        cells1 = _shift_some(cells1, stage.grid, self.shifted_share, generator)
+        points0, points1 = (
+            window_points(cells, stage.grid[1], CELL, FINE_CELL, WINDOW)
+            for cells in (cells0, cells1)
+        )
+        labels0, labels1 = window_labels(stage.geometry, points0, points1, FINE_CELL)
+        maps = network.fine_maps(stage.features0, stage.features1, stage.coarse0, stage.coarse1)
+        pair_ids = torch.arange(len(cells0), device=cells0.device).repeat_interleave(self.windows)
+        predictions = network.fine_predictions(*maps, pair_ids, cells0.flatten(), cells1.flatten())
+        logits, labels0, labels1 = (
+            predictions.similarity.float(),
+            labels0.flatten(0, 1),
+            labels1.flatten(0, 1),
+        )
+        fine_loss = dual_cross_entropy(logits, labels0, labels1)
 
-        windows, chosen0, chosen1 = _draw_true_cells(labels0[0], generator)
-        offsets = network.subpixel_offsets(predictions.tokens[windows], chosen0, chosen1).float()
-        exact0 = points0[0, windows, chosen0] + offsets[:, :2]
-        exact1 = points1[0, windows, chosen1] + offsets[:, 2:]
-        offset_loss = _transfer_error(geometry, exact0, exact1)
+        def transfer_errors(windows: Tensor, chosen0: Tensor, chosen1: Tensor) -> Tensor:
+            offsets = network.subpixel_offsets(predictions.tokens, windows, chosen0, chosen1)
+            exact0 = points0.flatten(0, 1)[windows, chosen0] + offsets[:, :2].float()
+            exact1 = points1.flatten(0, 1)[windows, chosen1] + offsets[:, 2:].float()
+            counts = pair_ids[windows].bincount(minlength=len(cells0))
+            return _transfer_errors(stage.geometry, counts.tolist(), exact0, exact1)
+
+        windows, true0 = (labels0 != IGNORED).nonzero(as_tuple=True)
+        error_of_true = _mean(transfer_errors(windows, true0, labels0[windows, true0]))
+        errors = transfer_errors(*network.choose_cells(logits)[:3])
+        offset_loss = (error_of_true + _mean(errors)) / 2
         return fine_loss + offset_loss, {
             "fine_loss": fine_loss.detach(),
-            "fine_accuracy": label_accuracy(logits, labels0[0]),
-            "offset_error": offset_loss.detach(),
+            "fine_accuracy": label_accuracy(logits, labels0),
+            "offset_error": error_of_true.detach(),
+            "match_error": errors.detach().median() if len(errors) else fine_loss.detach() * 0,
         }
 
     @torch.no_grad()
@@ -175,13 +187,39 @@ class JamMaTask:
         network = cast(JamMa, network)
 
         def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
-            stages = _run_coarse_stage(network, batch)
-            metrics = {"coarse_accuracy": label_accuracy(stages.similarity, stages.labels0)}
-            if stages.first_pair_has_labels:
-                metrics |= self._fine_losses(network, stages, batch, generator)[1]
+            stage = _run_coarse_stage(network, batch)
+            metrics = _coarse_losses(network, stage)[1]
+            if stage.first_pair().has_labels:
+                metrics |= self._fine_losses(network, stage.first_pair(), generator)[1]
             return metrics
 
         return mean_over_validation_sets(photographs, device, measure)
+
+
+class JamMaFineTask(JamMaTask):
+    """Only what follows the coarse matches learns, from all pairs; the rest stays as it is.
+
+    Without gradients through the coarse stage several times as many windows are seen in the same
+    time.
+    """
+
+    modules = ("up2", "conv7a", "conv7b", "up3", "conv8a", "conv8b", "fine_enc", "fine_matching")
+
+    def build_network(self, photographs: Photographs, device: torch.device) -> JamMa:
+        """See `JamMaTask.build_network`; the weights to start from are loaded afterwards."""
+        network = super().build_network(photographs, device).requires_grad_(False)
+        for name in self.modules:
+            network.matcher.get_submodule(name).requires_grad_(True)
+        return network
+
+    def losses(
+        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `TrainingTask.losses`."""
+        network = cast(JamMa, network)
+        with torch.no_grad():
+            stage = _run_coarse_stage(network, batch)
+        return self._fine_losses(network, stage, generator)
 
 
 @dataclass
@@ -192,21 +230,33 @@ class _CoarseStage:
     features1: JamMaFeatures
     coarse0: Tensor
     coarse1: Tensor
-    similarity: Tensor
+    geometry: PairGeometry
     labels0: Tensor
     labels1: Tensor
 
     @property
-    def first_pair_has_labels(self) -> bool:
-        return bool((self.labels0[0] != IGNORED).any())
+    def grid(self) -> tuple[int, int]:
+        return self.coarse0.shape[2], self.coarse0.shape[3]
 
-    def first_pair(self) -> tuple[JamMaFeatures, JamMaFeatures, Tensor, Tensor]:
-        """The arguments of `JamMa.fine_maps` for the first pair."""
+    @property
+    def has_labels(self) -> bool:
+        return bool((self.labels0 != IGNORED).any())
+
+    def first_pair(self) -> _CoarseStage:
+        """The first pair alone."""
         features0, features1 = (
             JamMaFeatures(*(x[:1] for x in features))
             for features in (self.features0, self.features1)
         )
-        return features0, features1, self.coarse0[:1], self.coarse1[:1]
+        return _CoarseStage(
+            features0,
+            features1,
+            self.coarse0[:1],
+            self.coarse1[:1],
+            FirstPair(self.geometry, len(self.coarse0)),
+            self.labels0[:1],
+            self.labels1[:1],
+        )
 
 
 def _run_coarse_stage(network: JamMa, batch: PairBatch) -> _CoarseStage:
@@ -214,34 +264,54 @@ def _run_coarse_stage(network: JamMa, batch: PairBatch) -> _CoarseStage:
     features0 = JamMaFeatures(*(x[: len(batch)] for x in features))
     features1 = JamMaFeatures(*(x[len(batch) :] for x in features))
     coarse0, coarse1 = network.coarse_features(features0, features1)
-    similarity = network.coarse_similarity(coarse0, coarse1).float()
     labels0, labels1 = coarse_labels(batch.geometry, batch.image_size, CELL, 0.0, coarse0.device)
-    return _CoarseStage(features0, features1, coarse0, coarse1, similarity, labels0, labels1)
+    return _CoarseStage(features0, features1, coarse0, coarse1, batch.geometry, labels0, labels1)
 
 
-def _draw_true_cells(labels0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """One true pair of fine cells from each window that has any.
+def _coarse_losses(network: JamMa, stage: _CoarseStage) -> tuple[Tensor, dict[str, Tensor]]:
+    similarity = network.coarse_similarity(stage.coarse0, stage.coarse1).float()
+    loss = dual_cross_entropy(similarity, stage.labels0, stage.labels1)
+    return loss, {
+        "coarse_loss": loss.detach(),
+        "coarse_accuracy": label_accuracy(similarity, stage.labels0),
+    }
+
+
+def _shift_some(
+    cells: Tensor, grid: tuple[int, int], share: float, generator: torch.Generator
+) -> Tensor:
+    """Move a share of the (B, N) cells to one of their eight neighbours, as far as there is one:
+    coarse matches are often a cell off."""
+    steps = torch.randint(-1, 2, (2, *cells.shape), generator=generator)
+    steps = steps * (torch.rand(cells.shape, generator=generator) < share)
+    dx, dy = steps.to(cells.device)
+    x = (cells % grid[1] + dx).clamp(0, grid[1] - 1)
+    y = (cells // grid[1] + dy).clamp(0, grid[0] - 1)
+    return y * grid[1] + x
+
+
+def _transfer_errors(
+    geometry: PairGeometry, counts: list[int], points0: Tensor, points1: Tensor
+) -> Tensor:
+    """Distances along x plus y, in pixels, between points and their partners carried over, the
+    mean of both ways: (m,). The side that is carried over is held fixed.
 
     Args:
-        labels0: (M, 25) from `window_labels`.
-        generator: CPU generator.
-
-    Returns:
-        (m,) windows, (m,) cells of image 0, (m,) their partners.
+        geometry: the truth of B pairs.
+        counts: how many of the points are of each pair; sum m.
+        points0: (m, 2) in images 0, in the order of the pairs.
+        points1: (m, 2) their partners.
     """
-    weights = (labels0 != IGNORED).float()
-    drawn = torch.multinomial((weights + 1e-9).cpu(), 1, generator=generator).to(labels0.device)
-    windows = weights.amax(1).nonzero()[:, 0]
-    cells0 = drawn[windows, 0]
-    return windows, cells0, labels0[windows, cells0]
+    errors = []
+    for source, (here, there) in enumerate([(points0, points1), (points1, points0)]):
+        padded = nn.utils.rnn.pad_sequence(list(here.detach().split(counts)), batch_first=True)
+        warped, _ = geometry.warp(padded, source)
+        target = torch.cat([rows[:count] for rows, count in zip(warped, counts, strict=True)])
+        # A partner behind an edge may lie anywhere: its pull is bounded.
+        distance = (there - target.nan_to_num(nan=math.inf)).abs()
+        errors.append(distance.clamp(max=LARGEST_OFFSET_ERROR).sum(-1))
+    return (errors[0] + errors[1]) / 2
 
 
-def _transfer_error(geometry: PairGeometry, points0: Tensor, points1: Tensor) -> Tensor:
-    """Mean distance along x plus y, in pixels, between (m, 2) points and their partners carried
-    over, both ways; the side that is carried over is held fixed."""
-    target1, _ = geometry.warp(points0.detach()[None], 0)
-    target0, _ = geometry.warp(points1.detach()[None], 1)
-    # A partner behind an edge may lie anywhere: its pull is bounded.
-    error0 = (points0 - target0[0]).abs().clamp(max=4).sum(-1)
-    error1 = (points1 - target1[0]).abs().clamp(max=4).sum(-1)
-    return (error0 + error1).sum() / (2 * max(len(points0), 1))
+def _mean(errors: Tensor) -> Tensor:
+    return errors.sum() / max(len(errors), 1)

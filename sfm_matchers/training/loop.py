@@ -125,7 +125,12 @@ class Trainer:
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = _build_optimizer(self.parameters, options)
-        self.workers = ThreadPoolExecutor(options.workers)
+        # GELU's tails make gradients too small for normal floats, which take a CPU a hundred times
+        # as long; the setting is one of each thread.
+        torch.set_flush_denormal(True)
+        self.workers = ThreadPoolExecutor(
+            options.workers, initializer=torch.set_flush_denormal, initargs=(True,)
+        )
         self.step = 0
         self.pairs = 0
         self.seconds = 0.0
@@ -263,7 +268,12 @@ class Trainer:
                 )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except ValueError as error:
+            raise InputError(
+                f"{path} is of a run that trained other parts of the network"
+            ) from error
         self.step, self.pairs, self.seconds = state["step"], state["pairs"], state["seconds"]
         self.rows, self.validation_rows = state["rows"], state["validation_rows"]
         _restore_rng_state(state["rng"])

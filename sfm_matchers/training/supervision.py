@@ -77,18 +77,21 @@ def sample_labelled_cells(
 ) -> tuple[Tensor, Tensor]:
     """Draw cells of image 0 that have a true partner, with replacement.
 
+    Where a pair has none at all, any of its cells are drawn, with cell 0 as partner.
+
     Args:
-        labels0: (B, L0) from `coarse_labels`; every row needs a label.
+        labels0: (B, L0) from `coarse_labels`.
         count: number of draws per pair.
         generator: CPU generator.
 
     Returns:
         (B, count) cells of image 0 and (B, count) their partners in image 1.
     """
-    weights = (labels0 != IGNORED).float().cpu()
+    labelled = labels0 != IGNORED
+    weights = (labelled | ~labelled.any(1, keepdim=True)).float().cpu()
     cells0 = torch.multinomial(weights, count, replacement=True, generator=generator)
     cells0 = cells0.to(labels0.device)
-    return cells0, labels0.gather(1, cells0)
+    return cells0, labels0.gather(1, cells0).clamp(min=0)
 
 
 def window_points(
