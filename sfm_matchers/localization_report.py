@@ -11,7 +11,7 @@ import numpy as np
 import pycolmap
 
 from .localization import LocalizedQuery, Status, count_by_status
-from .report import jpeg_url, read_photo, resize_to_height
+from .report import jpeg_url, read_picture, resize_to_height
 from .storage import write_text
 from .visualization import draw_matches
 
@@ -97,7 +97,7 @@ def _figure(result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruct
         supporter = model.find_image_with_name(result.database_names[0])
     if supporter is None:
         return ""
-    photo0, photo1 = read_photo(image_dir / result.name), read_photo(image_dir / supporter.name)
+    photo0, photo1 = read_picture(image_dir / result.name), read_picture(image_dir / supporter.name)
     if photo0 is None or photo1 is None:
         return ""
     rows, points1 = _shared_points(result, supporter)

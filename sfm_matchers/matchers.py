@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
-from .errors import InputError
+from .errors import InputError, one_line
 from .features import extract_image, load_extractor
 from .images import network_size, read_image, resize_image, to_original
 from .networks import efficient_loftr, jamma
@@ -591,10 +591,10 @@ def compile_matcher(
     try:
         torch.compile(lambda x: x.exp() + 1, backend=backend)(torch.ones(8, device=device))
     except Exception as error:  # of the compiler's own kinds
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        needed = "a C++ compiler" if device.type == "cpu" else "triton"
         raise InputError(
-            "torch.compile does not work here, leave compile away (it needs "
-            f"{'a C++ compiler' if device.type == 'cpu' else 'triton'} on {device.type}): {reason}"
+            f"torch.compile does not work here, leave compile away (it needs {needed} on "
+            f"{device.type}): {one_line(error.__cause__ or error)}"
         ) from error
     # Tables of positions are made anew inside a graph; torch warns that it skips their cache.
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")

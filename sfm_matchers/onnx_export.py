@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .confs import DetectorFreeConf, load_conf
 from .errors import InputError, MissingExtraError
+from .files import replacing
 from .matchers import (
     EfficientLoFTRMatcher,
     JamMaMatcher,
@@ -31,7 +32,6 @@ from .matchers import (
 from .networks import efficient_loftr, jamma
 from .networks.coarse_matching import CoarseMatches, inside_border
 from .networks.mambaglue import LocalFeatures, Points, filter_matches, translate
-from .weights.download import replacing
 
 logger = logging.getLogger(__name__)
 

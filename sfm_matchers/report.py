@@ -418,7 +418,7 @@ def _draw_pair(
     match_path: Path,
 ) -> np.ndarray | None:
     """Draw the verified matches of a pair; None if a photo cannot be read."""
-    photo0, photo1 = read_photo(image_dir / name0), read_photo(image_dir / name1)
+    photo0, photo1 = read_picture(image_dir / name0), read_picture(image_dir / name1)
     if photo0 is None or photo1 is None:
         return None
     with pycolmap.Database.open(str(graph.database_path)) as database:
@@ -451,7 +451,7 @@ def _inlier_scores(
 # Photos
 
 
-def read_photo(path: Path, least_side: int | None = None) -> np.ndarray | None:
+def read_picture(path: Path, least_side: int | None = None) -> np.ndarray | None:
     """Return a photo (H, W, 3) as `read_image`; None and a warning where it cannot be read."""
     try:
         return read_image(path, least_side=least_side)
@@ -471,7 +471,7 @@ def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
 
     def read_thumbnail(row: int) -> str | None:
         height = 2 * THUMBNAIL_HEIGHT  # on the page it is half of that: for screens of high density
-        photo = read_photo(image_dir / names[row], height)
+        photo = read_picture(image_dir / names[row], height)
         return None if photo is None else jpeg_url(resize_to_height(photo, height))
 
     with ThreadPoolExecutor() as executor:

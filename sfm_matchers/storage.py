@@ -25,7 +25,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -37,6 +36,7 @@ import h5py
 import numpy as np
 
 from .errors import InputError, OutputError, SfmMatchersError, one_line
+from .files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def name_faults(names: Iterable[str]) -> dict[str, str]:
     owners: dict[str, str] = {}
     for name in sorted(set(names)):
         owner = owners.setdefault(name.replace("/", "-"), name)
-        if "\n" in name or "\r" in name:
+        if _breaks_line(name):
             faults[name] = "the name contains a line break"
         elif any("\ud800" <= letter <= "\udfff" for letter in name):
             faults[name] = "the name is not valid UTF-8"
@@ -65,6 +65,10 @@ def name_faults(names: Iterable[str]) -> dict[str, str]:
                 f"the name is the same as {owner!r} in a match file, where '/' is written as '-'"
             )
     return faults
+
+
+def _breaks_line(name: str) -> bool:
+    return "\n" in name or "\r" in name
 
 
 def read_pairs(path: Path, known_names: Iterable[str] | None = None) -> list[Pair]:
@@ -112,7 +116,7 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
         InputError: a name contains a line break.
     """
     for name in sorted({name for pair in pairs for name in pair}):
-        if "\n" in name or "\r" in name:
+        if _breaks_line(name):
             raise InputError(f"{path}: the name {name!r} contains a line break: rename the file")
     write_text(path, "\n".join(f"{name0} {name1}" for name0, name1 in pairs))
 
@@ -143,21 +147,17 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to, and rename it at the end: no file is ever half-written.
+    """As `files.replacing`.
 
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            yield temporary
+    except SfmMatchersError:
+        raise
     except (OSError, RuntimeError) as error:  # HDF5 has both
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, SfmMatchersError):
-            raise
         reason = "no space is left" if _disk_is_full(path.parent) else error
         raise OutputError(
             f"cannot write {path}: {reason}. What is done is kept: the same command goes on from it"
@@ -519,13 +519,25 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _parts_dir(path: Path) -> Path:
+    return path.with_name(path.name + ".parts")
+
+
+def staged_part(path: Path, name: str) -> Path:
+    """Return where another process stages entries of the staged file at `path`.
+
+    They count as added to that file as soon as it is opened again.
+    """
+    return _parts_dir(path) / f"{name}.h5"
+
+
 class StagedFile:
     """An HDF5 file that is built entry by entry and appears, or changes, in one step.
 
     Entries added with `add` are safe at once: they lie in ``<path>.parts/`` until `commit` merges
     them, in the order of their names, with what the file already holds.
 
-    A part may itself be the merged work of a process of its own: see `part`.
+    A part may itself be the merged work of a process of its own: see `staged_part`.
 
     Args:
         path: the file to make or complete.
@@ -538,7 +550,7 @@ class StagedFile:
         self, path: Path, wanted: Mapping[str, str] | None = None, *, keep_parts: bool = True
     ) -> None:
         self.path = Path(path)
-        self._parts_dir = self.path.with_name(self.path.name + ".parts")
+        self._parts_dir = _parts_dir(self.path)
         if not keep_parts:
             shutil.rmtree(self._parts_dir, ignore_errors=True)
         self._part_of: dict[str, Path] = {}
@@ -552,13 +564,6 @@ class StagedFile:
                     self._fingerprints[name] = entry_fingerprint
         numbers = [int(part.stem) for part in self._parts_dir.glob("[0-9]*.h5")]
         self._next_part = 1 + max(numbers, default=-1)
-
-    def part(self, name: str) -> StagedFile:
-        """Return a staged file of its own for entries that another process computes.
-
-        Its entries count as added to this file as soon as it is opened again.
-        """
-        return StagedFile(self._parts_dir / f"{name}.h5")
 
     def __contains__(self, name: str) -> bool:
         return name in self._fingerprints
@@ -655,4 +660,4 @@ def _compression(array: np.ndarray) -> dict[str, Any]:
 def remove_staged(path: Path) -> None:
     """Delete a staged file together with its unmerged parts."""
     Path(path).unlink(missing_ok=True)
-    shutil.rmtree(path.with_name(path.name + ".parts"), ignore_errors=True)
+    shutil.rmtree(_parts_dir(path), ignore_errors=True)

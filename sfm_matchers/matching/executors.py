@@ -19,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_process
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import InputError, MissingExtraError, SfmMatchersError
-from ..storage import Pair, StagedFile, names_to_pair
+from ..storage import Pair, StagedFile, names_to_pair, staged_part
 from .plan import Shard
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,8 @@ class Executor(Protocol):
     @property
     def shares_with_others(self) -> bool: ...
 
-    def run(
-        self, task: MatchingTask, shards: Sequence[Shard], staged: StagedFile
-    ) -> dict[str, str]:
-        """Match the pairs of shards into `staged`.
+    def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
+        """Match the pairs of shards into parts of the staged file at `path`.
 
         Returns:
             Photos that could not be used, and why; their pairs are left out.
@@ -78,10 +77,10 @@ class WorkersLostError(SfmMatchersError):
 
 
 def run_shard(
-    match: MatchPairs, shard: Shard, staged: StagedFile, progress: Callable[[int], Any]
+    match: MatchPairs, shard: Shard, path: Path, progress: Callable[[int], Any]
 ) -> dict[str, str]:
     """Match the pairs of one shard; returns photos that could not be used, and why."""
-    own = staged.part(shard.name)
+    own = StagedFile(staged_part(path, shard.name))
     fingerprints = shard.fingerprints
     todo = []
     for pair in shard.pairs:
@@ -108,16 +107,14 @@ class InProcess:
     num_workers: ClassVar[int] = 1
     shares_with_others: ClassVar[bool] = False
 
-    def run(
-        self, task: MatchingTask, shards: Sequence[Shard], staged: StagedFile
-    ) -> dict[str, str]:
+    def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`."""
         left_out: dict[str, str] = {}
         shards = [shard for shard in shards if shard.pairs]
         if shards:
             with task.opened() as match, _bar(shards) as progress:
                 for shard in shards:
-                    left_out |= run_shard(match, shard, staged, progress.update)
+                    left_out |= run_shard(match, shard, path, progress.update)
         return left_out
 
 
@@ -155,11 +152,9 @@ class OneOf:
         """All runs together."""
         return self.count
 
-    def run(
-        self, task: MatchingTask, shards: Sequence[Shard], staged: StagedFile
-    ) -> dict[str, str]:
+    def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`."""
-        return InProcess().run(task, shards[self.number - 1 :: self.count], staged)
+        return InProcess().run(task, shards[self.number - 1 :: self.count], path)
 
 
 @dataclass(frozen=True)
@@ -169,9 +164,7 @@ class NobodyElse:
     num_workers: ClassVar[int] = 1
     shares_with_others: ClassVar[bool] = False
 
-    def run(
-        self, task: MatchingTask, shards: Sequence[Shard], staged: StagedFile
-    ) -> dict[str, str]:
+    def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """Raise InputError if there is a pair to match."""
         missing = [pair for shard in shards for pair in shard.pairs]
         if missing:
@@ -193,9 +186,7 @@ class Processes:
     num_workers: int
     shares_with_others: ClassVar[bool] = False
 
-    def run(
-        self, task: MatchingTask, shards: Sequence[Shard], staged: StagedFile
-    ) -> dict[str, str]:
+    def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`. A shard whose process dies is given to another one."""
         left_out: dict[str, str] = {}
         todo = {shard.name: shard for shard in shards if shard.pairs}
@@ -203,7 +194,7 @@ class Processes:
         with _bar(list(todo.values())) as progress:
             while todo:
                 try:
-                    for shard, unusable in self._run_pool(task, list(todo.values()), staged):
+                    for shard, unusable in self._run_pool(task, list(todo.values()), path):
                         left_out |= unusable
                         del todo[shard.name]
                         progress.update(len(shard.pairs))
@@ -219,7 +210,7 @@ class Processes:
         return left_out
 
     def _run_pool(
-        self, task: MatchingTask, shards: Sequence[Shard], staged: StagedFile
+        self, task: MatchingTask, shards: Sequence[Shard], path: Path
     ) -> Iterator[tuple[Shard, dict[str, str]]]:
         """Yield shards as they are done."""
         context = multiprocessing.get_context("spawn")
@@ -230,7 +221,7 @@ class Processes:
         try:
             running: dict[Future[dict[str, str]], Shard] = {}
             for shard in shards:
-                running[pool.submit(_run_in_worker, shard, staged)] = shard
+                running[pool.submit(_run_in_worker, shard, path)] = shard
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     unusable = future.result()
@@ -285,9 +276,9 @@ def _choose_gpu(number: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
 
 
-def _run_in_worker(shard: Shard, staged: StagedFile) -> dict[str, str]:
+def _run_in_worker(shard: Shard, path: Path) -> dict[str, str]:
     assert _Worker.match is not None  # set by _start_worker
-    return run_shard(_Worker.match, shard, staged, lambda count: None)
+    return run_shard(_Worker.match, shard, path, lambda count: None)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -320,9 +311,7 @@ class OnRay:
         resources = _connect_ray(self.address).cluster_resources()
         return float(resources.get("GPU" if self.uses_gpu else "CPU", 0))
 
-    def run(
-        self, task: MatchingTask, shards: Sequence[Shard], staged: StagedFile
-    ) -> dict[str, str]:
+    def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`. Each actor has one shard at a time; a lost one's goes to another."""
         ray = _connect_ray(self.address)
         gpus = min(1.0, self._resources() / self.num_workers) if self.uses_gpu else 0.0
@@ -337,7 +326,7 @@ class OnRay:
                 while waiting or running:
                     while waiting and idle:
                         actor, shard = idle.pop(), waiting.pop(0)
-                        running[actor.run.remote(shard, staged)] = (actor, shard)
+                        running[actor.run.remote(shard, path)] = (actor, shard)
                     done = ray.wait(list(running), num_returns=1)[0][0]
                     actor, shard = running.pop(done)
                     try:
@@ -375,8 +364,8 @@ class _RayWorker:
         torch.set_num_threads(1)
         self._match = self._open_things.enter_context(task.opened())
 
-    def run(self, shard: Shard, staged: StagedFile) -> dict[str, str]:
-        return run_shard(self._match, shard, staged, lambda count: None)
+    def run(self, shard: Shard, path: Path) -> dict[str, str]:
+        return run_shard(self._match, shard, path, lambda count: None)
 
 
 def _connect_ray(address: str) -> Any:

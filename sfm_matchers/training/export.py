@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from sfm_matchers.eight_bits import widened
 from sfm_matchers.errors import InputError
+from sfm_matchers.files import replacing
 
 _DTYPE_NAMES = {
     torch.float16: "F16",
@@ -44,12 +44,10 @@ def save_half_precision(
         position += len(data)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         file.writelines(chunks)
-    os.replace(temporary, path)
 
 
 def load_half_precision(path: Path) -> dict[str, Tensor]:

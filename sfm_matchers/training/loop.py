@@ -6,7 +6,6 @@ import copy
 import csv
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files import replacing
 from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.export import load_half_precision, save_half_precision
 from sfm_matchers.training.pair_batch import PairBatch
@@ -199,7 +199,6 @@ class Trainer:
 
     def save(self) -> None:
         """Write checkpoint, exported weights, metrics and curves; each file is replaced whole."""
-        self.output.mkdir(parents=True, exist_ok=True)
         state = {
             "options": asdict(self.options),
             "network": self.network.state_dict(),
@@ -212,9 +211,8 @@ class Trainer:
             "validation_rows": self.validation_rows,
             "rng": _rng_state(),
         }
-        temporary = self.output / (CHECKPOINT_NAME + ".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.output / CHECKPOINT_NAME)
+        with replacing(self.output / CHECKPOINT_NAME) as temporary:
+            torch.save(state, temporary)
         save_half_precision(
             self.average.state_dict(),
             self.output / WEIGHTS_NAME,
@@ -389,12 +387,10 @@ def _stop_signals() -> Iterator[list[int]]:
 
 def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    temporary = path.with_suffix(".csv.tmp")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows({key: format(value, ".6g") for key, value in row.items()} for row in rows)
-    os.replace(temporary, path)
 
 
 def _format(metrics: dict[str, float]) -> str:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import logging
 import os
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
-from sfm_matchers.errors import WeightsError
+from sfm_matchers.errors import WeightsError, one_line
+from sfm_matchers.files import replacing
 from sfm_matchers.weights.registry import BUNDLED_DIR, Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -109,21 +107,6 @@ def download(url: str, path: Path, *, sha256: str | None = None, size: int | Non
     logger.info("downloaded %s (sha256 %s, %s)", path, digest, verdict)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file in the folder of `path` that takes its place if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _copy(
     response: http.client.HTTPResponse, file: IO[bytes], label: str, url: str, size: int | None
 ) -> str:
@@ -171,4 +154,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code} {error.reason}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return one_line(cause) if isinstance(cause, BaseException) else cause

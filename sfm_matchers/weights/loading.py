@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from sfm_matchers.eight_bits import SCALE_SUFFIX, to_eight_bits, widened
 from sfm_matchers.errors import InputError, WeightsError, one_line
-from sfm_matchers.weights.download import fetch, file_sha256, replacing
+from sfm_matchers.files import replacing
+from sfm_matchers.weights.download import fetch, file_sha256
 from sfm_matchers.weights.registry import (
     OFFICIAL,
     BundledMetadata,
