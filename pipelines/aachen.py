@@ -18,20 +18,18 @@ from pathlib import Path
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options, make_executor
+from pipelines.executor_options import add_executor_options
 from pipelines.steps import (
     RETRIEVALS,
-    MatchingJob,
-    Steps,
-    check_photos,
-    listed_pairs,
+    choose_matching,
+    choose_query_pairs,
     print_localization,
-    retrieve,
     run_command,
     split_readable,
+    start_job,
     triangulated_map,
 )
-from sfm_matchers.confs import conf_names, load_conf
+from sfm_matchers.confs import conf_names
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.localization import (
     LocalizationOptions,
@@ -40,7 +38,6 @@ from sfm_matchers.localization import (
     read_queries,
     write_results,
 )
-from sfm_matchers.matchers import default_device
 from sfm_matchers.nvm import read_nvm
 from sfm_matchers.pairs import covisibility_pairs
 from sfm_matchers.storage import write_pairs
@@ -106,27 +103,12 @@ def run(options: AachenOptions) -> AachenResult:
     """
     dataset, outputs = Path(options.dataset), Path(options.outputs)
     check_layout(dataset, options.version)
-    conf, device = load_conf(options.matcher), default_device(options.device)
-    executor = make_executor(options.workers, options.ray, device)
+    matching = choose_matching(options)
     queries = read_queries(dataset / QUERIES, skip_bad_lines=True)
     reference = read_reference(dataset, options.version)
-    outputs.mkdir(parents=True, exist_ok=True)
-    steps = Steps(outputs / "steps.json")
-
-    image_dir = dataset / "images_upright"
     database = sorted(image.name for image in reference.images.values())
     names = [*database, *(query.name for query in queries)]
-    photos = steps.timed("photos", lambda: check_photos(image_dir, outputs, names))
-    job = MatchingJob(
-        conf,
-        image_dir,
-        outputs,
-        photos,
-        options.weights,
-        device,
-        steps,
-        executor=executor,
-    )
+    job = start_job(matching, dataset / "images_upright", outputs, names)
 
     label = f"pairs-db-covis{options.num_covis}"
     pairs = covisibility_pairs(reference, options.num_covis)
@@ -134,17 +116,14 @@ def run(options: AachenOptions) -> AachenResult:
     model, map_features = triangulated_map(job, reference, pairs, label)
 
     readable, results = split_readable(job, queries)
-    query_names = [query.name for query in readable]
-    known = [name for name in database if name in photos]
-    if options.loc_pairs:
-        loc_pairs, label = listed_pairs(job, options.loc_pairs, query_names, known)
-    else:
-        loc_pairs, label = retrieve(job, query_names, known, options.num_loc, options.retrieval)
+    loc_pairs, label = choose_query_pairs(
+        job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
+    )
     feature_path, match_path = job.match(
         loc_pairs, label, map_features=map_features, existing="keep"
     )
     localization = LocalizationOptions(max_error=options.ransac_thresh)
-    results += steps.timed(
+    results += job.steps.timed(
         "localization",
         lambda: [
             result.without_matches()  # those of a thousand queries fill the memory
@@ -154,15 +133,15 @@ def run(options: AachenOptions) -> AachenResult:
         ],
     )
     submission = outputs / (
-        f"Aachen-v{options.version}_{conf.name}_{label.removeprefix('pairs-query-')}.txt"
+        f"Aachen-v{options.version}_{job.conf.name}_{label.removeprefix('pairs-query-')}.txt"
     )
     log_path = write_results(submission, results)
     files = {
         "submission": submission,
         "log of all queries": log_path,
-        "triangulated map": outputs / f"map-{conf.name}",
+        "triangulated map": outputs / f"map-{job.conf.name}",
     }
-    return AachenResult(results, model, files, steps.seconds)
+    return AachenResult(results, model, files, job.steps.seconds)
 
 
 def check_layout(dataset: Path, version: str) -> None:

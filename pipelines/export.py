@@ -9,15 +9,14 @@ The file holds the weights and works at one size only; docs/onnx.md describes in
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import sfm_matchers
+from pipelines.command import run_guarded
 from sfm_matchers.confs import load_conf
-from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.matchers import matcher_weights_fingerprint
 from sfm_matchers.onnx_export import export_onnx, load_graph
 
@@ -52,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if the file was written, 2 for bad input."""
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    start = time.monotonic()
-    try:
+
+    def job() -> int:
+        start = time.monotonic()
         graph = load_graph(options.matcher, options.weights, options.size, options.num_keypoints)
         weights = matcher_weights_fingerprint(load_conf(options.matcher), options.weights)
         metadata = {
@@ -63,13 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "sfm_matchers": sfm_matchers.__version__,
         }
         nodes = export_onnx(graph, options.output, metadata)
-    except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    size, seconds = options.output.stat().st_size / 1e6, time.monotonic() - start
-    print(f"{options.output}: {size:.1f} MB, {nodes} nodes, in {seconds:.0f} s")
-    print(graph.description)
-    return 0
+        size, seconds = options.output.stat().st_size / 1e6, time.monotonic() - start
+        print(f"{options.output}: {size:.1f} MB, {nodes} nodes, in {seconds:.0f} s")
+        print(graph.description)
+        return 0
+
+    return run_guarded(job)
 
 
 if __name__ == "__main__":

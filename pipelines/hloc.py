@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.command import run_guarded
 from pipelines.executor_options import add_executor_options, make_executor
 from sfm_matchers.confs import (
     Conf,
@@ -29,7 +30,7 @@ from sfm_matchers.confs import (
     conf_names,
     load_conf,
 )
-from sfm_matchers.errors import InputError, SfmMatchersError, one_line
+from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.hloc import (
     INSTALL,
     default_weights,
@@ -770,16 +771,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse_args(
         _with_underscores(sys.argv[1:] if arguments is None else arguments)
     )
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def job() -> int:
         given.run(given)
-    except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return run_guarded(job)
 
 
 if __name__ == "__main__":

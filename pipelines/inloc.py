@@ -18,23 +18,20 @@ from pathlib import Path
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options, make_executor
+from pipelines.executor_options import add_executor_options
 from pipelines.steps import (
     RETRIEVALS,
-    MatchingJob,
-    Steps,
-    check_photos,
-    listed_pairs,
+    choose_matching,
+    choose_query_pairs,
     print_localization,
-    retrieve,
     run_command,
     split_readable,
+    start_job,
 )
-from sfm_matchers.confs import conf_names, load_conf
+from sfm_matchers.confs import conf_names
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import find_images
 from sfm_matchers.localization import LocalizationOptions, LocalizedQuery, Query, write_results
-from sfm_matchers.matchers import default_device
 from sfm_matchers.scans import MAX_ERROR, ScanOptions, localize_in_scans
 
 ORIGIN = "http://www.ok.sc.e.titech.ac.jp/INLOC/"
@@ -82,42 +79,24 @@ def run(options: InlocOptions) -> InlocResult:
     """
     dataset, outputs = Path(options.dataset), Path(options.outputs)
     check_layout(dataset)
-    conf, device = load_conf(options.matcher), default_device(options.device)
-    executor = make_executor(options.workers, options.ray, device)
-    outputs.mkdir(parents=True, exist_ok=True)
-    steps = Steps(outputs / "steps.json")
+    matching = choose_matching(options)
     found = find_images(dataset)
     database = [name for name in found if name.startswith("database/cutouts/")]
     query_names = [name for name in found if name.startswith("query/iphone7/")]
-    photos = steps.timed(
-        "photos", lambda: check_photos(dataset, outputs, [*database, *query_names])
-    )
-    job = MatchingJob(
-        conf,
-        dataset,
-        outputs,
-        photos,
-        options.weights,
-        device,
-        steps,
-        executor=executor,
-    )
+    job = start_job(matching, dataset, outputs, [*database, *query_names])
     queries = [
-        Query(name, query_camera(photos[name].size if name in photos else (1, 1)))
+        Query(name, query_camera(job.photos[name].size if name in job.photos else (1, 1)))
         for name in query_names
     ]
     readable, results = split_readable(job, queries)
-    names = [query.name for query in readable]
-    known = [name for name in database if name in photos]
-    if options.pairs:
-        pairs, label = listed_pairs(job, options.pairs, names, known)
-    else:
-        pairs, label = retrieve(job, names, known, options.num_loc, options.retrieval)
+    pairs, label = choose_query_pairs(
+        job, readable, database, options.pairs, options.num_loc, options.retrieval
+    )
     feature_path, match_path = job.match(pairs, label)
     scan_options = ScanOptions(
         LocalizationOptions(max_error=options.ransac_thresh), options.skip_matches
     )
-    results += steps.timed(
+    results += job.steps.timed(
         "localization",
         lambda: [
             result.without_matches()  # those of a thousand queries fill the memory
@@ -126,10 +105,10 @@ def run(options: InlocOptions) -> InlocResult:
             )
         ],
     )
-    submission = outputs / f"InLoc_{conf.name}_{label.removeprefix('pairs-query-')}.txt"
+    submission = outputs / f"InLoc_{job.conf.name}_{label.removeprefix('pairs-query-')}.txt"
     log_path = write_results(submission, results)
     return InlocResult(
-        results, {"submission": submission, "log of all queries": log_path}, steps.seconds
+        results, {"submission": submission, "log of all queries": log_path}, job.steps.seconds
     )
 
 

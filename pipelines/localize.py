@@ -25,20 +25,19 @@ from pathlib import Path, PurePosixPath
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options, make_executor
+from pipelines.executor_options import add_executor_options
 from pipelines.steps import (
     RETRIEVALS,
     MatchingJob,
-    Steps,
-    check_photos,
-    listed_pairs,
+    choose_matching,
+    choose_query_pairs,
     print_localization,
-    retrieve,
     run_command,
     split_readable,
+    start_job,
     triangulated_map,
 )
-from sfm_matchers.confs import conf_names, load_conf
+from sfm_matchers.confs import conf_names
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.images import find_images
 from sfm_matchers.localization import (
@@ -51,7 +50,6 @@ from sfm_matchers.localization import (
 )
 from sfm_matchers.localization_report import write_localization_report
 from sfm_matchers.mapping import CameraOptions
-from sfm_matchers.matchers import default_device
 from sfm_matchers.pairs import covisibility_pairs, pose_pairs
 from sfm_matchers.storage import write_pairs
 
@@ -101,8 +99,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
         SfmMatchersError: an option or an input cannot be used.
     """
     outputs = Path(options.outputs)
-    conf, device = load_conf(options.matcher), default_device(options.device)
-    executor = make_executor(options.workers, options.ray, device)
+    matching = choose_matching(options)
     CameraOptions(options.camera_model, options.camera_params).reader_options()
     image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, options.queries)
     reference = read_map(options.map, options.map_images, map_prefix)
@@ -111,21 +108,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     query_names = sorted(set(new_names).difference(database))
     if not query_names:
         raise InputError(f"{options.queries} holds no photo that is not in the map")
-    outputs.mkdir(parents=True, exist_ok=True)
-    steps = Steps(outputs / "steps.json")
-    photos = steps.timed(
-        "photos", lambda: check_photos(image_dir, outputs, [*database, *query_names])
-    )
-    job = MatchingJob(
-        conf,
-        image_dir,
-        outputs,
-        photos,
-        options.weights,
-        device,
-        steps,
-        executor=executor,
-    )
+    job = start_job(matching, image_dir, outputs, [*database, *query_names])
 
     if reference.num_points3D():
         label = f"pairs-db-covis{options.num_covis}"
@@ -137,18 +120,16 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     model, map_features = triangulated_map(job, reference, pairs, label)
 
     readable, results = split_readable(job, make_queries(job, query_names, reference, options))
-    names, known = [query.name for query in readable], [n for n in database if n in photos]
-    if options.loc_pairs:
-        loc_pairs, label = listed_pairs(job, options.loc_pairs, names, known)
-    else:
-        loc_pairs, label = retrieve(job, names, known, options.num_loc, options.retrieval)
+    loc_pairs, label = choose_query_pairs(
+        job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
+    )
     feature_path, match_path = job.match(
         loc_pairs, label, map_features=map_features, existing="keep"
     )
     localization = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )
-    results += steps.timed(
+    results += job.steps.timed(
         "localization",
         lambda: list(
             localize_queries(model, readable, loc_pairs, feature_path, match_path, localization)
@@ -167,7 +148,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
         "report": report,
         "names of photos are relative to": image_dir,
     }
-    return LocalizeResult(results, extended, files, steps.seconds)
+    return LocalizeResult(results, extended, files, job.steps.seconds)
 
 
 def common_image_dir(map_images: Path, queries: Path) -> tuple[Path, str, str]:

@@ -24,20 +24,22 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options, make_executor
+from pipelines.executor_options import add_executor_options
 from pipelines.steps import (
     CheckedPhoto,
     MatchingJob,
     Steps,
-    check_photos,
+    choose_matching,
+    describe_with_vlad,
     run_command,
+    start_job,
 )
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
-from sfm_matchers.confs import SparseConf, conf_names, load_conf
+from sfm_matchers.confs import SparseConf, conf_names
 from sfm_matchers.errors import InputError
 from sfm_matchers.mapping import (
     MAPPERS,
@@ -46,7 +48,6 @@ from sfm_matchers.mapping import (
     reconstruct,
     verified_groups,
 )
-from sfm_matchers.matchers import default_device
 from sfm_matchers.pairs import (
     exhaustive_pairs,
     pairs_from_file,
@@ -54,7 +55,6 @@ from sfm_matchers.pairs import (
     sequential_pairs,
 )
 from sfm_matchers.report import write_report
-from sfm_matchers.retrieval import extract_vlad
 from sfm_matchers.storage import (
     Pair,
     file_fingerprint,
@@ -203,33 +203,20 @@ def run_shard(options: SfmOptions) -> None:
 
 def _prepare(options: SfmOptions) -> MatchingJob:
     """Check the photos and the options of the matching."""
-    outputs, image_dir = Path(options.outputs), Path(options.image_dir)
-    conf, device = load_conf(options.matcher), default_device(options.device)
-    executor = make_executor(
-        options.workers, options.ray, device, options.shard, merge=options.merge
+    image_dir = Path(options.image_dir)
+    job = start_job(
+        choose_matching(options, options.shard, merge=options.merge),
+        image_dir,
+        Path(options.outputs),
+        mask_dir=options.mask_dir,
+        drop_raw_matches=options.drop_raw_matches,
     )
-    outputs.mkdir(parents=True, exist_ok=True)
-    steps = Steps(outputs / "steps.json")
-    photos = steps.timed(
-        "photos", lambda: check_photos(image_dir, outputs, mask_dir=options.mask_dir)
-    )
-    if len(photos) < 2:
+    if len(job.photos) < 2:
         raise InputError(
-            f"{image_dir} holds {len(photos)} photo(s) that can be decoded; a model needs two "
+            f"{image_dir} holds {len(job.photos)} photo(s) that can be decoded; a model needs two "
             "at least, of one scene"
         )
-    return MatchingJob(
-        conf,
-        image_dir,
-        outputs,
-        photos,
-        options.weights,
-        device,
-        steps,
-        options.mask_dir,
-        executor,
-        options.drop_raw_matches,
-    )
+    return job
 
 
 def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]:
@@ -242,14 +229,7 @@ def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]
         pairs = sequential_pairs(names, options.num_matched)
         label = f"sequential{options.num_matched}"
     elif options.pairs == "retrieval":
-        sift = cast(SparseConf, load_conf("sift"))
-        sift_path = job.extract(sift.features, names)
-        descriptor_path = outputs / "global-feats-vlad.h5"
-        job.steps.timed(
-            "pairs",
-            lambda: extract_vlad(names, sift_path, descriptor_path, job.fingerprints(names)),
-        )
-        pairs = retrieval_pairs(names, descriptor_path, options.num_matched)
+        pairs = retrieval_pairs(names, describe_with_vlad(job, names), options.num_matched)
         label = f"vlad{options.num_matched}"
     else:
         pairs, unknown = pairs_from_file(Path(options.pairs), names)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,17 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import pycolmap
 
+from pipelines.command import run_guarded
+from pipelines.executor_options import make_executor
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import (
     InputError,
     MissingExtraError,
     PhotoChangedError,
-    SfmMatchersError,
 )
 from sfm_matchers.features import extract_features
 from sfm_matchers.hloc import INSTALL, is_installed
@@ -37,11 +37,12 @@ from sfm_matchers.localization import (
     failed_query,
 )
 from sfm_matchers.matchers import (
+    default_device,
     load_detector_free_matcher,
     load_sparse_matcher,
     matcher_weights_fingerprint,
 )
-from sfm_matchers.matching import Executor, InProcess, match_features, match_images
+from sfm_matchers.matching import Executor, match_features, match_images
 from sfm_matchers.pairs import query_pairs
 from sfm_matchers.retrieval import extract_vlad
 from sfm_matchers.storage import (
@@ -59,7 +60,6 @@ from sfm_matchers.triangulation import triangulate
 logger = logging.getLogger("sfm_matchers.pipelines")
 
 
-IN_PROCESS = InProcess()
 MAX_BEGINNINGS = 3  # of a run whose photos change while it works
 
 
@@ -72,12 +72,12 @@ def run_command(outputs: Path, job: Callable[[], int], shard: str | None = None)
         shard: which part of the matching this run does, beside other runs.
 
     Returns:
-        What `job` returns; 2 after bad input, said in one line; 130 after Ctrl-C.
+        See `run_guarded`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     # On large photos and damaged EXIF; what cannot be used is said by `open_photo`.
     warnings.filterwarnings("ignore", module="PIL")
-    try:
+
+    def alone() -> int:
         with exclusive(outputs, shard):
             for _ in range(MAX_BEGINNINGS - 1):
                 try:
@@ -85,12 +85,8 @@ def run_command(outputs: Path, job: Callable[[], int], shard: str | None = None)
                 except PhotoChangedError as error:
                     logger.warning("%s. Beginning again with the photos as they are now", error)
             return job()
-    except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+
+    return run_guarded(alone)
 
 
 class CheckedPhoto(NamedTuple):
@@ -203,35 +199,98 @@ def _check_masks(mask_dir: Path, sizes: dict[str, tuple[int, int]]) -> None:
     logger.info("%d of %d photos have a mask", len(masked), len(sizes))
 
 
+class MatchingOptions(Protocol):
+    """What the options of all pipelines say about matching."""
+
+    @property
+    def matcher(self) -> str: ...
+
+    @property
+    def weights(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def workers(self) -> int | None: ...
+
+    @property
+    def ray(self) -> str | None: ...
+
+
+class Matching(NamedTuple):
+    """How a run matches.
+
+    Attributes:
+        conf: features and matcher.
+        weights: ``bundled``, ``official`` or a checkpoint file.
+        device: a torch device.
+        executor: which processes match.
+    """
+
+    conf: Conf
+    weights: str
+    device: str
+    executor: Executor
+
+
+def choose_matching(
+    options: MatchingOptions, shard: str | None = None, *, merge: bool = False
+) -> Matching:
+    """Look at the options of the matching, before anything takes time.
+
+    Raises:
+        InputError: unknown matcher or device, or options that contradict each other.
+    """
+    conf, device = load_conf(options.matcher), default_device(options.device)
+    executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
+    return Matching(conf, options.weights, device, executor)
+
+
+def start_job(
+    matching: Matching,
+    image_dir: Path,
+    outputs: Path,
+    names: Sequence[str] | None = None,
+    *,
+    mask_dir: Path | None = None,
+    drop_raw_matches: bool = False,
+) -> MatchingJob:
+    """Check the photos; arguments as of `check_photos` and `MatchingJob`."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    steps = Steps(outputs / "steps.json")
+    photos = steps.timed("photos", lambda: check_photos(image_dir, outputs, names, mask_dir))
+    return MatchingJob(matching, image_dir, outputs, photos, steps, mask_dir, drop_raw_matches)
+
+
 @dataclass(frozen=True)
 class MatchingJob:
     """What all matching of one run has in common.
 
     Attributes:
-        conf: features and matcher.
+        matching: how to match.
         image_dir: the photos.
         outputs: where all files go.
         photos: from `check_photos`.
-        weights: ``bundled``, ``official`` or a checkpoint file.
-        device: a torch device.
         steps: notes the seconds.
         mask_dir: COLMAP-style masks.
-        executor: which processes match.
         drop_raw_matches: delete a detector-free matcher's correspondences once keypoints are made
             of them. They are not needed until pairs, photos or settings change; then all pairs
             are matched again.
     """
 
-    conf: Conf
+    matching: Matching
     image_dir: Path
     outputs: Path
     photos: Mapping[str, CheckedPhoto]
-    weights: str
-    device: str
     steps: Steps
     mask_dir: Path | None = None
-    executor: Executor = IN_PROCESS
     drop_raw_matches: bool = False
+
+    @property
+    def conf(self) -> Conf:
+        """Features and matcher."""
+        return self.matching.conf
 
     def match(
         self,
@@ -260,7 +319,7 @@ class MatchingJob:
             pairs,
             self.fingerprints(_names(pairs)),
             asdict(self.conf),
-            matcher_weights_fingerprint(self.conf, self.weights),
+            matcher_weights_fingerprint(self.conf, self.matching.weights),
         )
         raw_path = _correspondence_path(match_path)
         is_dropped = not raw_path.exists() and feature_path.exists() and match_path.exists()
@@ -293,7 +352,7 @@ class MatchingJob:
         self.steps.timed(
             "features",
             lambda: extract_features(
-                features, self.image_dir, wanted, feature_path, self.mask_dir, self.device
+                features, self.image_dir, wanted, feature_path, self.mask_dir, self.matching.device
             ),
         )
         return feature_path
@@ -307,12 +366,12 @@ class MatchingJob:
             "matching",
             lambda: match_features(
                 conf,
-                partial(load_sparse_matcher, conf, self.weights, self.device),
+                partial(load_sparse_matcher, conf, self.matching.weights, self.matching.device),
                 pairs,
                 feature_path,
                 match_path,
-                matcher_weights_fingerprint(conf, self.weights),
-                self.executor,
+                matcher_weights_fingerprint(conf, self.matching.weights),
+                self.matching.executor,
             ),
         )
         return feature_path, match_path
@@ -322,14 +381,16 @@ class MatchingJob:
             "matching",
             lambda: match_images(
                 conf,
-                partial(load_detector_free_matcher, conf, self.weights, self.device),
+                partial(
+                    load_detector_free_matcher, conf, self.matching.weights, self.matching.device
+                ),
                 pairs,
                 self.image_dir,
                 self.fingerprints(_names(pairs)),
                 raw_path,
                 self.mask_dir,
-                matcher_weights_fingerprint(conf, self.weights),
-                self.executor,
+                matcher_weights_fingerprint(conf, self.matching.weights),
+                self.matching.executor,
             ),
         )
 
@@ -461,14 +522,7 @@ def retrieve(
         raise InputError(f"unknown retrieval {retrieval!r}, expected one of {known}")
     names = [*database, *queries]
     if retrieval == "vlad":
-        sift = cast(SparseConf, load_conf("sift"))
-        sift_path = job.extract(sift.features, names)
-        descriptor_path = job.outputs / "global-feats-vlad.h5"
-        fingerprints = job.fingerprints(names)
-        job.steps.timed(
-            "retrieval",
-            lambda: extract_vlad(names, sift_path, descriptor_path, fingerprints, database),
-        )
+        descriptor_path = describe_with_vlad(job, names, database)
     else:
         descriptor_path = job.steps.timed(
             "retrieval", lambda: _describe_with_hloc(job, names, retrieval)
@@ -477,6 +531,22 @@ def retrieve(
     label = f"pairs-query-{retrieval}{num_matched}"
     write_pairs(job.outputs / f"{label}.txt", pairs)
     return pairs, label
+
+
+def describe_with_vlad(
+    job: MatchingJob, names: Sequence[str], database: Sequence[str] | None = None
+) -> Path:
+    """Global descriptors of photos, from SIFT, by a vocabulary learned from those of `database`
+    (all if None); return the feature file."""
+    sift = cast(SparseConf, load_conf("sift"))
+    sift_path = job.extract(sift.features, names)
+    descriptor_path = job.outputs / "global-feats-vlad.h5"
+    fingerprints = job.fingerprints(names)
+    job.steps.timed(
+        "retrieval",
+        lambda: extract_vlad(names, sift_path, descriptor_path, fingerprints, database),
+    )
+    return descriptor_path
 
 
 def _describe_with_hloc(job: MatchingJob, names: list[str], retrieval: str) -> Path:
@@ -488,6 +558,25 @@ def _describe_with_hloc(job: MatchingJob, names: list[str], retrieval: str) -> P
     module = importlib.import_module("hloc.extract_features")
     conf = module.confs[retrieval]
     return Path(module.main(conf, job.image_dir, job.outputs, image_list=names))
+
+
+def choose_query_pairs(
+    job: MatchingJob,
+    queries: Sequence[Query],
+    database: Iterable[str],
+    listed: Path | None,
+    num_matched: int,
+    retrieval: str,
+) -> tuple[list[Pair], str]:
+    """Pairs (query, photo of the map): those of the file `listed`, or the most similar ones.
+
+    Photos of `database` that are not there have no part. See `listed_pairs` and `retrieve`.
+    """
+    names = [query.name for query in queries]
+    known = [name for name in database if name in job.photos]
+    if listed:
+        return listed_pairs(job, listed, names, known)
+    return retrieve(job, names, known, num_matched, retrieval)
 
 
 def listed_pairs(
