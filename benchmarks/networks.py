@@ -4,13 +4,14 @@
     python -m benchmarks.networks --networks jamma eloftr --sizes 832x832 --threads 2
 
 The plain form of a network is the definition: one step of the scan after the other, the whole
-similarity matrix, RepVGG blocks with all their branches. It must find the same matches. With
+similarity matrix, RepVGG blocks with all their branches, all windows at once, norms and mixers as
+they are written in the papers. It must find the same matches. With
 transformers or kornia installed their Efficient LoFTR, LoFTR and LightGlue run too, on the same
 images (LightGlue on as many keypoints). All candidates of a row run in turns in one process; times
 are medians of CPU seconds, so that other programs on the machine count little; on a GPU they are
 wall seconds. Peak memory is measured in a process of its own per candidate, beyond what it holds
-after the imports. Weights are bundled ones, of MambaGlue and of the other libraries random: theirs
-find no matches, so that their fine stages have nothing to do.
+after the imports. Weights are bundled ones, in transformers too; of MambaGlue and in kornia random:
+those find no matches, so that the fine stage of kornia's LoFTR has nothing to do.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mamba
 from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
+from sfm_matchers.weights.convert_efficient_loftr import convert
 from sfm_matchers.weights.loading import load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
 
@@ -125,12 +127,17 @@ def _build(network: str, fused: bool) -> Any:
     return mambaglue.MambaGlue(config).eval()
 
 
+VIEWS = 12  # on the path of the camera through the room
+settings = {"apart": 1}  # steps on that path between the two photos
+
+
 @functools.lru_cache(maxsize=1)
 def _photos(size: tuple[int, int]) -> Ids:
-    """Two photos of a rendered room, (1, 3, H, W) in 0..1: as many matches as real ones give."""
+    """Two photos of a rendered room, (1, 3, H, W) in 0..1."""
     scene = make_scene(3, kind="room", texture_size=512)
     camera = Camera.from_field_of_view(*size)
-    poses = camera_path(scene, 12, seed=1)[:2]
+    path = camera_path(scene, VIEWS, seed=1)
+    poses = path[0], path[settings["apart"]]
     first, second = (
         torch.from_numpy(render(scene, camera, pose).image).permute(2, 0, 1)[None] / 255
         for pose in poses
@@ -182,9 +189,22 @@ def _plain() -> Iterator[None]:
     with (
         mock.patch.dict(os.environ, {"SFM_MATCHERS_SCAN": "reference"}),
         mock.patch.object(jamma, "match_either_maximum", _match_either_plainly),
+        mock.patch.object(jamma, "WINDOW_CHUNK", sys.maxsize),
+        mock.patch.object(jamma.MixerLayer, "forward", _mix_plainly),
+        mock.patch.object(jamma.GlobalResponseNorm, "forward", _normalize_plainly),
         mock.patch.object(efficient_loftr, "match_mutual_maximum", _match_mutual_plainly),
     ):
         yield
+
+
+def _mix_plainly(layer: jamma.MixerLayer, x: Tensor) -> Tensor:
+    x = x + layer.mlp1(x.transpose(1, 2)).transpose(1, 2)
+    return x + layer.mlp2(x)
+
+
+def _normalize_plainly(layer: jamma.GlobalResponseNorm, x: Tensor) -> Tensor:
+    energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    return layer.gamma * (x * energy / (energy.mean(-1, keepdim=True) + 1e-6)) + layer.beta + x
 
 
 def _match_either_plainly(
@@ -223,9 +243,12 @@ def _inner(grid: Any, border: int) -> Tensor:
 def _transformers(size: tuple[int, int], device: str) -> Candidate:
     from transformers import EfficientLoFTRConfig, EfficientLoFTRForKeypointMatching
 
-    torch.manual_seed(0)
     config = EfficientLoFTRConfig(attn_implementation="eager")
-    model = EfficientLoFTRForKeypointMatching(config).eval().to(device)
+    model = EfficientLoFTRForKeypointMatching(config).eval()
+    weights = load_state_dict_file(BUNDLED_DIR / "eloftr.safetensors")
+    names = {key: next(iter(convert({key: value}))) for key, value in model.state_dict().items()}
+    model.load_state_dict({key: weights[name] for key, name in names.items()})
+    model = model.to(device)
     images = torch.stack(_images(size, 1, device), dim=1).expand(-1, -1, 3, -1, -1)
 
     def run() -> int:
@@ -326,7 +349,7 @@ def _stages(network: str, case: Any, device: str) -> str:
 
 def _peak_memory(network: str, name: str, label: str) -> float:
     command = [sys.executable, "-m", "benchmarks.networks", "--memory_of", network, name, label]
-    command += ["--threads", str(torch.get_num_threads())]
+    command += ["--threads", str(torch.get_num_threads()), "--apart", str(settings["apart"])]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -357,9 +380,18 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--apart",
+        type=int,
+        default=1,
+        choices=range(1, VIEWS),
+        metavar="N",
+        help="steps between the two photos; 1: almost every cell has a match (default: 1)",
+    )
     parser.add_argument("--memory_of", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    settings["apart"] = given.apart
     if given.memory_of:
         _print_memory(*given.memory_of)
     else:
