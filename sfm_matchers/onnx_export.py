@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,42 @@ FEATURES = (
 UNITS = ", scales are in pixels of the image that the detector has seen, oris in radians"
 
 
-class JamMaGraph(nn.Module):
+class _ImagePairGraph(nn.Module):
+    """Two images of one size in, matches out.
+
+    Args:
+        size: width and height of the images in pixels.
+    """
+
+    output_names = ("keypoints0", "keypoints1", "scores")
+    channels: ClassVar[int]
+    colours: ClassVar[str]
+    size_multiple: ClassVar[int]
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        if min(size) <= 0 or any(side % self.size_multiple for side in size):
+            raise InputError(
+                f"a size of {size[0]} x {size[1]} pixels cannot be used: both sides must be "
+                f"multiples of {self.size_multiple}"
+            )
+        self.size = size
+
+    def example(self) -> dict[str, Tensor]:
+        """Inputs of the right shapes, by name."""
+        width, height = self.size
+        return {f"image{index}": torch.rand(1, self.channels, height, width) for index in (0, 1)}
+
+    @property
+    def description(self) -> str:
+        """What goes in and what comes out."""
+        width, height = self.size
+        return IMAGES.format(
+            channels=self.channels, width=width, height=height, colours=self.colours
+        )
+
+
+class JamMaGraph(_ImagePairGraph):
     """JamMa on two images of one size.
 
     Args:
@@ -60,23 +96,13 @@ class JamMaGraph(nn.Module):
         size: width and height of the images in pixels.
     """
 
-    output_names = ("keypoints0", "keypoints1", "scores")
+    channels = 3
+    colours = "RGB"
+    size_multiple = jamma.SIZE_MULTIPLE
 
     def __init__(self, matcher: JamMaMatcher, size: tuple[int, int]) -> None:
-        super().__init__()
-        _check_size(size, jamma.SIZE_MULTIPLE)
-        self.size = size
+        super().__init__(size)
         self.matcher, self.network = matcher, matcher.network
-
-    def example(self) -> dict[str, Tensor]:
-        """Inputs of the right shapes, by name."""
-        return {f"image{index}": torch.rand(1, 3, *self.size[::-1]) for index in (0, 1)}
-
-    @property
-    def description(self) -> str:
-        """What goes in and what comes out."""
-        width, height = self.size
-        return IMAGES.format(channels=3, width=width, height=height, colours="RGB")
 
     def forward(self, image0: Tensor, image1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Match two images (1, 3, H, W): points (M, 2) in each and scores (M,), in no order."""
@@ -102,7 +128,7 @@ class JamMaGraph(nn.Module):
         return points0[asked], points1[asked], scores[asked]
 
 
-class EfficientLoFTRGraph(nn.Module):
+class EfficientLoFTRGraph(_ImagePairGraph):
     """Efficient LoFTR on two images of one size; image 0 is refined to sub-pixels.
 
     Args:
@@ -110,23 +136,13 @@ class EfficientLoFTRGraph(nn.Module):
         size: width and height of the images in pixels.
     """
 
-    output_names = ("keypoints0", "keypoints1", "scores")
+    channels = 1
+    colours = "gray"
+    size_multiple = efficient_loftr.SIZE_MULTIPLE
 
     def __init__(self, matcher: EfficientLoFTRMatcher, size: tuple[int, int]) -> None:
-        super().__init__()
-        _check_size(size, efficient_loftr.SIZE_MULTIPLE)
-        self.size = size
+        super().__init__(size)
         self.network = matcher.network
-
-    def example(self) -> dict[str, Tensor]:
-        """Inputs of the right shapes, by name."""
-        return {f"image{index}": torch.rand(1, 1, *self.size[::-1]) for index in (0, 1)}
-
-    @property
-    def description(self) -> str:
-        """What goes in and what comes out."""
-        width, height = self.size
-        return IMAGES.format(channels=1, width=width, height=height, colours="gray")
 
     def forward(self, image0: Tensor, image1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Match two images (1, 1, H, W): points (M, 2) in each and scores (M,)."""
@@ -277,14 +293,6 @@ def _with_one_more(ids: Tensor) -> Tensor:
     onnxruntime fails in some products of no rows.
     """
     return nn.functional.pad(ids, (0, 1))
-
-
-def _check_size(size: tuple[int, int], multiple: int) -> None:
-    if min(size) <= 0 or any(side % multiple for side in size):
-        raise InputError(
-            f"a size of {size[0]} x {size[1]} pixels cannot be used: both sides must be multiples "
-            f"of {multiple}"
-        )
 
 
 def load_graph(

@@ -363,7 +363,7 @@ class MixerLayer(nn.Module):
 def _across_cells(linear: nn.Module, x: Tensor) -> Tensor:
     """A linear layer on the middle axis of (M, 50, 64), without transposing that."""
     linear = cast(nn.Linear, linear)
-    return torch.baddbmm(linear.bias[:, None], linear.weight.expand(len(x), -1, -1), x)
+    return torch.baddbmm(linear.bias[:, None], linear.weight.expand(x.shape[0], -1, -1), x)
 
 
 class FineMatching(nn.Module):
