@@ -380,7 +380,7 @@ class JamMaMatcher:
         )
         features0, features1 = (
             JamMaFeatures(
-                _padded(features.quarter, (2 * canvas[0], 2 * canvas[1])),
+                _padded(features.fine, (2 * canvas[0], 2 * canvas[1])),
                 _padded(features.eighth, canvas),
             )
             for features in (features0, features1)

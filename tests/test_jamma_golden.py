@@ -113,7 +113,7 @@ def test_jamma_golden_stages(case: str) -> None:
     assert_close(quarter[:, ::step], data["enc4"])
     assert_close(eighth[:, ::step], data["enc8"])
     features = network.encode(both)
-    assert_close(features.quarter[:, :: 2 * step], data["feat4"])
+    assert_close(network.backbone(both)[0][:, :: 2 * step], data["feat4"])
     assert_close(features.eighth[:, ::step], data["feat8"])
 
     features0, features1 = (
@@ -253,7 +253,7 @@ def test_jamma_golden_units() -> None:
     coarse = unit_input("up2_in", (1, 256, 4, 6))
     assert_close(matcher.up2(coarse), units["up2_out"])
     quarter = unit_input("feat4_in", (1, 128, 8, 12))
-    assert_close(matcher.fine_map(quarter, coarse), units["fpn_out"])
+    assert_close(matcher.fine_map(matcher.image_share(quarter), coarse), units["fpn_out"])
     tokens = unit_input("mixer_in", (3, 64, 50)).transpose(1, 2)
     assert_close(matcher.fine_enc[0](tokens).transpose(1, 2), units["mlpmixer0_out"])
     block = cnn.stages[0][0](unit_input("convnext_in", (1, 80, 9, 11)))

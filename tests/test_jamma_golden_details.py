@@ -59,7 +59,7 @@ def stages(case: str) -> dict[str, Tensor]:
     return {
         "enc4": enc4,
         "enc8": enc8,
-        "feat4": features.quarter,
+        "feat4": network.backbone(both)[0],
         "feat8": features.eighth,
         "kenc_0": code,
         "kenc_1": code,

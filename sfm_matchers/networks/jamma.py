@@ -67,7 +67,7 @@ class JamMaConfig:
 class JamMaFeatures(NamedTuple):
     """What the encoder says about a batch of images; depends on each image alone."""
 
-    quarter: Tensor  # (B, 128, H/4, W/4)
+    fine: Tensor  # (B, 128, H/4, W/4), see `PairMatcher.image_share`
     eighth: Tensor  # (B, 256, H/8, W/8)
 
 
@@ -179,11 +179,11 @@ class Encoder(nn.Module):
         self.lin_4 = nn.Conv2d(ENCODER_DIMS[0], QUARTER_DIM, 1)
         self.lin_8 = nn.Conv2d(ENCODER_DIMS[1], COARSE_DIM, 1)
 
-    def forward(self, image: Tensor) -> JamMaFeatures:
-        """image: (B, 3, H, W)."""
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map (B, 3, H, W) to (B, 128, H/4, W/4) and (B, 256, H/8, W/8)."""
         # Channels last: the perceptrons and norms of the encoder then need no transposition.
         quarter, eighth = self.cnn(image.contiguous(memory_format=torch.channels_last))
-        return JamMaFeatures(self.lin_4(quarter), self.lin_8(eighth))
+        return self.lin_4(quarter), self.lin_8(eighth)
 
 
 class PositionNorm(nn.Module):
@@ -408,10 +408,18 @@ class PairMatcher(nn.Module):
         self.fine_enc = nn.Sequential(*(MixerLayer() for _ in range(MIXER_LAYERS)))
         self.fine_matching = FineMatching(config.fine_temperature)
 
-    def fine_map(self, quarter: Tensor, coarse: Tensor) -> Tensor:
+    def image_share(self, quarter: Tensor) -> Tensor:
+        """What the first convolution of the fine map makes of the encoder's 1/4 features.
+
+        It sees them beside features of the pair; being linear, it is the sum of two, and this one
+        is made once for all pairs of an image.
+        """
+        return F.conv2d(quarter, self.conv7a.weight[:, :QUARTER_DIM], self.conv7a.bias, padding=1)
+
+    def fine_map(self, image_share: Tensor, coarse: Tensor) -> Tensor:
         """Map (B, 128, H/4, W/4) and (B, 256, H/8, W/8) to (B, 64, H/2, W/2)."""
-        x = torch.cat((quarter, self.up2(coarse)), dim=1)
-        x = F.gelu(self.conv7b(F.gelu(self.conv7a(x))))
+        x = F.conv2d(self.up2(coarse), self.conv7a.weight[:, QUARTER_DIM:], padding=1)
+        x = F.gelu(self.conv7b(F.gelu(x + image_share)))
         return self.conv8b(F.gelu(self.conv8a(self.up3(x))))
 
 
@@ -534,7 +542,8 @@ class JamMa(nn.Module):
                 f"image of {height} x {width} pixels (height x width): both sides must be "
                 f"multiples of {SIZE_MULTIPLE}; pad it and pass a mask"
             )
-        return self.backbone(image)
+        quarter, eighth = self.backbone(image)
+        return JamMaFeatures(self.matcher.image_share(quarter), eighth)
 
     @torch.no_grad()
     def match(
@@ -634,15 +643,15 @@ class JamMa(nn.Module):
         coarse0: Tensor,
         coarse1: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Two maps (B, 64, H/2, W/2) from the encoder's 1/4 features and the `coarse_features`."""
+        """Two maps (B, 64, H/2, W/2) from what is known of each image and the `coarse_features`."""
         if not self.training:  # one image after the other takes half the memory
             return (
-                self.matcher.fine_map(features0.quarter, coarse0),
-                self.matcher.fine_map(features1.quarter, coarse1),
+                self.matcher.fine_map(features0.fine, coarse0),
+                self.matcher.fine_map(features1.fine, coarse1),
             )
         # Batch normalisation learns from both images.
-        quarter = torch.cat((features0.quarter, features1.quarter))
-        fine0, fine1 = self.matcher.fine_map(quarter, torch.cat((coarse0, coarse1))).chunk(2)
+        shares = torch.cat((features0.fine, features1.fine))
+        fine0, fine1 = self.matcher.fine_map(shares, torch.cat((coarse0, coarse1))).chunk(2)
         return fine0, fine1
 
     def fine_predictions(

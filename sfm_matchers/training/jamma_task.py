@@ -217,9 +217,7 @@ class JamMaFineTask(JamMaTask):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `TrainingTask.losses`."""
         network = cast(JamMa, network)
-        with torch.no_grad():
-            stage = _run_coarse_stage(network, batch)
-        return self._fine_losses(network, stage, generator)
+        return self._fine_losses(network, _run_coarse_stage(network, batch), generator)
 
 
 @dataclass
