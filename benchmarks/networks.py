@@ -124,7 +124,8 @@ def _build(network: str, fused: bool) -> Any:
         return model.fuse() if fused else model
     # Neither early stop nor pruning: the whole network.
     config = mambaglue.MambaGlueConfig(depth_confidence=-1, width_confidence=-1)
-    return mambaglue.MambaGlue(config).eval()
+    matcher = mambaglue.MambaGlue(config).eval()
+    return matcher.fuse() if fused else matcher
 
 
 VIEWS = 12  # on the path of the camera through the room

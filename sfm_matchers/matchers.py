@@ -266,7 +266,7 @@ def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> Neare
 def _load_mambaglue(conf: SparseConf, weights: str, device: str) -> MambaGlueMatcher:
     network = load_network("mambaglue", weights, **_network_options(conf, MambaGlueConfig))
     resize_max = conf.features.get("preprocessing", {}).get("resize_max", math.inf)
-    return MambaGlueMatcher(cast(MambaGlue, network), device, resize_max)
+    return MambaGlueMatcher(cast(MambaGlue, network).fuse(), device, resize_max)
 
 
 def _network_options(conf: Conf, config_type: type) -> dict[str, Any]:

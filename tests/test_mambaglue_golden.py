@@ -219,9 +219,12 @@ def test_mambaglue_golden_full_run_agrees_at_every_stage() -> None:
         ("sp_tiny_3_2", "superpoint"),
     ],
 )
-def test_mambaglue_golden_run_without_adaptation(name: str, features: str) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_mambaglue_golden_run_without_adaptation(name: str, features: str, fused: bool) -> None:
     data = arrays(name)
     network = golden_network(features)
+    if fused:
+        network = configured(network).fuse()
     matches, seen = recorded_run(network, features_of(data, 0), features_of(data, 1))
     assert_states(seen, data)
     assert_close(seen["log_assignment"][0], data["log_assignment"], LOG_ASSIGNMENT_TOLERANCE)
@@ -250,7 +253,7 @@ def test_mambaglue_golden_adaptive_run(name: str) -> None:
         depth_confidence=depth,
         width_confidence=width,
         filter_threshold=threshold,
-    )
+    ).fuse()
     matches, seen = recorded_run(network, features_of(inputs, 0), features_of(inputs, 1))
     assert_states(seen, data)
     for image in (0, 1):

@@ -17,6 +17,7 @@ Two properties a user should know:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -254,6 +255,26 @@ def feed_forward(input_dim: int, dim: int) -> nn.Sequential:
     )
 
 
+@torch.no_grad()
+def fold_projections(following: nn.Module, projections: Sequence[nn.Module | None]) -> None:
+    """Make a linear layer on joined inputs take them as they were before their projections.
+
+    Args:
+        following: a `Linear` on the inputs side by side, of equal widths; changed in place.
+        projections: the `Linear` of each input, or None.
+    """
+    following = cast(nn.Linear, following)
+    weight, bias = following.weight.double(), cast(Tensor, following.bias).double()
+    parts = list(weight.chunk(len(projections), dim=1))
+    for index, projection in enumerate(projections):
+        if isinstance(projection, nn.Linear):
+            if projection.bias is not None:
+                bias = bias + parts[index] @ projection.bias.double()
+            parts[index] = parts[index] @ projection.weight.double()
+    following.weight.copy_(torch.cat(parts, dim=1))
+    following.bias.copy_(bias)
+
+
 class MambaMixer(nn.Module):
     """The Mamba branch of the mixer: a selective scan along the keypoints, and a branch without.
 
@@ -272,7 +293,7 @@ class MambaMixer(nn.Module):
         self.dt_proj = nn.Linear(self.rank, dim)
         self.A_log = nn.Parameter(torch.empty(dim, self.state_dim))
         self.D = nn.Parameter(torch.empty(dim))
-        self.out_proj = nn.Linear(dim, dim, bias=False)
+        self.out_proj: nn.Module = nn.Linear(dim, dim, bias=False)
         self.conv1d_x = nn.Conv1d(dim, dim, self.kernel_size, groups=dim, bias=False)
         self.conv1d_z = nn.Conv1d(dim, dim, self.kernel_size, groups=dim, bias=False)
 
@@ -328,9 +349,15 @@ class MambaAttentionMixer(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.Wqkv = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj: nn.Module = nn.Linear(dim, dim)
         self.mamba_mixer = MambaMixer(dim)
         self.ffn = feed_forward(4 * dim, dim)
+
+    def fuse(self) -> None:
+        """Fold the projections of the messages into the layer that joins them."""
+        of_mamba = self.mamba_mixer.out_proj
+        fold_projections(self.ffn[0], [None, self.out_proj, of_mamba, of_mamba])
+        self.out_proj = self.mamba_mixer.out_proj = nn.Identity()
 
     def forward(self, states: Tensor, encoding: Tensor, valid: Tensor | None) -> Tensor:
         """Update (B, M, dim) states within one image; encoding (2, B, 1, M, head_dim)."""
@@ -351,8 +378,13 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.to_qk = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
-        self.to_out = nn.Linear(dim, dim)
+        self.to_out: nn.Module = nn.Linear(dim, dim)
         self.ffn = feed_forward(2 * dim, dim)
+
+    def fuse(self) -> None:
+        """Fold the projection of the message into the layer that joins it to the state."""
+        fold_projections(self.ffn[0], [None, self.to_out])
+        self.to_out = nn.Identity()
 
     def forward(
         self, states0: Tensor, states1: Tensor, valid0: Tensor | None, valid1: Tensor | None
@@ -579,6 +611,13 @@ class MambaGlue(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
+
+    def fuse(self) -> MambaGlue:
+        """Fold what is linear into one layer, for inference; the function stays the same."""
+        for module in list(self.modules()):
+            if isinstance(module, MambaAttentionMixer | CrossAttention):
+                module.fuse()
+        return self
 
     def forward(self, features0: LocalFeatures, features1: LocalFeatures) -> MambaGlueMatches:
         """Match B pairs of images.
