@@ -30,13 +30,17 @@ from sfm_matchers.training.schedule import (
 from sfm_matchers.training.supervision import (
     IGNORED,
     coarse_labels,
+    confident_precision,
     dual_cross_entropy,
     label_accuracy,
     sample_labelled_cells,
+    unmatched_cells,
+    unmatched_loss,
     window_labels,
     window_points,
 )
 
+UNMATCHED_WEIGHT = 0.5  # of the loss of cells without a partner
 LARGEST_OFFSET_ERROR = 4.0  # pixels along an axis; farther off, nothing pulls
 
 
@@ -49,11 +53,11 @@ def normalize(images: Tensor) -> Tensor:
 class JamMaTask:
     """JamMa: cross-entropy at the coarse and the fine level, regression of the offsets.
 
-    The fine stage costs more than the rest per pair and learns faster, so it sees one pair of a
-    share of the batches only.
+    Cells without a partner are told to the network too. The fine stage costs more than the rest per
+    pair and learns faster, so it sees one pair of each batch only.
     """
 
-    fine_share = 0.5  # of the batches
+    fine_share = 1.0  # of the batches
     fine_weight = 0.5
     windows = 256  # per pair
     shifted_share = 0.3  # of the windows, at most: pairs of cells that are not quite partners
@@ -133,7 +137,7 @@ class JamMaTask:
         """See `TrainingTask.losses`."""
         network = cast(JamMa, network)
         stage = _run_coarse_stage(network, batch)
-        coarse_loss, metrics = _coarse_losses(network, stage)
+        coarse_loss, metrics = _coarse_losses(network, stage, batch.image_size)
         drawn = float(torch.rand((), generator=generator)) < self.fine_share
         if not drawn or not stage.first_pair().has_labels:
             return coarse_loss, metrics
@@ -188,7 +192,7 @@ class JamMaTask:
 
         def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
             stage = _run_coarse_stage(network, batch)
-            metrics = _coarse_losses(network, stage)[1]
+            metrics = _coarse_losses(network, stage, batch.image_size)[1]
             if stage.first_pair().has_labels:
                 metrics |= self._fine_losses(network, stage.first_pair(), generator)[1]
             return metrics
@@ -266,12 +270,19 @@ def _run_coarse_stage(network: JamMa, batch: PairBatch) -> _CoarseStage:
     return _CoarseStage(features0, features1, coarse0, coarse1, batch.geometry, labels0, labels1)
 
 
-def _coarse_losses(network: JamMa, stage: _CoarseStage) -> tuple[Tensor, dict[str, Tensor]]:
+def _coarse_losses(
+    network: JamMa, stage: _CoarseStage, image_size: tuple[int, int]
+) -> tuple[Tensor, dict[str, Tensor]]:
     similarity = network.coarse_similarity(stage.coarse0, stage.coarse1).float()
     loss = dual_cross_entropy(similarity, stage.labels0, stage.labels1)
-    return loss, {
+    unmatched = unmatched_cells(stage.geometry, image_size, CELL, 0.0, similarity.device)
+    without_partner = unmatched_loss(similarity, *unmatched)
+    threshold = network.config.coarse_threshold
+    return loss + UNMATCHED_WEIGHT * without_partner, {
         "coarse_loss": loss.detach(),
+        "unmatched_loss": without_partner.detach(),
         "coarse_accuracy": label_accuracy(similarity, stage.labels0),
+        "coarse_precision": confident_precision(similarity, stage.labels0, unmatched[0], threshold),
     }
 
 

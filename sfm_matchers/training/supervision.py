@@ -44,6 +44,50 @@ def coarse_labels(
     return labels[0], labels[1]
 
 
+def unmatched_cells(
+    geometry: PairGeometry,
+    image_size: tuple[int, int],
+    stride: int,
+    offset: float,
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """Tell which cells have no partner: hidden in the other image, outside it, or covered here.
+
+    Cells of which nothing is known are not among them. Arguments as of `coarse_labels`.
+
+    Returns:
+        (B, L) bool for image 0's cells and (B, L) for image 1's.
+    """
+    rows, columns = image_size[0] // stride, image_size[1] // stride
+    cells = pixel_grid(rows, columns, device).reshape(1, -1, 2) * stride + offset
+    unmatched = []
+    for source in (0, 1):
+        warped, visible = geometry.warp(cells, source)
+        unmatched.append(~visible & warped.isfinite().all(-1))
+    return unmatched[0], unmatched[1]
+
+
+def unmatched_loss(similarity: Tensor, unmatched0: Tensor, unmatched1: Tensor) -> Tensor:
+    """-log(1 - p) of the largest softmax entry p of each row, and column, without a partner.
+
+    Cross-entropy says nothing of such rows, and the network then matches them with confidence.
+
+    Args:
+        similarity: (B, L0, L1) logits.
+        unmatched0: (B, L0) bool of `unmatched_cells`.
+        unmatched1: (B, L1) bool.
+
+    Returns:
+        Scalar: mean over the rows plus mean over the columns (0 for none).
+    """
+    total = similarity.new_zeros(())
+    for logits, unmatched in ((similarity, unmatched0), (similarity.transpose(1, 2), unmatched1)):
+        largest = logits[unmatched].log_softmax(-1).amax(-1)
+        loss = -torch.log1p(-largest.clamp(max=-1e-4).exp())
+        total = total + loss.sum() / max(len(loss), 1)
+    return total
+
+
 def dual_cross_entropy(similarity: Tensor, labels0: Tensor, labels1: Tensor) -> Tensor:
     """Cross-entropy of the softmax over each row and over each column, labelled entries only.
 
@@ -70,6 +114,20 @@ def label_accuracy(similarity: Tensor, labels0: Tensor) -> Tensor:
     labelled = labels0 != IGNORED
     correct = (similarity.argmax(-1) == labels0) & labelled
     return correct.sum() / labelled.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def confident_precision(
+    similarity: Tensor, labels0: Tensor, unmatched0: Tensor, threshold: float
+) -> Tensor:
+    """Share of the rows with a softmax entry above the threshold in which it is the true one.
+
+    Rows of which nothing is known do not count. Scalar; 1 where there is no such row.
+    """
+    largest, best = similarity.softmax(-1).max(-1)
+    confident = (largest > threshold) & ((labels0 != IGNORED) | unmatched0)
+    correct = confident & (best == labels0)
+    return correct.sum() / confident.sum() if confident.any() else largest.new_ones(())
 
 
 def sample_labelled_cells(
