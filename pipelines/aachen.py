@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options
+from pipelines.options import add_map_options, add_matching_options, add_retrieval_options
 from pipelines.steps import (
-    RETRIEVALS,
     choose_matching,
     choose_query_pairs,
     print_localization,
@@ -29,7 +28,6 @@ from pipelines.steps import (
     start_job,
     triangulated_map,
 )
-from sfm_matchers.confs import conf_names
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.localization import (
     LocalizationOptions,
@@ -187,40 +185,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", type=Path, default=Path("datasets/aachen_v1.1"), help="default: %(default)s")
     add("--outputs", type=Path, default=Path("outputs/aachen"), help="default: %(default)s")
-    add(
-        "--matcher",
-        default=defaults.matcher,
-        help=f"{', '.join(conf_names())}, or a YAML file (default: %(default)s)",
-    )
+    add_matching_options(add)
     add("--version", default=defaults.version, choices=list(LAYOUT), help="default: %(default)s")
-    add(
-        "--num_covis",
-        type=int,
-        default=defaults.num_covis,
-        help="photos of the map that each is matched with (default: %(default)s)",
-    )
-    add(
-        "--num_loc",
-        type=int,
-        default=defaults.num_loc,
-        help="photos of the map that each query is matched with (default: %(default)s)",
-    )
-    add("--loc_pairs", type=Path, help="file of pairs 'query map-photo' instead of retrieval")
-    add(
-        "--ransac_thresh",
-        type=float,
-        default=defaults.ransac_thresh,
-        help="largest reprojection error of an inlier in pixels (default: %(default)s)",
-    )
-    add(
-        "--retrieval",
-        default=defaults.retrieval,
-        choices=RETRIEVALS,
-        help="vlad needs no download, the others need hloc (default: %(default)s)",
-    )
-    add("--weights", default=defaults.weights, help="bundled, official or a file")
-    add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
-    add_executor_options(add)
+    add_map_options(add, defaults.num_covis)
+    add_retrieval_options(add, "photos of the map", defaults.num_loc, defaults.ransac_thresh)
     return parser
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command import run_guarded
-from pipelines.executor_options import add_executor_options, make_executor
+from pipelines.options import add_executor_options, make_executor
 from sfm_matchers.confs import (
     Conf,
     DetectorFreeConf,

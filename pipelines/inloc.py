@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options
+from pipelines.options import add_matching_options, add_retrieval_options
 from pipelines.steps import (
-    RETRIEVALS,
     choose_matching,
     choose_query_pairs,
     print_localization,
@@ -28,7 +27,6 @@ from pipelines.steps import (
     split_readable,
     start_job,
 )
-from sfm_matchers.confs import conf_names
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import find_images
 from sfm_matchers.localization import LocalizationOptions, LocalizedQuery, Query, write_results
@@ -149,39 +147,15 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", type=Path, default=Path("datasets/inloc"), help="default: %(default)s")
     add("--outputs", type=Path, default=Path("outputs/inloc"), help="default: %(default)s")
-    add(
-        "--matcher",
-        default=defaults.matcher,
-        help=f"{', '.join(conf_names())}, or a YAML file (default: %(default)s)",
-    )
+    add_matching_options(add)
     add("--pairs", type=Path, help="file of pairs 'query cutout' instead of retrieval")
-    add(
-        "--num_loc",
-        type=int,
-        default=defaults.num_loc,
-        help="cutouts that each query is matched with, without --pairs (default: %(default)s)",
-    )
     add(
         "--skip_matches",
         type=int,
         default=defaults.skip_matches,
         help="leave out cutouts with fewer matches than this (default: %(default)s)",
     )
-    add(
-        "--ransac_thresh",
-        type=float,
-        default=defaults.ransac_thresh,
-        help="largest reprojection error of an inlier in pixels (default: %(default)s)",
-    )
-    add(
-        "--retrieval",
-        default=defaults.retrieval,
-        choices=RETRIEVALS,
-        help="vlad needs no download, the others need hloc (default: %(default)s)",
-    )
-    add("--weights", default=defaults.weights, help="bundled, official or a file")
-    add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
-    add_executor_options(add)
+    add_retrieval_options(add, "cutouts", defaults.num_loc, defaults.ransac_thresh)
     return parser
 
 

@@ -25,9 +25,8 @@ from pathlib import Path, PurePosixPath
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options
+from pipelines.options import add_map_options, add_matching_options, add_retrieval_options
 from pipelines.steps import (
-    RETRIEVALS,
     MatchingJob,
     choose_matching,
     choose_query_pairs,
@@ -37,7 +36,6 @@ from pipelines.steps import (
     start_job,
     triangulated_map,
 )
-from sfm_matchers.confs import conf_names
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.images import find_images
 from sfm_matchers.localization import (
@@ -265,24 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--map_images", type=Path, required=True, help="folder its names are relative to")
     add("--queries", type=Path, required=True, help="folder of photos to localize")
     add("--outputs", type=Path, default=Path("outputs/localize"), help="default: %(default)s")
-    add(
-        "--matcher",
-        default=defaults.matcher,
-        help=f"{', '.join(conf_names())}, or a YAML file (default: %(default)s)",
-    )
-    add(
-        "--num_covis",
-        type=int,
-        default=defaults.num_covis,
-        help="photos of the map that each is matched with (default: %(default)s)",
-    )
-    add(
-        "--num_loc",
-        type=int,
-        default=defaults.num_loc,
-        help="photos of the map that each query is matched with (default: %(default)s)",
-    )
-    add("--loc_pairs", type=Path, help="file of pairs 'query map-photo' instead of retrieval")
+    add_matching_options(add)
     add(
         "--camera_from_map",
         action="store_true",
@@ -304,21 +285,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="estimate the focal length of every query with its pose",
     )
-    add(
-        "--ransac_thresh",
-        type=float,
-        default=defaults.ransac_thresh,
-        help="largest reprojection error of an inlier in pixels (default: %(default)s)",
-    )
-    add(
-        "--retrieval",
-        default=defaults.retrieval,
-        choices=RETRIEVALS,
-        help="vlad needs no download, the others need hloc (default: %(default)s)",
-    )
-    add("--weights", default=defaults.weights, help="bundled, official or a file")
-    add("--device", default=defaults.device, choices=("auto", "cpu", "cuda", "mps"))
-    add_executor_options(add)
+    add_map_options(add, defaults.num_covis)
+    add_retrieval_options(add, "photos of the map", defaults.num_loc, defaults.ransac_thresh)
     return parser
 
 

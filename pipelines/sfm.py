@@ -28,7 +28,7 @@ from typing import Any
 
 import pycolmap
 
-from pipelines.executor_options import add_executor_options
+from pipelines.options import add_matching_options
 from pipelines.steps import (
     CheckedPhoto,
     MatchingJob,
@@ -39,7 +39,7 @@ from pipelines.steps import (
     start_job,
 )
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
-from sfm_matchers.confs import SparseConf, conf_names
+from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.mapping import (
     MAPPERS,
@@ -339,11 +339,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--image_dir", type=Path, required=True, help="folder of photos, searched recursively")
     add("--outputs", type=Path, required=True, help="folder for all results; made if missing")
-    add(
-        "--matcher",
-        default="sift",
-        help=f"one of {', '.join(conf_names())}, or a conf file .yaml (default: sift)",
-    )
+    add_matching_options(add, shards=True)
     add(
         "--pairs",
         default="exhaustive",
@@ -383,13 +379,6 @@ def build_parser() -> argparse.ArgumentParser:
         type=Path,
         help="masks, COLMAP's convention: MASK_DIR/PHOTO.png, black pixels are ignored",
     )
-    add(
-        "--weights",
-        default="bundled",
-        help="bundled, official (downloaded), or a checkpoint file (default: bundled)",
-    )
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    add_executor_options(add, shards=True)
     add(
         "--drop_raw_matches",
         action="store_true",

@@ -18,7 +18,7 @@ import numpy as np
 import pycolmap
 
 from pipelines.command import run_guarded
-from pipelines.executor_options import make_executor
+from pipelines.options import RETRIEVALS, make_executor
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import (
     InputError,
@@ -489,9 +489,6 @@ def _photos_of_map(job: MatchingJob, reference: pycolmap.Reconstruction) -> set[
                 camera.height,
             )
     return names
-
-
-RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
 
 
 def retrieve(

@@ -22,7 +22,7 @@ from test_keypoints_golden import (
     load,
     read_tree,
     subtree,
-    write_tree,
+    write_references,
 )
 
 from pipelines.hloc import main
@@ -71,13 +71,7 @@ def run_step(golden: Golden, step: int, folder: Path, monkeypatch: pytest.Monkey
             points = found["keypoints0"].reshape(-1, 2), found["keypoints1"].reshape(-1, 2)
             recorded[name0, name1] = (*points, found["scores"])
     recorded_matcher.record(monkeypatch, recorded)
-    references: Tree = {}
-    reference_paths = []
-    for number in range(2):
-        tree = subtree(golden, f"step{step}/refs/{number}/")
-        if tree:
-            reference_paths.append(write_tree(folder / f"reference{step}{number}.h5", tree))
-        references |= tree
+    references, reference_paths = write_references(golden, step, folder)
     write_pairs(folder / f"pairs{step}.txt", pairs_of(golden, step))
     arguments = ["--conf", folder / "recorded.yaml", "--pairs", folder / f"pairs{step}.txt"]
     arguments += ["--image-dir", folder / "images", "--features", folder / "features.h5"]

@@ -133,6 +133,18 @@ def read_tree(path: Path) -> Tree:
     return tree
 
 
+def write_references(golden: Any, step: int, folder: Path) -> tuple[Tree, list[Path]]:
+    """Write the files of features that stay as they are; return what is in them, and the files."""
+    references: Tree = {}
+    paths = []
+    for number in range(2):
+        tree = subtree(golden, f"step{step}/refs/{number}/")
+        if tree:
+            paths.append(write_tree(folder / f"reference{step}{number}.h5", tree))
+        references |= tree
+    return references, paths
+
+
 def run_step(golden: Golden, step: int, folder: Path) -> tuple[Tree, Tree, Tree]:
     """Run one step on the files in `folder`; return features, matches, reference features."""
     pairs = [tuple(map(str, pair)) for pair in golden[f"step{step}/pairs"]]
@@ -147,13 +159,7 @@ def run_step(golden: Golden, step: int, folder: Path) -> tuple[Tree, Tree, Tree]
     if overwrite:
         correspondence_path.unlink()
     write_tree(correspondence_path, subtree(golden, f"step{step}/dense/"))
-    references: Tree = {}
-    reference_paths = []
-    for number in range(2):
-        tree = subtree(golden, f"step{step}/refs/{number}/")
-        if tree:
-            reference_paths.append(write_tree(folder / f"reference{step}{number}.h5", tree))
-        references |= tree
+    references, reference_paths = write_references(golden, step, folder)
     aggregate(
         pairs,
         correspondence_path,

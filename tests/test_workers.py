@@ -9,7 +9,7 @@ import pytest
 from test_matching import content
 
 from pipelines import hloc, sfm
-from pipelines.executor_options import make_executor
+from pipelines.options import make_executor
 from sfm_matchers.errors import InputError
 from sfm_matchers.storage import exclusive
 from sfm_matchers.synthetic import Camera, make_scene, write_photos

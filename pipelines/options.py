@@ -1,0 +1,146 @@
+"""Options that several command lines have, and what they mean. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sfm_matchers.confs import conf_names
+from sfm_matchers.errors import InputError
+
+if TYPE_CHECKING:
+    from sfm_matchers.matching import Executor
+
+
+RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
+
+Add = Callable[..., Any]
+"""A parser's ``add_argument``."""
+
+
+def add_matching_options(add: Add, *, shards: bool = False) -> None:
+    """Add ``--matcher``, ``--weights`` and ``--device``, and which processes match.
+
+    Args:
+        add: the parser's.
+        shards: the command can do a part of its work.
+    """
+    add(
+        "--matcher",
+        default="sift",
+        help=f"one of {', '.join(conf_names())}, or a conf file .yaml (default: sift)",
+    )
+    add(
+        "--weights",
+        default="bundled",
+        help="bundled, official (downloaded), or a checkpoint file (default: bundled)",
+    )
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add_executor_options(add, shards=shards)
+
+
+def add_retrieval_options(add: Add, what: str, num_loc: int, ransac_thresh: float) -> None:
+    """Add ``--num_loc``, ``--retrieval`` and ``--ransac_thresh``.
+
+    Args:
+        add: the parser's.
+        what: each query is matched with.
+        num_loc: default.
+        ransac_thresh: default, in pixels.
+    """
+    add(
+        "--num_loc",
+        type=int,
+        default=num_loc,
+        help=f"{what} that each query is matched with (default: %(default)s)",
+    )
+    add(
+        "--retrieval",
+        default="vlad",
+        choices=RETRIEVALS,
+        help="how they are found: vlad needs no download, the others need hloc (default: vlad)",
+    )
+    add(
+        "--ransac_thresh",
+        type=float,
+        default=ransac_thresh,
+        help="largest reprojection error of an inlier in pixels (default: %(default)s)",
+    )
+
+
+def add_map_options(add: Add, num_covis: int) -> None:
+    """Add ``--num_covis`` and ``--loc_pairs``.
+
+    Args:
+        add: the parser's.
+        num_covis: default.
+    """
+    add(
+        "--num_covis",
+        type=int,
+        default=num_covis,
+        help="photos of the map that each is matched with (default: %(default)s)",
+    )
+    add("--loc_pairs", type=Path, help="file of pairs 'query map-photo' instead of retrieval")
+
+
+def add_executor_options(add: Add, *, shards: bool = False) -> None:
+    """Add ``--workers`` and ``--ray`` to a command line, and ``--shard`` and ``--merge``.
+
+    Args:
+        add: the parser's ``add_argument``.
+        shards: the command can do a part of its work.
+    """
+    add(
+        "--workers",
+        type=int,
+        help="processes that match, each with its part of the CPU's cores or a GPU of its own; "
+        "with --ray, its workers (default: this process only; with --ray, one a core or GPU)",
+    )
+    add(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help="match on a Ray cluster: its address, none for the one that runs here, or local to "
+        "start one on this machine. All machines need the photos and the outputs at one path "
+        "(needs the extra ray)",
+    )
+    if shards:
+        add(
+            "--shard",
+            metavar="I/N",
+            help="match only the I-th of N parts, then stop: for the array jobs of a batch system",
+        )
+        add(
+            "--merge",
+            action="store_true",
+            help="go on after all shards are done; an error if pairs are missing",
+        )
+
+
+def make_executor(
+    workers: int | None,
+    ray: str | None,
+    device: str,
+    shard: str | None = None,
+    *,
+    merge: bool = False,
+) -> Executor:
+    """Return what the options of `add_executor_options` ask for.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    from sfm_matchers.matching import InProcess, NobodyElse, OneOf, OnRay, Processes
+
+    if shard is not None or merge:
+        if workers is not None or ray is not None or (shard is not None and merge):
+            raise InputError("--shard and --merge stand alone: no --workers, no --ray")
+        return NobodyElse() if shard is None else OneOf.parse(shard)
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: expected 1 or more")
+    if ray is not None:
+        return OnRay(ray, workers, uses_gpu=device == "cuda")
+    return InProcess() if workers in (None, 1) else Processes(workers or 1)
