@@ -133,7 +133,7 @@ def read_tree(path: Path) -> Tree:
     return tree
 
 
-def write_references(golden: Any, step: int, folder: Path) -> tuple[Tree, list[Path]]:
+def write_references(golden: Golden, step: int, folder: Path) -> tuple[Tree, list[Path]]:
     """Write the files of features that stay as they are; return what is in them, and the files."""
     references: Tree = {}
     paths = []
