@@ -39,8 +39,11 @@ from sfm_matchers.training.photographs import (
 from sfm_matchers.training.supervision import (
     IGNORED,
     coarse_labels,
+    confident_precision,
     dual_cross_entropy,
     label_accuracy,
+    unmatched_cells,
+    unmatched_loss,
     window_labels,
     window_points,
 )
@@ -153,6 +156,18 @@ class _Shift:
         return moved, torch.ones_like(points[..., 0], dtype=torch.bool)
 
 
+@dataclass
+class _Window:
+    """A shift along x; what leaves an image of `side` pixels is not visible."""
+
+    x: float
+    side: int
+
+    def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
+        moved, _ = _Shift(self.x, 0.0).warp(points, source)
+        return moved, ((moved >= 0) & (moved < self.side)).all(-1)
+
+
 def test_coarse_labels_of_a_shift() -> None:
     labels0, labels1 = coarse_labels(_Shift(8.0, 17.0), (32, 32), 8, 0.0, CPU)
     assert labels0[0, 0] == 2 * 4 + 1
@@ -181,6 +196,39 @@ def test_dual_cross_entropy_is_that_of_rows_and_columns() -> None:
     torch.testing.assert_close(dual_cross_entropy(logits, labels0, labels1), expected)
     nothing = torch.full_like(labels0, IGNORED)
     assert dual_cross_entropy(logits, nothing, torch.full_like(labels1, IGNORED)) == 0
+
+
+def test_cells_that_leave_the_image_have_no_partner() -> None:
+    labels0, _ = coarse_labels(_Window(8.0, 32), (32, 32), 8, 0.0, CPU)
+    unmatched0, unmatched1 = unmatched_cells(_Window(8.0, 32), (32, 32), 8, 0.0, CPU)
+    assert torch.equal(unmatched0, labels0 == IGNORED)
+    assert unmatched0.view(4, 4)[:, 3].all()
+    assert unmatched0.sum() == 4
+    assert unmatched1.view(4, 4)[:, 0].all()
+    assert unmatched1.sum() == 4
+
+
+def test_unmatched_loss_grows_with_the_largest_probability() -> None:
+    unmatched0 = torch.tensor([[True, False]])
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    flat = torch.zeros(1, 2, 3, requires_grad=True)
+    loss = unmatched_loss(flat, unmatched0, nothing)
+    torch.testing.assert_close(loss, -torch.tensor(2 / 3).log())
+    peaked = torch.tensor([[[9.0, 0, 0], [9, 0, 0]]])
+    assert unmatched_loss(peaked, unmatched0, nothing) > loss
+    certain = torch.tensor([[[1e4, 0, 0], [0, 0, 0]]], requires_grad=True)
+    unmatched_loss(certain, unmatched0, nothing).backward()
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+    assert unmatched_loss(flat, torch.zeros_like(unmatched0), nothing) == 0
+
+
+def test_confident_precision_counts_cells_without_partner_as_wrong() -> None:
+    similarity = torch.tensor([[[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [0.1, 0, 0]]])
+    labels0 = torch.tensor([[0, IGNORED, IGNORED, 1]])
+    unmatched0 = torch.tensor([[False, True, False, False]])
+    assert confident_precision(similarity, labels0, unmatched0, 0.5) == 0.5
+    assert confident_precision(similarity, labels0, unmatched0, 1.0) == 1
 
 
 class _TinyTask:
