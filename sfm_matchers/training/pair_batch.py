@@ -42,6 +42,14 @@ class FirstPair:
         return warped[:1], visible[:1]
 
 
+class NothingShared:
+    """The truth of images of different places: a `PairGeometry` in which nothing is visible."""
+
+    def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
+        """See `PairGeometry.warp`."""
+        return points, torch.zeros_like(points[..., 0], dtype=torch.bool)
+
+
 @dataclass
 class PairBatch:
     """A batch of training pairs.
@@ -58,6 +66,10 @@ class PairBatch:
 
     def __len__(self) -> int:
         return self.image0.shape[0]
+
+    def mismatched(self) -> PairBatch:
+        """Each image 0 with the image 1 of the next pair."""
+        return PairBatch(self.image0, self.image1.roll(1, 0), NothingShared())
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -20,6 +20,7 @@ EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from 
 HARDEST_FROM = 0.6  # of the run
 POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
 PARALLAX_SHARE = 0.4  # of the other batches
+MISMATCHED_SHARE = 0.1  # of the batches whose pairs are all wrong
 VALIDATION_SIZE = (256, 320)
 VALIDATION_SEED = 20_000_000
 
@@ -31,7 +32,19 @@ def sample_scheduled_pairs(
     generator: torch.Generator,
     device: torch.device,
 ) -> PairBatch:
-    """Pairs that grow larger and harder with the run, at constant work per batch."""
+    """Pairs that grow larger and harder with the run, at constant work; some are no pairs."""
+    batch = _sample_true_pairs(photographs, batch_size, progress, generator, device)
+    is_mismatched = float(torch.rand((), generator=generator)) < MISMATCHED_SHARE
+    return batch.mismatched() if is_mismatched and len(batch) > 1 else batch
+
+
+def _sample_true_pairs(
+    photographs: Photographs,
+    batch_size: float,
+    progress: float,
+    generator: torch.Generator,
+    device: torch.device,
+) -> PairBatch:
     sizes = SMALL_SIZES if progress < SMALL_SIZES_UNTIL else LARGE_SIZES
     size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     count = max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
