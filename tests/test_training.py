@@ -28,6 +28,7 @@ from sfm_matchers.training.homographies import (
 )
 from sfm_matchers.training.jamma_task import JamMaFineTask, JamMaTask, _shift_some, _transfer_errors
 from sfm_matchers.training.loop import Trainer, TrainingOptions
+from sfm_matchers.training.mambaglue_task import MambaGlueTask
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
 from sfm_matchers.training.parallax import sample_parallax_pairs
 from sfm_matchers.training.photographs import (
@@ -47,6 +48,7 @@ from sfm_matchers.training.supervision import (
     window_labels,
     window_points,
 )
+from sfm_matchers.training.tasks import TASKS
 from sfm_matchers.weights.loading import load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
 
@@ -361,6 +363,27 @@ def test_jamma_overfits_a_tiny_set(photographs: Photographs) -> None:
         if accuracy > 0.95:
             break
     assert accuracy > 0.95
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_pairs_that_share_nothing_give_a_finite_loss(name: str, photographs: Photographs) -> None:
+    task = TASKS[name]()
+    network = task.build_network(photographs, CPU).train()
+    generator = torch.Generator().manual_seed(1)
+    batch = task.sample_batch(photographs, 2, 0.1, generator, CPU)
+    plain = sample_homography_pairs(
+        photographs, 2, (96, 96), strength=0.3, generator=generator
+    ).mismatched()
+    batch.image0, batch.image1, batch.geometry = plain.image0, plain.image1, plain.geometry
+    if isinstance(task, MambaGlueTask):
+        batch = task.with_features(plain)
+    loss, metrics = task.losses(network, batch, 0.5, generator)
+    loss.backward()
+    assert loss.isfinite()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    if name == "jamma":
+        assert float(metrics["unmatched_loss"]) > 0
 
 
 def test_jamma_fine_losses_reach_every_parameter(photographs: Photographs) -> None:

@@ -42,11 +42,15 @@ class FirstPair:
         return warped[:1], visible[:1]
 
 
+@dataclass
 class NothingShared:
     """The truth of images of different places: a `PairGeometry` in which nothing is visible."""
 
+    batch_size: int
+
     def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
         """See `PairGeometry.warp`."""
+        points = points.expand(self.batch_size, -1, -1)
         return points, torch.zeros_like(points[..., 0], dtype=torch.bool)
 
 
@@ -69,7 +73,7 @@ class PairBatch:
 
     def mismatched(self) -> PairBatch:
         """Each image 0 with the image 1 of the next pair."""
-        return PairBatch(self.image0, self.image1.roll(1, 0), NothingShared())
+        return PairBatch(self.image0, self.image1.roll(1, 0), NothingShared(len(self)))
 
     @property
     def image_size(self) -> tuple[int, int]:
