@@ -214,12 +214,12 @@ def test_defect_15_raw_matches_lie_apart_and_nothing_is_dead_space(folder: Path)
 
 def test_defect_16_options_of_one_model_do_not_reach_another() -> None:
     confs = dense_confs()
-    confs["jamma"]["model"]["coarse_threshold"] = 0.9
+    confs["jamma"]["model"]["fine_threshold"] = 0.9
     confs["jamma"]["preprocessing"]["resize_max"] = 1
-    assert dense_confs()["jamma"]["model"]["coarse_threshold"] == 0.2
-    assert dense_confs()["jamma_aachen"]["model"]["coarse_threshold"] == 0.2
+    assert dense_confs()["jamma"]["model"]["fine_threshold"] == 0.1
+    assert dense_confs()["jamma_aachen"]["model"]["fine_threshold"] == 0.1
     assert dense_confs()["jamma"]["preprocessing"]["resize_max"] == 832
-    assert load_conf("jamma").model["coarse_threshold"] == 0.2
+    assert load_conf("jamma").model["fine_threshold"] == 0.1
 
 
 def test_defect_17_no_two_confs_write_to_one_file() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_bundled_files_describe_themselves(tmp_path: Path) -> None:
     assert checkpoint.note == "recall@3px 0.5"
     assert fetch(checkpoint) == path
     assert BundledMetadata.from_file(path) == bundle("mambaglue", "aliked")
+
+
+def test_weights_recommend_options_of_their_network(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    metadata = replace(bundle("jamma"), config={"coarse_threshold": 0.7})
+    save_bundled(JamMa().state_dict(), path, metadata)
+    assert load_network("jamma", str(path)).config == JamMaConfig(coarse_threshold=0.7)
+    chosen = load_network("jamma", str(path), coarse_threshold=0.3)
+    assert chosen.config == JamMaConfig(coarse_threshold=0.3)
+    save_bundled(JamMa().state_dict(), path, replace(metadata, config={"patience": 1.0}))
+    with pytest.raises(WeightsError, match="patience") as error:
+        load_network("jamma", str(path))
+    one_line(error)
 
 
 def test_a_damaged_bundled_file_is_named(tmp_path: Path) -> None:

@@ -182,7 +182,8 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
     Args:
         network: one of `NETWORKS`.
         weights: "bundled", "official", another source in the registry, or a path.
-        config: fields of the network's config, e.g. `features="aliked"` for MambaGlue.
+        config: fields of the network's config, e.g. `features="aliked"` for MambaGlue; the others
+            are those that the weights recommend, or defaults.
 
     Raises:
         InputError: no such network.
@@ -190,24 +191,34 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
     """
     features = features_of(network, config.get("features"))
     file = find_weights(network, weights, features)
-    _check_header(file.path, network, features)
-    module = _build(network, config, file.path, load_state_dict_file(file.path))
+    metadata = BundledMetadata.from_file(file.path) if file.path.suffix == ".safetensors" else None
+    if metadata is not None:
+        _check_metadata(metadata, file.path, network, features)
+        config = {**metadata.config, **config}
+    try:
+        module = _build(network, config, file.path, load_state_dict_file(file.path))
+    except TypeError as error:  # of the config
+        if metadata is None or not metadata.config:
+            raise
+        raise WeightsError(
+            f"{file.path}: needs another version of this package: {error}"
+        ) from error
     _report(file)
     return module.eval()
 
 
-def _check_header(path: Path, network: str, features: str | None) -> None:
+def _check_metadata(
+    metadata: BundledMetadata, path: Path, network: str, features: str | None
+) -> None:
     """Refuse a file of ours that says it belongs to another network or front-end.
 
     Two front-ends with descriptors of one length give files of the same shapes: only the header
     can tell them apart.
     """
-    metadata = BundledMetadata.from_file(path) if path.suffix == ".safetensors" else None
-    if metadata is None or (metadata.network, metadata.features) == (network, features):
-        return
-    found = subject_name(metadata.network, metadata.features)
-    wanted = subject_name(network, features)
-    raise WeightsError(f"{path}: made for {found}, not for {wanted}")
+    if (metadata.network, metadata.features) != (network, features):
+        found = subject_name(metadata.network, metadata.features)
+        wanted = subject_name(network, features)
+        raise WeightsError(f"{path}: made for {found}, not for {wanted}")
 
 
 def _build(network: str, config: dict[str, Any], path: Path, stored: StateDict) -> nn.Module:

@@ -8,7 +8,7 @@ folder `bundled` beside this file and describe themselves in their safetensors h
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sfm_matchers.errors import WeightsError
@@ -150,7 +150,10 @@ OFFICIAL = (
 
 @dataclass(frozen=True)
 class BundledMetadata:
-    """What a bundled file says of itself in its safetensors header."""
+    """What a bundled file says of itself in its safetensors header.
+
+    `config` holds fields of the network's config that fit these weights better than its defaults.
+    """
 
     network: str
     trained_on: str
@@ -159,6 +162,7 @@ class BundledMetadata:
     features: str | None = None
     licence: str = "Apache-2.0"
     note: str = ""
+    config: dict[str, float] = field(default_factory=dict)
 
     def to_header(self) -> dict[str, str]:
         """Return the header entries; safetensors stores strings only."""
@@ -170,6 +174,7 @@ class BundledMetadata:
             "steps": str(self.steps),
             "metrics": json.dumps(self.metrics, sort_keys=True),
             "note": self.note,
+            "config": json.dumps(self.config, sort_keys=True),
         }
 
     @classmethod
@@ -191,6 +196,7 @@ class BundledMetadata:
                 steps=int(header["steps"]),
                 metrics=json.loads(header["metrics"]),
                 note=header["note"],
+                config=json.loads(header.get("config", "{}")),
             )
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path}: unreadable safetensors header ({error})") from error
