@@ -128,6 +128,7 @@ def run(options: SfmOptions) -> SfmResult:
     cameras = group_photos(headers, options.camera_mode)
     logger.info("Cameras: %s", cameras.reason)
     database_path, model_dir = outputs / "database.db", outputs / "sparse"
+    min_inlier_ratio = getattr(job.conf, "min_inlier_ratio", 0.0)
     source = fingerprint(
         pairs,
         file_fingerprint(feature_path),
@@ -135,6 +136,7 @@ def run(options: SfmOptions) -> SfmResult:
         cameras.groups,
         options.camera_model,
         options.camera_params,
+        min_inlier_ratio,
     )
 
     def database() -> None:
@@ -147,6 +149,7 @@ def run(options: SfmOptions) -> SfmResult:
                 pairs,
                 feature_path,
                 match_path,
+                min_inlier_ratio=min_inlier_ratio,
             )
             steps.set_done("database.db", source)
 

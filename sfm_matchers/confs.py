@@ -49,6 +49,8 @@ class DetectorFreeConf:
         cell_size: side in pixels of the cells in which keypoints are elected.
         preprocessing: ``resize_max`` in pixels, the longer side the network sees.
         max_keypoints: keypoints kept per photo, best first.
+        min_inlier_ratio: share of a pair's matches that one two-view geometry must explain. Photos
+            that share nothing get hundreds of matches too, and COLMAP asks for 15 inliers only.
     """
 
     name: str
@@ -58,6 +60,7 @@ class DetectorFreeConf:
     cell_size: float
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     max_keypoints: int = 8192
+    min_inlier_ratio: float = 0.2
 
 
 Conf = SparseConf | DetectorFreeConf
@@ -72,6 +75,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "preprocessing": _PART,
     "max_error": _NUMBER,
     "cell_size": _NUMBER,
+    "min_inlier_ratio": _NUMBER,
     "max_keypoints": (int | None, "a whole number, or null"),
 }
 

@@ -185,13 +185,17 @@ def import_matches(
     return num_matched
 
 
-def verify_geometry(database_path: Path) -> int:
+def verify_geometry(database_path: Path, min_inlier_ratio: float = 0.0) -> int:
     """Verify all matches of a database by two-view geometry.
+
+    Args:
+        database_path: the database.
+        min_inlier_ratio: share of a pair's matches that must be inliers, beside COLMAP's number.
 
     Returns:
         The number of pairs that passed.
     """
-    options = pycolmap.TwoViewGeometryOptions()
+    options = pycolmap.TwoViewGeometryOptions(min_inlier_ratio=min_inlier_ratio)
     options.ransac.random_seed = 0
     with quiet_colmap():
         pycolmap.geometric_verification(database_path, two_view_geometry_options=options)
@@ -234,11 +238,13 @@ def build_database(
     match_path: Path,
     *,
     min_match_score: float | None = None,
+    min_inlier_ratio: float = 0.0,
     verify: bool = True,
 ) -> int:
     """Create, fill and verify a COLMAP database; it appears at `database_path` only when complete.
 
-    With `verify` False all matches count as verified; `min_match_score` as in `import_matches`.
+    With `verify` False all matches count as verified; `min_match_score` as in `import_matches`,
+    `min_inlier_ratio` as in `verify_geometry`.
 
     Returns:
         The number of verified pairs.
@@ -249,7 +255,10 @@ def build_database(
     create_database(temporary, image_dir, cameras, camera_options)
     import_features(temporary, feature_path)
     import_matches(temporary, pairs, match_path, min_match_score)
-    num_verified = verify_geometry(temporary) if verify else accept_matches(temporary)
+    if verify:
+        num_verified = verify_geometry(temporary, min_inlier_ratio)
+    else:
+        num_verified = accept_matches(temporary)
     os.replace(temporary, database_path)
     return num_verified
 
