@@ -22,6 +22,7 @@ import torch
 from pipelines.sfm import SfmOptions, main, run
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation import compare_models
+from sfm_matchers.mapping import verify_geometry
 from sfm_matchers.networks.jamma import JamMa
 from sfm_matchers.storage import list_groups, open_h5, read_keypoints, read_matches, write_pairs
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
@@ -335,3 +336,33 @@ def test_ctrl_c_stops_cleanly_and_the_command_goes_on(photos: Path, tmp_path: Pa
     assert process.returncode == 130
     assert message.strip().endswith("stopped; the same command goes on from here")
     assert main(command[3:]) == 0
+
+
+def test_a_pair_needs_a_share_of_inliers(tmp_path: Path) -> None:
+    """True matches of a camera that moves sideways, and twice as many wrong ones."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform((-2, -1.5, 4), (2, 1.5, 8), (120, 3))
+    focal, centre, shift = 500.0, np.array([320.0, 240.0]), np.array([0.8, 0, 0])
+    true0, true1 = (
+        focal * moved[:, :2] / moved[:, 2:] + centre for moved in (points, points - shift)
+    )
+    wrong0, wrong1 = rng.uniform((0, 0), (640, 480), (2, 240, 2))
+    keypoints = np.concatenate([true0, wrong0]), np.concatenate([true1, wrong1])
+    matches = np.repeat(np.arange(360, dtype=np.uint32)[:, None], 2, axis=1)
+    path = tmp_path / "database.db"
+    with pycolmap.Database.open(path) as database:
+        camera = pycolmap.Camera(
+            model="SIMPLE_PINHOLE", width=640, height=480, params=[focal, *centre]
+        )
+        camera.has_prior_focal_length = True
+        camera_id = database.write_camera(camera)
+        ids = []
+        for name, points_of_image in zip(("a.jpg", "b.jpg"), keypoints, strict=True):
+            ids.append(database.write_image(pycolmap.Image(name=name, camera_id=camera_id)))
+            database.write_keypoints(ids[-1], points_of_image.astype(np.float32))
+        database.write_matches(*ids, matches)
+    assert verify_geometry(path) == 1
+    with pycolmap.Database.open(path) as database:
+        assert 110 <= len(database.read_two_view_geometry(*ids).inlier_matches) < 160
+        database.clear_two_view_geometries()
+    assert verify_geometry(path, min_inlier_ratio=0.5) == 0
