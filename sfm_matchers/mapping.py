@@ -200,7 +200,8 @@ def verify_geometry(database_path: Path, min_inlier_ratio: float = 0.0) -> int:
     with quiet_colmap():
         pycolmap.geometric_verification(database_path, two_view_geometry_options=options)
     with pycolmap.Database.open(database_path) as database:
-        return int(database.num_verified_image_pairs())
+        # `num_verified_image_pairs` counts the pairs that were looked at.
+        return len(database.read_two_view_geometry_num_inliers()[0])
 
 
 def accept_matches(database_path: Path) -> int:
