@@ -1,0 +1,141 @@
+"""The backends of the selective scan against its definition: time, error, gradients.
+
+    python -m benchmarks.scan
+    python -m benchmarks.scan --device cuda
+
+The cases are those of the networks. All backends that run on the device take turns in one process,
+on one thread; times are the least of the rounds, in CPU milliseconds (on a GPU in wall
+milliseconds). Errors are those of the float32 results against the definition in float64, over the
+largest true value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfm_matchers.networks.selective_scan import BACKENDS, selective_scan, unusable_backends
+
+STATES = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """A scan as a network runs it."""
+
+    label: str
+    sequences: int
+    length: int
+    channels: int
+    gated: bool
+
+
+CASES = (
+    Case("JamMa at 832 x 832", 4, 5408, 512, True),
+    Case("JamMa at 640 x 480", 4, 2400, 512, True),
+    Case("MambaGlue, 2048 keypoints", 1, 2048, 256, False),
+    Case("MambaGlue, 512 keypoints", 1, 512, 256, False),
+)
+
+
+def make_inputs(case: Case, device: str) -> dict[str, Tensor]:
+    """Operands like those of a new network."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    rows = (case.sequences, case.length)
+    inputs = {
+        "u": normal(*rows, case.channels),
+        "delta": 0.5 * normal(*rows, case.channels),
+        "A": -torch.arange(1.0, STATES + 1, device=device).repeat(case.channels, 1),
+        "B": normal(*rows, STATES),
+        "C": normal(*rows, STATES),
+        "D": torch.ones(case.channels, device=device),
+        "delta_bias": normal(case.channels) - 4,
+    }
+    return inputs | ({"z": normal(*rows, case.channels)} if case.gated else {})
+
+
+def forward(inputs: dict[str, Tensor], backend: str) -> list[Tensor]:
+    """The outputs alone."""
+    with torch.inference_mode():
+        return [selective_scan(**inputs, backend=backend)]
+
+
+def forward_and_backward(inputs: dict[str, Tensor], backend: str) -> list[Tensor]:
+    """The gradients of a fixed sum of the outputs."""
+    inputs = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    outputs = selective_scan(**inputs, backend=backend)
+    weights = torch.linspace(-1, 1, outputs.numel(), device=outputs.device).view_as(outputs)
+    return list(torch.autograd.grad((outputs * weights.to(outputs)).sum(), list(inputs.values())))
+
+
+Work = Callable[[dict[str, Tensor], str], list[Tensor]]
+
+
+def measure(
+    case: Case, work: Work, names: list[str], device: str, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Least milliseconds and largest error of each backend."""
+    inputs = make_inputs(case, device)
+    double = {name: value.double() for name, value in inputs.items()}
+    truth = work(double, "reference")
+    errors = {name: _error(work(inputs, name), truth) for name in names}  # also warms up
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            times[name].append(_milliseconds(lambda name=name: work(inputs, name), device))
+    return {name: (min(times[name]), errors[name]) for name in names}
+
+
+def _error(found: list[Tensor], truth: list[Tensor]) -> float:
+    return max(
+        float((one - true).abs().max() / true.abs().max())
+        for one, true in zip(found, truth, strict=True)
+    )
+
+
+def _milliseconds(run: Callable[[], object], device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return 1000 * (clock() - start)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    unusable = unusable_backends(options.device)
+    names = [name for name in BACKENDS if name not in unusable]
+    print("| case | work | backend | ms | times as fast as the definition | error |")
+    print("|---|---|---|---|---|---|")
+    for case in CASES:
+        works: dict[str, Work] = {"forward": forward}
+        if case.sequences == 1:  # of the others the definition's graph fills the memory
+            works["and backward"] = forward_and_backward
+        for label, work in works.items():
+            found = measure(case, work, names, options.device, options.rounds)
+            for name, (milliseconds, error) in found.items():
+                ratio = found["reference"][0] / milliseconds
+                print(
+                    f"| {case.label} | {label} | {name} | {milliseconds:.1f} | {ratio:.1f} | "
+                    f"{error:.1e} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
