@@ -60,7 +60,7 @@ class DetectorFreeConf:
     cell_size: float
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     max_keypoints: int = 8192
-    min_inlier_ratio: float = 0.2
+    min_inlier_ratio: float = 0.25
 
 
 Conf = SparseConf | DetectorFreeConf

@@ -101,6 +101,7 @@ def test_bundled_files_describe_themselves(tmp_path: Path) -> None:
     assert checkpoint.note == "recall@3px 0.5"
     assert fetch(checkpoint) == path
     assert BundledMetadata.from_file(path) == bundle("mambaglue", "aliked")
+    assert path.stat().st_mode & 0o444 == 0o444
 
 
 def test_weights_recommend_options_of_their_network(tmp_path: Path) -> None:

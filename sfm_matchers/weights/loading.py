@@ -328,6 +328,7 @@ def save_bundled(
             stored[key] = _halved(key, tensor)
     with replacing(path) as temporary:
         safetensors.torch.save_file(stored, temporary, metadata=metadata.to_header())
+        temporary.chmod(0o644)  # the library's files are their owner's alone
 
 
 def _halved(key: str, tensor: Tensor) -> Tensor:
