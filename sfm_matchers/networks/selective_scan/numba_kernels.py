@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-LANES = 64
+LANES = 128
 BLOCK_STEPS = 16
 
 f32 = np.float32
