@@ -23,7 +23,7 @@ from sfm_matchers.training.jamma_task import normalize
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
 from sfm_matchers.training.schedule import validation_sets
-from sfm_matchers.training.supervision import coarse_labels, unmatched_cells
+from sfm_matchers.training.supervision import cell_truth
 from sfm_matchers.weights import load_network
 
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -35,8 +35,7 @@ def rows(network: JamMa, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
     features = (network.encode(normalize(image)) for image in (batch.image0, batch.image1))
     similarity = network.coarse_similarity(*network.coarse_features(*features))
     probability, best = similarity.softmax(-1).max(-1)
-    labels0, _ = coarse_labels(batch.geometry, batch.image_size, CELL, 0.0, "cpu")
-    unmatched0, _ = unmatched_cells(batch.geometry, batch.image_size, CELL, 0.0, "cpu")
+    labels0, _, unmatched0, _ = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, "cpu")
     columns = batch.image_size[1] // CELL
     apart = torch.stack(
         (best // columns - labels0 // columns, best % columns - labels0 % columns)

@@ -35,7 +35,7 @@ class PhotoChangedError(InputError):
         super().__init__(f"{reasons[first]}{more}; run the command again, it goes on")
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
     """Return what another library's error says, in one line; the name of its kind if it is silent.
 
     Messages of libraries run over pages: of 200 letters the rest is left out.

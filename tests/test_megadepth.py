@@ -43,7 +43,7 @@ from sfm_matchers.training.photographs import Photographs, load_photographs
 from sfm_matchers.training.schedule import sample_scheduled_pairs, validation_sets
 from sfm_matchers.training.sift_features import extract_sift
 from sfm_matchers.training.supervision import IGNORED as NO_LABEL
-from sfm_matchers.training.supervision import coarse_labels
+from sfm_matchers.training.supervision import cell_truth
 
 CPU = torch.device("cpu")
 CAMERA = Camera.from_field_of_view(320, 256)
@@ -228,7 +228,7 @@ def test_every_task_trains_on_posed_pairs(photographs: Photographs, task: str) -
 
 def test_most_cells_and_keypoints_have_a_label(posed: PosedPhotographs) -> None:
     batch = _draw(posed, 2)
-    labels0, labels1 = coarse_labels(batch.geometry, SIZE, 8, 0.0, CPU)
+    labels0, labels1, *_ = cell_truth(batch.geometry, SIZE, 8, 0.0, CPU)
     assert (labels0 != NO_LABEL).float().mean() > 0.3
     assert (labels1 != NO_LABEL).float().mean() > 0.3
     features = [extract_sift(image, 256) for image in (batch.image0, batch.image1)]

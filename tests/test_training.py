@@ -39,11 +39,10 @@ from sfm_matchers.training.photographs import (
 )
 from sfm_matchers.training.supervision import (
     IGNORED,
-    coarse_labels,
+    cell_truth,
     confident_precision,
     dual_cross_entropy,
     label_accuracy,
-    unmatched_cells,
     unmatched_loss,
     window_labels,
     window_points,
@@ -171,7 +170,7 @@ class _Window:
 
 
 def test_coarse_labels_of_a_shift() -> None:
-    labels0, labels1 = coarse_labels(_Shift(8.0, 17.0), (32, 32), 8, 0.0, CPU)
+    labels0, labels1, *_ = cell_truth(_Shift(8.0, 17.0), (32, 32), 8, 0.0, CPU)
     assert labels0[0, 0] == 2 * 4 + 1
     assert labels0[0, 3] == IGNORED  # column 4 does not exist
     assert labels1[0, 2 * 4 + 1] == 0
@@ -201,8 +200,7 @@ def test_dual_cross_entropy_is_that_of_rows_and_columns() -> None:
 
 
 def test_cells_that_leave_the_image_have_no_partner() -> None:
-    labels0, _ = coarse_labels(_Window(8.0, 32), (32, 32), 8, 0.0, CPU)
-    unmatched0, unmatched1 = unmatched_cells(_Window(8.0, 32), (32, 32), 8, 0.0, CPU)
+    labels0, _, unmatched0, unmatched1 = cell_truth(_Window(8.0, 32), (32, 32), 8, 0.0, CPU)
     assert torch.equal(unmatched0, labels0 == IGNORED)
     assert unmatched0.view(4, 4)[:, 3].all()
     assert unmatched0.sum() == 4
@@ -258,7 +256,7 @@ class _TinyTask:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         features0, features1 = network(torch.cat([batch.image0, batch.image1])).chunk(2)
         similarity = features0.flatten(2).transpose(1, 2) @ features1.flatten(2)
-        labels0, labels1 = coarse_labels(batch.geometry, (64, 64), 8, 0.0, CPU)
+        labels0, labels1, *_ = cell_truth(batch.geometry, (64, 64), 8, 0.0, CPU)
         # A draw of the global generator: it has to survive a stop as well.
         noise = 1 + 0.01 * torch.rand(())
         loss = noise * dual_cross_entropy(similarity, labels0, labels1)

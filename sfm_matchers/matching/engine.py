@@ -154,15 +154,14 @@ def _complete(
             staged.path.name,
             len(pairs) - len(todo),
         )
+    left_out: dict[str, str] = {}
     if todo:
         # The plan is that of all pairs, so that it does not depend on what is done already.
         shards = [shard.only(todo) for shard in cut(pairs, wanted, executor.num_workers)]
         left_out = executor.run(task, shards, staged.path)
-        staged = StagedFile(path, wanted)  # with what the executor has added
-    else:
-        left_out = {}
     if not executor.shares_with_others:
-        staged.commit()
+        # Opened again, it has what the executor has added.
+        (StagedFile(path, wanted) if todo else staged).commit()
     if left_out:
         raise PhotoChangedError(left_out)
     return [pair for pair in pairs if pair in todo]

@@ -37,7 +37,7 @@ from sfm_matchers.training.schedule import (
     mean_over_validation_sets,
     sample_scheduled_pairs,
 )
-from sfm_matchers.training.supervision import coarse_labels, dual_cross_entropy, label_accuracy
+from sfm_matchers.training.supervision import cell_truth, dual_cross_entropy, label_accuracy
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's
 # Mean over standard deviation of the positive half of a normal distribution: the shift after
@@ -220,7 +220,7 @@ def _run_coarse_stage(network: EfficientLoFTR, batch: PairBatch) -> _CoarseStage
     features0, features1 = network.encode_pair(to_gray(batch.image0), to_gray(batch.image1))
     coarse0, coarse1 = network.transform(features0, features1)
     logits = network.coarse_logits(coarse0, coarse1)
-    labels0, labels1 = coarse_labels(batch.geometry, batch.image_size, CELL, 0.0, logits.device)
+    labels0, labels1, *_ = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, logits.device)
     grid = (coarse0.shape[2], coarse0.shape[3])
     scale = batch.image0.new_ones(len(batch), 2)
     truth = coarse_truth(batch.geometry, grid, grid, scale0=scale, scale1=scale, only_visible=True)

@@ -29,12 +29,12 @@ from sfm_matchers.training.schedule import (
 )
 from sfm_matchers.training.supervision import (
     IGNORED,
-    coarse_labels,
+    CellTruth,
+    cell_truth,
     confident_precision,
     dual_cross_entropy,
     label_accuracy,
     sample_labelled_cells,
-    unmatched_cells,
     unmatched_loss,
     window_labels,
     window_points,
@@ -137,7 +137,7 @@ class JamMaTask:
         """See `TrainingTask.losses`."""
         network = cast(JamMa, network)
         stage = _run_coarse_stage(network, batch)
-        coarse_loss, metrics = _coarse_losses(network, stage, batch.image_size)
+        coarse_loss, metrics = _coarse_losses(network, stage)
         drawn = float(torch.rand((), generator=generator)) < self.fine_share
         if not drawn or not stage.first_pair().has_labels:
             return coarse_loss, metrics
@@ -148,7 +148,7 @@ class JamMaTask:
         self, network: JamMa, stage: _CoarseStage, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy and offset error within pairs of windows, some of them a cell apart."""
-        cells0, cells1 = sample_labelled_cells(stage.labels0, self.windows, generator)
+        cells0, cells1 = sample_labelled_cells(stage.truth.labels0, self.windows, generator)
         cells1 = _shift_some(cells1, stage.grid, self.shifted_share, generator)
         points0, points1 = (
             window_points(cells, stage.grid[1], CELL, FINE_CELL, WINDOW)
@@ -192,7 +192,7 @@ class JamMaTask:
 
         def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
             stage = _run_coarse_stage(network, batch)
-            metrics = _coarse_losses(network, stage, batch.image_size)[1]
+            metrics = _coarse_losses(network, stage)[1]
             if stage.first_pair().has_labels:
                 metrics |= self._fine_losses(network, stage.first_pair(), generator)[1]
             return metrics
@@ -233,8 +233,7 @@ class _CoarseStage:
     coarse0: Tensor
     coarse1: Tensor
     geometry: PairGeometry
-    labels0: Tensor
-    labels1: Tensor
+    truth: CellTruth
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -242,7 +241,7 @@ class _CoarseStage:
 
     @property
     def has_labels(self) -> bool:
-        return bool((self.labels0 != IGNORED).any())
+        return bool((self.truth.labels0 != IGNORED).any())
 
     def first_pair(self) -> _CoarseStage:
         """The first pair alone."""
@@ -256,8 +255,7 @@ class _CoarseStage:
             self.coarse0[:1],
             self.coarse1[:1],
             FirstPair(self.geometry, len(self.coarse0)),
-            self.labels0[:1],
-            self.labels1[:1],
+            CellTruth(*(x[:1] for x in self.truth)),
         )
 
 
@@ -266,23 +264,22 @@ def _run_coarse_stage(network: JamMa, batch: PairBatch) -> _CoarseStage:
     features0 = JamMaFeatures(*(x[: len(batch)] for x in features))
     features1 = JamMaFeatures(*(x[len(batch) :] for x in features))
     coarse0, coarse1 = network.coarse_features(features0, features1)
-    labels0, labels1 = coarse_labels(batch.geometry, batch.image_size, CELL, 0.0, coarse0.device)
-    return _CoarseStage(features0, features1, coarse0, coarse1, batch.geometry, labels0, labels1)
+    truth = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, coarse0.device)
+    return _CoarseStage(features0, features1, coarse0, coarse1, batch.geometry, truth)
 
 
-def _coarse_losses(
-    network: JamMa, stage: _CoarseStage, image_size: tuple[int, int]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _coarse_losses(network: JamMa, stage: _CoarseStage) -> tuple[Tensor, dict[str, Tensor]]:
     similarity = network.coarse_similarity(stage.coarse0, stage.coarse1).float()
-    loss = dual_cross_entropy(similarity, stage.labels0, stage.labels1)
-    unmatched = unmatched_cells(stage.geometry, image_size, CELL, 0.0, similarity.device)
-    without_partner = unmatched_loss(similarity, *unmatched)
-    threshold = network.config.coarse_threshold
+    truth, threshold = stage.truth, network.config.coarse_threshold
+    loss = dual_cross_entropy(similarity, truth.labels0, truth.labels1)
+    without_partner = unmatched_loss(similarity, truth.unmatched0, truth.unmatched1)
     return loss + UNMATCHED_WEIGHT * without_partner, {
         "coarse_loss": loss.detach(),
         "unmatched_loss": without_partner.detach(),
-        "coarse_accuracy": label_accuracy(similarity, stage.labels0),
-        "coarse_precision": confident_precision(similarity, stage.labels0, unmatched[0], threshold),
+        "coarse_accuracy": label_accuracy(similarity, truth.labels0),
+        "coarse_precision": confident_precision(
+            similarity, truth.labels0, truth.unmatched0, threshold
+        ),
     }
 
 

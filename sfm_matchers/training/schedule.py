@@ -33,27 +33,20 @@ def sample_scheduled_pairs(
     device: torch.device,
 ) -> PairBatch:
     """Pairs that grow larger and harder with the run, at constant work; some are no pairs."""
-    batch = _sample_true_pairs(photographs, batch_size, progress, generator, device)
-    is_mismatched = float(torch.rand((), generator=generator)) < MISMATCHED_SHARE
-    return batch.mismatched() if is_mismatched and len(batch) > 1 else batch
-
-
-def _sample_true_pairs(
-    photographs: Photographs,
-    batch_size: float,
-    progress: float,
-    generator: torch.Generator,
-    device: torch.device,
-) -> PairBatch:
     sizes = SMALL_SIZES if progress < SMALL_SIZES_UNTIL else LARGE_SIZES
     size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     count = max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
     if photographs.posed and float(torch.rand((), generator=generator)) < POSED_SHARE:
-        return photographs.posed.sample_pairs(count, size, generator=generator, device=device)
-    strength = EASIEST + (HARDEST - EASIEST) * min(1.0, progress / HARDEST_FROM)
-    with_parallax = float(torch.rand((), generator=generator)) < PARALLAX_SHARE
-    sample = sample_parallax_pairs if with_parallax else sample_homography_pairs
-    return sample(photographs, count, size, strength=strength, generator=generator, device=device)
+        batch = photographs.posed.sample_pairs(count, size, generator=generator, device=device)
+    else:
+        strength = EASIEST + (HARDEST - EASIEST) * min(1.0, progress / HARDEST_FROM)
+        with_parallax = float(torch.rand((), generator=generator)) < PARALLAX_SHARE
+        sample = sample_parallax_pairs if with_parallax else sample_homography_pairs
+        batch = sample(
+            photographs, count, size, strength=strength, generator=generator, device=device
+        )
+    is_mismatched = float(torch.rand((), generator=generator)) < MISMATCHED_SHARE
+    return batch.mismatched() if is_mismatched and len(batch) > 1 else batch
 
 
 def validation_sets(photographs: Photographs, device: torch.device) -> dict[str, list[PairBatch]]:

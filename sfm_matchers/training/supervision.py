@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,13 +13,30 @@ from sfm_matchers.training.pair_batch import PairGeometry, pixel_grid
 IGNORED = -1
 
 
-def coarse_labels(
+class CellTruth(NamedTuple):
+    """What is known of the cells of both images, L = (H // stride) * (W // stride) each.
+
+    Attributes:
+        labels0: (B, L) row-major cells of image 1, `IGNORED` where the point is not visible there.
+        labels1: (B, L) cells of image 0.
+        unmatched0: (B, L) bool, cells without a partner: hidden in the other image, outside it, or
+            covered here. Cells of which nothing is known are not among them.
+        unmatched1: (B, L) bool.
+    """
+
+    labels0: Tensor
+    labels1: Tensor
+    unmatched0: Tensor
+    unmatched1: Tensor
+
+
+def cell_truth(
     geometry: PairGeometry,
     image_size: tuple[int, int],
     stride: int,
     offset: float,
     device: torch.device | str,
-) -> tuple[Tensor, Tensor]:
+) -> CellTruth:
     """Find for every cell the cell of the other image nearest to its true position.
 
     Args:
@@ -26,45 +45,18 @@ def coarse_labels(
         stride: side of a cell in pixels.
         offset: pixel position of the point that stands for cell (0, 0), along both axes.
         device: where the labels are made.
-
-    Returns:
-        (B, L) labels of image 0's cells and (B, L) of image 1's, row-major cell indices of the
-        other image, `IGNORED` where the point is not visible there. L = (H // stride) *
-        (W // stride).
     """
     rows, columns = image_size[0] // stride, image_size[1] // stride
     cells = pixel_grid(rows, columns, device).reshape(1, -1, 2)
-    labels = []
+    labels, unmatched = [], []
     for source in (0, 1):
         warped, visible = geometry.warp(cells * stride + offset, source)
         nearest = ((warped - offset) / stride).clamp(-1e6, 1e6).round().long()
         x, y = nearest.unbind(-1)
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & visible
         labels.append(torch.where(inside, y * columns + x, IGNORED))
-    return labels[0], labels[1]
-
-
-def unmatched_cells(
-    geometry: PairGeometry,
-    image_size: tuple[int, int],
-    stride: int,
-    offset: float,
-    device: torch.device | str,
-) -> tuple[Tensor, Tensor]:
-    """Tell which cells have no partner: hidden in the other image, outside it, or covered here.
-
-    Cells of which nothing is known are not among them. Arguments as of `coarse_labels`.
-
-    Returns:
-        (B, L) bool for image 0's cells and (B, L) for image 1's.
-    """
-    rows, columns = image_size[0] // stride, image_size[1] // stride
-    cells = pixel_grid(rows, columns, device).reshape(1, -1, 2) * stride + offset
-    unmatched = []
-    for source in (0, 1):
-        warped, visible = geometry.warp(cells, source)
         unmatched.append(~visible & warped.isfinite().all(-1))
-    return unmatched[0], unmatched[1]
+    return CellTruth(*labels, *unmatched)
 
 
 def unmatched_loss(similarity: Tensor, unmatched0: Tensor, unmatched1: Tensor) -> Tensor:
@@ -74,7 +66,7 @@ def unmatched_loss(similarity: Tensor, unmatched0: Tensor, unmatched1: Tensor) -
 
     Args:
         similarity: (B, L0, L1) logits.
-        unmatched0: (B, L0) bool of `unmatched_cells`.
+        unmatched0: (B, L0) bool of `cell_truth`.
         unmatched1: (B, L1) bool.
 
     Returns:
@@ -138,7 +130,7 @@ def sample_labelled_cells(
     Where a pair has none at all, any of its cells are drawn, with cell 0 as partner.
 
     Args:
-        labels0: (B, L0) from `coarse_labels`.
+        labels0: (B, L0) of `cell_truth`.
         count: number of draws per pair.
         generator: CPU generator.
 

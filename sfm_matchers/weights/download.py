@@ -153,5 +153,4 @@ def _reason(error: Exception) -> str:
     """Say in one line why a download failed."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answers {error.code} {error.reason}"
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    return one_line(cause) if isinstance(cause, BaseException) else cause
+    return one_line(error.reason if isinstance(error, urllib.error.URLError) else error)
