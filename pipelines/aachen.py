@@ -18,7 +18,12 @@ from pathlib import Path
 
 import pycolmap
 
-from pipelines.options import add_map_options, add_matching_options, add_retrieval_options
+from pipelines.options import (
+    add_map_options,
+    add_matching_options,
+    add_retrieval_options,
+    take_defaults,
+)
 from pipelines.steps import (
     choose_matching,
     choose_query_pairs,
@@ -176,7 +181,6 @@ def read_reference(dataset: Path, version: str) -> pycolmap.Reconstruction:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of this pipeline."""
-    defaults = AachenOptions(Path(), Path())
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.aachen",
         description=__doc__,
@@ -186,9 +190,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dataset", type=Path, default=Path("datasets/aachen_v1.1"), help="default: %(default)s")
     add("--outputs", type=Path, default=Path("outputs/aachen"), help="default: %(default)s")
     add_matching_options(add)
-    add("--version", default=defaults.version, choices=list(LAYOUT), help="default: %(default)s")
-    add_map_options(add, defaults.num_covis)
-    add_retrieval_options(add, "photos of the map", defaults.num_loc, defaults.ransac_thresh)
+    add("--version", choices=list(LAYOUT), help="default: %(default)s")
+    add_map_options(add)
+    add_retrieval_options(add, "photos of the map")
+    take_defaults(parser, AachenOptions)
     return parser
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pycolmap
 
-from pipelines.options import add_matching_options, add_retrieval_options
+from pipelines.options import add_matching_options, add_retrieval_options, take_defaults
 from pipelines.steps import (
     choose_matching,
     choose_query_pairs,
@@ -138,7 +138,6 @@ def query_camera(size: tuple[int, int]) -> pycolmap.Camera:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of this pipeline."""
-    defaults = InlocOptions(Path(), Path())
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.inloc",
         description=__doc__,
@@ -152,10 +151,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--skip_matches",
         type=int,
-        default=defaults.skip_matches,
         help="leave out cutouts with fewer matches than this (default: %(default)s)",
     )
-    add_retrieval_options(add, "cutouts", defaults.num_loc, defaults.ransac_thresh)
+    add_retrieval_options(add, "cutouts")
+    take_defaults(parser, InlocOptions)
     return parser
 
 

@@ -25,7 +25,12 @@ from pathlib import Path, PurePosixPath
 
 import pycolmap
 
-from pipelines.options import add_map_options, add_matching_options, add_retrieval_options
+from pipelines.options import (
+    add_map_options,
+    add_matching_options,
+    add_retrieval_options,
+    take_defaults,
+)
 from pipelines.steps import (
     MatchingJob,
     choose_matching,
@@ -252,7 +257,6 @@ def _make_query(
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line of this pipeline."""
-    defaults = LocalizeOptions(Path(), Path(), Path(), Path())
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.localize",
         description=__doc__,
@@ -272,12 +276,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--camera_params",
-        default="",
         help="known intrinsics of all queries, comma-separated, in COLMAP's order, in pixels",
     )
     add(
         "--camera_model",
-        default=defaults.camera_model,
         help="of --camera_params (default: %(default)s)",
     )
     add(
@@ -285,8 +287,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="estimate the focal length of every query with its pose",
     )
-    add_map_options(add, defaults.num_covis)
-    add_retrieval_options(add, "photos of the map", defaults.num_loc, defaults.ransac_thresh)
+    add_map_options(add)
+    add_retrieval_options(add, "photos of the map")
+    take_defaults(parser, LocalizeOptions)
     return parser
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from sfm_matchers.confs import conf_names
 from sfm_matchers.errors import InputError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from sfm_matchers.matching import Executor
 
 
@@ -17,6 +21,12 @@ RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
 
 Add = Callable[..., Any]
 """A parser's ``add_argument``."""
+
+
+def take_defaults(parser: argparse.ArgumentParser, options: type[DataclassInstance]) -> None:
+    """Give a parser's options the defaults of the dataclass they become."""
+    named = {field.name: field.default for field in fields(options)}
+    parser.set_defaults(**{k: value for k, value in named.items() if value is not MISSING})
 
 
 def add_matching_options(add: Add, *, shards: bool = False) -> None:
@@ -28,58 +38,46 @@ def add_matching_options(add: Add, *, shards: bool = False) -> None:
     """
     add(
         "--matcher",
-        default="sift",
-        help=f"one of {', '.join(conf_names())}, or a conf file .yaml (default: sift)",
+        help=f"one of {', '.join(conf_names())}, or a conf file .yaml (default: %(default)s)",
     )
     add(
         "--weights",
-        default="bundled",
-        help="bundled, official (downloaded), or a checkpoint file (default: bundled)",
+        help="bundled, official (downloaded), or a checkpoint file (default: %(default)s)",
     )
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), help="default: %(default)s")
     add_executor_options(add, shards=shards)
 
 
-def add_retrieval_options(add: Add, what: str, num_loc: int, ransac_thresh: float) -> None:
+def add_retrieval_options(add: Add, what: str) -> None:
     """Add ``--num_loc``, ``--retrieval`` and ``--ransac_thresh``.
 
     Args:
         add: the parser's.
         what: each query is matched with.
-        num_loc: default.
-        ransac_thresh: default, in pixels.
     """
     add(
         "--num_loc",
         type=int,
-        default=num_loc,
         help=f"{what} that each query is matched with (default: %(default)s)",
     )
     add(
         "--retrieval",
-        default="vlad",
         choices=RETRIEVALS,
-        help="how they are found: vlad needs no download, the others need hloc (default: vlad)",
+        help="how they are found: vlad needs no download, the others need hloc "
+        "(default: %(default)s)",
     )
     add(
         "--ransac_thresh",
         type=float,
-        default=ransac_thresh,
         help="largest reprojection error of an inlier in pixels (default: %(default)s)",
     )
 
 
-def add_map_options(add: Add, num_covis: int) -> None:
-    """Add ``--num_covis`` and ``--loc_pairs``.
-
-    Args:
-        add: the parser's.
-        num_covis: default.
-    """
+def add_map_options(add: Add) -> None:
+    """Add ``--num_covis`` and ``--loc_pairs``; `add` is the parser's."""
     add(
         "--num_covis",
         type=int,
-        default=num_covis,
         help="photos of the map that each is matched with (default: %(default)s)",
     )
     add("--loc_pairs", type=Path, help="file of pairs 'query map-photo' instead of retrieval")

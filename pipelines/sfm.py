@@ -28,7 +28,7 @@ from typing import Any
 
 import pycolmap
 
-from pipelines.options import add_matching_options
+from pipelines.options import add_matching_options, take_defaults
 from pipelines.steps import (
     CheckedPhoto,
     MatchingJob,
@@ -328,7 +328,8 @@ def _remove_outputs(outputs: Path) -> None:
         "sparse.tmp",
         "report.html",
     )
-    for pattern in patterns:
+    left_by_a_kill = [f".{pattern}.*.tmp" for pattern in patterns]
+    for pattern in (*patterns, *left_by_a_kill):
         for path in outputs.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -346,35 +347,30 @@ def build_parser() -> argparse.ArgumentParser:
     add_matching_options(add, shards=True)
     add(
         "--pairs",
-        default="exhaustive",
         metavar="exhaustive|sequential|retrieval|FILE",
         help="which photos to match: all with all; each with the next ones by name; each with the "
-        "most similar ones; or a text file with two names a line (default: exhaustive)",
+        "most similar ones; or a text file with two names a line (default: %(default)s)",
     )
     add(
         "--num_matched",
         type=int,
-        default=20,
-        help="photos matched to each photo by sequential and retrieval (default: 20)",
+        help="photos matched to each photo by sequential and retrieval (default: %(default)s)",
     )
-    add("--mapper", default="incremental", choices=MAPPERS, help="default: incremental")
+    add("--mapper", choices=MAPPERS, help="default: %(default)s")
     add(
         "--mapper_threads",
         type=int,
-        default=1,
         help="threads of the mapper; 1 gives the same model every time, more (-1: all cores) are "
-        "faster for hundreds of photos (default: 1)",
+        "faster for hundreds of photos (default: %(default)s)",
     )
     add(
         "--camera_mode",
-        default="auto",
         choices=CAMERA_MODES,
-        help="which photos share a camera; auto decides from EXIF and sizes (default: auto)",
+        help="which photos share a camera; auto decides from EXIF and sizes (default: %(default)s)",
     )
-    add("--camera_model", default="SIMPLE_RADIAL", help="COLMAP's name (default: SIMPLE_RADIAL)")
+    add("--camera_model", help="COLMAP's name (default: %(default)s)")
     add(
         "--camera_params",
-        default="",
         help="known intrinsics in COLMAP's order, comma-separated, in pixels; they are kept as "
         "they are (default: from EXIF, and refined)",
     )
@@ -390,6 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
         "are made of them; if pairs are added later, all are matched again",
     )
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
+    take_defaults(parser, SfmOptions)
     return parser
 
 

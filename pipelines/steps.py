@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -318,7 +318,7 @@ class MatchingJob:
         source = fingerprint(
             pairs,
             self.fingerprints(_names(pairs)),
-            asdict(self.conf),
+            asdict(replace(self.conf, min_inlier_ratio=0)),  # only verification looks at it
             matcher_weights_fingerprint(self.conf, self.matching.weights),
         )
         raw_path = _correspondence_path(match_path)

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from pipelines.sfm import SfmOptions, main, run
+from sfm_matchers.confs import CONF_DIR
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation import compare_models
 from sfm_matchers.mapping import verify_geometry
@@ -254,6 +255,20 @@ def test_known_intrinsics_stay(photos: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(camera.params, truth.params)
 
 
+def test_overwrite_deletes_what_runs_wrote_and_nothing_else(photos: Path, tmp_path: Path) -> None:
+    images = copy_of(photos, tmp_path / "images")
+    outputs = tmp_path / "out"
+    run(SfmOptions(images, outputs))
+    left_by_a_kill = outputs / ".steps.json.0123abcd.tmp"
+    left_by_a_kill.touch()
+    (outputs / "notes.txt").touch()
+    before = (outputs / "feats-sift.h5").stat().st_mtime_ns
+    run(SfmOptions(images, outputs, overwrite=True))
+    assert (outputs / "feats-sift.h5").stat().st_mtime_ns > before
+    assert not left_by_a_kill.exists()
+    assert (outputs / "notes.txt").exists()
+
+
 def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     weights = tmp_path / "jamma.ckpt"
@@ -276,6 +291,10 @@ def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path)
     before = (tmp_path / "out" / "matches-jamma_pairs-exhaustive.h5").stat().st_mtime_ns
     assert main(command) == status  # finds all done, without them
     assert not raw.exists()
+    assert (tmp_path / "out" / "matches-jamma_pairs-exhaustive.h5").stat().st_mtime_ns == before
+    stricter = (CONF_DIR / "jamma.yaml").read_text() + "\nmin_inlier_ratio: 0.5\n"
+    (tmp_path / "jamma.yaml").write_text(stricter)
+    assert main([*command, "--matcher", str(tmp_path / "jamma.yaml")]) in (0, 1)
     assert (tmp_path / "out" / "matches-jamma_pairs-exhaustive.h5").stat().st_mtime_ns == before
     write_pairs(tmp_path / "fewer.txt", [("0000.jpg", "0001.jpg")])
     assert main([*command, "--pairs", str(tmp_path / "fewer.txt")]) == status
