@@ -177,7 +177,7 @@ def test_match_measures_count_known_keypoints_only() -> None:
 
 def test_mambaglue_overfits_a_tiny_set(photographs: Photographs) -> None:
     torch.manual_seed(0)
-    task = MambaGlueTask(TINY_MAMBAGLUE, max_keypoints=96)
+    task = MambaGlueTask(TINY_MAMBAGLUE, max_keypoints=360)
     network = task.build_network(photographs, CPU)
     batch = task.with_features(_pairs(photographs, 2, (128, 160)))
     metrics = _overfit(task, network, batch, {"recall": 0.95, "precision": 0.95}, steps=100)
@@ -185,8 +185,15 @@ def test_mambaglue_overfits_a_tiny_set(photographs: Photographs) -> None:
     assert metrics["precision"] > 0.95
 
 
+def test_smaller_images_have_fewer_keypoints(photographs: Photographs) -> None:
+    task = MambaGlueTask(TINY_MAMBAGLUE, max_keypoints=200)
+    for size, most in (((96, 128), 32), ((240, 320), 200), ((288, 384), 200)):
+        batch = task.with_features(_pairs(photographs, 1, size))
+        assert batch.features0.keypoints.shape[1] == most
+
+
 def test_mambaglue_pairs_without_keypoints_have_no_part(photographs: Photographs) -> None:
-    task = MambaGlueTask(TINY_MAMBAGLUE, max_keypoints=64)
+    task = MambaGlueTask(TINY_MAMBAGLUE, max_keypoints=400)
     network = task.build_network(photographs, CPU)
     batch = _pairs(photographs, 2, (96, 128))
     generator = torch.Generator().manual_seed(0)
@@ -203,7 +210,7 @@ def test_mambaglue_pairs_without_keypoints_have_no_part(photographs: Photographs
 
 
 def _tiny_task(name: str) -> TrainingTask:
-    task = MambaGlueTask(TINY_MAMBAGLUE, 64) if name == "mambaglue" else TASKS[name]()
+    task = MambaGlueTask(TINY_MAMBAGLUE, 1000) if name == "mambaglue" else TASKS[name]()
     if isinstance(task, JamMaTask | EfficientLoFTRTask):
         task.fine_share, task.windows = 1.0, 16
     return task
@@ -247,7 +254,7 @@ def test_task_runs_in_the_loop_and_validates(
 ) -> None:
     monkeypatch.setattr("sfm_matchers.training.schedule.SMALL_SIZES", [(64, 96)])
     monkeypatch.setattr("sfm_matchers.training.schedule.VALIDATION_SIZE", (64, 96))
-    task = EfficientLoFTRTask() if name == "eloftr" else MambaGlueTask(TINY_MAMBAGLUE, 64)
+    task = EfficientLoFTRTask() if name == "eloftr" else MambaGlueTask(TINY_MAMBAGLUE, 1000)
     options = TrainingOptions(steps=100, batch_size=1, time_budget=0.0)
     trainer = Trainer(task, options, photographs, tmp_path, CPU)
     trainer.run(photographs)

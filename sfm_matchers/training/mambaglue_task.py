@@ -28,6 +28,7 @@ from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
     EASIEST,
+    REFERENCE_AREA,
     VALIDATION_SEED,
     mean_over_validation_sets,
     sample_scheduled_pairs,
@@ -58,7 +59,8 @@ class MambaGlueTask:
 
     Args:
         config: of the network; its features must be SIFT.
-        max_keypoints: most keypoints of an image, the largest.
+        max_keypoints: most keypoints of an image of 240 x 320 pixels or more, the largest; those of
+            smaller images have fewer in proportion.
     """
 
     def __init__(self, config: MambaGlueConfig = SIFT_CONFIG, max_keypoints: int = 512) -> None:
@@ -128,12 +130,14 @@ class MambaGlueTask:
 
     def with_features(self, batch: PairBatch) -> SparsePairBatch:
         """Extract the features of both images of each pair."""
+        height, width = batch.image_size
+        most = round(self.max_keypoints * min(1.0, height * width / REFERENCE_AREA))
         return SparsePairBatch(
             batch.image0,
             batch.image1,
             batch.geometry,
-            extract_sift(batch.image0, self.max_keypoints),
-            extract_sift(batch.image1, self.max_keypoints),
+            extract_sift(batch.image0, most),
+            extract_sift(batch.image1, most),
         )
 
     def losses(
