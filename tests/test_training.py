@@ -39,6 +39,7 @@ from sfm_matchers.training.photographs import (
 )
 from sfm_matchers.training.supervision import (
     IGNORED,
+    CellTruth,
     cell_truth,
     confident_precision,
     dual_cross_entropy,
@@ -224,11 +225,12 @@ def test_unmatched_loss_grows_with_the_largest_probability() -> None:
 
 
 def test_confident_precision_counts_cells_without_partner_as_wrong() -> None:
-    similarity = torch.tensor([[[9.0, 0, 0], [0, 9, 0], [0, 0, 9], [0.1, 0, 0]]])
-    labels0 = torch.tensor([[0, IGNORED, IGNORED, 1]])
-    unmatched0 = torch.tensor([[False, True, False, False]])
-    assert confident_precision(similarity, labels0, unmatched0, 0.5) == 0.5
-    assert confident_precision(similarity, labels0, unmatched0, 1.0) == 1
+    probability = torch.tensor([[[0.9, 0, 0], [0, 0.9, 0], [0, 0, 0.9], [0.1, 0, 0]]])
+    labels = torch.tensor([[0, IGNORED, IGNORED, 1]])
+    unmatched = torch.tensor([[False, True, False, False]])
+    truth = CellTruth(labels, labels, unmatched, unmatched)
+    assert confident_precision(probability, truth, 0.5) == 0.5
+    assert confident_precision(probability, truth, 1.0) == 1
 
 
 class _TinyTask:

@@ -37,7 +37,15 @@ from sfm_matchers.training.schedule import (
     mean_over_validation_sets,
     sample_scheduled_pairs,
 )
-from sfm_matchers.training.supervision import cell_truth, dual_cross_entropy, label_accuracy
+from sfm_matchers.training.supervision import (
+    UNMATCHED_WEIGHT,
+    CellTruth,
+    cell_truth,
+    confident_precision,
+    dual_cross_entropy,
+    label_accuracy,
+    unmatched_loss,
+)
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's
 # Mean over standard deviation of the positive half of a normal distribution: the shift after
@@ -59,7 +67,8 @@ class EfficientLoFTRTask:
     """Efficient LoFTR: the authors' losses, after a warm-up with a plainer coarse one.
 
     At first the coarse loss is the cross-entropy over the rows and the columns of the logits, then
-    the authors' focal loss of the dual softmax. The fine stages see true pairs of cells only, and
+    the authors' focal loss of the dual softmax; cells without a partner are told to the network
+    throughout. The fine stages see true pairs of cells only, and
     a share of the batches: they cost two thirds of the rest and learn faster.
     """
 
@@ -135,19 +144,31 @@ class EfficientLoFTRTask:
         """See `TrainingTask.losses`."""
         network = cast(EfficientLoFTR, network)
         stage = _run_coarse_stage(network, batch)
-        if progress < self.cross_entropy_until:
-            coarse = dual_cross_entropy(stage.logits, stage.labels0, stage.labels1)
-        else:
-            coarse = coarse_loss(stage.logits, stage.truth)
-        metrics = {
-            "coarse_loss": coarse.detach(),
-            "coarse_accuracy": label_accuracy(stage.logits, stage.labels0),
-        }
+        coarse, metrics = self._coarse_losses(network, stage, progress)
         drawn = float(torch.rand((), generator=generator)) < self.fine_share
         if not drawn or not len(stage.truth.ids0):
             return coarse, metrics
         fine, fine_metrics = self._fine_losses(network, stage, batch, generator)
         return coarse + fine, metrics | fine_metrics
+
+    def _coarse_losses(
+        self, network: EfficientLoFTR, stage: _CoarseStage, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, cells = stage.logits, stage.cells
+        if progress < self.cross_entropy_until:
+            loss = dual_cross_entropy(logits, cells.labels0, cells.labels1)
+        else:
+            loss = coarse_loss(logits, stage.truth)
+        without_partner = unmatched_loss(logits, cells.unmatched0, cells.unmatched1)
+        probability = logits.detach().softmax(-1) * logits.detach().softmax(-2)
+        return loss + UNMATCHED_WEIGHT * without_partner, {
+            "coarse_loss": loss.detach(),
+            "unmatched_loss": without_partner.detach(),
+            "coarse_accuracy": label_accuracy(logits, cells.labels0),
+            "coarse_precision": confident_precision(
+                probability, cells, network.config.coarse_threshold
+            ),
+        }
 
     def _fine_losses(
         self,
@@ -179,12 +200,12 @@ class EfficientLoFTRTask:
     def validate(
         self, network: nn.Module, photographs: Photographs, device: torch.device
     ) -> dict[str, float]:
-        """See `TrainingTask.validate`: shares of visible cells that find their exact partner."""
+        """See `TrainingTask.validate`; the coarse loss is that of the warm-up."""
         network = cast(EfficientLoFTR, network)
 
         def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
             stage = _run_coarse_stage(network, batch)
-            metrics = {"coarse_accuracy": label_accuracy(stage.logits, stage.labels0)}
+            metrics = self._coarse_losses(network, stage, progress=0.0)[1]
             if len(stage.truth.ids0):
                 metrics |= self._fine_losses(network, stage, batch, generator)[1]
             return metrics
@@ -196,7 +217,7 @@ class EfficientLoFTRTask:
 class _CoarseStage:
     """What the coarse stage computed for a batch, and the truth beside it.
 
-    Labels say for every visible cell which one is nearest; `truth` has the mutually nearest.
+    `cells` says of every visible cell which one is nearest; `truth` has the mutually nearest.
     """
 
     features0: EfficientLoFTRFeatures
@@ -204,8 +225,7 @@ class _CoarseStage:
     coarse0: Tensor
     coarse1: Tensor
     logits: Tensor
-    labels0: Tensor
-    labels1: Tensor
+    cells: CellTruth
     truth: CoarseTruth
 
     @property
@@ -220,11 +240,11 @@ def _run_coarse_stage(network: EfficientLoFTR, batch: PairBatch) -> _CoarseStage
     features0, features1 = network.encode_pair(to_gray(batch.image0), to_gray(batch.image1))
     coarse0, coarse1 = network.transform(features0, features1)
     logits = network.coarse_logits(coarse0, coarse1)
-    labels0, labels1, *_ = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, logits.device)
+    cells = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, logits.device)
     grid = (coarse0.shape[2], coarse0.shape[3])
     scale = batch.image0.new_ones(len(batch), 2)
     truth = coarse_truth(batch.geometry, grid, grid, scale0=scale, scale1=scale, only_visible=True)
-    return _CoarseStage(features0, features1, coarse0, coarse1, logits, labels0, labels1, truth)
+    return _CoarseStage(features0, features1, coarse0, coarse1, logits, cells, truth)
 
 
 def _all_pairs(truth: CoarseTruth) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,6 +29,7 @@ from sfm_matchers.training.schedule import (
 )
 from sfm_matchers.training.supervision import (
     IGNORED,
+    UNMATCHED_WEIGHT,
     CellTruth,
     cell_truth,
     confident_precision,
@@ -40,7 +41,6 @@ from sfm_matchers.training.supervision import (
     window_points,
 )
 
-UNMATCHED_WEIGHT = 0.5  # of the loss of cells without a partner
 LARGEST_OFFSET_ERROR = 4.0  # pixels along an axis; farther off, nothing pulls
 
 
@@ -277,9 +277,7 @@ def _coarse_losses(network: JamMa, stage: _CoarseStage) -> tuple[Tensor, dict[st
         "coarse_loss": loss.detach(),
         "unmatched_loss": without_partner.detach(),
         "coarse_accuracy": label_accuracy(similarity, truth.labels0),
-        "coarse_precision": confident_precision(
-            similarity, truth.labels0, truth.unmatched0, threshold
-        ),
+        "coarse_precision": confident_precision(similarity.softmax(-1), truth, threshold),
     }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfm_matchers.training.pair_batch import PairGeometry, pixel_grid
 
 IGNORED = -1
+UNMATCHED_WEIGHT = 0.5  # of `unmatched_loss` beside the loss of the cells that have a partner
 
 
 class CellTruth(NamedTuple):
@@ -109,16 +110,14 @@ def label_accuracy(similarity: Tensor, labels0: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def confident_precision(
-    similarity: Tensor, labels0: Tensor, unmatched0: Tensor, threshold: float
-) -> Tensor:
-    """Share of the rows with a softmax entry above the threshold in which it is the true one.
+def confident_precision(probability: Tensor, truth: CellTruth, threshold: float) -> Tensor:
+    """Share of the rows with an entry above the threshold in which the largest is the true one.
 
     Rows of which nothing is known do not count. Scalar; 1 where there is no such row.
     """
-    largest, best = similarity.softmax(-1).max(-1)
-    confident = (largest > threshold) & ((labels0 != IGNORED) | unmatched0)
-    correct = confident & (best == labels0)
+    largest, best = probability.max(-1)
+    confident = (largest > threshold) & ((truth.labels0 != IGNORED) | truth.unmatched0)
+    correct = confident & (best == truth.labels0)
     return correct.sum() / confident.sum() if confident.any() else largest.new_ones(())
 
 
