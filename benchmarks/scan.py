@@ -6,12 +6,17 @@
 The cases are those of the networks. All backends that run on the device take turns in one process,
 on one thread; times are the least of the rounds, in CPU milliseconds (on a GPU in wall
 milliseconds). Errors are those of the float32 results against the definition in float64, over the
-largest true value.
+largest true value. Last come the CPU seconds of numba's first call, in processes of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,6 +116,29 @@ def _milliseconds(run: Callable[[], object], device: str) -> float:
     return 1000 * (clock() - start)
 
 
+FIRST_CALL = """
+import time
+import torch
+from sfm_matchers.networks.selective_scan import selective_scan
+rows, states = torch.ones(1, 8, 128), torch.ones(1, 8, 16)
+start = time.process_time()
+selective_scan(rows, rows, -torch.ones(128, 16), states, states, rows[0, 0], backend="numba")
+print(f"{time.process_time() - start:.2f}")
+"""
+
+
+def first_calls() -> tuple[str, str]:
+    """CPU seconds of the first call where it compiles, and where it finds what was compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        call = functools.partial(
+            subprocess.check_output,
+            [sys.executable, "-c", FIRST_CALL],
+            env=os.environ | {"NUMBA_CACHE_DIR": folder},
+            text=True,
+        )
+        return call().strip(), call().strip()
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -135,6 +163,9 @@ def main() -> None:
                     f"{error:.1e} |",
                     flush=True,
                 )
+    if "numba" in names:
+        compiled, cached = first_calls()
+        print(f"\nnumba's first call: {compiled} CPU s, {cached} once it is in the cache")
 
 
 if __name__ == "__main__":

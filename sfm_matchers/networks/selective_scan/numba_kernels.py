@@ -100,6 +100,14 @@ def softplus(x):  # type: ignore[no-untyped-def]
     return (x if x > ZERO else ZERO) + TWO * s * series
 
 
+@_jit
+def copy_rows(target, source):  # type: ignore[no-untyped-def]
+    """target[:] = source, both (N, LANES); numba takes seconds to compile that assignment."""
+    for n in range(len(target)):
+        for i in range(LANES):
+            target[n, i] = source[n, i]
+
+
 def _dot(a, b):  # type: ignore[no-untyped-def]
     total = ZERO
     for i in range(LANES):
@@ -129,11 +137,11 @@ def forward(  # type: ignore[no-untyped-def]
     delta, inputs, out = np.zeros(LANES, f32), np.zeros(LANES, f32), np.zeros(LANES, f32)
     for task in range(first, last):
         s, g = task // groups, task % groups
-        a_g[:] = a[s, :, g]
+        copy_rows(a_g, a[s, :, g])
         h[:] = ZERO
         for t in range(length):
             if len(block_states) and t % BLOCK_STEPS == 0:
-                block_states[s, t // BLOCK_STEPS, :, g] = h
+                copy_rows(block_states[s, t // BLOCK_STEPS, :, g], h)
             for i in range(LANES):
                 delta[i] = softplus(raw_delta[s, t, g, i] + bias[s, g, i])
             for i in range(LANES):
@@ -178,12 +186,12 @@ def backward(  # type: ignore[no-untyped-def]
     out, grad_exponent = np.zeros(LANES, f32), np.zeros(LANES, f32)
     for task in range(first, last):
         s, g = task // groups, task % groups
-        a_g[:] = a[s, :, g]
+        copy_rows(a_g, a[s, :, g])
         sum_A[:], sum_D[:], carried[:] = ZERO, ZERO, ZERO
         for block in range((length - 1) // BLOCK_STEPS, -1, -1):
             begin = block * BLOCK_STEPS
             steps = min(BLOCK_STEPS, length - begin)
-            h[0] = block_states[s, block, :, g]
+            copy_rows(h[0], block_states[s, block, :, g])
             for k in range(steps):
                 t = begin + k
                 for i in range(LANES):
@@ -236,5 +244,6 @@ def backward(  # type: ignore[no-untyped-def]
                 for i in range(LANES):
                     by_input = grad_input[i] * delta[k, i]
                     grad_u[s, t, g, i] = by_input + grad_core[k, i] * D[s, g, i]
-        grad_A[s, :, g] = sum_A
-        grad_D[s, g] = sum_D
+        copy_rows(grad_A[s, :, g], sum_A)
+        for i in range(LANES):
+            grad_D[s, g, i] = sum_D[i]
