@@ -62,6 +62,18 @@ def test_backend_agrees_with_the_definition(backend: str, per_sequence: bool, le
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_errors_do_not_add_up_in_a_state_that_forgets_slowly(backend: str) -> None:
+    if backend == "numba":
+        pytest.importorskip("numba")
+    exact = operands(2000, channels=2, per_sequence=False)
+    exact["delta"] -= 4  # a thousandth: the state remembers a thousand steps
+    exact |= {name: exact[name].abs() for name in ("u", "B", "C")}
+    expected = scan(exact, "reference")
+    actual = scan({name: value.float() for name, value in exact.items()}, backend)
+    assert (actual - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", [1, 17, 40])
 def test_gradients_agree_with_the_definition(backend: str, length: int) -> None:
     if backend == "numba":
