@@ -160,7 +160,8 @@ class EfficientLoFTRTask:
         else:
             loss = coarse_loss(logits, stage.truth)
         without_partner = unmatched_loss(logits, cells.unmatched0, cells.unmatched1)
-        probability = logits.detach().softmax(-1) * logits.detach().softmax(-2)
+        values = logits.detach()
+        probability = values.softmax(-1) * values.softmax(-2)
         return loss + UNMATCHED_WEIGHT * without_partner, {
             "coarse_loss": loss.detach(),
             "unmatched_loss": without_partner.detach(),

@@ -277,7 +277,7 @@ def _coarse_losses(network: JamMa, stage: _CoarseStage) -> tuple[Tensor, dict[st
         "coarse_loss": loss.detach(),
         "unmatched_loss": without_partner.detach(),
         "coarse_accuracy": label_accuracy(similarity, truth.labels0),
-        "coarse_precision": confident_precision(similarity.softmax(-1), truth, threshold),
+        "coarse_precision": confident_precision(similarity.detach().softmax(-1), truth, threshold),
     }
 
 
