@@ -4,8 +4,8 @@
     python -m benchmarks.networks --networks jamma eloftr --sizes 832x832 --threads 2
 
 The plain form of a network is the definition: one step of the scan after the other, the whole
-similarity matrix, RepVGG blocks with all their branches, all windows at once, norms and mixers as
-they are written in the papers. It must find the same matches. With
+similarity matrix, RepVGG blocks with all their branches, whole fine maps, all windows at once,
+norms and mixers as they are written in the papers. It must find the same matches. With
 transformers or kornia installed their Efficient LoFTR, LoFTR and LightGlue run too, on the same
 images (LightGlue on as many keypoints). All candidates of a row run in turns in one process; times
 are medians of CPU seconds, so that other programs on the machine count little; on a GPU they are
@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import peak_memory
 from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mambaglue
+from sfm_matchers.networks.chosen_pixels import ALL_PIXELS
 from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
@@ -190,6 +191,8 @@ def _plain() -> Iterator[None]:
     with (
         mock.patch.dict(os.environ, {"SFM_MATCHERS_SCAN": "reference"}),
         mock.patch.object(jamma, "match_either_maximum", _match_either_plainly),
+        mock.patch.object(jamma, "window_pixels", return_value=ALL_PIXELS),
+        mock.patch.object(efficient_loftr, "window_pixels", return_value=ALL_PIXELS),
         mock.patch.object(jamma, "WINDOW_CHUNK", sys.maxsize),
         mock.patch.object(jamma.MixerLayer, "forward", _mix_plainly),
         mock.patch.object(jamma.GlobalResponseNorm, "forward", _normalize_plainly),

@@ -577,12 +577,14 @@ def compile_matcher(
         InputError: the matcher is another one, or nothing can be compiled on this machine.
     """
     parts: list[torch.nn.Module]
+    fine_maps: list[torch.nn.Module] = []  # on a CPU they are made where matches are
     if isinstance(matcher, JamMaMatcher):
         pair = matcher.network.matcher
-        parts = [matcher.network.backbone, pair.joint_mamba, pair.up2, pair.up3, pair.fine_enc]
+        parts = [matcher.network.backbone, pair.joint_mamba, pair.fine_enc]
+        fine_maps = [pair.up2, pair.up3]
     elif isinstance(matcher, EfficientLoFTRMatcher):
         network = matcher.network
-        parts = [network.backbone, network.loftr_coarse, network.fine_preprocess]
+        parts, fine_maps = [network.backbone, network.loftr_coarse], [network.fine_preprocess]
     elif isinstance(matcher, MambaGlueMatcher):
         parts = list(matcher.network.transformermambas)
     else:
@@ -598,7 +600,7 @@ def compile_matcher(
         ) from error
     # Tables of positions are made anew inside a graph; torch warns that it skips their cache.
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
-    for part in parts:
+    for part in parts if device.type == "cpu" else parts + fine_maps:
         part.compile(dynamic=True, backend=backend)
 
 

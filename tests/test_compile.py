@@ -24,6 +24,7 @@ from sfm_matchers.matchers import (
     compile_matcher,
     load_matcher,
 )
+from sfm_matchers.networks.efficient_loftr import EfficientLoFTRFeatures
 from sfm_matchers.networks.selective_scan import scan_operator
 
 
@@ -55,6 +56,18 @@ def test_eloftr_compiles_without_graph_breaks() -> None:
     compile_for_test(matcher)
     assert_equal(matched(matcher, images), expected)
     assert_whole_graphs(3)
+
+
+def test_fine_maps_compile_without_graph_breaks() -> None:
+    """As on a GPU, where all of their pixels are computed."""
+    coarse, half = torch.randn(1, 256, 4, 8), torch.randn(1, 64, 16, 32)
+    features = EfficientLoFTRFeatures(half, torch.randn(1, 128, 8, 16), coarse)
+    fusion = eloftr_matcher().network.fine_preprocess
+    upsampling = jamma_matcher().network.matcher.up2
+    with torch.inference_mode():
+        for module, inputs in ((fusion, (features, coarse)), (upsampling, (coarse,))):
+            compiled = torch.compile(module, backend="eager", fullgraph=True)
+            torch.testing.assert_close(compiled(*inputs), module(*inputs))
 
 
 def assert_equal(found: Matches, expected: Matches) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks import efficient_loftr as eloftr
+from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.networks.efficient_loftr import (
     EfficientLoFTR,
     EfficientLoFTRConfig,
@@ -322,6 +323,20 @@ def test_eloftr_blank_images_stay_finite(value: float) -> None:
         assert output.keypoints0.isfinite().all()
         assert output.keypoints1.isfinite().all()
         assert output.scores.isfinite().all()
+
+
+def test_eloftr_fine_maps_are_whole_where_matches_are() -> None:
+    one, cells0, cells1 = network(), torch.tensor([0, 9, 63]), torch.tensor([7, 30, 56])
+    with torch.no_grad():
+        features = one.encode_pair(texture(64, 64, 0), texture(64, 64, 1))
+        coarse = one.transform(*features)
+        matches = CoarseMatches(torch.zeros_like(cells0), cells0, cells1, cells0, cells0)
+        some, whole = (one.fine_maps(*features, *coarse, m) for m in (matches, None))
+        assert all((few == 0).any() for few in some)
+        ids = (matches.batch_ids, cells0, cells1)
+        found, expected = eloftr.match_windows(*some, *ids), eloftr.match_windows(*whole, *ids)
+    for few, all_pixels in zip(found, expected, strict=True):
+        torch.testing.assert_close(few, all_pixels, rtol=1e-4, atol=1e-5)
 
 
 def test_eloftr_every_parameter_gets_a_gradient() -> None:

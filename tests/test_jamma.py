@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks import jamma
+from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig, JamMaOutput
 from sfm_matchers.training import jamma_supervision
 from sfm_matchers.training.homographies import HomographyGeometry
@@ -102,6 +103,21 @@ def test_windows_are_cut_where_the_formula_says() -> None:
     cells = torch.arange(24).repeat(2)
     found = jamma.fine_windows(fine_map, batch_ids, cells)
     assert torch.equal(found, expected.flatten(0, 1))
+
+
+def test_fine_maps_are_whole_where_matches_are() -> None:
+    cells0, cells1 = torch.tensor([0, 31, 95]), torch.tensor([11, 50, 84])
+    matches = CoarseMatches(torch.zeros_like(cells0), cells0, cells1, cells0, cells0)
+    with torch.no_grad():
+        features = [network().encode(textured(64, 96, 1, seed)) for seed in (0, 1)]
+        coarse = network().coarse_features(*features)
+        some, whole = (network().fine_maps(*features, *coarse, m) for m in (matches, None))
+    for few, all_pixels, cells in zip(some, whole, (cells0, cells1), strict=True):
+        assert (few == 0).any()
+        found, expected = (
+            jamma.fine_windows(m, matches.batch_ids, cells) for m in (few, all_pixels)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (6, 10), (30, 40)])

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
 from sfm_matchers.networks.coarse_matching import CoarseMatches, match_mutual_maximum, similarity
 
 CELL = 8  # side of a coarse cell in input pixels, and of a fine window
@@ -444,13 +445,40 @@ class FineFusion(nn.Module):
             nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         )
 
-    def forward(self, features: EfficientLoFTRFeatures, coarse: Tensor) -> Tensor:
-        """Fine map (B, H/2, W/2, 64) from backbone features and transformed map (B, 256, h, w)."""
-        fine = _upsample(self.layer3_outconv(coarse * FEATURE_SCALE))
-        fine = self.layer2_outconv2(fine + self.layer2_outconv(features.quarter))
-        fine = _upsample(fine)
-        fine = self.layer1_outconv2(fine + self.layer1_outconv(features.half))
+    def forward(
+        self, features: EfficientLoFTRFeatures, coarse: Tensor, wanted: Pixels = ALL_PIXELS
+    ) -> Tensor:
+        """Fine map (B, H/2, W/2, 64), of which the wanted pixels are computed, from backbone
+        features and transformed map (B, 256, h, w)."""
+        merged = wanted.dilated().dilated()
+        at_quarter = merged.halved()
+        fine = self.layer3_outconv(coarse * FEATURE_SCALE)
+        fine = self._fuse(
+            fine, features.quarter, self.layer2_outconv, self.layer2_outconv2, at_quarter
+        )
+        fine = self._fuse(fine, features.half, self.layer1_outconv, self.layer1_outconv2, wanted)
         return fine.movedim(1, -1).contiguous()
+
+    @staticmethod
+    def _fuse(
+        coarser: Tensor, finer: Tensor, project: nn.Conv2d, merge: nn.Sequential, wanted: Pixels
+    ) -> Tensor:
+        """Add the projected finer map to the coarser one, upsampled, and convolve the sum twice."""
+        first, norm, activation, last = merge
+        first, last = cast(nn.Conv2d, first), cast(nn.Conv2d, last)
+        at_first = wanted.dilated()
+        at_sum = at_first.dilated()
+        x = at_sum.put(at_sum.take(_upsample(coarser)) + project(at_sum.take(finer)))
+        x = activation(norm(at_first.convolve(x, first.weight)))
+        return wanted.put(wanted.convolve(at_first.put(x), last.weight))
+
+
+def window_pixels(coarse: Tensor, batch_ids: Tensor, cell_ids: Tensor) -> Pixels:
+    """The pixels of fine maps that the windows of chosen cells of (B, C, h, w) are made of."""
+    cells = torch.zeros(len(coarse), *coarse.shape[2:], dtype=torch.bool, device=coarse.device)
+    cells.flatten(1)[batch_ids, cell_ids] = True
+    side = CELL // 2
+    return Pixels(cells.repeat_interleave(side, 1).repeat_interleave(side, 2)).dilated()
 
 
 def fine_windows(fine_map: Tensor, batch_ids: Tensor, cell_ids: Tensor, ring: int) -> Tensor:
@@ -673,7 +701,7 @@ class EfficientLoFTR(nn.Module):
         keypoints0 = cell_position(matches.ids0, coarse0.shape[3]).float()
         keypoints1 = cell_position(matches.ids1, coarse1.shape[3]).float()
         if len(matches.scores):
-            fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1)
+            fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1, matches)
             offsets0, offsets1 = self.refine(fine0, fine1, matches)
             keypoints0, keypoints1 = keypoints0 + offsets0, keypoints1 + offsets1
         if scale0 is not None:
@@ -738,17 +766,25 @@ class EfficientLoFTR(nn.Module):
         features1: EfficientLoFTRFeatures,
         coarse0: Tensor,
         coarse1: Tensor,
+        matches: CoarseMatches | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Fine feature maps (B, H/2, W/2, 64) of both images."""
-        if not self.training or coarse0.shape != coarse1.shape:
-            return self.fine_preprocess(features0, coarse0), self.fine_preprocess(
-                features1, coarse1
+        """Fine feature maps (B, H/2, W/2, 64) of both images.
+
+        With `matches`, on a CPU, they are complete in the windows of these alone.
+        """
+        if self.training and coarse0.shape == coarse1.shape:
+            both = EfficientLoFTRFeatures(
+                *(torch.cat(maps) for maps in zip(features0, features1, strict=True))
             )
-        both = EfficientLoFTRFeatures(
-            *(torch.cat(maps) for maps in zip(features0, features1, strict=True))
-        )
-        fine0, fine1 = self.fine_preprocess(both, torch.cat([coarse0, coarse1])).chunk(2)
-        return fine0, fine1
+            maps = self.fine_preprocess(both, torch.cat([coarse0, coarse1]), ALL_PIXELS)
+            fine0, fine1 = maps.chunk(2)
+            return fine0, fine1
+        wanted0 = wanted1 = ALL_PIXELS
+        if matches is not None and coarse0.device.type == "cpu":
+            wanted0 = window_pixels(coarse0, matches.batch_ids, matches.ids0)
+            wanted1 = window_pixels(coarse1, matches.batch_ids, matches.ids1)
+        fine0 = self.fine_preprocess(features0, coarse0, wanted0)
+        return fine0, self.fine_preprocess(features1, coarse1, wanted1)
 
     def refine(self, fine0: Tensor, fine1: Tensor, matches: CoarseMatches) -> tuple[Tensor, Tensor]:
         """Positions (M, 2) in both images relative to the matched cells (px)."""

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
 from sfm_matchers.networks.coarse_matching import (
     CoarseMatches,
     match_either_maximum,
@@ -333,10 +334,19 @@ class Upsampling(nn.Module):
             nn.ReLU(),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, h, w) to (B, C', 2h, 2w)."""
-        bilinear = F.interpolate(self.lin(x), scale_factor=2.0, mode="bilinear")
-        return self.cbr(bilinear + self.transconv(x))
+    def forward(self, x: Tensor, wanted: Pixels = ALL_PIXELS) -> Tensor:
+        """Map (B, C, h, w) to (B, C', 2h, 2w), of which the wanted pixels are computed."""
+        sources = wanted.dilated().halved()
+        low = sources.put(sources.convolve(x, self.lin.weight, self.lin.bias))
+        both = F.interpolate(low, scale_factor=2.0, mode="bilinear") + self.transconv(x)
+        convolution, norm, activation = self.cbr
+        convolution = cast(nn.Conv2d, convolution)
+        y = wanted.convolve(both, convolution.weight, convolution.bias)
+        return wanted.put(activation(norm(y)))
+
+    def reads(self, wanted: Pixels) -> Pixels:
+        """The pixels of the input that the wanted ones depend on."""
+        return wanted.dilated().halved().dilated()
 
 
 class MixerLayer(nn.Module):
@@ -416,11 +426,36 @@ class PairMatcher(nn.Module):
         """
         return F.conv2d(quarter, self.conv7a.weight[:, :QUARTER_DIM], self.conv7a.bias, padding=1)
 
-    def fine_map(self, image_share: Tensor, coarse: Tensor) -> Tensor:
-        """Map (B, 128, H/4, W/4) and (B, 256, H/8, W/8) to (B, 64, H/2, W/2)."""
-        x = F.conv2d(self.up2(coarse), self.conv7a.weight[:, QUARTER_DIM:], padding=1)
-        x = F.gelu(self.conv7b(F.gelu(x + image_share)))
-        return self.conv8b(F.gelu(self.conv8a(self.up3(x))))
+    def fine_map(self, image_share: Tensor, coarse: Tensor, wanted: Pixels = ALL_PIXELS) -> Tensor:
+        """Map (B, 128, H/4, W/4) and (B, 256, H/8, W/8) to (B, 64, H/2, W/2), of which the wanted
+        pixels are computed."""
+        at_8a = wanted.dilated()
+        after_up3 = at_8a.dilated()
+        at_7b = self.up3.reads(after_up3)
+        at_7a = at_7b.dilated()
+        x = self.up2(coarse, at_7a.dilated())
+        x = at_7a.convolve(x, self.conv7a.weight[:, QUARTER_DIM:]) + at_7a.take(image_share)
+        x = _gelu_convolution(x, at_7a, self.conv7b, at_7b)
+        x = self.up3(at_7b.put(_gelu_channels_last(x)), after_up3)
+        x = at_8a.convolve(x, self.conv8a.weight, self.conv8a.bias)
+        return wanted.put(_gelu_convolution(x, at_8a, self.conv8b, wanted))
+
+
+def _gelu_convolution(x: Tensor, at: Pixels, convolution: nn.Conv2d, wanted: Pixels) -> Tensor:
+    return wanted.convolve(at.put(_gelu_channels_last(x)), convolution.weight, convolution.bias)
+
+
+def _gelu_channels_last(x: Tensor) -> Tensor:
+    """GELU of (B, C, H, W); torch's fast one for CPUs takes contiguous tensors only."""
+    return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def window_pixels(batch: int, grid: tuple[int, int], batch_ids: Tensor, cell_ids: Tensor) -> Pixels:
+    """The pixels of fine maps (B, C, 4h, 4w) that lie in the windows of chosen coarse cells."""
+    stride = CELL // FINE_CELL
+    middles = torch.zeros(batch, stride * grid[0], stride * grid[1], device=cell_ids.device)
+    middles[batch_ids, cell_ids // grid[1] * stride, cell_ids % grid[1] * stride] = 1
+    return Pixels(F.max_pool2d(middles, WINDOW, stride=1, padding=WINDOW // 2) > 0)
 
 
 def fine_windows(fine_map: Tensor, batch_ids: Tensor, cell_ids: Tensor) -> Tensor:
@@ -566,7 +601,7 @@ class JamMa(nn.Module):
             none = coarse0.new_zeros(0, 2)
             ids = matches.batch_ids
             return JamMaOutput(ids, none, none, none[:, 0], matches, ids)
-        fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1)
+        fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1, matches)
         all_ids = torch.arange(len(matches.batch_ids), device=coarse0.device)
         chunk = WINDOW_CHUNK if coarse0.device.type == "cpu" else WINDOW_CHUNK_GPU
         parts = [self.refine(fine0, fine1, matches, ids) for ids in all_ids.split(chunk)]
@@ -642,17 +677,27 @@ class JamMa(nn.Module):
         features1: JamMaFeatures,
         coarse0: Tensor,
         coarse1: Tensor,
+        matches: CoarseMatches | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Two maps (B, 64, H/2, W/2) from what is known of each image and the `coarse_features`."""
-        if not self.training:  # one image after the other takes half the memory
-            return (
-                self.matcher.fine_map(features0.fine, coarse0),
-                self.matcher.fine_map(features1.fine, coarse1),
+        """Two maps (B, 64, H/2, W/2) from what is known of each image and the `coarse_features`.
+
+        With `matches`, on a CPU, they are complete in the windows of these alone.
+        """
+        if self.training:  # batch normalisation learns from both images
+            shares = torch.cat((features0.fine, features1.fine))
+            both = self.matcher.fine_map(shares, torch.cat((coarse0, coarse1)), ALL_PIXELS)
+            fine0, fine1 = both.chunk(2)
+            return fine0, fine1
+        wanted0 = wanted1 = ALL_PIXELS
+        if matches is not None and coarse0.device.type == "cpu":
+            batch, _, *grid = coarse0.shape
+            wanted0, wanted1 = (
+                window_pixels(batch, (grid[0], grid[1]), matches.batch_ids, ids)
+                for ids in (matches.ids0, matches.ids1)
             )
-        # Batch normalisation learns from both images.
-        shares = torch.cat((features0.fine, features1.fine))
-        fine0, fine1 = self.matcher.fine_map(shares, torch.cat((coarse0, coarse1))).chunk(2)
-        return fine0, fine1
+        # One image after the other takes half the memory.
+        fine0 = self.matcher.fine_map(features0.fine, coarse0, wanted0)
+        return fine0, self.matcher.fine_map(features1.fine, coarse1, wanted1)
 
     def fine_predictions(
         self, fine0: Tensor, fine1: Tensor, batch_ids: Tensor, ids0: Tensor, ids1: Tensor

@@ -72,7 +72,7 @@ class EfficientLoFTRTask:
     a share of the batches: they cost two thirds of the rest and learn faster.
     """
 
-    cross_entropy_until = 0.7  # of the run
+    cross_entropy_until = 0.9  # of the run
     fine_share = 0.4  # of the batches
     windows = 128  # pairs of cells per pair of images
 
