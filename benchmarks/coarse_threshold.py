@@ -1,6 +1,7 @@
-"""Precision and recall of JamMa's coarse matches by threshold, on photographs held out of training.
+"""Precision and recall of coarse matches by threshold, on photographs held out of training.
 
-    python -m benchmarks.coarse_threshold --photo_dir PHOTOS --weights run/weights.safetensors
+    python -m benchmarks.coarse_threshold --matcher jamma --photo_dir PHOTOS \\
+        --weights run/weights.safetensors
 
 The pairs are those of the validation (easy and hard homographies, scenes with parallax), and the
 same photographs in pairs that share nothing, one for each true pair. A match is right if its cell
@@ -11,14 +12,13 @@ The threshold that a weights file recommends is chosen by this table.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sfm_matchers.networks.jamma import CELL, JamMa
+from sfm_matchers.training.efficient_loftr_task import to_gray
 from sfm_matchers.training.jamma_task import normalize
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
@@ -26,15 +26,37 @@ from sfm_matchers.training.schedule import validation_sets
 from sfm_matchers.training.supervision import cell_truth
 from sfm_matchers.weights import load_network
 
-THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+CELL = 8  # side of a coarse cell in pixels, of both networks
+
+# The similarity (B, L, L) of a batch, and what of it the threshold applies to.
+Probability = Callable[[nn.Module, PairBatch], Tensor]
 
 
-@torch.inference_mode()
-def rows(network: JamMa, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the cells of image 0 of known truth: best probability, if it is right, if it could be."""
+def jamma_probability(network: nn.Module, batch: PairBatch) -> Tensor:
+    """Softmax over each row; the one over columns is the same with the images exchanged."""
     features = (network.encode(normalize(image)) for image in (batch.image0, batch.image1))
-    similarity = network.coarse_similarity(*network.coarse_features(*features))
-    probability, best = similarity.softmax(-1).max(-1)
+    return network.coarse_similarity(*network.coarse_features(*features)).softmax(-1)
+
+
+def eloftr_probability(network: nn.Module, batch: PairBatch) -> Tensor:
+    """Dual softmax, zero off the mutual maxima."""
+    features = network.encode_pair(to_gray(batch.image0), to_gray(batch.image1))
+    logits = network.coarse_logits(*network.transform(*features))
+    dual = logits.softmax(-1) * logits.softmax(-2)
+    is_mutual = (dual == dual.amax(-1, keepdim=True)) & (dual == dual.amax(-2, keepdim=True))
+    return dual * is_mutual
+
+
+PROBABILITIES: dict[str, Probability] = {
+    "jamma": jamma_probability,
+    "eloftr": eloftr_probability,
+}
+
+
+def rows(probability: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the cells of image 0 of known truth: best probability, if it is right, if it could be."""
+    best_probability, best = probability.max(-1)
     labels0, _, unmatched0, _ = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, "cpu")
     columns = batch.image_size[1] // CELL
     apart = torch.stack(
@@ -42,7 +64,7 @@ def rows(network: JamMa, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
     ).abs()
     right = (apart.amax(0) <= 1) & (labels0 >= 0)
     known = (labels0 >= 0) | unmatched0
-    return probability[known], right[known], (labels0 >= 0)[known]
+    return best_probability[known], right[known], (labels0 >= 0)[known]
 
 
 def batches(photo_dir: Path) -> Iterator[PairBatch]:
@@ -58,11 +80,17 @@ def batches(photo_dir: Path) -> Iterator[PairBatch]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--matcher", choices=list(PROBABILITIES), required=True)
     parser.add_argument("--photo_dir", type=Path, required=True)
     parser.add_argument("--weights", default="bundled", help="default: bundled")
     options = parser.parse_args()
-    network = cast(JamMa, load_network("jamma", options.weights))
-    found = zip(*(rows(network, batch) for batch in batches(options.photo_dir)), strict=True)
+    network = load_network(options.matcher, options.weights)
+    probability_of = PROBABILITIES[options.matcher]
+    with torch.inference_mode():
+        of_batches = [
+            rows(probability_of(network, batch), batch) for batch in batches(options.photo_dir)
+        ]
+    found = zip(*of_batches, strict=True)
     probability, right, has_partner = (torch.cat(parts) for parts in found)
     print("| threshold | precision | recall |\n|---|---|---|")
     for threshold in THRESHOLDS:

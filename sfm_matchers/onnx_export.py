@@ -314,6 +314,8 @@ def load_graph(
         WeightsError: the weights cannot be loaded.
     """
     conf = load_conf(matcher)
+    if conf.model.get("precision", "float32") != "float32":
+        raise InputError(f"{matcher}: only float32 can be exported, leave precision away")
     if isinstance(conf, DetectorFreeConf):
         if size is None:
             raise InputError(f"{matcher} matches images: give --size WIDTH HEIGHT")

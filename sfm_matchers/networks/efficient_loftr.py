@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
 from sfm_matchers.networks.coarse_matching import CoarseMatches, match_mutual_maximum, similarity
+from sfm_matchers.networks.precision import check_precision, in_its_precision
 
 CELL = 8  # side of a coarse cell in input pixels, and of a fine window
 AGGREGATION = 4  # the transformer attends on blocks of 4 x 4 coarse cells
@@ -66,8 +67,11 @@ class EfficientLoFTRConfig:
     The authors set the long side for images larger than 832."""
     padding: Literal["crop", "pool"] = "crop"
     """How the transformer sees padded images (see `LocalFeatureTransformer`)."""
+    precision: str = "float32"
+    """Of matrix products and convolutions; "float16" and "bfloat16" are for GPUs."""
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.padding not in ("crop", "pool"):
             raise InputError(f"padding must be 'crop' or 'pool', not {self.padding!r}")
 
@@ -660,6 +664,7 @@ class EfficientLoFTR(nn.Module):
         features0, features1 = self.encode_pair(image0, image1)
         return self.match(features0, features1, mask0, mask1, scale0, scale1)
 
+    @in_its_precision
     def encode(self, image: Tensor) -> EfficientLoFTRFeatures:
         """Features of images (B, 1, H, W), each independent of the image it is matched with."""
         if image.dim() != 4 or image.shape[1] != 1:
@@ -686,6 +691,7 @@ class EfficientLoFTR(nn.Module):
         maps0, maps1 = zip(*(feature_map.chunk(2) for feature_map in both), strict=True)
         return EfficientLoFTRFeatures(*maps0), EfficientLoFTRFeatures(*maps1)
 
+    @in_its_precision
     def match(
         self,
         features0: EfficientLoFTRFeatures,

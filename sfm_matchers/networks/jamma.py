@@ -33,6 +33,7 @@ from sfm_matchers.networks.coarse_matching import (
     similarity,
 )
 from sfm_matchers.networks.mamba import MambaBlock, run_side_by_side
+from sfm_matchers.networks.precision import check_precision, in_its_precision
 
 CELL = 8  # side of a coarse cell in input pixels
 FINE_CELL = 2  # side of a fine cell in input pixels
@@ -63,6 +64,11 @@ class JamMaConfig:
     """Cells (8 px) along the border of an image, or of its valid part, that are never matched."""
     coarse_temperature: float = 0.1
     fine_temperature: float = 0.1
+    precision: str = "float32"
+    """Of matrix products and convolutions; "float16" and "bfloat16" are for GPUs."""
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
 
 class JamMaFeatures(NamedTuple):
@@ -560,6 +566,7 @@ class JamMa(nn.Module):
         features0, features1 = self.encode(image0), self.encode(image1)
         return self.match(features0, features1, mask0, mask1, scale0, scale1)
 
+    @in_its_precision
     def encode(self, image: Tensor) -> JamMaFeatures:
         """Compute the part that depends on one image alone.
 
@@ -581,6 +588,7 @@ class JamMa(nn.Module):
         return JamMaFeatures(self.matcher.image_share(quarter), eighth)
 
     @torch.no_grad()
+    @in_its_precision
     def match(
         self,
         features0: JamMaFeatures,

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.networks.precision import check_precision, in_its_precision
 from sfm_matchers.networks.selective_scan import selective_scan
 
 __all__ = [
@@ -75,6 +76,7 @@ class MambaGlueConfig:
             "score" scans them from the highest detection score to the lowest, the order in which
             the published training recipe presents SuperPoint keypoints. Results are always in
             the given order.
+        precision: of matrix products; "float16" and "bfloat16" are for GPUs.
     """
 
     features: str = "superpoint"
@@ -86,8 +88,10 @@ class MambaGlueConfig:
     pruning_min_keypoints: int = 0
     filter_threshold: float = 0.01
     keypoint_order: str = "as_is"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.features not in FRONT_ENDS:
             known = ", ".join(FRONT_ENDS)
             raise InputError(f"unknown features {self.features!r}, choose one of {known}")
@@ -619,6 +623,7 @@ class MambaGlue(nn.Module):
                 module.fuse()
         return self
 
+    @in_its_precision
     def forward(self, features0: LocalFeatures, features1: LocalFeatures) -> MambaGlueMatches:
         """Match B pairs of images.
 

@@ -1,0 +1,66 @@
+"""Half precision: nearly the matches of single precision, with every network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from short_matchers import (
+    eloftr_matcher,
+    jamma_matcher,
+    mambaglue_matcher,
+    matched,
+    photographs,
+    sift_like,
+    translated,
+)
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.matchers import Matches
+from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
+from sfm_matchers.networks.jamma import JamMaConfig
+from sfm_matchers.networks.mambaglue import MambaGlueConfig
+
+
+def set_precision(network: Any, precision: str) -> None:
+    network.config = type(network.config)(**{**vars(network.config), "precision": precision})
+
+
+def share_found(found: Matches, expected: Matches) -> float:
+    """Share of the expected matches within 1 px, in both photos, of one that was found."""
+    points = [
+        torch.from_numpy(np.hstack([matches.keypoints0, matches.keypoints1]))
+        for matches in (found, expected)
+    ]
+    return float((torch.cdist(*points, p=torch.inf).min(0).values < 1).float().mean())
+
+
+# Nearly random weights, whose windows are close to ties; benchmarks.precision has the bundled ones.
+@pytest.mark.parametrize(("precision", "least"), [("bfloat16", 0.7), ("float16", 0.85)])
+def test_detector_free_matches_in_half_precision(precision: str, least: float) -> None:
+    for matcher, images in ((jamma_matcher(), photographs()), (eloftr_matcher(), translated())):
+        expected = matched(matcher, images)
+        set_precision(matcher.network, precision)
+        found = matched(matcher, images)
+        assert len(expected) > 20
+        assert share_found(found, expected) > least
+        assert share_found(expected, found) > least
+        assert found.keypoints0.dtype == found.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mambaglue_matches_in_half_precision(precision: str) -> None:
+    matcher, pair = mambaglue_matcher("score"), (sift_like(64, 1), sift_like(40, 2))
+    expected, _ = matcher.match(*pair)
+    set_precision(matcher.network, precision)
+    found, scores = matcher.match(*pair)
+    assert (found == expected).mean() > 0.9
+    assert scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("config", [JamMaConfig, EfficientLoFTRConfig, MambaGlueConfig])
+def test_an_unknown_precision_is_refused(config: Any) -> None:
+    with pytest.raises(InputError, match="unknown precision 'int8', choose one of float32, float1"):
+        config(precision="int8")
