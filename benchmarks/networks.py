@@ -37,6 +37,7 @@ from benchmarks.memory import peak_memory
 from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mambaglue
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS
 from sfm_matchers.networks.coarse_matching import CoarseMatches
+from sfm_matchers.networks.precision import PRECISIONS
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
 from sfm_matchers.weights.convert_efficient_loftr import convert
@@ -116,21 +117,26 @@ def _candidate(network: str, name: str, case: Any, device: str) -> Candidate:
 
 def _build(network: str, fused: bool) -> Any:
     torch.manual_seed(0)
+    precision = settings["precision"] if fused else "float32"
     if network == "jamma":
-        return load_network("jamma").eval()
+        return load_network("jamma", precision=precision).eval()
     if network == "eloftr":
         # The plain form keeps the branches of its blocks.
-        model = efficient_loftr.EfficientLoFTR().eval()
+        config = efficient_loftr.EfficientLoFTRConfig(precision=precision)
+        model = efficient_loftr.EfficientLoFTR(config).eval()
         model.load_state_dict(load_state_dict_file(BUNDLED_DIR / "eloftr.safetensors"))
         return model.fuse() if fused else model
     # Neither early stop nor pruning: the whole network.
-    config = mambaglue.MambaGlueConfig(depth_confidence=-1, width_confidence=-1)
+    config = mambaglue.MambaGlueConfig(
+        depth_confidence=-1, width_confidence=-1, precision=precision
+    )
     matcher = mambaglue.MambaGlue(config).eval()
     return matcher.fuse() if fused else matcher
 
 
 VIEWS = 12  # on the path of the camera through the room
-settings = {"apart": 1}  # steps on that path between the two photos
+# Steps on that path between the two photos; precision of our networks, not of the plain forms.
+settings: dict[str, Any] = {"apart": 1, "precision": "float32"}
 
 
 @functools.lru_cache(maxsize=1)
@@ -353,7 +359,8 @@ def _stages(network: str, case: Any, device: str) -> str:
 
 def _peak_memory(network: str, name: str, label: str) -> float:
     command = [sys.executable, "-m", "benchmarks.networks", "--memory_of", network, name, label]
-    command += ["--threads", str(torch.get_num_threads()), "--apart", str(settings["apart"])]
+    command += ["--threads", str(torch.get_num_threads())]
+    command += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -392,10 +399,11 @@ if __name__ == "__main__":
         metavar="N",
         help="steps between the two photos; 1: almost every cell has a match (default: 1)",
     )
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of ours")
     parser.add_argument("--memory_of", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    settings["apart"] = given.apart
+    settings |= {"apart": given.apart, "precision": given.precision}
     if given.memory_of:
         _print_memory(*given.memory_of)
     else:
