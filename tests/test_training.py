@@ -424,6 +424,14 @@ def test_workers_flush_denormal_numbers(photographs: Photographs, tmp_path: Path
     assert all(trainer.workers.map(lambda _: float(tiny * 1e-10) == 0.0, range(4)))
 
 
+def test_training_leaves_the_arithmetic_of_its_caller(
+    photographs: Photographs, tmp_path: Path
+) -> None:
+    """A process that trains and goes on must not take small numbers for zero afterwards."""
+    Trainer(_TinyTask(), TrainingOptions(steps=1), photographs, tmp_path, CPU).run(photographs)
+    assert float(np.float32(1e-30) * np.float32(1e-12)) > 0
+
+
 def test_shifted_cells_stay_within_the_grid() -> None:
     cells = torch.arange(12)[None]
     generator = torch.Generator().manual_seed(0)

@@ -104,6 +104,20 @@ class _Share:
     pairs: int
 
 
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Take numbers too small for normal floats for zero in this thread.
+
+    GELU's tails make such gradients, which take a CPU a hundred times as long. Afterwards the
+    arithmetic of the caller's own code is as it was.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 class Trainer:
     """The state of a run: network, its running average, optimizer, step, recorded metrics."""
 
@@ -125,9 +139,7 @@ class Trainer:
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = _build_optimizer(self.parameters, options)
-        # GELU's tails make gradients too small for normal floats, which take a CPU a hundred times
-        # as long; the setting is one of each thread.
-        torch.set_flush_denormal(True)
+        # The setting is one of each thread; `_flushed_denormals` says why.
         self.workers = ThreadPoolExecutor(
             options.workers, initializer=torch.set_flush_denormal, initargs=(True,)
         )
@@ -137,6 +149,7 @@ class Trainer:
         self.rows: list[dict[str, float]] = []
         self.validation_rows: list[dict[str, float]] = []
 
+    @_flushed_denormals()
     def train_step(self) -> dict[str, Tensor]:
         """Make one batch and one update; returns scalars to record, still on the device."""
         options = self.options
