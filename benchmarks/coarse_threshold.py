@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.networks.jamma import CELL  # Efficient LoFTR's cells are as large
 from sfm_matchers.training.efficient_loftr_task import to_gray
 from sfm_matchers.training.jamma_task import normalize
 from sfm_matchers.training.pair_batch import PairBatch
@@ -27,7 +28,6 @@ from sfm_matchers.training.supervision import cell_truth
 from sfm_matchers.weights import load_network
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-CELL = 8  # side of a coarse cell in pixels, of both networks
 
 # The similarity (B, L, L) of a batch, and what of it the threshold applies to.
 Probability = Callable[[nn.Module, PairBatch], Tensor]

@@ -48,18 +48,15 @@ def right(matches: Matches, position: np.ndarray) -> int:
     return int((np.linalg.norm(matches.keypoints1 - expected, axis=1) < TOLERANCE).sum())
 
 
-def measure(name: str, options: argparse.Namespace) -> None:
+def measure(name: str, rendered: list[Pair], device: str) -> None:
     """Print the rows of one matcher."""
     conf = load_conf(name)
-    camera = Camera.from_field_of_view(*options.size)
     right_in_float32 = 0
     for precision in PRECISIONS:
         of_precision = replace(conf, model={**conf.model, "precision": precision})
-        matcher = PhotoMatcher(of_precision, "bundled", options.device)
+        matcher = PhotoMatcher(of_precision, "bundled", device)
         found = num_right = 0
-        for image0, image1, position in tqdm(
-            pairs(options.pairs, camera), f"{name} {precision}", options.pairs
-        ):
+        for image0, image1, position in tqdm(rendered, f"{name} {precision}"):
             matches = matcher.match(image0, image1)
             found += len(matches)
             num_right += right(matches, position)
@@ -80,10 +77,11 @@ def main() -> None:
     parser.add_argument(
         "--device", default="cpu", help="cpu, where half precision is slow, or cuda"
     )
-    print("| matcher | precision | matches | right | right, of float32's |\n|---|---|---|---|---|")
     options = parser.parse_args()
+    print("| matcher | precision | matches | right | right, of float32's |\n|---|---|---|---|---|")
+    rendered = list(pairs(options.pairs, Camera.from_field_of_view(*options.size)))
     for name in options.matchers:
-        measure(name, options)
+        measure(name, rendered, options.device)
 
 
 if __name__ == "__main__":

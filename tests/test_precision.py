@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from sfm_matchers.networks.mambaglue import MambaGlueConfig
 
 
 def set_precision(network: Any, precision: str) -> None:
-    network.config = type(network.config)(**{**vars(network.config), "precision": precision})
+    network.config = replace(network.config, precision=precision)
 
 
 def share_found(found: Matches, expected: Matches) -> float:

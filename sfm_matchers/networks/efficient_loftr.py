@@ -782,8 +782,7 @@ class EfficientLoFTR(nn.Module):
             both = EfficientLoFTRFeatures(
                 *(torch.cat(maps) for maps in zip(features0, features1, strict=True))
             )
-            maps = self.fine_preprocess(both, torch.cat([coarse0, coarse1]), ALL_PIXELS)
-            fine0, fine1 = maps.chunk(2)
+            fine0, fine1 = self.fine_preprocess(both, torch.cat([coarse0, coarse1])).chunk(2)
             return fine0, fine1
         wanted0 = wanted1 = ALL_PIXELS
         if matches is not None and coarse0.device.type == "cpu":

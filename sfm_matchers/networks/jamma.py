@@ -456,12 +456,17 @@ def _gelu_channels_last(x: Tensor) -> Tensor:
     return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def window_pixels(batch: int, grid: tuple[int, int], batch_ids: Tensor, cell_ids: Tensor) -> Pixels:
-    """The pixels of fine maps (B, C, 4h, 4w) that lie in the windows of chosen coarse cells."""
+def window_pixels(coarse: Tensor, batch_ids: Tensor, cell_ids: Tensor) -> Pixels:
+    """The pixels of fine maps that lie in the windows of chosen cells of (B, C, h, w)."""
+    batch, _, height, width = coarse.shape
     stride = CELL // FINE_CELL
-    middles = torch.zeros(batch, stride * grid[0], stride * grid[1], device=cell_ids.device)
-    middles[batch_ids, cell_ids // grid[1] * stride, cell_ids % grid[1] * stride] = 1
-    return Pixels(F.max_pool2d(middles, WINDOW, stride=1, padding=WINDOW // 2) > 0)
+    shape = (batch, stride * height, stride * width)
+    middles = torch.zeros(shape, dtype=torch.bool, device=coarse.device)
+    middles[batch_ids, cell_ids // width * stride, cell_ids % width * stride] = True
+    pixels = Pixels(middles)
+    for _ in range(WINDOW // 2):
+        pixels = pixels.dilated()
+    return pixels
 
 
 def fine_windows(fine_map: Tensor, batch_ids: Tensor, cell_ids: Tensor) -> Tensor:
@@ -693,16 +698,12 @@ class JamMa(nn.Module):
         """
         if self.training:  # batch normalisation learns from both images
             shares = torch.cat((features0.fine, features1.fine))
-            both = self.matcher.fine_map(shares, torch.cat((coarse0, coarse1)), ALL_PIXELS)
-            fine0, fine1 = both.chunk(2)
+            fine0, fine1 = self.matcher.fine_map(shares, torch.cat((coarse0, coarse1))).chunk(2)
             return fine0, fine1
         wanted0 = wanted1 = ALL_PIXELS
         if matches is not None and coarse0.device.type == "cpu":
-            batch, _, *grid = coarse0.shape
-            wanted0, wanted1 = (
-                window_pixels(batch, (grid[0], grid[1]), matches.batch_ids, ids)
-                for ids in (matches.ids0, matches.ids1)
-            )
+            wanted0 = window_pixels(coarse0, matches.batch_ids, matches.ids0)
+            wanted1 = window_pixels(coarse1, matches.batch_ids, matches.ids1)
         # One image after the other takes half the memory.
         fine0 = self.matcher.fine_map(features0.fine, coarse0, wanted0)
         return fine0, self.matcher.fine_map(features1.fine, coarse1, wanted1)

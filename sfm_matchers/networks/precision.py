@@ -16,7 +16,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def check_precision(precision: str) -> None:
-    """Refuse what is not a key of `PRECISIONS`.
+    """Refuse what is not one of `PRECISIONS`.
 
     Raises:
         InputError: it is not.
