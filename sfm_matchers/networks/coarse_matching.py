@@ -33,6 +33,7 @@ MASKED_SIMILARITY = -1e9
 # a GPU enough to keep it busy.
 BLOCK_ENTRIES_CPU = 1 << 20
 BLOCK_ENTRIES_GPU = 1 << 26
+LEAST_ROWS = 128  # of a block; matrix products of fewer take up to twice as long on a CPU
 SMALLEST_EXPONENT = -80.0  # exp of it is still a normal float32
 SELECTIVE_THRESHOLD = 0.01  # at most a hundred entries of a row are above it
 ROUNDING = 1e-3  # more than the logarithm of a score can be off
@@ -202,7 +203,7 @@ class _SimilarityBlocks:
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and S[:, rows], (B, rows, L1), which the next step overwrites."""
         batch, length0, length1 = *self.features0.shape[:2], self.features1.shape[1]
-        height = min(length0, max(1, self._block_entries() // (batch * length1)))
+        height = min(length0, max(LEAST_ROWS, self._block_entries() // (batch * length1)))
         buffer = self.features1.new_empty(batch, height, length1)
         with torch.autocast(buffer.device.type, enabled=False):
             for start in range(0, length0, height):
