@@ -6,7 +6,8 @@
 The pairs are those of the validation (easy and hard homographies, scenes with parallax), and the
 same photographs in pairs that share nothing, one for each true pair. A match is right if its cell
 is the one nearest to the truth, or next to it. Recall is the share of the cells with a partner.
-The threshold that a weights file recommends is chosen by this table.
+The thresholds that a weights file recommends are chosen by these tables; `eloftr_opt` compares raw
+scores with one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +29,8 @@ from sfm_matchers.training.schedule import validation_sets
 from sfm_matchers.training.supervision import cell_truth
 from sfm_matchers.weights import load_network
 
-THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-
-# The similarity (B, L, L) of a batch, and what of it the threshold applies to.
-Probability = Callable[[nn.Module, PairBatch], Tensor]
+PROBABILITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+RAW_SCORES = (5.0, 10.0, 12.5, 15.0, 17.5, 20.0, 25.0)
 
 
 def jamma_probability(network: nn.Module, batch: PairBatch) -> Tensor:
@@ -40,23 +40,48 @@ def jamma_probability(network: nn.Module, batch: PairBatch) -> Tensor:
 
 
 def eloftr_probability(network: nn.Module, batch: PairBatch) -> Tensor:
-    """Dual softmax, zero off the mutual maxima."""
+    """Dual softmax at the mutual maxima."""
+    logits = eloftr_logits(network, batch)
+    return mutual_maxima(logits.softmax(-1) * logits.softmax(-2))
+
+
+def eloftr_raw_score(network: nn.Module, batch: PairBatch) -> Tensor:
+    """Similarity at the mutual maxima."""
+    return mutual_maxima(eloftr_logits(network, batch))
+
+
+def eloftr_logits(network: nn.Module, batch: PairBatch) -> Tensor:
+    """The similarity of all cells."""
     features = network.encode_pair(to_gray(batch.image0), to_gray(batch.image1))
-    logits = network.coarse_logits(*network.transform(*features))
-    dual = logits.softmax(-1) * logits.softmax(-2)
-    is_mutual = (dual == dual.amax(-1, keepdim=True)) & (dual == dual.amax(-2, keepdim=True))
-    return dual * is_mutual
+    return network.coarse_logits(*network.transform(*features))
 
 
-PROBABILITIES: dict[str, Probability] = {
-    "jamma": jamma_probability,
-    "eloftr": eloftr_probability,
+def mutual_maxima(scores: Tensor) -> Tensor:
+    """The scores where they are the largest of their row and of their column, elsewhere -inf."""
+    is_mutual = (scores == scores.amax(-1, keepdim=True)) & (
+        scores == scores.amax(-2, keepdim=True)
+    )
+    return scores.masked_fill(~is_mutual, -torch.inf)
+
+
+class Rule(NamedTuple):
+    """How a matcher picks cells: its network, what is compared (B, L0, L1), and with what."""
+
+    network: str
+    scores: Callable[[nn.Module, PairBatch], Tensor]
+    thresholds: tuple[float, ...]
+
+
+RULES = {
+    "jamma": Rule("jamma", jamma_probability, PROBABILITIES),
+    "eloftr": Rule("eloftr", eloftr_probability, PROBABILITIES),
+    "eloftr_opt": Rule("eloftr", eloftr_raw_score, RAW_SCORES),
 }
 
 
-def rows(probability: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the cells of image 0 of known truth: best probability, if it is right, if it could be."""
-    best_probability, best = probability.max(-1)
+def rows(scores: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the cells of image 0 of known truth: best score, if it is right, if it could be."""
+    best_score, best = scores.max(-1)
     labels0, _, unmatched0, _ = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, "cpu")
     columns = batch.image_size[1] // CELL
     apart = torch.stack(
@@ -64,7 +89,7 @@ def rows(probability: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]
     ).abs()
     right = (apart.amax(0) <= 1) & (labels0 >= 0)
     known = (labels0 >= 0) | unmatched0
-    return best_probability[known], right[known], (labels0 >= 0)[known]
+    return best_score[known], right[known], (labels0 >= 0)[known]
 
 
 def batches(photo_dir: Path) -> Iterator[PairBatch]:
@@ -80,21 +105,21 @@ def batches(photo_dir: Path) -> Iterator[PairBatch]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--matcher", choices=list(PROBABILITIES), required=True)
+    parser.add_argument("--matcher", choices=list(RULES), required=True)
     parser.add_argument("--photo_dir", type=Path, required=True)
     parser.add_argument("--weights", default="bundled", help="default: bundled")
     options = parser.parse_args()
-    network = load_network(options.matcher, options.weights)
-    probability_of = PROBABILITIES[options.matcher]
+    rule = RULES[options.matcher]
+    network = load_network(rule.network, options.weights)
     with torch.inference_mode():
         of_batches = [
-            rows(probability_of(network, batch), batch) for batch in batches(options.photo_dir)
+            rows(rule.scores(network, batch), batch) for batch in batches(options.photo_dir)
         ]
     found = zip(*of_batches, strict=True)
-    probability, right, has_partner = (torch.cat(parts) for parts in found)
+    scores, right, has_partner = (torch.cat(parts) for parts in found)
     print("| threshold | precision | recall |\n|---|---|---|")
-    for threshold in THRESHOLDS:
-        kept = probability > threshold
+    for threshold in rule.thresholds:
+        kept = scores > threshold
         precision = right[kept].float().mean()
         recall = (right & kept).sum() / has_partner.sum()
         print(f"| {threshold} | {100 * precision:.1f} % | {100 * recall:.1f} % |")

@@ -153,7 +153,7 @@ class EfficientLoFTRGraph(_ImagePairGraph):
         grid = (coarse0.shape[2], coarse0.shape[3])
         similarity = network.coarse_logits(coarse1, coarse0)[0]
         ids1, ids0, scores = _mutual_maximum(
-            similarity, config.coarse_threshold, softmax=not config.skip_softmax
+            similarity, config.match_threshold, softmax=not config.skip_softmax
         )
         ids = torch.stack((torch.zeros_like(ids1), ids1, ids0))
         inside = inside_border(ids, grid, grid, config.border, None, None)

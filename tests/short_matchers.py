@@ -48,7 +48,7 @@ def jamma_matcher(*, pad_to_square: bool = False) -> JamMaMatcher:
 def eloftr_matcher(*, skip_softmax: bool = False) -> EfficientLoFTRMatcher:
     """Matches translated images; shorter than the real one, with the same kinds of layers."""
     config = EfficientLoFTRConfig(
-        coarse_threshold=-1e3 if skip_softmax else 0.0, border=1, skip_softmax=skip_softmax
+        coarse_threshold=0.0, raw_threshold=-1e3, border=1, skip_softmax=skip_softmax
     )
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in EfficientLoFTR().state_dict().items()}

@@ -22,7 +22,7 @@ from sfm_matchers.networks.efficient_loftr import (
 )
 
 # Of these weights every pair of mutually best cells counts.
-CONFIG = EfficientLoFTRConfig(coarse_threshold=-1.0, border=0)
+CONFIG = EfficientLoFTRConfig(coarse_threshold=-1.0, raw_threshold=-1e9, border=0)
 # Pixels around a pixel of the 1/8 map on which its features depend: the stride-2 convolutions and
 # 3 x 3 convolutions of the four stages, 1 + 2 * 2 + (2 + 3 * 4) + (4 + 13 * 8).
 RECEPTIVE_RADIUS = 127
@@ -190,7 +190,7 @@ def test_eloftr_matches_are_in_order_and_each_cell_is_matched_once() -> None:
 @torch.no_grad()
 def test_eloftr_exchanging_transformed_maps_exchanges_their_matches(skip_softmax: bool) -> None:
     """The rule is symmetric; the transformer is not: image 1 attends to the updated image 0."""
-    one = network(replace(CONFIG, skip_softmax=skip_softmax, coarse_threshold=-100.0))
+    one = network(replace(CONFIG, skip_softmax=skip_softmax))
     map0, map1 = feature_map(8, 12, 0), feature_map(12, 4, 1)
     forth, back = one.match_coarse(map0, map1), one.match_coarse(map1, map0)
     assert len(forth.ids0) > 10
@@ -203,7 +203,7 @@ def test_eloftr_exchanging_transformed_maps_exchanges_their_matches(skip_softmax
 def test_eloftr_opt_refines_the_cells_it_shares_with_full_to_the_same_points() -> None:
     images = texture(128, 128, 0), texture(128, 128, 1)
     full = run(network(), *images)
-    opt = run(network(replace(CONFIG, skip_softmax=True, coarse_threshold=-1e9)), *images)
+    opt = run(network(replace(CONFIG, skip_softmax=True)), *images)
     common = sorted(cell_pairs(full) & cell_pairs(opt))
     assert len(common) >= 3
     places = []
@@ -225,15 +225,17 @@ def test_eloftr_opt_refines_the_cells_it_shares_with_full_to_the_same_points() -
 
 @pytest.mark.parametrize("skip_softmax", [False, True])
 def test_eloftr_threshold_may_be_an_integer_and_is_exclusive(skip_softmax: bool) -> None:
-    config = replace(CONFIG, skip_softmax=skip_softmax)
+    def matched(threshold: float) -> EfficientLoFTROutput:
+        chosen = {"raw_threshold" if skip_softmax else "coarse_threshold": threshold}
+        return run(network(replace(CONFIG, skip_softmax=skip_softmax, **chosen)), *images)
+
     images = texture(64, 96, 0), texture(96, 64, 1)
     threshold = 50 if skip_softmax else 0
-    whole = run(network(replace(config, coarse_threshold=threshold)), *images)
-    real = run(network(replace(config, coarse_threshold=float(threshold))), *images)
+    whole, real = matched(threshold), matched(float(threshold))
     assert len(whole.scores) > 3
     assert_same(of_pair(whole, 0), of_pair(real, 0))
     smallest = float(whole.scores.min())
-    above = run(network(replace(config, coarse_threshold=smallest)), *images)
+    above = matched(smallest)
     assert cell_pairs(above) < cell_pairs(whole)
     assert (above.scores > smallest).all()
 

@@ -49,6 +49,7 @@ def network_of(case: str) -> EfficientLoFTR:
     return golden_network(
         EfficientLoFTRConfig(
             coarse_threshold=matching["thr"],
+            raw_threshold=matching["thr"],
             border=matching["border_rm"],
             skip_softmax=matching["skip_softmax"],
             train_hw=(npe[0], npe[1]),

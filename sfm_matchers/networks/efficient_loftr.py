@@ -52,11 +52,13 @@ class EfficientLoFTRConfig:
     """What may differ between two uses of the same weights."""
 
     coarse_threshold: float = 0.2
-    """A coarse match needs more than this confidence (more than this score if `skip_softmax`)."""
+    """A coarse match needs more than this confidence, between 0 and 1."""
     border: int = 2
     """Cells (8 px) along the border of an image, or of its valid part, that are never matched."""
     skip_softmax: bool = False
     """Match by the raw score instead of the dual softmax: the paper's optimised variant."""
+    raw_threshold: float = 25.0
+    """What the raw score must exceed with `skip_softmax`, in place of `coarse_threshold`."""
     coarse_temperature: float = 0.1
     fine_temperature: float = 10.0
     """Temperature of the second refinement stage."""
@@ -83,7 +85,12 @@ class EfficientLoFTRConfig:
     @classmethod
     def opt(cls) -> EfficientLoFTRConfig:
         """The paper's optimised model: the same weights, matched without the dual softmax."""
-        return cls(skip_softmax=True, coarse_threshold=25.0)
+        return cls(skip_softmax=True)
+
+    @property
+    def match_threshold(self) -> float:
+        """The threshold of coarse matches, of confidences or of raw scores."""
+        return self.raw_threshold if self.skip_softmax else self.coarse_threshold
 
 
 class EfficientLoFTRFeatures(NamedTuple):
@@ -758,7 +765,7 @@ class EfficientLoFTR(nn.Module):
             _tokens(coarse1),
             (coarse0.shape[2], coarse0.shape[3]),
             (coarse1.shape[2], coarse1.shape[3]),
-            threshold=self.config.coarse_threshold,
+            threshold=self.config.match_threshold,
             border=self.config.border,
             temperature=self.config.coarse_temperature,
             mask0=mask0,
