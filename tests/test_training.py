@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.jamma import CELL, JamMa
 from sfm_matchers.training import views
-from sfm_matchers.training.export import load_half_precision
+from sfm_matchers.training.export import load_half_precision, save_half_precision
 from sfm_matchers.training.homographies import (
     apply_homography,
     homography_from_corners,
@@ -338,7 +338,7 @@ def test_exported_weights_load_into_the_network(photographs: Photographs, tmp_pa
     JamMa().load_state_dict(weights)
     for name, value in trainer.average.state_dict().items():
         if value.is_floating_point():
-            assert weights[name].dtype == torch.float16
+            assert weights[name].dtype == (torch.float16 if value.dim() > 1 else torch.float32)
             torch.testing.assert_close(weights[name].float(), value, atol=1e-3, rtol=1e-3)
 
 
@@ -466,3 +466,12 @@ def test_bundled_weights_are_a_start_for_training(file: Path) -> None:
     assert started.keys() == used.keys()
     for name, tensor in started.items():
         torch.testing.assert_close(tensor, used[name].to(tensor.dtype), rtol=0, atol=0)
+
+
+def test_weights_of_a_run_keep_variances_beyond_half_precision(tmp_path: Path) -> None:
+    weights = {"norm.running_var": torch.tensor([0.5, 3e5]), "conv.weight": torch.ones(2, 1, 3, 3)}
+    save_half_precision(weights, tmp_path / "weights.safetensors", {})
+    stored = load_state_dict_file(tmp_path / "weights.safetensors")
+    assert stored["conv.weight"].dtype == torch.float16
+    for read in (stored, load_half_precision(tmp_path / "weights.safetensors")):
+        torch.testing.assert_close(read["norm.running_var"], weights["norm.running_var"])

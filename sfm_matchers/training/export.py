@@ -1,4 +1,4 @@
-"""Weights as fp16 safetensors, without the library, so that a bare machine can train."""
+"""Weights as half-precision safetensors, without the library, so that a bare machine can train."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfm_matchers.eight_bits import widened
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import replacing
+from sfm_matchers.stored_precision import to_half, widened
 
 _DTYPE_NAMES = {
     torch.float16: "F16",
@@ -23,7 +23,7 @@ _DTYPE_NAMES = {
 def save_half_precision(
     state_dict: dict[str, Tensor], path: Path, metadata: dict[str, str]
 ) -> None:
-    """Write a state dict in the safetensors format, floating-point tensors as fp16.
+    """Write a state dict in the safetensors format, in the precision of `to_half`.
 
     The format: length of the header (8 bytes, little endian), a JSON header with dtype, shape and
     byte range of each tensor, then the raw data.
@@ -32,8 +32,7 @@ def save_half_precision(
     chunks: list[bytes] = []
     position = 0
     for name, tensor in sorted(state_dict.items()):
-        tensor = tensor.detach().cpu()
-        tensor = tensor.half() if tensor.is_floating_point() else tensor.long()
+        tensor = to_half(tensor.detach().cpu())
         data = tensor.contiguous().numpy().tobytes()
         header[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype],

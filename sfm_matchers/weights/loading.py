@@ -19,9 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sfm_matchers.eight_bits import SCALE_SUFFIX, to_eight_bits, widened
 from sfm_matchers.errors import InputError, WeightsError, one_line
 from sfm_matchers.files import replacing
+from sfm_matchers.stored_precision import SCALE_SUFFIX, to_eight_bits, to_half, widened
 from sfm_matchers.weights.download import fetch, file_sha256
 from sfm_matchers.weights.registry import (
     OFFICIAL,
@@ -306,8 +306,7 @@ def save_bundled(
 ) -> None:
     """Write the weights of one of our networks as a half-precision safetensors file, atomically.
 
-    Matrices and kernels are halved. Vectors (biases, norms, running statistics) stay float32: they
-    are few, and running variances need the range.
+    What is halved, `to_half` says.
 
     Args:
         state_dict: of the network.
@@ -332,9 +331,7 @@ def save_bundled(
 
 
 def _halved(key: str, tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.is_floating_point():
-        tensor = tensor.half() if tensor.dim() > 1 else tensor.float()
-        if not tensor.isfinite().all():
-            raise WeightsError(f"{key} is not finite, or too large for half precision")
+    tensor = to_half(tensor.detach().cpu().contiguous())
+    if not tensor.isfinite().all():
+        raise WeightsError(f"{key} is not finite, or too large for half precision")
     return tensor

@@ -1,6 +1,7 @@
-"""Matrices and kernels in eight bits: int8 values, and a float32 scale for each output channel.
+"""The precision in which weights are stored: half, or eight bits.
 
-The scale of a tensor ``name`` is stored as ``name:scale``.
+Of a matrix or kernel ``name`` in eight bits the int8 values are stored under its name, and float32
+scales, one per output channel, as ``name:scale``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,16 @@ import torch
 from torch import Tensor
 
 SCALE_SUFFIX = ":scale"
+
+
+def to_half(tensor: Tensor) -> Tensor:
+    """Return matrices and kernels as fp16, vectors as float32, and whole numbers as they are.
+
+    Vectors (biases, norms, running statistics) are few, and running variances need the range.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.half() if tensor.dim() > 1 else tensor.float()
 
 
 def to_eight_bits(tensor: Tensor) -> tuple[Tensor, Tensor]:
