@@ -136,3 +136,19 @@ def test_scores_are_probabilities_however_large_the_similarities(rule: str) -> N
     matches = match_rule(features, features[:, torch.randperm(480)], GRID0, GRID1, **options)
     assert len(matches.scores) > 100
     assert (matches.scores <= 1).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 5.0, 24.0, 26.0, 200.0])
+def test_probabilities_where_maxima_differ_much(spread: float) -> None:
+    """Exponentials of rows serve columns only where maxima are alike."""
+    generator = torch.Generator().manual_seed(0)
+    features0 = torch.randn(1, 64, 32, generator=generator)
+    features1 = features0[:, torch.randperm(64, generator=generator)]
+    features0 = features0 * torch.linspace(1, 1 + spread / 30, 64)[:, None]
+    options = {"threshold": 0.0, "border": 0, "temperature": 0.033}
+    matches = match_either_maximum(features0, features1, (8, 8), (8, 8), **options)
+    logits = similarity(features0.double(), features1.double(), 0.033)[0]
+    probability = torch.maximum(logits.softmax(1), logits.softmax(0))
+    assert len(matches.ids0) >= 64
+    expected = probability[matches.ids0, matches.ids1].float()
+    torch.testing.assert_close(matches.scores, expected, rtol=1e-4, atol=0)

@@ -30,7 +30,7 @@ from sfm_matchers.training.jamma_task import JamMaFineTask, JamMaTask, _shift_so
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.mambaglue_task import MambaGlueTask
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
-from sfm_matchers.training.parallax import sample_parallax_pairs
+from sfm_matchers.training.parallax import RoundBodies, sample_parallax_pairs
 from sfm_matchers.training.photographs import (
     Photographs,
     is_held_out,
@@ -102,6 +102,33 @@ def test_true_positions_have_the_same_colour(
     shifted = _colours(images[1 - source], warped + 6.0)
     wrong = (_colours(images[source], points) - shifted).abs().amax(-1)[visible]
     assert wrong.median() > 4 * difference[visible].median()
+
+
+@pytest.mark.parametrize("roundness", [1.0, 0.0])
+def test_rays_meet_the_first_side_of_round_bodies(roundness: float) -> None:
+    axes = torch.diag(torch.tensor([2.0, 3.0, 0.5]))[None, None]
+    bodies = RoundBodies(torch.tensor([[[0.0, 0.0, 4.0]]]), axes, torch.tensor([[roundness]]))
+    ahead, aside, past = [0.0, 0.0, 1.0], [0.3, 0.45, 1.0], [0.9, 0.0, 1.0]
+    origin, rays = torch.zeros(1, 3), torch.tensor([[ahead, aside, past]])
+    t, a, b = bodies.intersect(origin, rays)
+    torch.testing.assert_close(t[0, 0, 0], torch.tensor(3.5))
+    assert abs(float(a[0, 0, 0])) < 1e-6
+    assert abs(float(b[0, 0, 0])) < 1e-6
+    assert t[0, 0, 2] == torch.inf
+    x, y, z = (t[0, 0, 1] * rays[0, 1] - bodies.centre[0, 0]) / torch.tensor([2.0, 3.0, 0.5])
+    torch.testing.assert_close(x * x + roundness * y * y + z * z, torch.tensor(1.0))
+    assert 3.5 < t[0, 0, 1] < 4  # the near side
+    assert a[0, 0, 1] > 0
+    assert b[0, 0, 1] > 0
+
+
+def test_rays_through_a_tube_meet_its_inside() -> None:
+    axes = torch.eye(3)[None, None]
+    tube = RoundBodies(torch.zeros(1, 1, 3), axes, torch.zeros(1, 1))
+    rays = torch.tensor([[[0.0, 1.0, 0.5]]])  # from above, into the open end
+    t, _, b = tube.intersect(torch.tensor([[0.0, -2.0, 0.0]]), rays)
+    torch.testing.assert_close(t, torch.full((1, 1, 1), 2.0))
+    assert abs(float(b)) < 1e-6
 
 
 @pytest.mark.parametrize("sample", [sample_homography_pairs, sample_parallax_pairs])

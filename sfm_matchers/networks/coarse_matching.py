@@ -34,7 +34,8 @@ MASKED_SIMILARITY = -1e9
 BLOCK_ENTRIES_CPU = 1 << 20
 BLOCK_ENTRIES_GPU = 1 << 26
 LEAST_ROWS = 128  # of a block; matrix products of fewer take up to twice as long on a CPU
-SMALLEST_EXPONENT = -80.0  # exp of it is still a normal float32
+SMALLEST_EXPONENT = -60.0  # exp of it is nothing beside 1, times exp(-WIDEST) a normal float32
+WIDEST = 25.0  # differences of maxima up to which exponentials of rows serve columns too
 SELECTIVE_THRESHOLD = 0.01  # at most a hundred entries of a row are above it
 ROUNDING = 1e-3  # more than the logarithm of a score can be off
 
@@ -263,7 +264,8 @@ def _softmax_statistics(
         if scratch is None or scratch.shape != block.shape:
             scratch = torch.empty_like(block)
         largest0.append(block.amax(2))
-        sum0.append(_exponentials(block, largest0[-1][:, :, None], scratch).sum(2))
+        exponentials = _exponentials(block, largest0[-1][:, :, None], scratch)
+        sum0.append(exponentials.sum(2))
         if visit_rows is not None:
             visit_rows(rows.start, block, largest0[-1], sum0[-1])
         of_block = block.amax(1)
@@ -276,11 +278,28 @@ def _softmax_statistics(
             places1[batch_ids, ids1] = rows.start + block[batch_ids, :, ids1].argmax(1)
         before, largest1 = largest1, torch.maximum(largest1, of_block)
         sum1 *= (before - largest1).exp()
-        sum1 += _exponentials(block, largest1[:, None], scratch).sum(1)
+        sum1 += _column_sums(block, exponentials, largest0[-1], largest1)
     return (
         _SoftmaxStatistics(torch.cat(largest0, 1), torch.cat(sum0, 1), torch.empty(0)),
         _SoftmaxStatistics(largest1, sum1, places1),
     )
+
+
+def _column_sums(block: Tensor, exponentials: Tensor, largest0: Tensor, largest1: Tensor) -> Tensor:
+    """exp(block - largest1) summed over rows: (B, L1).
+
+    Args:
+        block: (B, rows, L1) of S.
+        exponentials: exp(block - largest0), which may be overwritten.
+        largest0: (B, rows), of the rows.
+        largest1: (B, L1), of the columns, at least those of the block.
+    """
+    highest = largest0.amax(1, keepdim=True)
+    lowest = torch.minimum(largest0.amin(1), largest1.amin(1))
+    if bool((highest[:, 0] - lowest < WIDEST).all()):  # exp is most of the work
+        of_rows = (largest0 - highest).exp()[:, None] @ exponentials
+        return of_rows[:, 0] * (highest - largest1).exp()
+    return _exponentials(block, largest1[:, None], exponentials).sum(1)
 
 
 def _exponentials(block: Tensor, largest: Tensor, out: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Pairs of views of small scenes with depth: photographs on planes and boxes.
+"""Pairs of views of small scenes with depth: photographs on planes, boxes and round bodies.
 
-Each scene is a set of rectangles in space, each with a photograph on it. A pixel's colour, depth
-and true partner come from intersecting its ray with the rectangles, so the truth is exact at any
+Each scene is a set of surfaces in space, each with a photograph on it. A pixel's colour, depth
+and true partner come from intersecting its ray with the surfaces, so the truth is exact at any
 position, between pixels too, and occlusion is known.
 
 Cameras look along +z, x right, y down; the world is the frame of a camera in front of the scene.
@@ -10,6 +10,7 @@ Cameras look along +z, x right, y down; the world is the frame of a camera in fr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +24,15 @@ DEPTH_TOLERANCE = 1e-3  # relative; a point further behind the first surface is 
 NEAREST_DEPTH = 0.05
 MEAN_DEPTH = 2.0
 
+Uniform = Callable[[float, float], float]  # draws a number between two
+
 
 @dataclass(frozen=True)
 class ParallaxOptions:
     """Ranges of scenes and cameras at strength 1."""
 
-    boxes: int = 4  # at most so many boxes and panels in front of the walls
+    boxes: int = 4  # in front of the walls, some of them thin
+    round_bodies: int = 3  # as well
     orbit: float = 40.0  # degrees by which a camera may turn around the scene
     roll: float = 15.0  # degrees, standard deviation
     max_log2_distance: float = 0.6  # the second camera may be 1.5 times nearer or farther
@@ -37,51 +41,142 @@ class ParallaxOptions:
 
 
 @dataclass
-class Scenes:
-    """B scenes of Q rectangles `centre + a * axis_u + b * axis_v`, a and b in -1..1.
+class Surfaces:
+    """Q surfaces of one kind in each of B scenes, each in a frame of its own.
 
     Attributes:
-        centre: (B, Q, 3).
-        axis_u: (B, Q, 3) half the width, along the photograph's x.
-        axis_v: (B, Q, 3) half the height, at right angles to it.
-        photograph: for each scene the Q indices of the photographs.
+        centre: (B, Q, 3), origins of the frames.
+        axes: (B, Q, 3, 3), their units along x, y and z as columns, at right angles.
     """
 
     centre: Tensor
-    axis_u: Tensor
-    axis_v: Tensor
-    photograph: list[list[int]]
+    axes: Tensor
+
+    def _into_frames(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Rays (B, 3) and (B, N, 3) in the frames: (B, Q, 3, 1) and (B, Q, 3, N)."""
+        inverse = self.axes.transpose(-1, -2) / self.axes.square().sum(-2)[..., None]
+        start = inverse @ (origin[:, None] - self.centre)[..., None]
+        return start, inverse @ direction.transpose(1, 2)[:, None]
+
+
+class Rectangles(Surfaces):
+    """z = 0 with x and y in -1..1; the photograph's x and y are the frame's."""
+
+    @property
+    def width(self) -> Tensor:
+        """Of the photographs on them: (B, Q)."""
+        return 2 * self.axes[..., 0].norm(dim=-1)
 
     def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First hit of rays.
+        """See `Scenes.hits`."""
+        start, ray = self._into_frames(origin, direction)
+        t = -start[:, :, 2] / ray[:, :, 2]
+        a = start[:, :, 0] + t * ray[:, :, 0]
+        b = start[:, :, 1] + t * ray[:, :, 1]
+        hit = (t > NEAREST_DEPTH) & (a.abs() <= 1) & (b.abs() <= 1)
+        return torch.where(hit, t, torch.inf), a, b
+
+
+@dataclass
+class RoundBodies(Surfaces):
+    """Ellipsoids and open tubes: x^2 + k y^2 + z^2 = 1 with y in -1..1.
+
+    A photograph is wrapped around each: its middle is at -z, its left and right edges meet at +z.
+
+    Attributes:
+        roundness: (B, Q), the k above: 1 for an ellipsoid, 0 for a tube.
+    """
+
+    roundness: Tensor
+
+    @property
+    def width(self) -> Tensor:
+        """Of the photographs, along the widest part of the bodies: (B, Q), about."""
+        lengths = self.axes.norm(dim=-2)
+        return math.pi * (lengths[..., 0] + lengths[..., 2])
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Scenes.hits`; a tube's inside is a surface as well."""
+        start, ray = self._into_frames(origin, direction)
+        metric = torch.ones_like(start)
+        metric[:, :, 1, 0] = self.roundness
+        square = (metric * ray * ray).sum(2).clamp(min=1e-12)
+        mixed = (metric * ray * start).sum(2)
+        rest = (metric * start * start).sum(2) - 1
+        root = (mixed * mixed - square * rest).sqrt()  # nan where the ray passes by
+        first, a, b = self._hit((-mixed - root) / square, start, ray)
+        second, far_a, far_b = self._hit((-mixed + root) / square, start, ray)
+        nearer = first <= second
+        return (
+            torch.where(nearer, first, second),
+            torch.where(nearer, a, far_a),
+            torch.where(nearer, b, far_b),
+        )
+
+    def _hit(self, t: Tensor, start: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is met at the parameters t (B, Q, N) of the rays, in the bodies' frames."""
+        x, y, z = (start + t[:, :, None] * ray).unbind(2)
+        hit = (t > NEAREST_DEPTH) & (y.abs() <= 1)
+        along = torch.where(self.roundness[..., None] > 0, torch.asin(y) * 2 / math.pi, y)
+        return torch.where(hit, t, torch.inf), torch.atan2(x, -z) / math.pi, along
+
+
+@dataclass
+class Scenes:
+    """B scenes.
+
+    Attributes:
+        rectangles: Q of them in each scene.
+        round_bodies: R of them in each scene.
+        photograph: for each scene the indices of the photographs on its Q + R surfaces.
+    """
+
+    rectangles: Rectangles
+    round_bodies: RoundBodies
+    photograph: list[list[int]]
+
+    @property
+    def centre(self) -> Tensor:
+        """Of all surfaces: (B, Q + R, 3)."""
+        return torch.cat([self.rectangles.centre, self.round_bodies.centre], dim=1)
+
+    @property
+    def width(self) -> Tensor:
+        """Of the photographs on all surfaces: (B, Q + R)."""
+        return torch.cat([self.rectangles.width, self.round_bodies.width], dim=1)
+
+    def hits(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where rays meet every surface.
 
         Args:
             origin: (B, 3).
             direction: (B, N, 3).
 
         Returns:
-            (B, N) ray parameter t of the first hit (infinite for none), (B, N) index of the
-            rectangle, and (B, N, 2) its coordinates a, b there.
+            Three tensors (B, Q + R, N): the ray parameter t (infinite where the surface is not
+            met), and the place in the photograph, x and y in -1..1 (of no meaning there).
         """
-        normal = torch.linalg.cross(self.axis_u, self.axis_v)
-        to_centre = self.centre - origin[:, None]
-        slope = torch.einsum("bnc,bqc->bqn", direction, normal)
-        distance = (to_centre * normal).sum(-1, keepdim=True)
-        t = distance / torch.where(slope.abs() < 1e-9, torch.full_like(slope, 1e-9), slope)
-        a = self._along(self.axis_u, to_centre, direction, t)
-        b = self._along(self.axis_v, to_centre, direction, t)
-        hit = (t > NEAREST_DEPTH) & (a.abs() <= 1) & (b.abs() <= 1)
-        first, index = torch.where(hit, t, torch.inf).min(1)
+        flat = self.rectangles.intersect(origin, direction)
+        curved = self.round_bodies.intersect(origin, direction)
+        t, a, b = (torch.cat(both, dim=1) for both in zip(flat, curved, strict=True))
+        return t, a, b
+
+    def first_depth(self, origin: Tensor, direction: Tensor) -> Tensor:
+        """Ray parameter of the first hit, infinite for none: (B, N); arguments as in `hits`."""
+        return self.hits(origin, direction)[0].amin(1)
+
+    def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First hit of rays; arguments as in `hits`.
+
+        Returns:
+            (B, N) ray parameter t (infinite for none), (B, N) index of the surface, and (B, N, 2)
+            the place in its photograph.
+        """
+        t, a, b = self.hits(origin, direction)
+        first, index = t.min(1)
         chosen = index[:, None]
         place = torch.cat([a.gather(1, chosen), b.gather(1, chosen)], dim=1).transpose(1, 2)
         return first, index, place
-
-    @staticmethod
-    def _along(axis: Tensor, to_centre: Tensor, direction: Tensor, t: Tensor) -> Tensor:
-        """Coordinate of the points `t * direction` along an axis of every rectangle: (B, Q, N)."""
-        axis = axis / axis.square().sum(-1, keepdim=True)
-        ray = torch.einsum("bnc,bqc->bqn", direction, axis)
-        return t * ray - (to_centre * axis).sum(-1, keepdim=True)
 
 
 @dataclass
@@ -132,11 +227,11 @@ class ParallaxGeometry:
         """See `PairGeometry.warp`."""
         here, there = self.cameras[source], self.cameras[1 - source]
         rays = here.rays(points)
-        t, _, _ = self.scenes.intersect(here.centre, rays)
+        t = self.scenes.first_depth(here.centre, rays)
         exists = t.isfinite()
         world = here.centre[:, None] + torch.where(exists, t, MEAN_DEPTH)[..., None] * rays
         warped, depth = there.project(world)
-        first, _, _ = self.scenes.intersect(there.centre, there.rays(warped))
+        first = self.scenes.first_depth(there.centre, there.rays(warped))
         seen = (depth > NEAREST_DEPTH) & (depth <= first * (1 + DEPTH_TOLERANCE))
         seen = seen & lookup_mask(self.valids[1 - source], warped)
         return warped, exists & seen & lookup_mask(self.valids[source], points)
@@ -166,8 +261,10 @@ def sample_parallax_pairs(
     if torch.rand((), generator=generator) < 0.5:
         cameras = cameras[::-1]
     rendered = [_render(photographs, scenes, camera, image_size) for camera in cameras]
+    # Parallax and a strong change of appearance are each hard enough: rarely both.
+    dressing = strength * float(torch.rand((), generator=generator))
     views, valids = dress_views(
-        [view for view, _ in rendered], [valid for _, valid in rendered], strength, generator
+        [view for view, _ in rendered], [valid for _, valid in rendered], dressing, generator
     )
     geometry = ParallaxGeometry(scenes, (cameras[0], cameras[1]), (valids[0], valids[1]))
     return PairBatch(views[0], views[1], geometry)
@@ -180,57 +277,85 @@ def _draw_scenes(
     generator: torch.Generator,
     device: torch.device | str,
 ) -> Scenes:
-    """Two walls that may meet in a corner, a floor, and boxes in front of them."""
+    """Two walls that may meet in a corner, a floor, and boxes and round bodies before them."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    scenes, indices = [], []
+    rectangles, bodies, indices = [], [], []
     for _ in range(batch_size):
-        rectangles: list[Tensor] = []
-        photos: list[int] = []
-
-        def add(
-            rotation: Tensor,
-            centre: list[float] | Tensor,
-            width: float,
-            photo: int,
-            height: float | None = None,
-            rectangles: list[Tensor] = rectangles,
-            photos: list[int] = photos,
-        ) -> None:
-            rows, columns = photographs.size(photo)
-            height = width * rows / columns if height is None else height
-            u, v = rotation[:, 0] * width / 2, rotation[:, 1] * height / 2
-            rectangles.append(torch.stack([torch.as_tensor(centre, dtype=torch.float32), u, v]))
-            photos.append(photo)
-
-        def pick() -> int:
-            return int(torch.randint(len(photographs), (), generator=generator))
-
-        turn = uniform(-30, 30)
-        depth = MEAN_DEPTH * uniform(1.0, 1.6)
-        add(_rotation(turn, uniform(-15, 15), 0), [uniform(-0.5, 0.5), 0, depth], 5.0, pick())
-        side = turn + (70 if turn < 0 else -70) * uniform(0.7, 1.2)
-        place = [2.0 if side < 0 else -2.0, 0.0, depth - 0.7]
-        add(_rotation(side, 0, 0), place, 4.0, pick())
-        floor_height = uniform(0.6, 1.2)
-        add(_rotation(uniform(-20, 20), 80, 0), [0, floor_height, MEAN_DEPTH], 5.0, pick())
-        for _ in range(options.boxes):
-            centre = torch.tensor(
-                [uniform(-0.9, 0.9), uniform(-0.5, 0.6), MEAN_DEPTH * uniform(0.6, 1.0)]
-            )
-            rotation = _rotation(uniform(-50, 50), uniform(-20, 20), uniform(-10, 10))
-            width, height, thick = uniform(0.2, 0.7), uniform(0.2, 0.7), uniform(0.05, 0.4)
-            front = centre - rotation[:, 2] * thick / 2
-            add(rotation, front, width, pick(), height)
-            turned = torch.stack([rotation[:, 2], rotation[:, 1], rotation[:, 0]], dim=1)
-            for sign in (-1, 1):
-                add(turned, centre + sign * rotation[:, 0] * width / 2, thick, photos[-1], height)
-        scenes.append(torch.stack(rectangles))
+        flat, photos = _draw_walls_and_boxes(photographs, options.boxes, uniform)
+        curved = [_draw_round_body(uniform) for _ in range(options.round_bodies)]
+        photos += [_pick(photographs, uniform) for _ in curved]
+        rectangles.append(torch.stack(flat))
+        bodies.append(torch.stack(curved))
         indices.append(photos)
-    stacked = torch.stack(scenes).to(device)
-    return Scenes(stacked[:, :, 0], stacked[:, :, 1], stacked[:, :, 2], indices)
+    flats = torch.stack(rectangles).to(device)
+    rounds = torch.stack(bodies).to(device)
+    return Scenes(
+        Rectangles(flats[:, :, 0], flats[:, :, 1:].transpose(-1, -2)),
+        RoundBodies(rounds[:, :, 0], rounds[:, :, 1:4].transpose(-1, -2), rounds[:, :, 4, 0]),
+        indices,
+    )
+
+
+def _pick(photographs: Photographs, uniform: Uniform) -> int:
+    return min(int(uniform(0, len(photographs))), len(photographs) - 1)
+
+
+def _draw_walls_and_boxes(
+    photographs: Photographs, boxes: int, uniform: Uniform
+) -> tuple[list[Tensor], list[int]]:
+    """Rectangles, (4, 3) each (centre, x, y and z of the frame), and the photographs on them."""
+    rectangles: list[Tensor] = []
+    photos: list[int] = []
+
+    def add(
+        rotation: Tensor,
+        centre: list[float] | Tensor,
+        width: float,
+        photo: int,
+        height: float | None = None,
+    ) -> None:
+        rows, columns = photographs.size(photo)
+        height = width * rows / columns if height is None else height
+        axes = rotation.T * torch.tensor([[width / 2], [height / 2], [1.0]])
+        rectangles.append(torch.cat([torch.as_tensor(centre)[None], axes]))
+        photos.append(photo)
+
+    turn = uniform(-30, 30)
+    depth = MEAN_DEPTH * uniform(1.0, 1.6)
+    wall = _rotation(turn, uniform(-15, 15), 0)
+    add(wall, [uniform(-0.5, 0.5), 0, depth], 5.0, _pick(photographs, uniform))
+    side = turn + (70 if turn < 0 else -70) * uniform(0.7, 1.2)
+    place = [2.0 if side < 0 else -2.0, 0.0, depth - 0.7]
+    add(_rotation(side, 0, 0), place, 4.0, _pick(photographs, uniform))
+    floor_height = uniform(0.6, 1.2)
+    floor = _rotation(uniform(-20, 20), 80, 0)
+    add(floor, [0, floor_height, MEAN_DEPTH], 5.0, _pick(photographs, uniform))
+    for _ in range(boxes):
+        centre = torch.tensor(
+            [uniform(-0.9, 0.9), uniform(-0.5, 0.6), MEAN_DEPTH * uniform(0.6, 1.0)]
+        )
+        rotation = _rotation(uniform(-50, 50), uniform(-20, 20), uniform(-10, 10))
+        width, height, thick = uniform(0.2, 0.7), uniform(0.2, 0.7), uniform(0.05, 0.4)
+        front = centre - rotation[:, 2] * thick / 2
+        add(rotation, front, width, _pick(photographs, uniform), height)
+        turned = torch.stack([rotation[:, 2], rotation[:, 1], rotation[:, 0]], dim=1)
+        for sign in (-1, 1):
+            add(turned, centre + sign * rotation[:, 0] * width / 2, thick, photos[-1], height)
+    return rectangles, photos
+
+
+def _draw_round_body(uniform: Uniform) -> Tensor:
+    """An ellipsoid or a tube, (5, 3): centre, x, y and z of the frame, roundness thrice."""
+    centre = torch.tensor([uniform(-0.9, 0.9), uniform(-0.4, 0.6), MEAN_DEPTH * uniform(0.7, 1.1)])
+    radius = uniform(0.15, 0.6)
+    lengths = torch.tensor([1.0, uniform(0.6, 1.8), uniform(0.6, 1.4)]) * radius
+    rotation = _rotation(uniform(-50, 50), uniform(-30, 30), uniform(-30, 30))
+    roundness = float(uniform(0, 1) < 0.6)
+    axes = rotation.T * lengths[:, None]
+    return torch.cat([centre[None], axes, torch.full((1, 3), roundness)])
 
 
 def _draw_cameras(
@@ -288,7 +413,7 @@ def _render(
     index = index.reshape(count, *image_size)
     place = place.reshape(count, *image_size, 2)
     _, distance = cameras.project(scenes.centre)
-    pixels = 2 * scenes.axis_u.norm(dim=-1) * cameras.focal[:, None] / distance.clamp(min=0.3)
+    pixels = scenes.width * cameras.focal[:, None] / distance.clamp(min=0.3)
     pixels_per_width = pixels.tolist()
     images = torch.zeros(count, *image_size, 3, device=device)
     for scene, photos in enumerate(scenes.photograph):
