@@ -22,6 +22,8 @@ from numba.extending import intrinsic
 
 LANES = 128
 BLOCK_STEPS = 16
+AHEAD = 4  # steps by which inputs are asked for before they are needed
+LINE = 16  # float32 in a line of a cache
 
 f32 = np.float32
 ZERO, ONE, TWO = f32(0), f32(1), f32(2)
@@ -70,6 +72,23 @@ def _prefer_widest_vectors(typing_context):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def _prefetch(typing_context, array, offset):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of the element at `offset` of a contiguous float32 array."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, integer, integer, integer])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        to_read, keep, is_data = (ir.Constant(integer, value) for value in (0, 3, 1))
+        builder.call(function, [address, to_read, keep, is_data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @_jit
@@ -142,6 +161,15 @@ def forward(  # type: ignore[no-untyped-def]
         for t in range(length):
             if len(block_states) and t % BLOCK_STEPS == 0:
                 copy_rows(block_states[s, t // BLOCK_STEPS, :, g], h)
+            # Where rows of a group lie far apart the processor itself sees no pattern.
+            if groups > 2 and t + AHEAD < length:
+                ahead = ((s * length + t + AHEAD) * groups + g) * LANES
+                for line in range(ahead, ahead + LANES, LINE):
+                    _prefetch(raw_delta, line)
+                    _prefetch(u, line)
+                if len(z):
+                    for line in range(ahead, ahead + LANES, LINE):
+                        _prefetch(z, line)
             for i in range(LANES):
                 delta[i] = softplus(raw_delta[s, t, g, i] + bias[s, g, i])
             for i in range(LANES):
