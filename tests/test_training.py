@@ -486,6 +486,11 @@ def test_held_out_photographs_do_not_depend_on_the_others(tmp_path: Path) -> Non
         list_photographs(tmp_path)
 
 
+def test_the_held_out_photographs_do_not_depend_on_the_folder_given() -> None:
+    names = [f"{index:04d}.jpg" for index in range(100)]
+    assert list(map(is_held_out, names)) == [is_held_out(f"images/{name}") for name in names]
+
+
 @pytest.mark.parametrize("file", sorted(BUNDLED_DIR.glob("*.safetensors")), ids=lambda f: f.stem)
 def test_bundled_weights_are_a_start_for_training(file: Path) -> None:
     """The tensors that a bare machine reads are those that the matchers use."""
