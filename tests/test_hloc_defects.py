@@ -218,7 +218,7 @@ def test_defect_16_options_of_one_model_do_not_reach_another() -> None:
     confs["jamma"]["preprocessing"]["resize_max"] = 1
     assert dense_confs()["jamma"]["model"]["fine_threshold"] == 0.1
     assert dense_confs()["jamma_aachen"]["model"]["fine_threshold"] == 0.1
-    assert dense_confs()["jamma"]["preprocessing"]["resize_max"] == 832
+    assert dense_confs()["jamma"]["preprocessing"]["resize_max"] == 1024
     assert load_conf("jamma").model["fine_threshold"] == 0.1
 
 
