@@ -201,7 +201,7 @@ def _plain() -> Iterator[None]:
         mock.patch.object(efficient_loftr, "window_pixels", return_value=ALL_PIXELS),
         mock.patch.object(jamma, "WINDOW_CHUNK", sys.maxsize),
         mock.patch.object(jamma.MixerLayer, "forward", _mix_plainly),
-        mock.patch.object(jamma.ConvNeXtBlock, "_perceptron", _normalize_plainly),
+        mock.patch.object(jamma.ConvNeXtBlock, "_perceptron", _perceptron_plainly),
         mock.patch.object(efficient_loftr, "match_mutual_maximum", _match_mutual_plainly),
     ):
         yield
@@ -212,7 +212,7 @@ def _mix_plainly(layer: jamma.MixerLayer, x: Tensor) -> Tensor:
     return x + layer.mlp2(x)
 
 
-def _normalize_plainly(block: jamma.ConvNeXtBlock, x: Tensor) -> Tensor:
+def _perceptron_plainly(block: jamma.ConvNeXtBlock, x: Tensor) -> Tensor:
     x, norm = torch.nn.functional.gelu(block.pwconv1(x)), block.grn
     energy = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
     response = energy / (energy.mean(-1, keepdim=True) + 1e-6)
