@@ -48,7 +48,7 @@ DIRECTIONS = 4  # of the scan, one Mamba block each
 MIXER_LAYERS = 4
 WINDOW_CHUNK = 256  # matches refined at once on a CPU: as many as its cache holds
 WINDOW_CHUNK_GPU = 4096  # bounds the memory of windows and their scores
-HIDDEN_AT_ONCE = 1 << 20  # entries between the layers of the encoder's perceptrons, on a CPU
+HIDDEN_AT_ONCE = 1 << 18  # entries between the layers of the encoder's perceptrons, on a CPU
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # of the RGB input in 0..1, ImageNet's
 IMAGE_STD = (0.229, 0.224, 0.225)
 
