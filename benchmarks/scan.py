@@ -76,34 +76,27 @@ def forward(inputs: dict[str, Tensor], backend: str) -> list[Tensor]:
     """The outputs alone."""
     with torch.inference_mode():
         if backend == PLAIN:
-            return [plain_scan(**inputs)]
+            return [plain_scan(inputs)]
         return [selective_scan(**inputs, backend=backend)]
 
 
-def plain_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    delta_bias: Tensor,
-    z: Tensor | None = None,
-) -> Tensor:
+def plain_scan(inputs: dict[str, Tensor]) -> Tensor:
     """Decays and inputs (1, channels, L, N) of all steps, then a loop; each sequence by itself."""
-    delta = F.softplus(delta + delta_bias)
+    delta = F.softplus(inputs["delta"] + inputs["delta_bias"])
+    by_sequence = [
+        x.transpose(1, 2).split(1) for x in (inputs["u"], delta, inputs["B"], inputs["C"])
+    ]
     outputs = []
-    for rows in zip(u.split(1), delta.split(1), B.split(1), C.split(1), strict=True):
-        u_s, delta_s, B_s, C_s = (x.transpose(1, 2) for x in rows)
-        decays = torch.exp(torch.einsum("bdl,dn->bdln", delta_s, A))
-        inputs = torch.einsum("bdl,bnl,bdl->bdln", delta_s, B_s, u_s)
-        state, sums = torch.zeros_like(A[None]), []
-        for t in range(u_s.shape[2]):
-            state = decays[:, :, t] * state + inputs[:, :, t]
-            sums.append(torch.einsum("bdn,bn->bd", state, C_s[:, :, t]))
+    for u, delta, B, C in zip(*by_sequence, strict=True):
+        decays = torch.exp(torch.einsum("bdl,dn->bdln", delta, inputs["A"]))
+        driven = torch.einsum("bdl,bnl,bdl->bdln", delta, B, u)
+        state, sums = torch.zeros_like(inputs["A"][None]), []
+        for t in range(u.shape[2]):
+            state = decays[:, :, t] * state + driven[:, :, t]
+            sums.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
         outputs.append(torch.stack(sums, dim=1))
-    y = torch.cat(outputs) + D * u
-    return y if z is None else y * F.silu(z)
+    y = torch.cat(outputs) + inputs["D"] * inputs["u"]
+    return y * F.silu(inputs["z"]) if "z" in inputs else y
 
 
 def forward_and_backward(inputs: dict[str, Tensor], backend: str) -> list[Tensor]:

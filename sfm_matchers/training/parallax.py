@@ -44,6 +44,10 @@ class ParallaxOptions:
 class Surfaces:
     """Q surfaces of one kind in each of B scenes, each in a frame of its own.
 
+    `intersect` takes rays from origins (B, 3) in directions (B, N, 3) to three tensors (B, Q, N):
+    the ray parameter t (infinite where the surface is not met), and the place in the photograph
+    there, x and y in -1..1.
+
     Attributes:
         centre: (B, Q, 3), origins of the frames.
         axes: (B, Q, 3, 3), their units along x, y and z as columns, at right angles.
@@ -68,7 +72,7 @@ class Rectangles(Surfaces):
         return 2 * self.axes[..., 0].norm(dim=-1)
 
     def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Scenes.hits`."""
+        """See `Surfaces`."""
         start, ray = self._into_frames(origin, direction)
         t = -start[:, :, 2] / ray[:, :, 2]
         a = start[:, :, 0] + t * ray[:, :, 0]
@@ -96,7 +100,7 @@ class RoundBodies(Surfaces):
         return math.pi * (lengths[..., 0] + lengths[..., 2])
 
     def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Scenes.hits`; a tube's inside is a surface as well."""
+        """See `Surfaces`; a tube's inside is a surface as well."""
         start, ray = self._into_frames(origin, direction)
         metric = torch.ones_like(start)
         metric[:, :, 1, 0] = self.roundness
@@ -145,34 +149,22 @@ class Scenes:
         """Of the photographs on all surfaces: (B, Q + R)."""
         return torch.cat([self.rectangles.width, self.round_bodies.width], dim=1)
 
-    def hits(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where rays meet every surface.
-
-        Args:
-            origin: (B, 3).
-            direction: (B, N, 3).
-
-        Returns:
-            Three tensors (B, Q + R, N): the ray parameter t (infinite where the surface is not
-            met), and the place in the photograph, x and y in -1..1 (of no meaning there).
-        """
-        flat = self.rectangles.intersect(origin, direction)
-        curved = self.round_bodies.intersect(origin, direction)
-        t, a, b = (torch.cat(both, dim=1) for both in zip(flat, curved, strict=True))
-        return t, a, b
-
     def first_depth(self, origin: Tensor, direction: Tensor) -> Tensor:
-        """Ray parameter of the first hit, infinite for none: (B, N); arguments as in `hits`."""
-        return self.hits(origin, direction)[0].amin(1)
+        """Ray parameter of the first hit, infinite for none: (B, N); arguments as in `Surfaces`."""
+        flat = self.rectangles.intersect(origin, direction)[0]
+        curved = self.round_bodies.intersect(origin, direction)[0]
+        return torch.minimum(flat.amin(1), curved.amin(1))
 
     def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First hit of rays; arguments as in `hits`.
+        """First hit of rays; arguments as in `Surfaces`.
 
         Returns:
             (B, N) ray parameter t (infinite for none), (B, N) index of the surface, and (B, N, 2)
             the place in its photograph.
         """
-        t, a, b = self.hits(origin, direction)
+        flat = self.rectangles.intersect(origin, direction)
+        curved = self.round_bodies.intersect(origin, direction)
+        t, a, b = (torch.cat(both, dim=1) for both in zip(flat, curved, strict=True))
         first, index = t.min(1)
         chosen = index[:, None]
         place = torch.cat([a.gather(1, chosen), b.gather(1, chosen)], dim=1).transpose(1, 2)
