@@ -66,6 +66,8 @@ def devices() -> dict[str, Any]:
     """Return the devices torch can use, and whether pycolmap has CUDA."""
     import torch
 
+    from sfm_matchers.networks.precision import default_precision
+
     cuda = [
         {
             "name": torch.cuda.get_device_name(index),
@@ -75,6 +77,7 @@ def devices() -> dict[str, Any]:
     ]
     return {
         "cpu_threads": torch.get_num_threads(),
+        "cpu_precision": default_precision("cpu"),
         "cuda": cuda,
         "mps": torch.backends.mps.is_available(),
         "pycolmap_cuda": _pycolmap_has_cuda(),
@@ -252,7 +255,7 @@ def _yes_no(name: str, is_there: bool) -> str:
 def _describe_devices(found: dict[str, Any]) -> list[str]:
     gpus = [f"{gpu['name']}, {gpu['memory_gb']} GB" for gpu in found["cuda"]]
     return [
-        f"CPU           {found['cpu_threads']} threads",
+        f"CPU           {found['cpu_threads']} threads, networks in {found['cpu_precision']}",
         f"CUDA          {'; '.join(gpus) or 'none'}",
         f"MPS           {'yes' if found['mps'] else 'none'}",
         f"pycolmap      {PYCOLMAP_CUDA[found['pycolmap_cuda']]}",

@@ -6,6 +6,7 @@ images. `load_matcher` gives either behind one call that takes two photos.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -31,7 +32,10 @@ from .networks.efficient_loftr import (
 )
 from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
 from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
+from .networks.precision import default_precision
 from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
+
+logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, np.ndarray]
 Photo = str | os.PathLike[str] | np.ndarray
@@ -264,13 +268,13 @@ def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> Neare
 
 
 def _load_mambaglue(conf: SparseConf, weights: str, device: str) -> MambaGlueMatcher:
-    network = load_network("mambaglue", weights, **_network_options(conf, MambaGlueConfig))
+    network = load_network("mambaglue", weights, **_network_options(conf, MambaGlueConfig, device))
     resize_max = conf.features.get("preprocessing", {}).get("resize_max", math.inf)
     return MambaGlueMatcher(cast(MambaGlue, network).fuse(), device, resize_max)
 
 
-def _network_options(conf: Conf, config_type: type) -> dict[str, Any]:
-    """Return a conf's model options as keywords of a network's config.
+def _network_options(conf: Conf, config_type: type, device: str) -> dict[str, Any]:
+    """Return a conf's model options as keywords of a network's config, with the precision.
 
     Raises:
         InputError: the network takes no such option.
@@ -278,6 +282,8 @@ def _network_options(conf: Conf, config_type: type) -> dict[str, Any]:
     options = {key: value for key, value in conf.model.items() if key != "name"}
     allowed = [item.name for item in fields(config_type)]
     check_keys(options, allowed, f"conf {conf.name}, model")
+    options = {"precision": default_precision(torch.device(device).type), **options}
+    logger.info("%s computes in %s", conf.name, options["precision"])
     return {
         key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
     }
@@ -496,7 +502,7 @@ def _num_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def _load_jamma(conf: DetectorFreeConf, weights: str, device: str) -> JamMaMatcher:
-    network = load_network("jamma", weights, **_network_options(conf, JamMaConfig))
+    network = load_network("jamma", weights, **_network_options(conf, JamMaConfig, device))
     checkpoint = find_weights("jamma", weights).checkpoint
     is_official = checkpoint is not None and checkpoint.source == "official"
     resize_max = conf.preprocessing.get("resize_max", 832)
@@ -506,7 +512,9 @@ def _load_jamma(conf: DetectorFreeConf, weights: str, device: str) -> JamMaMatch
 def _load_efficient_loftr(
     conf: DetectorFreeConf, weights: str, device: str
 ) -> EfficientLoFTRMatcher:
-    network = load_network("eloftr", weights, **_network_options(conf, EfficientLoFTRConfig))
+    network = load_network(
+        "eloftr", weights, **_network_options(conf, EfficientLoFTRConfig, device)
+    )
     resize_max = conf.preprocessing.get("resize_max", 832)
     return EfficientLoFTRMatcher(cast(EfficientLoFTR, network), resize_max, device)
 

@@ -18,8 +18,9 @@ from short_matchers import (
     translated,
 )
 
+from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import Matches
+from sfm_matchers.matchers import Matches, load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
@@ -59,6 +60,27 @@ def test_mambaglue_matches_in_half_precision(precision: str) -> None:
     found, scores = matcher.match(*pair)
     assert (found == expected).mean() > 0.9
     assert scores.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
+)
+@pytest.mark.parametrize("name", ["jamma", "eloftr", "sift+mambaglue"])
+def test_a_conf_takes_bfloat16_where_the_cpu_has_it(
+    name: str, capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    conf = load_conf(name)
+    load = load_sparse_matcher if isinstance(conf, SparseConf) else load_detector_free_matcher
+    assert load(conf, "bundled", "cpu").network.config.precision == expected  # type: ignore
+    in_single = replace(conf, model={**conf.model, "precision": "float32"})
+    assert load(in_single, "bundled", "cpu").network.config.precision == "float32"  # type: ignore
 
 
 @pytest.mark.parametrize("config", [JamMaConfig, EfficientLoFTRConfig, MambaGlueConfig])

@@ -146,6 +146,19 @@ def test_warp_there_and_back_is_the_identity(
     torch.testing.assert_close(first[first_visible], warped[:1][visible[:1]])
 
 
+@pytest.mark.parametrize("sample", [sample_homography_pairs, sample_parallax_pairs])
+def test_the_truth_is_exact_where_the_network_is_not(
+    photographs: Photographs, sample: Callable[..., PairBatch]
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    geometry = sample(photographs, 2, (96, 128), strength=0.8, generator=generator).geometry
+    points = pixel_grid(96, 128, "cpu", 8).reshape(1, -1, 2).expand(2, -1, -1)
+    with torch.autocast("cpu", torch.bfloat16):
+        warped, visible = geometry.warp(points, 0)
+    assert torch.equal(warped, geometry.warp(points, 0)[0])
+    assert torch.equal(visible, geometry.warp(points, 0)[1])
+
+
 def test_same_seed_gives_the_same_pairs(photographs: Photographs) -> None:
     one, two, other = (
         sample_homography_pairs(

@@ -70,7 +70,7 @@ class EfficientLoFTRConfig:
     padding: Literal["crop", "pool"] = "crop"
     """How the transformer sees padded images (see `LocalFeatureTransformer`)."""
     precision: str = "float32"
-    """Of matrix products and convolutions; "float16" and "bfloat16" are for GPUs."""
+    """Of matrix products and convolutions; "float16" is for GPUs."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)

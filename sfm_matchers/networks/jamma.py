@@ -66,7 +66,7 @@ class JamMaConfig:
     coarse_temperature: float = 0.1
     fine_temperature: float = 0.1
     precision: str = "float32"
-    """Of matrix products and convolutions; "float16" and "bfloat16" are for GPUs."""
+    """Of matrix products and convolutions; "float16" is for GPUs."""
 
     def __post_init__(self) -> None:
         check_precision(self.precision)

@@ -76,7 +76,7 @@ class MambaGlueConfig:
             "score" scans them from the highest detection score to the lowest, the order in which
             the published training recipe presents SuperPoint keypoints. Results are always in
             the given order.
-        precision: of matrix products; "float16" and "bfloat16" are for GPUs.
+        precision: of matrix products; "float16" is for GPUs.
     """
 
     features: str = "superpoint"

@@ -1,4 +1,4 @@
-"""Half precision, for GPUs: matrix products and convolutions in fewer bits, the rest as it is."""
+"""Half precision: matrix products and convolutions in fewer bits, the rest as it is."""
 
 from __future__ import annotations
 
@@ -24,6 +24,25 @@ def check_precision(precision: str) -> None:
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise InputError(f"unknown precision {precision!r}, choose one of {known}")
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Is bfloat16 arithmetic of the hardware: GPUs, and CPUs with AVX512-BF16 or AMX."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # absent from older torch
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def default_precision(device_type: str) -> str:
+    """The precision of a conf that names none: a CPU's bfloat16 where the hardware has it.
+
+    On a GPU it stays float32: what half precision costs has not been measured there.
+    """
+    fast = device_type == "cpu" and has_fast_bfloat16(torch.device("cpu"))
+    return "bfloat16" if fast else "float32"
 
 
 def in_its_precision(method: Method) -> Method:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfm_matchers.training.pair_batch import without_autocast
+
 PROJECTION_EPSILON = 1e-4  # added to the depth that a projection divides by
 
 
@@ -31,6 +33,7 @@ class DepthGeometry:
     cam1_from_cam0: Tensor
     max_relative_depth_error: float = 0.2
 
+    @without_autocast
     def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
         """See `PairGeometry.warp`; positions are returned for hidden points too."""
         depths = (self.depth0, self.depth1)

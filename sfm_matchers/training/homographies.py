@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm_matchers.training.pair_batch import PairBatch, lookup_mask, pixel_grid
+from sfm_matchers.training.pair_batch import (
+    PairBatch,
+    lookup_mask,
+    pixel_grid,
+    without_autocast,
+)
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.views import dress_views
 
@@ -46,6 +51,7 @@ class HomographyGeometry:
     valid0: Tensor
     valid1: Tensor
 
+    @without_autocast
     def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
         """See `PairGeometry.warp`."""
         forward = source == 0

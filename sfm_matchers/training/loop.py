@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import replacing
+from sfm_matchers.networks.precision import has_fast_bfloat16
 from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.export import load_half_precision, save_half_precision
 from sfm_matchers.training.pair_batch import PairBatch
@@ -135,6 +136,7 @@ class Trainer:
         self.photographs = photographs
         self.output = output
         self.device = device
+        self.half_precision = has_fast_bfloat16(device)
         self.network = task.build_network(photographs, device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -183,7 +185,7 @@ class Trainer:
             generator,
             self.device,
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
             loss, metrics = self.task.losses(self.network, batch, progress, generator)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return _Share(gradients, {"loss": loss.detach(), **metrics}, len(batch))

@@ -151,10 +151,8 @@ class MambaGlueTask:
             return 0.0 * network.posenc.Wr.weight.sum(), {}
         features0, features1 = (_select(f, usable) for f in (batch.features0, batch.features1))
         truth = GroundTruthMatches(truth.matches0[usable], truth.matches1[usable])
-        # The scan and the double log-softmax need more digits than bfloat16 has.
-        with torch.autocast(features0.keypoints.device.type, enabled=False):
-            outputs = network.forward_layers(features0, features1)
-            loss = mambaglue_loss(outputs, truth)
+        outputs = network.forward_layers(features0, features1)
+        loss = mambaglue_loss(outputs, truth)
         scores = outputs.log_assignments[-1].detach()
         return loss.total, {
             "assignment_loss": loss.assignment[-1].detach(),

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+Warp = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def without_autocast(warp: Warp) -> Warp:
+    """Let `PairGeometry.warp` keep its precision: in bfloat16 the truth is pixels off."""
+
+    @functools.wraps(warp)
+    def exact(geometry: Any, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
+        with torch.autocast(points.device.type, enabled=False):
+            return warp(geometry, points.float(), source)
+
+    return exact
 
 
 class PairGeometry(Protocol):

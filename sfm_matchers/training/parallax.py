@@ -16,7 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm_matchers.training.pair_batch import PairBatch, lookup_mask, pixel_grid
+from sfm_matchers.training.pair_batch import (
+    PairBatch,
+    lookup_mask,
+    pixel_grid,
+    without_autocast,
+)
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.views import dress_views
 
@@ -215,6 +220,7 @@ class ParallaxGeometry:
     cameras: tuple[Cameras, Cameras]
     valids: tuple[Tensor, Tensor]
 
+    @without_autocast
     def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
         """See `PairGeometry.warp`."""
         here, there = self.cameras[source], self.cameras[1 - source]
