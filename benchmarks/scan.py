@@ -6,7 +6,8 @@
 The cases are those of the networks. All backends that run on the device take turns in one process,
 on one thread; times are the least of the rounds, in CPU milliseconds (on a GPU in wall
 milliseconds). `plain` is how mamba-ssm's own reference goes about it: one sequence after the other,
-with all exponentials at first. Errors are those of the float32 results against the definition in
+with all exponentials at first, on operands that lie as its block hands them over, step after step
+of a channel. Errors are those of the float32 results against the definition in
 float64, over the largest true value. Last come the CPU seconds of numba's first call, in processes
 of their own.
 """
@@ -81,11 +82,12 @@ def forward(inputs: dict[str, Tensor], backend: str) -> list[Tensor]:
 
 
 def plain_scan(inputs: dict[str, Tensor]) -> Tensor:
-    """Decays and inputs (1, channels, L, N) of all steps, then a loop; each sequence by itself."""
-    delta = F.softplus(inputs["delta"] + inputs["delta_bias"])
-    by_sequence = [
-        x.transpose(1, 2).split(1) for x in (inputs["u"], delta, inputs["B"], inputs["C"])
-    ]
+    """Decays and inputs (1, channels, L, N) of all steps, then a loop; each sequence by itself.
+
+    Operands as `channels_first` lays them out; the result is (sequences, L, channels).
+    """
+    delta = F.softplus(inputs["delta"] + inputs["delta_bias"][:, None])
+    by_sequence = [x.split(1) for x in (inputs["u"], delta, inputs["B"], inputs["C"])]
     outputs = []
     for u, delta, B, C in zip(*by_sequence, strict=True):
         decays = torch.exp(torch.einsum("bdl,dn->bdln", delta, inputs["A"]))
@@ -94,9 +96,17 @@ def plain_scan(inputs: dict[str, Tensor]) -> Tensor:
         for t in range(u.shape[2]):
             state = decays[:, :, t] * state + driven[:, :, t]
             sums.append(torch.einsum("bdn,bn->bd", state, C[:, :, t]))
-        outputs.append(torch.stack(sums, dim=1))
-    y = torch.cat(outputs) + inputs["D"] * inputs["u"]
-    return y * F.silu(inputs["z"]) if "z" in inputs else y
+        outputs.append(torch.stack(sums, dim=2))
+    y = torch.cat(outputs) + inputs["D"][:, None] * inputs["u"]
+    return (y * F.silu(inputs["z"]) if "z" in inputs else y).transpose(1, 2)
+
+
+def channels_first(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The operands with sequences (channels, L), as mamba-ssm's block makes and wants them."""
+    return {
+        name: value.transpose(1, 2).contiguous() if value.ndim == 3 else value
+        for name, value in inputs.items()
+    }
 
 
 def forward_and_backward(inputs: dict[str, Tensor], backend: str) -> list[Tensor]:
@@ -117,11 +127,12 @@ def measure(
     inputs = make_inputs(case, device)
     double = {name: value.double() for name, value in inputs.items()}
     truth = work(double, "reference")
-    errors = {name: _error(work(inputs, name), truth) for name in names}  # also warms up
+    laid_out = {name: channels_first(inputs) if name == PLAIN else inputs for name in names}
+    errors = {name: _error(work(laid_out[name], name), truth) for name in names}  # also warms up
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            times[name].append(_milliseconds(lambda name=name: work(inputs, name), device))
+            times[name].append(_milliseconds(functools.partial(work, laid_out[name], name), device))
     return {name: (min(times[name]), errors[name]) for name in names}
 
 
