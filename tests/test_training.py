@@ -424,6 +424,17 @@ def test_pairs_that_share_nothing_give_a_finite_loss(name: str, photographs: Pho
         assert float(metrics["unmatched_loss"]) > 0
 
 
+def test_jamma_trains_after_inference_on_images_of_that_size(photographs: Photographs) -> None:
+    task = JamMaTask()
+    network = task.build_network(photographs, CPU)
+    with torch.inference_mode():
+        network.eval()(torch.rand(1, 3, 80, 144), torch.rand(1, 3, 80, 144))
+    generator = torch.Generator().manual_seed(2)
+    batch = sample_homography_pairs(photographs, 1, (80, 144), strength=0.3, generator=generator)
+    loss, _ = task.losses(network.train(), batch, 0.5, generator)
+    loss.backward()
+
+
 def test_jamma_fine_losses_reach_every_parameter(photographs: Photographs) -> None:
     torch.manual_seed(0)
     task = JamMaTask()

@@ -238,6 +238,7 @@ class PositionEncoder(nn.Module):
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for training too
 def normalized_positions(grid: tuple[int, int]) -> Tensor:
     """Top-left pixels (x, y) of all cells, scaled by half the longer side: (h * w, 2) float32.
 
@@ -254,6 +255,7 @@ def normalized_positions(grid: tuple[int, int]) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for training too
 def scan_order(grid: tuple[int, int]) -> Tensor:
     """The JEGO scan: which cells each of the four sequences visits, in order.
 
