@@ -33,6 +33,7 @@ from .matchers import (
 from .networks import efficient_loftr, jamma
 from .networks.coarse_matching import CoarseMatches, inside_border
 from .networks.mambaglue import LocalFeatures, Points, filter_matches, translate
+from .weights import NETWORKS
 
 logger = logging.getLogger(__name__)
 
@@ -316,6 +317,8 @@ def load_graph(
     conf = load_conf(matcher)
     if conf.model.get("precision", "float32") != "float32":
         raise InputError(f"{matcher}: only float32 can be exported, leave precision away")
+    if conf.model["name"] in NETWORKS:
+        conf = replace(conf, model={**conf.model, "precision": "float32"})  # on every CPU
     if isinstance(conf, DetectorFreeConf):
         if size is None:
             raise InputError(f"{matcher} matches images: give --size WIDTH HEIGHT")

@@ -20,6 +20,7 @@ from short_matchers import (
 
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
+from sfm_matchers.hloc import options
 from sfm_matchers.matchers import Matches, load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
@@ -81,6 +82,27 @@ def test_a_conf_takes_bfloat16_where_the_cpu_has_it(
     assert load(conf, "bundled", "cpu").network.config.precision == expected  # type: ignore
     in_single = replace(conf, model={**conf.model, "precision": "float32"})
     assert load(in_single, "bundled", "cpu").network.config.precision == "float32"  # type: ignore
+
+
+def test_an_onnx_graph_is_in_float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    from sfm_matchers.onnx_export import load_graph
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert load_graph("jamma", size=(64, 64)).network.config.precision == "float32"  # type: ignore
+
+
+@pytest.mark.parametrize("name", ["jamma", "mambaglue"])
+def test_hloc_loads_matchers_for_the_device_it_runs_them_on(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+    for loader in ("load_sparse_matcher", "load_detector_free_matcher"):
+        monkeypatch.setattr(options, loader, lambda conf, weights, device: devices.append(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    load = options.load_sparse if name == "mambaglue" else options.load_detector_free
+    load({"name": name, "weights": "bundled", "resize_max": None, "max_num_matches": None})
+    assert devices == ["cuda"]
 
 
 @pytest.mark.parametrize("config", [JamMaConfig, EfficientLoFTRConfig, MambaGlueConfig])

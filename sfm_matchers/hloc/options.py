@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..confs import DetectorFreeConf, SparseConf
 from ..matchers import load_detector_free_matcher, load_sparse_matcher
 from . import default_weights
+
+
+def hloc_device() -> str:
+    """The device to which hloc moves its models; precision is chosen for it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def load_sparse(conf: Mapping[str, Any]) -> Any:
@@ -17,7 +24,7 @@ def load_sparse(conf: Mapping[str, Any]) -> Any:
     resize_max = options.pop("resize_max")
     preprocessing = {} if resize_max is None else {"resize_max": resize_max}
     ours = SparseConf(options["name"], {"preprocessing": preprocessing}, "", options)
-    return load_sparse_matcher(ours, weights, "cpu")
+    return load_sparse_matcher(ours, weights, hloc_device())
 
 
 def load_detector_free(conf: Mapping[str, Any]) -> Any:
@@ -25,4 +32,4 @@ def load_detector_free(conf: Mapping[str, Any]) -> Any:
     options = {k: v for k, v in conf.items() if k not in ("weights", "max_num_matches")}
     weights = conf["weights"] or default_weights(conf)
     ours = DetectorFreeConf(options["name"], "", options, 1.0, 1.0)
-    return load_detector_free_matcher(ours, weights, "cpu")
+    return load_detector_free_matcher(ours, weights, hloc_device())

@@ -26,13 +26,12 @@ def check_precision(precision: str) -> None:
         raise InputError(f"unknown precision {precision!r}, choose one of {known}")
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device_type: str) -> bool:
     """Is bfloat16 arithmetic of the hardware: GPUs, and CPUs with AVX512-BF16 or AMX."""
-    if device.type != "cpu":
-        return device.type == "cuda"
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # absent from older torch
+    if device_type != "cpu":
+        return device_type == "cuda"
+    # Older torch cannot tell.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
@@ -41,8 +40,7 @@ def default_precision(device_type: str) -> str:
 
     On a GPU it stays float32: what half precision costs has not been measured there.
     """
-    fast = device_type == "cpu" and has_fast_bfloat16(torch.device("cpu"))
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if device_type == "cpu" and has_fast_bfloat16("cpu") else "float32"
 
 
 def in_its_precision(method: Method) -> Method:

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm_matchers.training.pair_batch import (
-    PairBatch,
-    lookup_mask,
-    pixel_grid,
-    without_autocast,
-)
+from sfm_matchers.training.pair_batch import PairBatch, lookup_mask, pixel_grid, without_autocast
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.views import dress_views
 

@@ -136,7 +136,6 @@ class Trainer:
         self.photographs = photographs
         self.output = output
         self.device = device
-        self.half_precision = has_fast_bfloat16(device)
         self.network = task.build_network(photographs, device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -185,7 +184,8 @@ class Trainer:
             generator,
             self.device,
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half_precision):
+        kind = self.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=has_fast_bfloat16(kind)):
             loss, metrics = self.task.losses(self.network, batch, progress, generator)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return _Share(gradients, {"loss": loss.detach(), **metrics}, len(batch))

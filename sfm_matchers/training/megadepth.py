@@ -23,7 +23,7 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.images import read_image
 from sfm_matchers.storage import open_h5, read_numbers
 from sfm_matchers.training.depth_geometry import DepthGeometry, depth_at
-from sfm_matchers.training.pair_batch import PairBatch, without_autocast
+from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import is_held_out
 
 # LoFTR's recipe has 0.2, which takes much of what is hidden for visible.
@@ -44,7 +44,6 @@ class ResizedDepthGeometry:
     scale0: Tensor
     scale1: Tensor
 
-    @without_autocast
     def warp(self, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
         """See `PairGeometry.warp`; infinite where the depth of the source is unknown."""
         here, there = (self.scale0, self.scale1) if source == 0 else (self.scale1, self.scale0)

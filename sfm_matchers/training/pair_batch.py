@@ -19,7 +19,7 @@ def without_autocast(warp: Warp) -> Warp:
     @functools.wraps(warp)
     def exact(geometry: Any, points: Tensor, source: int) -> tuple[Tensor, Tensor]:
         with torch.autocast(points.device.type, enabled=False):
-            return warp(geometry, points.float(), source)
+            return warp(geometry, points, source)
 
     return exact
 

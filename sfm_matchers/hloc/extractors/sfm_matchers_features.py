@@ -9,6 +9,7 @@ import torch
 from hloc.utils.base_model import BaseModel
 
 from sfm_matchers.features import load_extractor
+from sfm_matchers.hloc.options import hloc_device
 
 
 class SfmMatchersFeatures(BaseModel):
@@ -19,8 +20,7 @@ class SfmMatchersFeatures(BaseModel):
 
     def _init(self, conf: dict[str, Any]) -> None:
         options = {k: v for k, v in conf.items() if k not in ("name", "front_end")}
-        device = "cuda" if torch.cuda.is_available() else "cpu"  # hloc's rule
-        self.extractor = load_extractor({"name": conf["front_end"], **options}, device)
+        self.extractor = load_extractor({"name": conf["front_end"], **options}, hloc_device())
 
     def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pixels = data["image"].permute(0, 2, 3, 1).cpu().numpy()
