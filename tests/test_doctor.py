@@ -16,7 +16,7 @@ from sfm_matchers.confs import SparseConf, conf_names, load_conf
 from sfm_matchers.matchers import SPARSE_MATCHERS
 from sfm_matchers.weights import (
     NETWORKS,
-    BundledMetadata,
+    WeightsMetadata,
     cache_dir,
     download,
     registry,
@@ -88,7 +88,7 @@ def test_weights_in_the_cache_make_a_matcher_usable() -> None:
 def test_bundled_weights_come_first(tmp_path: Path) -> None:
     cache_dir().mkdir()
     (cache_dir() / "jamma.ckpt").write_bytes(b"")
-    metadata = BundledMetadata("jamma", "rendered scenes", 10, {"recall": 0.25})
+    metadata = WeightsMetadata("jamma", "rendered scenes", 10, {"recall": 0.25})
     save_bundled({"w": torch.ones(2, 2)}, tmp_path / "bundled" / "jamma.safetensors", metadata)
     report = doctor.examine()
     assert by_name(report["matchers"], "jamma")["weights"] == "bundled"

@@ -350,7 +350,8 @@ def test_eloftr_every_parameter_gets_a_gradient() -> None:
         *one.fine_maps(*features, *coarse), torch.zeros_like(cells), cells, cells.flip(0)
     )
     confidence = eloftr.first_stage_log_confidence(*windows)
-    offsets = eloftr.second_stage_offsets(*windows, cells, cells, cells.flip(0), 1.0)
+    config = EfficientLoFTRConfig(fine_temperature=1.0)
+    offsets = eloftr.second_stage_offsets(*windows, cells, cells, cells.flip(0), config)
     logits = one.coarse_logits(*coarse)
     loss = logits.log_softmax(1).diagonal(0, 1, 2).mean() + confidence[:, 0, 0].mean()
     (loss + offsets.square().mean()).backward()
@@ -358,6 +359,25 @@ def test_eloftr_every_parameter_gets_a_gradient() -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("pixel", [0, 7, 27, 56, 63])
+@pytest.mark.parametrize("offset", [(0, 0), (-1, 0), (1, 1), (0, -1)])
+def test_eloftr_centred_patch_lies_around_the_matched_pixel(
+    pixel: int, offset: tuple[int, int]
+) -> None:
+    windows0, windows1 = torch.zeros(1, 64, 64), torch.zeros(1, 10, 10, 64)
+    windows0[0, 5, -1] = 1
+    windows1[0, pixel // 8 + 1 + offset[1], pixel % 8 + 1 + offset[0], -1] = 1e3  # behind the ring
+    found = eloftr.second_stage_offsets(
+        windows0,
+        windows1.flatten(1, 2),
+        torch.tensor([0]),
+        torch.tensor([5]),
+        torch.tensor([pixel]),
+        EfficientLoFTRConfig(centred_patch=True),
+    )
+    assert found.round().tolist() == [list(offset)]
 
 
 # What is refused

@@ -204,7 +204,9 @@ def test_eloftr_golden_fine_unit() -> None:
     np.testing.assert_array_equal(pixels0.numpy(), data["idx_l"])
     np.testing.assert_array_equal(pixels1.numpy(), data["idx_r"])
     ids = torch.arange(len(best))
-    offsets = eloftr.second_stage_offsets(windows0, windows1, ids, pixels0, pixels1, 10.0)
+    offsets = eloftr.second_stage_offsets(
+        windows0, windows1, ids, pixels0, pixels1, EfficientLoFTRConfig()
+    )
     assert_close(offsets, data["expec"], 1e-5)
     corner1 = torch.from_numpy(data["mkpts1_coarse"])
     final = corner1 + eloftr.window_position(pixels1) + offsets

@@ -45,7 +45,7 @@ from sfm_matchers.retrieval import extract_vlad, most_similar
 from sfm_matchers.scans import read_scan, read_transformation
 from sfm_matchers.storage import StagedFile, list_groups, open_h5, read_matches
 from sfm_matchers.weights import load_state_dict_file
-from sfm_matchers.weights.registry import BundledMetadata
+from sfm_matchers.weights.registry import WeightsMetadata
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL", "ignore:loadtxt")
 
@@ -290,7 +290,7 @@ FORMATS = {
     "safetensors": Format(
         "weights.safetensors",
         safetensors.torch.save(TENSORS, HEADER),
-        lambda path: (BundledMetadata.from_file(path), load_state_dict_file(path)),
+        lambda path: (WeightsMetadata.from_file(path), load_state_dict_file(path)),
         is_text=False,
     ),
     "jpeg": Format("photo.jpg", photo("JPEG"), read_photo, is_text=False),

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfm_matchers.errors import InputError
-from sfm_matchers.networks.jamma import CELL, JamMa
+from sfm_matchers.errors import InputError, WeightsError
+from sfm_matchers.networks.jamma import CELL
 from sfm_matchers.training import views
 from sfm_matchers.training.export import load_half_precision, save_half_precision
 from sfm_matchers.training.homographies import (
@@ -27,7 +27,7 @@ from sfm_matchers.training.homographies import (
     sample_homography_pairs,
 )
 from sfm_matchers.training.jamma_task import JamMaFineTask, JamMaTask, _shift_some, _transfer_errors
-from sfm_matchers.training.loop import Trainer, TrainingOptions
+from sfm_matchers.training.loop import TrainedNetwork, Trainer, TrainingOptions
 from sfm_matchers.training.mambaglue_task import MambaGlueTask
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
 from sfm_matchers.training.parallax import RoundBodies, sample_parallax_pairs
@@ -49,7 +49,7 @@ from sfm_matchers.training.supervision import (
     window_points,
 )
 from sfm_matchers.training.tasks import TASKS
-from sfm_matchers.weights.loading import load_state_dict_file
+from sfm_matchers.weights.loading import load_network, load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
 
 CPU = torch.device("cpu")
@@ -276,6 +276,8 @@ def test_confident_precision_counts_cells_without_partner_as_wrong() -> None:
 class _TinyTask:
     """A small convolutional matcher: the loop's own behaviour shows in seconds."""
 
+    trains = TrainedNetwork("tiny", features="sift", config={"coarse_threshold": 0.3})
+
     def build_network(self, photographs: Photographs, device: torch.device) -> nn.Module:
         return nn.Sequential(
             nn.Conv2d(3, 16, 8, stride=8), nn.BatchNorm2d(16), nn.GELU(), nn.Conv2d(16, 16, 1)
@@ -375,11 +377,28 @@ def test_exported_weights_load_into_the_network(photographs: Photographs, tmp_pa
     trainer = Trainer(JamMaTask(), TrainingOptions(steps=2), photographs, tmp_path, CPU)
     trainer.save()
     weights = load_file(tmp_path / "weights.safetensors")
-    JamMa().load_state_dict(weights)
     for name, value in trainer.average.state_dict().items():
         if value.is_floating_point():
             assert weights[name].dtype == (torch.float16 if value.dim() > 1 else torch.float32)
             torch.testing.assert_close(weights[name].float(), value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("matcher", TASKS)
+def test_exported_weights_say_what_they_are_for(
+    matcher: str, photographs: Photographs, tmp_path: Path
+) -> None:
+    task = TASKS[matcher]()
+    Trainer(task, TrainingOptions(steps=2), photographs, tmp_path, CPU).save()
+    path = str(tmp_path / "weights.safetensors")
+    features = {"features": "sift"} if matcher == "mambaglue" else {}
+    used = load_network(matcher, path, **features).config
+    assert {name: getattr(used, name) for name in task.trains.config} == task.trains.config
+    if matcher == "eloftr":
+        trained = task.build_network(photographs, CPU).config
+        assert trained.centred_patch == used.centred_patch  # type: ignore[union-attr]
+    other = "jamma" if matcher != "jamma" else "eloftr"
+    with pytest.raises(WeightsError, match=f"made for {matcher}"):
+        load_network(other, path)
 
 
 def test_jamma_overfits_a_tiny_set(photographs: Photographs) -> None:

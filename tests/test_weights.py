@@ -25,8 +25,8 @@ from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTR
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
 from sfm_matchers.weights import (
-    BundledMetadata,
     Checkpoint,
+    WeightsMetadata,
     all_checkpoints,
     cache_dir,
     convert_jamma,
@@ -86,8 +86,8 @@ def test_the_superpoint_licence_forbids_commercial_use() -> None:
     assert "research only" in checkpoint.allows
 
 
-def bundle(network: str, features: str | None = None) -> BundledMetadata:
-    return BundledMetadata(network, "rendered scenes", 1200, {"recall@3px": 0.5}, features=features)
+def bundle(network: str, features: str | None = None) -> WeightsMetadata:
+    return WeightsMetadata(network, "rendered scenes", 1200, {"recall@3px": 0.5}, features=features)
 
 
 def test_bundled_files_describe_themselves(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_bundled_files_describe_themselves(tmp_path: Path) -> None:
     assert checkpoint.licence == "Apache-2.0"
     assert checkpoint.note == "recall@3px 0.5"
     assert fetch(checkpoint) == path
-    assert BundledMetadata.from_file(path) == bundle("mambaglue", "aliked")
+    assert WeightsMetadata.from_file(path) == bundle("mambaglue", "aliked")
     assert path.stat().st_mode & 0o444 == 0o444
 
 

@@ -62,6 +62,9 @@ class EfficientLoFTRConfig:
     coarse_temperature: float = 0.1
     fine_temperature: float = 10.0
     """Temperature of the second refinement stage."""
+    centred_patch: bool = False
+    """The second stage looks around the matched pixel, as the paper has it; the released weights
+    know another patch (see `second_stage_offsets`)."""
     train_hw: tuple[int, int] = (832, 832)
     """Height and width of the training images (px)."""
     test_hw: tuple[int, int] = (832, 832)
@@ -565,28 +568,31 @@ def second_stage_offsets(
     window_ids: Tensor,
     pixels0: Tensor,
     pixels1: Tensor,
-    temperature: float,
+    config: EfficientLoFTRConfig,
 ) -> Tensor:
     """Subpixel offset (N, 2), x and y in [-1, 1] px, to add to the pixel of image 1.
+
+    The expectation over 3 x 3 pixels of full resolution: those around the matched pixel, as in the
+    paper, with `centred_patch`. The released weights were trained on others: the inner pixel
+    indexes the 10 x 10 window without the ring's offset, so their patch lies one pixel up and to
+    the left, and at row or column -1 it wraps around to 9.
 
     Args:
         windows0, windows1: (M, 64, 64) and (M, 100, 64).
         window_ids: (N,) the pair of windows of each pixel match.
         pixels0, pixels1: (N,) row-major pixels of the 8 x 8 cells matched by the first stage.
-        temperature: divides the responses of the 3 x 3 pixels.
+        config: for `fine_temperature`, which divides the responses, and `centred_patch`.
     """
     steps = torch.tensor([-1, 0, 1], device=pixels1.device)
-    # The paper centres the 3 x 3 patch at the matched pixel. The released weights know another
-    # patch: the inner pixel indexes the 10 x 10 window without the ring's offset, so the patch
-    # lies one pixel up and to the left, and at row or column -1 it wraps around to 9.
-    rows = (pixels1[:, None] // CELL + steps) % WINDOW1
-    columns = (pixels1[:, None] % CELL + steps) % WINDOW1
+    ring = int(config.centred_patch)
+    rows = (pixels1[:, None] // CELL + ring + steps) % WINDOW1
+    columns = (pixels1[:, None] % CELL + ring + steps) % WINDOW1
     patch = (rows[:, :, None] * WINDOW1 + columns[:, None, :]).flatten(1)  # (N, 9)
 
     queries = windows0[window_ids, pixels0, -SECOND_STAGE_DIM:]
     keys = windows1[window_ids[:, None], patch, -SECOND_STAGE_DIM:]
     responses = (keys @ queries[:, :, None])[..., 0] / math.sqrt(SECOND_STAGE_DIM)
-    weights = (responses / temperature).softmax(dim=1)
+    weights = (responses / config.fine_temperature).softmax(dim=1)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(9, 2)
     return weights @ offsets.to(weights.dtype)
 
@@ -822,6 +828,6 @@ class EfficientLoFTR(nn.Module):
             torch.arange(best.shape[0], device=best.device),
             pixels0,
             pixels1,
-            self.config.fine_temperature,
+            self.config,
         )
         return window_position(pixels0), window_position(pixels1) + subpixel

@@ -16,6 +16,7 @@ from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.networks.efficient_loftr import (
     CELL,
     EfficientLoFTR,
+    EfficientLoFTRConfig,
     cell_position,
     first_stage_log_confidence,
     match_windows,
@@ -218,10 +219,12 @@ def fine_loss(windows0: Tensor, windows1: Tensor, truth: FineTruth) -> Tensor:
     return focal_loss(log_confidence[truth.window_ids, truth.pixels0, truth.pixels1], truth.weights)
 
 
-def local_loss(windows0: Tensor, windows1: Tensor, truth: FineTruth, temperature: float) -> Tensor:
+def local_loss(
+    windows0: Tensor, windows1: Tensor, truth: FineTruth, config: EfficientLoFTRConfig
+) -> Tensor:
     """Mean squared error (px^2) of the second refinement stage; 0 if there are no true matches."""
     offsets = second_stage_offsets(
-        windows0, windows1, truth.window_ids, truth.pixels0, truth.pixels1, temperature
+        windows0, windows1, truth.window_ids, truth.pixels0, truth.pixels1, config
     )
     return (offsets - truth.offsets).square().sum() / max(len(offsets), 1)
 
@@ -317,7 +320,7 @@ def efficient_loftr_loss(
 
     coarse = coarse_loss(logits, truth)
     fine = fine_loss(windows0, windows1, pixels)
-    local = local_loss(windows0, windows1, pixels, network.config.fine_temperature)
+    local = local_loss(windows0, windows1, pixels, network.config)
     total = COARSE_WEIGHT * coarse + FINE_WEIGHT * fine + LOCAL_WEIGHT * local
     return EfficientLoFTRLoss(total, coarse, fine, local)
 

@@ -14,6 +14,7 @@ from sfm_matchers.networks.efficient_loftr import (
     COARSE_DIM,
     AggregatedAttentionLayer,
     EfficientLoFTR,
+    EfficientLoFTRConfig,
     EfficientLoFTRFeatures,
     RepVGGBlock,
     first_stage_log_confidence,
@@ -29,6 +30,7 @@ from sfm_matchers.training.efficient_loftr_supervision import (
     local_loss,
 )
 from sfm_matchers.training.homographies import sample_homography_pairs
+from sfm_matchers.training.loop import TrainedNetwork
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
@@ -72,6 +74,9 @@ class EfficientLoFTRTask:
     a share of the batches: they cost two thirds of the rest and learn faster.
     """
 
+    trains = TrainedNetwork(
+        "eloftr", config={"coarse_threshold": 0.1, "raw_threshold": 15.0, "centred_patch": True}
+    )
     cross_entropy_until = 0.9  # of the run
     fine_share = 0.4  # of the batches
     windows = 128  # pairs of cells per pair of images
@@ -83,7 +88,7 @@ class EfficientLoFTRTask:
         features stay local; the transformer changes them little, and its last shift centres them;
         coarse and fine features are scaled so that the logits have a useful spread.
         """
-        network = EfficientLoFTR().to(device)
+        network = EfficientLoFTR(EfficientLoFTRConfig(centred_patch=True)).to(device)
         for module in network.backbone.modules():
             if isinstance(module, RepVGGBlock) and module.rbr_identity is not None:
                 nn.init.constant_(module.rbr_identity.bias, HALF_NORMAL_MEAN)
@@ -188,7 +193,7 @@ class EfficientLoFTRTask:
         geometry, grid = batch.geometry, stage.grid
         truth = fine_truth(geometry, batch_ids, ids0, ids1, grid, grid, scale0=scale, scale1=scale)
         fine = fine_loss(windows0, windows1, truth)
-        local = local_loss(windows0, windows1, truth, network.config.fine_temperature)
+        local = local_loss(windows0, windows1, truth, network.config)
         confidence = first_stage_log_confidence(windows0.detach(), windows1.detach())
         best = confidence[truth.window_ids, truth.pixels0].argmax(-1)
         return fine + LOCAL_WEIGHT * local, {

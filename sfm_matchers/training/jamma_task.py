@@ -19,6 +19,7 @@ from sfm_matchers.networks.jamma import (
     JamMaFeatures,
 )
 from sfm_matchers.training.homographies import sample_homography_pairs
+from sfm_matchers.training.loop import TrainedNetwork
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, PairGeometry
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
@@ -57,6 +58,7 @@ class JamMaTask:
     pair and learns faster, so it sees one pair of each batch only.
     """
 
+    trains = TrainedNetwork("jamma", config={"coarse_threshold": 0.4})
     fine_share = 1.0  # of the batches
     fine_weight = 0.5
     windows = 256  # per pair

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.export import load_half_precision, save_half_precision
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
+from sfm_matchers.weights.registry import WeightsMetadata
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,19 @@ CURVES_NAME = "metrics.png"
 WeightsMeasure = Callable[[Path], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """What exported weights say they are for."""
+
+    name: str  # as `sfm_matchers.weights` has it
+    features: str | None = None  # the front-end it is trained for; None if it takes images
+    config: dict[str, float] = field(default_factory=dict)  # what the weights need, or work best in
+
+
 class TrainingTask(Protocol):
     """What the loop needs to know of one network."""
+
+    trains: TrainedNetwork
 
     def build_network(self, photographs: Photographs, device: torch.device) -> nn.Module:
         """Make the network with its initial weights, which may depend on the photographs."""
@@ -231,11 +243,24 @@ class Trainer:
         save_half_precision(
             self.average.state_dict(),
             self.output / WEIGHTS_NAME,
-            {"step": str(self.step), "pairs": str(self.pairs)},
+            self._metadata().to_header(),
         )
         _write_csv(self.output / METRICS_NAME, self.rows)
         _write_csv(self.output / VALIDATION_NAME, self.validation_rows)
         draw_curves(self.rows, self.validation_rows, self.output / CURVES_NAME)
+
+    def _metadata(self) -> WeightsMetadata:
+        trains = self.task.trains
+        last = self.validation_rows[-1] if self.validation_rows else {}
+        return WeightsMetadata(
+            trains.name,
+            f"{len(self.photographs)} photographs, {self.pairs} pairs",
+            self.step,
+            {name: value for name, value in last.items() if name not in ("step", "pairs")},
+            features=trains.features,
+            licence="",  # who trains decides
+            config=trains.config,
+        )
 
     def load_initial_weights(self, path: Path) -> None:
         """Start from the averaged weights of another run: its checkpoint or its exported weights.

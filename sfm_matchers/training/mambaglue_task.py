@@ -18,6 +18,7 @@ from sfm_matchers.networks.mambaglue import (
     filter_matches,
 )
 from sfm_matchers.training.homographies import sample_homography_pairs
+from sfm_matchers.training.loop import TrainedNetwork
 from sfm_matchers.training.mambaglue_supervision import (
     IGNORED,
     GroundTruthMatches,
@@ -62,6 +63,8 @@ class MambaGlueTask:
         max_keypoints: most keypoints of an image of 240 x 320 pixels or more, the largest; those of
             smaller images have fewer in proportion.
     """
+
+    trains = TrainedNetwork("mambaglue", features="sift")
 
     def __init__(self, config: MambaGlueConfig = SIFT_CONFIG, max_keypoints: int = 512) -> None:
         self.config = config

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sfm_matchers.weights.registry import (
-    BundledMetadata,
     Checkpoint,
+    WeightsMetadata,
     all_checkpoints,
     default_source,
     find_checkpoint,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NETWORKS",
-    "BundledMetadata",
     "Checkpoint",
+    "WeightsMetadata",
     "all_checkpoints",
     "cache_dir",
     "checkpoint_path",

@@ -25,8 +25,8 @@ from sfm_matchers.stored_precision import SCALE_SUFFIX, to_eight_bits, to_half, 
 from sfm_matchers.weights.download import fetch, file_sha256
 from sfm_matchers.weights.registry import (
     OFFICIAL,
-    BundledMetadata,
     Checkpoint,
+    WeightsMetadata,
     all_checkpoints,
     find_checkpoint,
     subject_name,
@@ -191,7 +191,7 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
     """
     features = features_of(network, config.get("features"))
     file = find_weights(network, weights, features)
-    metadata = BundledMetadata.from_file(file.path) if file.path.suffix == ".safetensors" else None
+    metadata = WeightsMetadata.from_file(file.path) if file.path.suffix == ".safetensors" else None
     if metadata is not None:
         _check_metadata(metadata, file.path, network, features)
         config = {**metadata.config, **config}
@@ -208,7 +208,7 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
 
 
 def _check_metadata(
-    metadata: BundledMetadata, path: Path, network: str, features: str | None
+    metadata: WeightsMetadata, path: Path, network: str, features: str | None
 ) -> None:
     """Refuse a file of ours that says it belongs to another network or front-end.
 
@@ -300,7 +300,7 @@ def _report(file: WeightsFile) -> None:
 def save_bundled(
     state_dict: StateDict,
     path: str | os.PathLike[str],
-    metadata: BundledMetadata,
+    metadata: WeightsMetadata,
     *,
     eight_bits: bool = False,
 ) -> None:

@@ -149,8 +149,8 @@ OFFICIAL = (
 
 
 @dataclass(frozen=True)
-class BundledMetadata:
-    """What a bundled file says of itself in its safetensors header.
+class WeightsMetadata:
+    """What a file of our own weights, bundled or trained, says of itself in its header.
 
     `config` holds fields of the network's config that fit these weights better than its defaults.
     """
@@ -178,7 +178,7 @@ class BundledMetadata:
         }
 
     @classmethod
-    def from_file(cls, path: Path) -> BundledMetadata | None:
+    def from_file(cls, path: Path) -> WeightsMetadata | None:
         """Read the header of a safetensors file; None if it is not one that we wrote.
 
         Raises:
@@ -228,7 +228,7 @@ def bundled_checkpoints() -> list[Checkpoint]:
     """
     checkpoints = []
     for path in sorted(BUNDLED_DIR.glob("*.safetensors")):
-        metadata = BundledMetadata.from_file(path)
+        metadata = WeightsMetadata.from_file(path)
         if metadata is None:
             raise WeightsError(f"{path}: a bundled file must name its network in its header")
         scores = ", ".join(f"{name} {value:g}" for name, value in metadata.metrics.items())
