@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import peak_memory
-from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mambaglue
+from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mambaglue, onednn
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS
 from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.networks.precision import PRECISIONS
@@ -73,7 +73,7 @@ def _compare(network: str, case: Any, repeats: int, device: str) -> None:
         for name, run in candidates.items():
             seconds[name].append(_time(run, device))
     flops = FlopCounterMode(display=False)
-    with flops:
+    with flops, _products_of_torch():  # it does not know oneDNN's
         candidates[network]()
     print(f"\n{network}, {label}: {flops.get_total_flops() / 1e9:.0f} GFLOP, {found}")
     ours = statistics.median(seconds[network])
@@ -203,8 +203,13 @@ def _plain() -> Iterator[None]:
         mock.patch.object(jamma.MixerLayer, "forward", _mix_plainly),
         mock.patch.object(jamma.ConvNeXtBlock, "_perceptron", _perceptron_plainly),
         mock.patch.object(efficient_loftr, "match_mutual_maximum", _match_mutual_plainly),
+        _products_of_torch(),
     ):
         yield
+
+
+def _products_of_torch() -> contextlib.AbstractContextManager[Any]:
+    return mock.patch.object(onednn, "is_faster", return_value=False)
 
 
 def _mix_plainly(layer: jamma.MixerLayer, x: Tensor) -> Tensor:

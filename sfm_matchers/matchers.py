@@ -32,7 +32,7 @@ from .networks.efficient_loftr import (
 )
 from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
 from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
-from .networks.precision import default_precision
+from .networks.precision import default_precision, leave_products_to_compiler
 from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -610,6 +610,7 @@ def compile_matcher(
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
     for part in parts if device.type == "cpu" else parts + fine_maps:
         part.compile(dynamic=True, backend=backend)
+    leave_products_to_compiler(matcher.network)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from typing import Any, TypeVar, cast
 import torch
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.networks import onednn
 
 PRECISIONS = ("float32", "float16", "bfloat16")
+_HAS_COMPILED_PARTS = "_has_compiled_parts"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -44,16 +46,29 @@ def default_precision(device_type: str) -> str:
 
 
 def in_its_precision(method: Method) -> Method:
-    """Let a network's method run in `config.precision`; float32 changes nothing around it."""
+    """Let a network's method run in `config.precision`, by the faster of torch's products."""
 
     @functools.wraps(method)
     def run(network: Any, *arguments: Any, **options: Any) -> Any:
         precision = network.config.precision
-        if precision == "float32":
-            return method(network, *arguments, **options)
         device_type = next(network.parameters()).device.type
-        context = torch.autocast(device_type, getattr(torch, precision))
-        with cast(contextlib.AbstractContextManager[None], context):
+        with contextlib.ExitStack() as contexts:
+            if precision != "float32":
+                autocast = torch.autocast(device_type, getattr(torch, precision))
+                contexts.enter_context(cast(contextlib.AbstractContextManager[None], autocast))
+            if device_type == "cpu" and onednn.is_faster() and _only_computes(network):
+                contexts.enter_context(onednn.OneDNNProducts())
             return method(network, *arguments, **options)
 
     return cast(Method, run)
+
+
+def leave_products_to_compiler(network: torch.nn.Module) -> None:
+    """Parts of the network are compiled: what they call is no longer exchanged."""
+    setattr(network, _HAS_COMPILED_PARTS, True)
+
+
+def _only_computes(network: torch.nn.Module) -> bool:
+    """Is nothing wanted of the computation but its result: no gradient, no graph."""
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (torch.is_grad_enabled() or is_traced or hasattr(network, _HAS_COMPILED_PARTS))
