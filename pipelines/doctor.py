@@ -66,6 +66,7 @@ def devices() -> dict[str, Any]:
     """Return the devices torch can use, and whether pycolmap has CUDA."""
     import torch
 
+    from sfm_matchers.networks import onednn
     from sfm_matchers.networks.precision import default_precision
 
     cuda = [
@@ -78,6 +79,7 @@ def devices() -> dict[str, Any]:
     return {
         "cpu_threads": torch.get_num_threads(),
         "cpu_precision": default_precision("cpu"),
+        "cpu_products": "oneDNN" if onednn.is_faster() else "torch's BLAS",
         "cuda": cuda,
         "mps": torch.backends.mps.is_available(),
         "pycolmap_cuda": _pycolmap_has_cuda(),
@@ -255,7 +257,8 @@ def _yes_no(name: str, is_there: bool) -> str:
 def _describe_devices(found: dict[str, Any]) -> list[str]:
     gpus = [f"{gpu['name']}, {gpu['memory_gb']} GB" for gpu in found["cuda"]]
     return [
-        f"CPU           {found['cpu_threads']} threads, networks in {found['cpu_precision']}",
+        f"CPU           {found['cpu_threads']} threads, networks in {found['cpu_precision']}, "
+        f"matrix products by {found['cpu_products']}",
         f"CUDA          {'; '.join(gpus) or 'none'}",
         f"MPS           {'yes' if found['mps'] else 'none'}",
         f"pycolmap      {PYCOLMAP_CUDA[found['pycolmap_cuda']]}",

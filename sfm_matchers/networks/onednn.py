@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sfm_matchers.networks.processor import cpu_capabilities
+
 WORTHWHILE = 1 << 20  # multiplications; fewer take less time than oneDNN's preparations
 MOST_MATRICES = 8  # of a batch; more are multiplied one by one, which is slow if they are small
 ATTENTION_ROWS = 512  # scores of so many queries stay in the cache
@@ -25,8 +27,7 @@ ATTENTION_ROWS = 512  # scores of so many queries stay in the cache
 @functools.cache
 def is_faster() -> bool:
     """Are oneDNN's products faster on this machine: AMD's processors with AVX-512."""
-    # Older torch cannot tell the processor.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = cpu_capabilities()
     is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
     available = torch.backends.mkldnn.is_available() and hasattr(
         torch.ops.mkldnn, "_linear_pointwise"

@@ -11,6 +11,7 @@ import torch
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks import onednn
+from sfm_matchers.networks.processor import cpu_capabilities
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 _HAS_COMPILED_PARTS = "_has_compiled_parts"
@@ -32,8 +33,7 @@ def has_fast_bfloat16(device_type: str) -> bool:
     """Is bfloat16 arithmetic of the hardware: GPUs, and CPUs with AVX512-BF16 or AMX."""
     if device_type != "cpu":
         return device_type == "cuda"
-    # Older torch cannot tell.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
