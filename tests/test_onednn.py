@@ -14,7 +14,6 @@ from short_matchers import eloftr_matcher, jamma_matcher, matched, photographs, 
 from torch import Tensor
 
 from sfm_matchers.networks import onednn
-from sfm_matchers.networks.onednn import OneDNNProducts
 
 pytestmark = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -95,7 +94,7 @@ def test_products_are_those_of_torch(
     product: str, sizes: tuple[int, int, int], strided: bool
 ) -> None:
     results = []
-    for mode in (None, OneDNNProducts()):
+    for mode in (None, onednn.products()):
         torch.manual_seed(0)
         if mode is None:
             results.append(PRODUCTS[product](*sizes, strided))
@@ -111,7 +110,7 @@ def test_products_are_made_by_onednn(product: str, monkeypatch: pytest.MonkeyPat
     shapes = counted(monkeypatch)
     PRODUCTS[product](6, 5, 4, False)
     assert not shapes
-    with OneDNNProducts():
+    with onednn.products():
         PRODUCTS[product](6, 5, 4, False)
     assert shapes
 
@@ -121,7 +120,7 @@ def test_what_autocast_rounds_and_other_numbers_stay_with_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shapes = counted(monkeypatch)
-    with OneDNNProducts():
+    with onednn.products():
         x = torch.randn(4, 4)
         assert (x.double() @ x.double()).dtype == torch.float64
         assert (x.bfloat16() @ x.bfloat16()).dtype == torch.bfloat16
@@ -138,10 +137,28 @@ def test_attention_under_autocast_is_rounded_once() -> None:
     exact = F.scaled_dot_product_attention(q, k, v)
     with torch.autocast("cpu", torch.bfloat16):
         of_torch = F.scaled_dot_product_attention(q, k, v)
-        with OneDNNProducts():
+        with onednn.products():
             found = F.scaled_dot_product_attention(q, k, v)
     assert found.dtype == of_torch.dtype == torch.bfloat16
     assert (found - exact).abs().max() < 1.5 * (of_torch - exact).abs().max()
+
+
+@pytest.mark.parametrize("valid", [None, 7])
+def test_explicit_attention_is_that_of_torch(valid: int | None) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 2, 12, 16, requires_grad=True) for _ in range(3)]
+    mask = None if valid is None else (torch.arange(12) < valid)[None, None, None]
+
+    def of(function: Callable[..., Tensor]) -> list[Tensor]:
+        message = function(*inputs, attn_mask=mask)
+        return [message, *torch.autograd.grad(message.float().square().sum(), inputs)]
+
+    expected = of(F.scaled_dot_product_attention)
+    with torch.autocast("cpu", torch.bfloat16), onednn.explicit_attention():
+        found = of(F.scaled_dot_product_attention)
+    assert found[0].dtype == torch.bfloat16
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def in_its_precision(method: Method) -> Method:
                 autocast = torch.autocast(device_type, getattr(torch, precision))
                 contexts.enter_context(cast(contextlib.AbstractContextManager[None], autocast))
             if device_type == "cpu" and onednn.is_faster() and _only_computes(network):
-                contexts.enter_context(onednn.OneDNNProducts())
+                contexts.enter_context(onednn.products())
             return method(network, *arguments, **options)
 
     return cast(Method, run)

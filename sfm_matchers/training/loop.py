@@ -10,11 +10,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import replacing
+from sfm_matchers.networks import onednn
 from sfm_matchers.networks.precision import has_fast_bfloat16
 from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.export import load_half_precision, save_half_precision
@@ -196,11 +197,21 @@ class Trainer:
             generator,
             self.device,
         )
-        kind = self.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=has_fast_bfloat16(kind)):
+        with self._fast_arithmetic():
             loss, metrics = self.task.losses(self.network, batch, progress, generator)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return _Share(gradients, {"loss": loss.detach(), **metrics}, len(batch))
+
+    @contextmanager
+    def _fast_arithmetic(self) -> Iterator[None]:
+        kind = self.device.type
+        with ExitStack() as contexts:
+            if has_fast_bfloat16(kind):
+                autocast = torch.autocast(kind, torch.bfloat16)
+                contexts.enter_context(cast(AbstractContextManager[None], autocast))
+            if onednn.is_faster():
+                contexts.enter_context(onednn.explicit_attention())
+            yield
 
     @torch.no_grad()
     def _update_average(self) -> None:
