@@ -146,7 +146,7 @@ def _attention_of_a_head(query: Tensor, key: Tensor, value: Tensor, dtype: torch
     value = value.to(dtype).contiguous()
     messages = []
     for rows in query.split(ATTENTION_ROWS):
-        # Not inside autocast, which would round the scores.
+        # Autocast does not know oneDNN's operator, so it does not round the scores.
         weights = _multiply(rows, key).softmax(-1)
         messages.append(_multiply(weights.to(dtype), value.T))
     return torch.cat(messages)
