@@ -7,7 +7,6 @@ convolutions, does not: on a Zen 5 it multiplies at 180 instead of 80 GFLOP/s pe
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +24,6 @@ MOST_MATRICES = 8  # of a batch; more are multiplied one by one, which is slow i
 ATTENTION_ROWS = 512  # scores of so many queries stay in the cache
 
 
-@functools.cache
 def is_faster() -> bool:
     """Are oneDNN's products faster on this machine: AMD's processors with AVX-512."""
     capabilities = cpu_capabilities()

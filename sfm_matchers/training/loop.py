@@ -10,11 +10,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -197,21 +197,14 @@ class Trainer:
             generator,
             self.device,
         )
-        with self._fast_arithmetic():
+        kind = self.device.type
+        replaces_attention = kind == "cpu" and onednn.is_faster()
+        attention = onednn.explicit_attention() if replaces_attention else nullcontext()
+        half = torch.autocast(kind, torch.bfloat16, enabled=has_fast_bfloat16(kind))
+        with half, attention:
             loss, metrics = self.task.losses(self.network, batch, progress, generator)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         return _Share(gradients, {"loss": loss.detach(), **metrics}, len(batch))
-
-    @contextmanager
-    def _fast_arithmetic(self) -> Iterator[None]:
-        kind = self.device.type
-        with ExitStack() as contexts:
-            if has_fast_bfloat16(kind):
-                autocast = torch.autocast(kind, torch.bfloat16)
-                contexts.enter_context(cast(AbstractContextManager[None], autocast))
-            if onednn.is_faster():
-                contexts.enter_context(onednn.explicit_attention())
-            yield
 
     @torch.no_grad()
     def _update_average(self) -> None:
