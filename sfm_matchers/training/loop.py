@@ -26,6 +26,7 @@ from sfm_matchers.networks import onednn
 from sfm_matchers.networks.precision import has_fast_bfloat16
 from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.export import load_half_precision, save_half_precision
+from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.weights.registry import WeightsMetadata
@@ -152,7 +153,9 @@ class Trainer:
         self.network = task.build_network(photographs, device)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = _build_optimizer(self.parameters, options)
+        self.optimizer = MatrixAndScalarOptimizer(
+            self.network, options.learning_rate, options.weight_decay
+        )
         # The setting is one of each thread; `_flushed_denormals` says why.
         self.workers = ThreadPoolExecutor(
             options.workers, initializer=torch.set_flush_denormal, initargs=(True,)
@@ -167,9 +170,7 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """Make one batch and one update; returns scalars to record, still on the device."""
         options = self.options
-        factor = learning_rate_factor(self.step, options)
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * factor
+        self.optimizer.set_learning_rate(_learning_rate(self.step, options))
         self.network.train()
         shares = list(self.workers.map(self._gradients, range(options.workers)))
         for index, parameter in enumerate(self.parameters):
@@ -314,7 +315,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             raise InputError(
-                f"{path} is of a run that trained other parts of the network"
+                f"{path} is of a run of other parts of the network, or with another optimizer"
             ) from error
         self.step, self.pairs, self.seconds = state["step"], state["pairs"], state["seconds"]
         self.rows, self.validation_rows = state["rows"], state["validation_rows"]
@@ -335,8 +336,8 @@ class Trainer:
         with _stop_signals() as stopped:
             while self.step < options.steps and not stopped:
                 metrics = self.train_step()
-                factor = self.optimizer.param_groups[0]["lr"]
-                pending.append({"step": self.step, "learning_rate": factor, **metrics})
+                rate = _learning_rate(self.step - 1, options)
+                pending.append({"step": self.step, "learning_rate": rate, **metrics})
                 now = time.monotonic()
                 self.seconds = seconds_before + now - start
                 if now - last_log > options.log_seconds or self.step == first_step + 1:
@@ -381,21 +382,16 @@ class Trainer:
         )
 
 
+def _learning_rate(step: int, options: TrainingOptions) -> float:
+    return options.learning_rate * learning_rate_factor(step, options)
+
+
 def _mean_metrics(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Average each scalar over the workers that recorded it."""
     names = dict.fromkeys(name for one in metrics for name in one)
     return {
         name: torch.stack([one[name] for one in metrics if name in one]).mean() for name in names
     }
-
-
-def _build_optimizer(parameters: list[nn.Parameter], options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW; biases, norms and per-channel parameters are not decayed."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate)
 
 
 def _rng_state() -> dict[str, Any]:

@@ -60,8 +60,8 @@ class MambaGlueTask:
 
     Args:
         config: of the network; its features must be SIFT.
-        max_keypoints: most keypoints of an image of 240 x 320 pixels or more, the largest; those of
-            smaller images have fewer in proportion.
+        max_keypoints: most keypoints of an image of 240 x 320 pixels, the largest ones; other
+            images have more or fewer in proportion to their area.
     """
 
     trains = TrainedNetwork("mambaglue", features="sift")
@@ -134,7 +134,7 @@ class MambaGlueTask:
     def with_features(self, batch: PairBatch) -> SparsePairBatch:
         """Extract the features of both images of each pair."""
         height, width = batch.image_size
-        most = round(self.max_keypoints * min(1.0, height * width / REFERENCE_AREA))
+        most = round(self.max_keypoints * height * width / REFERENCE_AREA)
         return SparsePairBatch(
             batch.image0,
             batch.image1,

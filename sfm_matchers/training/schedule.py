@@ -14,8 +14,9 @@ from sfm_matchers.training.photographs import Photographs
 REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is meant
 # Multiples of what every network asks for.
 SMALL_SIZES = [(160, 224), (224, 160), (192, 192), (160, 160)]
-LARGE_SIZES = [(256, 320), (320, 256), (256, 256), (320, 320), (288, 384), (384, 288)]
-SMALL_SIZES_UNTIL = 0.6  # of the run; small images show more photographs for the same work
+# The photos of users are larger still: the more cells or keypoints, the more there is to confuse.
+LARGE_SIZES = [(288, 384), (384, 288), (320, 416), (416, 320), (384, 512), (512, 384)]
+SMALL_SIZES_UNTIL = 0.5  # of the run; small images show more photographs for the same work
 EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
 HARDEST_FROM = 0.6  # of the run
 POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
