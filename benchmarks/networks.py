@@ -34,10 +34,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import peak_memory
-from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mambaglue, onednn
+from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mamba, mambaglue, onednn
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS
 from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.networks.precision import PRECISIONS
+from sfm_matchers.networks.selective_scan import selective_scan
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
 from sfm_matchers.weights.convert_efficient_loftr import convert
@@ -331,18 +332,18 @@ def _synchronize(device: str) -> None:
 
 
 def _stages(network: str, case: Any, device: str) -> str:
-    """The stages' times, each method's calls added up, median over three pairs."""
+    """The stages' times, each method's calls added up, and the scan's share; medians of three."""
     model, inputs = _build(network, fused=True).to(device), _inputs(network, case, device)
     totals: dict[str, float] = {}
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             result = None
 
             def run() -> int:
                 nonlocal result
-                result = method(*arguments)
+                result = method(*arguments, **options)
                 return 0
 
             totals[name] = totals.get(name, 0.0) + _time(run, device)
@@ -353,15 +354,20 @@ def _stages(network: str, case: Any, device: str) -> str:
     for name in STAGES[network]:
         setattr(model, name, timed(name.strip("_"), getattr(model, name)))
     rounds = []
-    with torch.inference_mode():
+    scan = timed("scan", selective_scan)
+    with (
+        torch.inference_mode(),
+        mock.patch.object(mamba, "selective_scan", scan),
+        mock.patch.object(mambaglue, "selective_scan", scan),
+    ):
         for _ in range(3):
             totals.clear()
-            model(*inputs)
-            rounds.append(dict(totals))
-    return ", ".join(
-        f"{name} {1000 * statistics.median(r.get(name, 0.0) for r in rounds):.0f} ms"
-        for name in rounds[0]
-    )
+            whole = _time(lambda: _count(model(*inputs)), device)
+            rounds.append({**totals, "scan's share": totals.get("scan", 0.0) / whole})
+    medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    share = medians.pop("scan's share")
+    stages = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in medians.items())
+    return f"{stages}; the scan is {100 * share:.1f} % of all"
 
 
 def _peak_memory(network: str, name: str, label: str) -> float:

@@ -8,6 +8,8 @@ stays at a few blocks, whatever the length.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK_STEPS = 32
+LOG2_E = math.log2(math.e)
 
 
 def unusable_because(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -34,10 +37,23 @@ def scan(
     delta_bias: Tensor | None,
 ) -> Tensor:
     """See `selective_scan`; A is (S, channels, N), D and delta_bias are (S, channels)."""
-    if delta_bias is not None:
-        delta = delta + delta_bias[:, None]
-    y = torch.addcmul(_Recurrence.apply(u, F.softplus(delta), A, B, C), D[:, None], u)
-    return y if z is None else y * F.silu(z)
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        if delta_bias is not None:
+            delta = delta + delta_bias[:, None]
+        y = torch.addcmul(_Recurrence.apply(u, F.softplus(delta), A, B, C), D[:, None], u)
+        return y if z is None else y * F.silu(z)
+
+    def step_sizes(block: slice) -> Tensor:
+        shifted = delta[:, block] if delta_bias is None else delta[:, block] + delta_bias[:, None]
+        return F.softplus(shifted)
+
+    # Each block is finished in the cache: whole maps between the operations would be fresh memory.
+    y = torch.empty_like(u)
+    for block, _, y_block in _run_blocks(u, step_sizes, _by_state(A), B, C):
+        y_block = torch.addcmul(y_block, D[:, None], u[:, block])
+        y[:, block] = y_block if z is None else y_block.mul_(F.silu(z[:, block]))
+    return y
 
 
 class _Recurrence(torch.autograd.Function):
@@ -45,23 +61,13 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        A_nd = A.transpose(1, 2).contiguous()
-        state = torch.zeros_like(A_nd)
+        A_nd = _by_state(A)
         y = torch.empty_like(u)
-        decay = A_nd.new_empty((min(BLOCK_STEPS, u.shape[1]), *A_nd.shape))
-        states = torch.empty_like(decay)
         block_states = []
-        for start in range(0, u.shape[1], BLOCK_STEPS):
-            block = slice(start, start + BLOCK_STEPS)
+        for block, state, y_block in _run_blocks(u, lambda b: delta[:, b], A_nd, B, C):
             block_states.append(state)
-            steps = _run_block(
-                u[:, block], delta[:, block], A_nd, B[:, block], state, decay, states
-            )
-            state = states[steps - 1].clone()
-            C_t = C[:, block].transpose(0, 1)[:, :, None]
-            y[:, block] = (C_t @ states[:steps])[:, :, 0].transpose(0, 1)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(u, delta, A_nd, B, C, torch.stack(block_states))
+            y[:, block] = y_block
+        ctx.save_for_backward(u, delta, A_nd, B, C, torch.stack(block_states))
         return y
 
     @staticmethod
@@ -101,9 +107,38 @@ class _Recurrence(torch.autograd.Function):
 
             grad_u[:, block] = (grad_input * delta_b).transpose(0, 1)
             grad_A.add_(torch.mul(grad_exponent, delta_b[:, :, None], out=states).sum(0))
-            grad_delta_b = grad_exponent.mul_(A_nd).sum(2).addcmul_(grad_input, u_b)
+            grad_exponent *= A_nd
+            grad_delta_b = grad_exponent.sum(2).div_(LOG2_E).addcmul_(grad_input, u_b)
             grad_delta[:, block] = grad_delta_b.transpose(0, 1)
         return grad_u, grad_delta, grad_A.transpose(1, 2), grad_B, grad_C
+
+
+def _by_state(A: Tensor) -> Tensor:
+    """A log2(e), (S, N, channels).
+
+    To the base of 2, since torch's exp is MKL's, on AMD's processors a quarter as fast as its exp2.
+    """
+    return A.transpose(1, 2).contiguous() * LOG2_E
+
+
+def _run_blocks(
+    u: Tensor, step_sizes: Callable[[slice], Tensor], A_nd: Tensor, B: Tensor, C: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield each block's steps, the state before it, and its y, (S, steps, channels).
+
+    Args:
+        step_sizes: delta of a block, positive, (S, steps, channels).
+    """
+    state = torch.zeros_like(A_nd)
+    decay = A_nd.new_empty((min(BLOCK_STEPS, u.shape[1]), *A_nd.shape))
+    states = torch.empty_like(decay)
+    for start in range(0, u.shape[1], BLOCK_STEPS):
+        block = slice(start, start + BLOCK_STEPS)
+        before = state
+        steps = _run_block(u[:, block], step_sizes(block), A_nd, B[:, block], state, decay, states)
+        state = states[steps - 1].clone()
+        C_t = C[:, block].transpose(0, 1)[:, :, None]
+        yield block, before, (C_t @ states[:steps])[:, :, 0].transpose(0, 1)
 
 
 def _run_block(
@@ -115,10 +150,10 @@ def _run_block(
     decay: Tensor,
     states: Tensor,
 ) -> int:
-    """Fill `decay` = exp(delta A) and `states`, both (steps, S, N, channels); return the steps."""
+    """Fill `decay` = 2^(delta A) and `states`, both (steps, S, N, channels); return the steps."""
     steps = u.shape[1]
     delta_t = delta.transpose(0, 1)
-    torch.mul(delta_t[:, :, None], A_nd, out=decay[:steps]).exp_()
+    torch.mul(delta_t[:, :, None], A_nd, out=decay[:steps]).exp2_()
     input_t = delta_t * u.transpose(0, 1)
     torch.mul(input_t[:, :, None], B.transpose(0, 1)[..., None], out=states[:steps])
     for t in range(steps):
