@@ -332,7 +332,7 @@ def _synchronize(device: str) -> None:
 
 
 def _stages(network: str, case: Any, device: str) -> str:
-    """The stages' times, each method's calls added up, and the scan's share; medians of three."""
+    """The stages' times, each method's calls added up; medians of three pairs."""
     model, inputs = _build(network, fused=True).to(device), _inputs(network, case, device)
     totals: dict[str, float] = {}
 
@@ -363,11 +363,15 @@ def _stages(network: str, case: Any, device: str) -> str:
         for _ in range(3):
             totals.clear()
             whole = _time(lambda: _count(model(*inputs)), device)
-            rounds.append({**totals, "scan's share": totals.get("scan", 0.0) / whole})
+            rounds.append({**totals, "whole": whole})
     medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    share = medians.pop("scan's share")
-    stages = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in medians.items())
-    return f"{stages}; the scan is {100 * share:.1f} % of all"
+    share = (
+        f", {100 * medians['scan'] / medians['whole']:.1f} % of all" if "scan" in medians else ""
+    )
+    return ", ".join(
+        f"{name} {1000 * value:.1f} ms{share if name == 'scan' else ''}"
+        for name, value in medians.items()
+    )
 
 
 def _peak_memory(network: str, name: str, label: str) -> float:
