@@ -365,13 +365,10 @@ def _stages(network: str, case: Any, device: str) -> str:
             whole = _time(lambda: _count(model(*inputs)), device)
             rounds.append({**totals, "whole": whole})
     medians = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    share = (
-        f", {100 * medians['scan'] / medians['whole']:.1f} % of all" if "scan" in medians else ""
-    )
-    return ", ".join(
-        f"{name} {1000 * value:.1f} ms{share if name == 'scan' else ''}"
-        for name, value in medians.items()
-    )
+    parts = {name: f"{name} {1000 * value:.1f} ms" for name, value in medians.items()}
+    if "scan" in parts:
+        parts["scan"] += f" ({medians['scan'] / medians['whole']:.1%} of the whole)"
+    return ", ".join(parts.values())
 
 
 def _peak_memory(network: str, name: str, label: str) -> float:
