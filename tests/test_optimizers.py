@@ -12,15 +12,12 @@ from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
 RATE = 0.01
 
 
-def _step(network: nn.Module, gradients: dict[str, Tensor], weight_decay: float = 0.0) -> None:
+def _changes(network: nn.Module, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What one step without weight decay adds to each parameter."""
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for name, parameter in network.named_parameters():
         parameter.grad = gradients.get(name)
-    MatrixAndScalarOptimizer(network, RATE, weight_decay).step()
-
-
-def _changes(network: nn.Module, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    _step(network, gradients)
+    MatrixAndScalarOptimizer(network, RATE, 0.0).step()
     return {name: p.detach() - before[name] for name, p in network.named_parameters()}
 
 

@@ -102,12 +102,13 @@ class TrainingOptions:
     log_seconds: float = 15.0
 
 
-def learning_rate_factor(step: int, options: TrainingOptions) -> float:
-    """Linear warm-up, then half a cosine down to zero at the last step."""
+def learning_rate(step: int, options: TrainingOptions) -> float:
+    """Linear warm-up to the peak, then half a cosine down to zero at the last step."""
     warm_up = max(1, round(options.warm_up * options.steps))
     if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, options.steps - warm_up)))
+        return options.learning_rate * (step + 1) / warm_up
+    done = (step - warm_up) / max(1, options.steps - warm_up)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass
@@ -170,7 +171,7 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """Make one batch and one update; returns scalars to record, still on the device."""
         options = self.options
-        self.optimizer.set_learning_rate(_learning_rate(self.step, options))
+        self.optimizer.set_learning_rate(learning_rate(self.step, options))
         self.network.train()
         shares = list(self.workers.map(self._gradients, range(options.workers)))
         for index, parameter in enumerate(self.parameters):
@@ -336,7 +337,7 @@ class Trainer:
         with _stop_signals() as stopped:
             while self.step < options.steps and not stopped:
                 metrics = self.train_step()
-                rate = _learning_rate(self.step - 1, options)
+                rate = learning_rate(self.step - 1, options)
                 pending.append({"step": self.step, "learning_rate": rate, **metrics})
                 now = time.monotonic()
                 self.seconds = seconds_before + now - start
@@ -380,10 +381,6 @@ class Trainer:
             rate * self.pairs / max(1, self.step),
             _duration((self.options.steps - self.step) / max(rate, 1e-9)),
         )
-
-
-def _learning_rate(step: int, options: TrainingOptions) -> float:
-    return options.learning_rate * learning_rate_factor(step, options)
 
 
 def _mean_metrics(metrics: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -37,22 +37,23 @@ def scan(
     delta_bias: Tensor | None,
 ) -> Tensor:
     """See `selective_scan`; A is (S, channels, N), D and delta_bias are (S, channels)."""
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
-        if delta_bias is not None:
-            delta = delta + delta_bias[:, None]
-        y = torch.addcmul(_Recurrence.apply(u, F.softplus(delta), A, B, C), D[:, None], u)
-        return y if z is None else y * F.silu(z)
 
-    def step_sizes(block: slice) -> Tensor:
-        shifted = delta[:, block] if delta_bias is None else delta[:, block] + delta_bias[:, None]
+    def step_sizes(steps: slice) -> Tensor:
+        shifted = delta[:, steps] if delta_bias is None else delta[:, steps] + delta_bias[:, None]
         return F.softplus(shifted)
 
+    def finished(y: Tensor, steps: slice) -> Tensor:
+        y = torch.addcmul(y, D[:, None], u[:, steps])
+        return y if z is None else y * F.silu(z[:, steps])
+
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs):
+        whole = slice(None)
+        return finished(_Recurrence.apply(u, step_sizes(whole), A, B, C), whole)
     # Each block is finished in the cache: whole maps between the operations would be fresh memory.
     y = torch.empty_like(u)
     for block, _, y_block in _run_blocks(u, step_sizes, _by_state(A), B, C):
-        y_block = torch.addcmul(y_block, D[:, None], u[:, block])
-        y[:, block] = y_block if z is None else y_block.mul_(F.silu(z[:, block]))
+        y[:, block] = finished(y_block, block)
     return y
 
 
