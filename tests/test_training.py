@@ -31,7 +31,7 @@ from sfm_matchers.training.loop import TrainedNetwork, Trainer, TrainingOptions
 from sfm_matchers.training.mambaglue_task import MambaGlueTask
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
-from sfm_matchers.training.parallax import RoundBodies, sample_parallax_pairs
+from sfm_matchers.training.parallax import sample_parallax_pairs
 from sfm_matchers.training.photographs import (
     Photographs,
     is_held_out,
@@ -49,6 +49,7 @@ from sfm_matchers.training.supervision import (
     window_labels,
     window_points,
 )
+from sfm_matchers.training.surfaces import Reliefs, RoundBodies
 from sfm_matchers.training.tasks import TASKS
 from sfm_matchers.weights.loading import load_network, load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
@@ -130,6 +131,48 @@ def test_rays_through_a_tube_meet_its_inside() -> None:
     t, _, b = tube.intersect(torch.tensor([[0.0, -2.0, 0.0]]), rays)
     torch.testing.assert_close(t, torch.full((1, 1, 1), 2.0))
     assert abs(float(b)) < 1e-6
+
+
+def _relief(heights: Tensor) -> Reliefs:
+    """4 wide, 2 high, 1 deep each way, 5 before the origin."""
+    axes = torch.diag(torch.tensor([2.0, 1.0, 0.5]))[None, None]
+    grid = heights[None, None]
+    return Reliefs(torch.tensor([[[0.0, 0.0, 5.0]]]), axes, grid, torch.full_like(grid, 0.5))
+
+
+def test_rays_meet_a_slanted_relief_where_its_plane_is() -> None:
+    relief = _relief(torch.linspace(-1, 1, 9).expand(9, 9).contiguous())  # z = 5 + x / 4
+    rays = torch.tensor([[[0.0, 0.0, 1.0], [0.2, 0.1, 1.0], [-0.3, -0.1, 1.0], [0.6, 0.0, 1.0]]])
+    t, a, b = relief.intersect(torch.zeros(1, 3), rays)
+    expected = 5 / (1 - rays[0, :3, 0] / 4)
+    torch.testing.assert_close(t[0, 0, :3], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(a[0, 0, :3], expected * rays[0, :3, 0] / 2, atol=1e-4, rtol=0)
+    torch.testing.assert_close(b[0, 0, :3], expected * rays[0, :3, 1], atol=1e-4, rtol=0)
+    assert t[0, 0, 3] == torch.inf
+    assert torch.equal(relief.brightness(0, 0, torch.zeros(2, 2)), torch.full((2,), 0.5))
+
+
+def test_rays_meet_the_nearest_bump_of_a_relief() -> None:
+    waves = 0.9 * torch.cos(torch.linspace(-9, 9, 65))
+    relief = _relief(waves[:, None] * waves[None])
+    direction = torch.tensor([0.9, 0.4, 1.0])
+    origin = torch.tensor([[-3.0, -1.8, 1.0]])
+    offsets = torch.randn(200, 3, generator=torch.Generator().manual_seed(1)) * 0.05
+    rays = (direction + offsets)[None]
+    t = relief.intersect(origin, rays)[0][0, 0]
+
+    steps = torch.linspace(0, 10, 20_001)
+    points = origin + steps[:, None, None] * rays
+    x, y, z = ((points - relief.centre[0, 0]) / torch.tensor([2.0, 1.0, 0.5])).unbind(-1)
+    height = torch.nn.functional.grid_sample(
+        relief.heights, torch.stack([x, y], -1)[None], align_corners=True
+    )[0, 0]
+    behind = (z > height) & (x.abs() < 1) & (y.abs() < 1)
+    met = behind.any(0)
+    first = steps[behind.int().argmax(0)]
+    assert met.float().mean() > 0.5
+    agrees = (t - first).abs() < 2e-3
+    assert agrees[met].float().mean() > 0.97  # a step may pass over the tip of a bump
 
 
 @pytest.mark.parametrize("sample", [sample_homography_pairs, sample_parallax_pairs])

@@ -1,4 +1,4 @@
-"""Pairs of views of small scenes with depth: photographs on planes, boxes and round bodies.
+"""Pairs of views of small scenes with depth: photographs on boxes, round bodies and reliefs.
 
 Each scene is a set of surfaces in space, each with a photograph on it. A pixel's colour, depth
 and true partner come from intersecting its ray with the surfaces, so the truth is exact at any
@@ -14,15 +14,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfm_matchers.training.pair_batch import PairBatch, lookup_mask, pixel_grid, without_autocast
 from sfm_matchers.training.photographs import Photographs
+from sfm_matchers.training.surfaces import (
+    NEAREST_DEPTH,
+    Rectangles,
+    Reliefs,
+    RoundBodies,
+    Surfaces,
+)
 from sfm_matchers.training.views import dress_views
 
 DEPTH_TOLERANCE = 1e-3  # relative; a point further behind the first surface is hidden
-NEAREST_DEPTH = 0.05
 MEAN_DEPTH = 2.0
+RELIEF_GRID = 65
+RELIEF_WAVES = (3, 5, 9, 17)  # corners of the grids whose sum is a relief; each half as high
+SPARSE_SHARE = 0.5  # of the scenes have few things before the relief
+WALLS = 3  # with the floor
+OUT_OF_SIGHT = torch.tensor([0.0, 0.0, -100.0])
 
 Uniform = Callable[[float, float], float]  # draws a number between two
 
@@ -33,7 +45,8 @@ class ParallaxOptions:
 
     boxes: int = 4  # in front of the walls, some of them thin
     round_bodies: int = 3  # as well
-    orbit: float = 40.0  # degrees by which a camera may turn around the scene
+    relief_height: float = 0.5  # up to; each way, in units of half the width
+    orbit: float = 50.0  # degrees by which a camera may turn around the scene
     roll: float = 15.0  # degrees, standard deviation
     max_log2_distance: float = 0.6  # the second camera may be 1.5 times nearer or farther
     max_log2_focal: float = 0.4
@@ -41,119 +54,30 @@ class ParallaxOptions:
 
 
 @dataclass
-class Surfaces:
-    """Q surfaces of one kind in each of B scenes, each in a frame of its own.
-
-    `intersect` takes rays from origins (B, 3) in directions (B, N, 3) to three tensors (B, Q, N):
-    the ray parameter t (infinite where the surface is not met), and the place in the photograph
-    there, x and y in -1..1.
-
-    Attributes:
-        centre: (B, Q, 3), origins of the frames.
-        axes: (B, Q, 3, 3), their units along x, y and z as columns, at right angles.
-    """
-
-    centre: Tensor
-    axes: Tensor
-
-    def _into_frames(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Rays (B, 3) and (B, N, 3) in the frames: (B, Q, 3, 1) and (B, Q, 3, N)."""
-        inverse = self.axes.transpose(-1, -2) / self.axes.square().sum(-2)[..., None]
-        start = inverse @ (origin[:, None] - self.centre)[..., None]
-        return start, inverse @ direction.transpose(1, 2)[:, None]
-
-
-class Rectangles(Surfaces):
-    """z = 0 with x and y in -1..1; the photograph's x and y are the frame's."""
-
-    @property
-    def width(self) -> Tensor:
-        """Of the photographs on them: (B, Q)."""
-        return 2 * self.axes[..., 0].norm(dim=-1)
-
-    def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Surfaces`."""
-        start, ray = self._into_frames(origin, direction)
-        t = -start[:, :, 2] / ray[:, :, 2]
-        a = start[:, :, 0] + t * ray[:, :, 0]
-        b = start[:, :, 1] + t * ray[:, :, 1]
-        hit = (t > NEAREST_DEPTH) & (a.abs() <= 1) & (b.abs() <= 1)
-        return torch.where(hit, t, torch.inf), a, b
-
-
-@dataclass
-class RoundBodies(Surfaces):
-    """Ellipsoids and open tubes: x^2 + k y^2 + z^2 = 1 with y in -1..1.
-
-    A photograph is wrapped around each: its middle is at -z, its left and right edges meet at +z.
-
-    Attributes:
-        roundness: (B, Q), the k above: 1 for an ellipsoid, 0 for a tube.
-    """
-
-    roundness: Tensor
-
-    @property
-    def width(self) -> Tensor:
-        """Of the photographs, along the widest part of the bodies: (B, Q), about."""
-        lengths = self.axes.norm(dim=-2)
-        return math.pi * (lengths[..., 0] + lengths[..., 2])
-
-    def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Surfaces`; a tube's inside is a surface as well."""
-        start, ray = self._into_frames(origin, direction)
-        metric = torch.ones_like(start)
-        metric[:, :, 1, 0] = self.roundness
-        square = (metric * ray * ray).sum(2).clamp(min=1e-12)
-        mixed = (metric * ray * start).sum(2)
-        rest = (metric * start * start).sum(2) - 1
-        root = (mixed * mixed - square * rest).sqrt()  # nan where the ray passes by
-        first, a, b = self._hit((-mixed - root) / square, start, ray)
-        second, far_a, far_b = self._hit((-mixed + root) / square, start, ray)
-        nearer = first <= second
-        return (
-            torch.where(nearer, first, second),
-            torch.where(nearer, a, far_a),
-            torch.where(nearer, b, far_b),
-        )
-
-    def _hit(self, t: Tensor, start: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is met at the parameters t (B, Q, N) of the rays, in the bodies' frames."""
-        x, y, z = (start + t[:, :, None] * ray).unbind(2)
-        hit = (t > NEAREST_DEPTH) & (y.abs() <= 1)
-        along = torch.where(self.roundness[..., None] > 0, torch.asin(y) * 2 / math.pi, y)
-        return torch.where(hit, t, torch.inf), torch.atan2(x, -z) / math.pi, along
-
-
-@dataclass
 class Scenes:
     """B scenes.
 
     Attributes:
-        rectangles: Q of them in each scene.
-        round_bodies: R of them in each scene.
-        photograph: for each scene the indices of the photographs on its Q + R surfaces.
+        parts: the surfaces of all scenes, by kind.
+        photograph: for each scene the indices of the photographs on its surfaces, in this order.
     """
 
-    rectangles: Rectangles
-    round_bodies: RoundBodies
+    parts: tuple[Surfaces, ...]
     photograph: list[list[int]]
 
     @property
     def centre(self) -> Tensor:
-        """Of all surfaces: (B, Q + R, 3)."""
-        return torch.cat([self.rectangles.centre, self.round_bodies.centre], dim=1)
+        """Of all surfaces: (B, Q, 3)."""
+        return torch.cat([part.centre for part in self.parts], dim=1)
 
     @property
     def width(self) -> Tensor:
-        """Of the photographs on all surfaces: (B, Q + R)."""
-        return torch.cat([self.rectangles.width, self.round_bodies.width], dim=1)
+        """Of the photographs on all surfaces: (B, Q)."""
+        return torch.cat([part.width for part in self.parts], dim=1)
 
     def first_depth(self, origin: Tensor, direction: Tensor) -> Tensor:
         """Ray parameter of the first hit, infinite for none: (B, N); arguments as in `Surfaces`."""
-        flat = self.rectangles.intersect(origin, direction)[0]
-        curved = self.round_bodies.intersect(origin, direction)[0]
-        return torch.minimum(flat.amin(1), curved.amin(1))
+        return self.intersect(origin, direction)[0]
 
     def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """First hit of rays; arguments as in `Surfaces`.
@@ -162,13 +86,21 @@ class Scenes:
             (B, N) ray parameter t (infinite for none), (B, N) index of the surface, and (B, N, 2)
             the place in its photograph.
         """
-        flat = self.rectangles.intersect(origin, direction)
-        curved = self.round_bodies.intersect(origin, direction)
-        t, a, b = (torch.cat(both, dim=1) for both in zip(flat, curved, strict=True))
+        hits = [part.intersect(origin, direction) for part in self.parts]
+        t, a, b = (torch.cat(each, dim=1) for each in zip(*hits, strict=True))
         first, index = t.min(1)
         chosen = index[:, None]
         place = torch.cat([a.gather(1, chosen), b.gather(1, chosen)], dim=1).transpose(1, 2)
         return first, index, place
+
+    def brightness(self, scene: int, number: int, place: Tensor) -> Tensor:
+        """Light on a surface of a scene at places (N, 2) of its photograph: (N,)."""
+        for part in self.parts:
+            count = part.centre.shape[1]
+            if number < count:
+                return part.brightness(scene, number, place)
+            number -= count
+        raise IndexError(f"scene {scene} has fewer surfaces")
 
 
 @dataclass
@@ -270,26 +202,47 @@ def _draw_scenes(
     generator: torch.Generator,
     device: torch.device | str,
 ) -> Scenes:
-    """Two walls that may meet in a corner, a floor, and boxes and round bodies before them."""
+    """Two walls that may meet in a corner, a floor, a relief, and things before them."""
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    rectangles, bodies, indices = [], [], []
+    flats: list[Tensor] = []
+    rounds: list[Tensor] = []
+    reliefs: list[Tensor] = []
+    grids: list[Tensor] = []
+    indices: list[list[int]] = []
     for _ in range(batch_size):
         flat, photos = _draw_walls_and_boxes(photographs, options.boxes, uniform)
         curved = [_draw_round_body(uniform) for _ in range(options.round_bodies)]
         photos += [_pick(photographs, uniform) for _ in curved]
-        rectangles.append(torch.stack(flat))
-        bodies.append(torch.stack(curved))
+        photos.append(_pick(photographs, uniform))
+        relief, grid = _draw_relief(photographs, photos[-1], options, uniform, generator)
+        if uniform(0, 1) < SPARSE_SHARE:
+            for thing in _things(flat, curved):
+                if uniform(0, 1) < 0.7:
+                    for surface in thing:
+                        surface[0] += OUT_OF_SIGHT
+        flats.append(torch.stack(flat))
+        rounds.append(torch.stack(curved))
+        reliefs.append(relief[None])
+        grids.append(grid)
         indices.append(photos)
-    flats = torch.stack(rectangles).to(device)
-    rounds = torch.stack(bodies).to(device)
-    return Scenes(
-        Rectangles(flats[:, :, 0], flats[:, :, 1:].transpose(-1, -2)),
-        RoundBodies(rounds[:, :, 0], rounds[:, :, 1:4].transpose(-1, -2), rounds[:, :, 4, 0]),
-        indices,
+    walls, bodies, sheets, maps = (
+        torch.stack(each).to(device) for each in (flats, rounds, reliefs, grids)
     )
+    parts = (
+        Rectangles(walls[:, :, 0], walls[:, :, 1:].transpose(-1, -2)),
+        RoundBodies(bodies[:, :, 0], bodies[:, :, 1:4].transpose(-1, -2), bodies[:, :, 4, 0]),
+        Reliefs(sheets[:, :, 0], sheets[:, :, 1:].transpose(-1, -2), maps[:, :1], maps[:, 1:]),
+    )
+    return Scenes(parts, indices)
+
+
+def _things(flat: list[Tensor], curved: list[Tensor]) -> list[list[Tensor]]:
+    """Surfaces that belong together: the three sides of each box, and each round body."""
+    boxes = flat[WALLS:]
+    return [boxes[k : k + 3] for k in range(0, len(boxes), 3)] + [[body] for body in curved]
 
 
 def _pick(photographs: Photographs, uniform: Uniform) -> int:
@@ -349,6 +302,56 @@ def _draw_round_body(uniform: Uniform) -> Tensor:
     roundness = float(uniform(0, 1) < 0.6)
     axes = rotation.T * lengths[:, None]
     return torch.cat([centre[None], axes, torch.full((1, 3), roundness)])
+
+
+def _draw_relief(
+    photographs: Photographs,
+    photo: int,
+    options: ParallaxOptions,
+    uniform: Uniform,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """A relief, (4, 3) as `_draw_walls_and_boxes` has them, and its heights and shades (2, G, G).
+
+    A part of the heights follows the photograph's own light and shade, as stone and foliage do.
+    """
+    rows, columns = photographs.size(photo)
+    width = 2.0 ** uniform(0.2, 1.8)
+    size = torch.tensor([width, width * rows / columns]) / 2
+    waves = [torch.randn(1, 1, n, n, generator=generator) for n in RELIEF_WAVES]
+    heights = torch.stack([_upsampled(wave) / 2**k for k, wave in enumerate(waves)]).sum(0)
+    heights = heights + _upsampled(_luminance(photographs, photo)) * uniform(-0.4, 0.4)
+    heights -= heights.mean()
+    heights /= heights.abs().max().clamp(min=1e-6)
+    height = float(size[0]) * options.relief_height * uniform(0.1, 1.0)
+    light = torch.tensor([uniform(-1, 1), uniform(-1, 0.3), -uniform(0.3, 1.0)])
+    shades = _shades(heights * height, size, light, ambient=uniform(0.2, 0.8))
+    rotation = _rotation(uniform(-35, 35), uniform(-15, 15), uniform(-5, 5))
+    centre = [uniform(-0.5, 0.5), uniform(-0.3, 0.3), MEAN_DEPTH * uniform(0.8, 1.1)]
+    axes = rotation.T * torch.tensor([[float(size[0])], [float(size[1])], [height]])
+    return torch.cat([torch.tensor([centre]), axes]), torch.stack([heights, shades])
+
+
+def _upsampled(coarse: Tensor) -> Tensor:
+    """A coarse (1, 1, n, n) grid over the same square at the corners of a relief's: (G, G)."""
+    shape = (RELIEF_GRID, RELIEF_GRID)
+    return F.interpolate(coarse, shape, mode="bicubic", align_corners=True)[0, 0]
+
+
+def _luminance(photographs: Photographs, photo: int) -> Tensor:
+    """A photograph's light in 17 x 17 parts, of mean 0 and deviation 1: (1, 1, 17, 17)."""
+    coarse = photographs.pyramids[photo][-1].float().mean(0).cpu()
+    parts = F.adaptive_avg_pool2d(coarse[None, None], RELIEF_WAVES[-1])
+    return (parts - parts.mean()) / parts.std().clamp(min=1e-6)
+
+
+def _shades(heights: Tensor, size: Tensor, light: Tensor, ambient: float) -> Tensor:
+    """Lambert's law on a relief (G, G) that is 2 * size large, lit from the direction `light`."""
+    spacing = (2 * size / (RELIEF_GRID - 1)).tolist()
+    along_y, along_x = torch.gradient(heights, spacing=[spacing[1], spacing[0]])
+    normal = torch.stack([along_x, along_y, -torch.ones_like(along_x)])
+    cosine = torch.einsum("crs,c->rs", F.normalize(normal, dim=0), F.normalize(light, dim=0))
+    return ambient + (1 - ambient) * cosine.clamp(min=0)
 
 
 def _draw_cameras(
@@ -417,6 +420,7 @@ def _render(
             points = (place[scene][mine] + 1) / 2 * extent - 0.5
             spacing = width / max(pixels_per_width[scene][number], 1.0)
             colours = photographs.sample(photo, points[None], spacing)
-            images[scene][mine] = colours[:, 0].T
+            light = scenes.brightness(scene, number, place[scene][mine])
+            images[scene][mine] = colours[:, 0].T * light[:, None]
     images = images.permute(0, 3, 1, 2).contiguous()
     return images, depth.isfinite()
