@@ -39,7 +39,7 @@ from pipelines.steps import (
     start_job,
 )
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
-from sfm_matchers.confs import DetectorFreeConf, SparseConf
+from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.mapping import (
     MAPPERS,
@@ -128,8 +128,7 @@ def run(options: SfmOptions) -> SfmResult:
     cameras = group_photos(headers, options.camera_mode)
     logger.info("Cameras: %s", cameras.reason)
     database_path, model_dir = outputs / "database.db", outputs / "sparse"
-    conf = job.conf
-    min_inlier_ratio = conf.min_inlier_ratio if isinstance(conf, DetectorFreeConf) else 0.0
+    min_inlier_ratio = job.conf.min_inlier_ratio
     source = fingerprint(
         pairs,
         file_fingerprint(feature_path),

@@ -29,12 +29,14 @@ class SparseConf:
         features: hloc's conf of `extract_features`: ``output``, ``model``, ``preprocessing``.
         output: stem of the match file.
         model: the matcher's ``name`` and options.
+        min_inlier_ratio: share of a pair's matches that one two-view geometry must explain.
     """
 
     name: str
     features: Mapping[str, Any]
     output: str
     model: Mapping[str, Any]
+    min_inlier_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class DetectorFreeConf:
         cell_size: side in pixels of the cells in which keypoints are elected.
         preprocessing: ``resize_max`` in pixels, the longer side the network sees.
         max_keypoints: keypoints kept per photo, best first.
-        min_inlier_ratio: share of a pair's matches that one two-view geometry must explain. Photos
-            that share nothing get hundreds of matches too, and COLMAP asks for 15 inliers only.
+        min_inlier_ratio: as in `SparseConf`. Photos that share nothing get hundreds of matches too,
+            and COLMAP asks for 15 inliers only.
     """
 
     name: str
@@ -75,7 +77,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "preprocessing": _PART,
     "max_error": _NUMBER,
     "cell_size": _NUMBER,
-    "min_inlier_ratio": _NUMBER,
+    "min_inlier_ratio": (int | float, "a share, 0 to 1"),
     "max_keypoints": (int | None, "a whole number, or null"),
 }
 
@@ -143,6 +145,8 @@ def _check_part(content: Mapping[str, Any], where: str) -> None:
             raise InputError(f"{where}: {key!r} must be {description}, found {value!r}")
     if "model" in content and not isinstance(content["model"].get("name"), str):
         raise InputError(f"{where}, model: 'name' must be given, as text")
+    if not 0 <= (share := content.get("min_inlier_ratio", 0)) <= 1:
+        raise InputError(f"{where}: 'min_inlier_ratio' must be a share, 0 to 1, found {share!r}")
     preprocessing = content.get("preprocessing", {})
     check_keys(preprocessing, ["resize_max"], f"{where}, preprocessing")
     resize_max = preprocessing.get("resize_max")

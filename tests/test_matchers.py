@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sfm_matchers.confs import CONF_DIR, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers import (
     EfficientLoFTRMatcher,
@@ -161,6 +164,14 @@ def test_nearest_neighbors_are_mutual_and_pass_the_ratio_test(
         for row in (angles[index0], angles[:, index1]):
             best = np.sort(row)[:2]
             assert len(best) == 1 or best[0] <= ratio * best[1] + 1e-3
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.01])
+def test_a_share_of_inliers_beyond_0_and_1_is_named(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text((CONF_DIR / "sift.yaml").read_text() + f"min_inlier_ratio: {share}\n")
+    with pytest.raises(InputError, match="'min_inlier_ratio' must be a share"):
+        load_conf(str(path))
 
 
 def test_unknown_matcher_and_device_are_named() -> None:

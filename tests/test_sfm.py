@@ -111,6 +111,20 @@ def test_second_run_changes_nothing(photos: Path, finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in watched} == before
 
 
+def test_pairs_without_the_share_of_inliers_are_left_out(
+    photos: Path, finished: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "out"
+    shutil.copytree(finished, outputs)
+    match_path = outputs / "matches-sift-NN-ratio_pairs-exhaustive.h5"
+    before = match_path.stat().st_mtime_ns
+    conf_path = tmp_path / "sift.yaml"
+    conf_path.write_text((CONF_DIR / "sift.yaml").read_text() + "\nmin_inlier_ratio: 1\n")
+    result = run(SfmOptions(photos / "images", outputs, str(conf_path)))
+    assert not result.models  # of every pair some match is no inlier
+    assert match_path.stat().st_mtime_ns == before
+
+
 def test_changed_photo_is_noticed(
     photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
