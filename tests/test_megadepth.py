@@ -318,7 +318,7 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     """One step of MambaGlue by `pipelines.train.main`, with a validation on a list of pairs."""
     pytest.importorskip("pycolmap")
     monkeypatch.setattr("sfm_matchers.training.schedule.REFERENCE_AREA", SIZE[0] * SIZE[1])
-    monkeypatch.setattr("sfm_matchers.training.schedule.SMALL_SIZES", [SIZE])
+    monkeypatch.setattr("sfm_matchers.training.schedule.SIZES", {1.0: [SIZE]})
     monkeypatch.setattr(
         "sfm_matchers.training.schedule.validation_sets",
         lambda photographs, device: {"posed": [_draw(photographs.posed, 1)]},

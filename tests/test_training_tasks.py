@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_every_matcher_has_a_task() -> None:
 
 def test_every_network_takes_the_sizes_of_the_schedule() -> None:
     multiple = math.lcm(jamma.SIZE_MULTIPLE, efficient_loftr.SIZE_MULTIPLE)
-    for size in (*schedule.SMALL_SIZES, *schedule.LARGE_SIZES, schedule.VALIDATION_SIZE):
+    for size in (*itertools.chain(*schedule.SIZES.values()), schedule.VALIDATION_SIZE):
         assert all(side % multiple == 0 for side in size)
 
 
@@ -223,8 +224,7 @@ def _tiny_task(name: str) -> TrainingTask:
 def test_resumed_training_repeats_the_losses_of_an_uninterrupted_one(
     photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for sizes in ("SMALL_SIZES", "LARGE_SIZES"):
-        monkeypatch.setattr(f"sfm_matchers.training.schedule.{sizes}", [(64, 64)])
+    monkeypatch.setattr("sfm_matchers.training.schedule.SIZES", {1.0: [(64, 64)]})
     monkeypatch.setattr("sfm_matchers.training.schedule.REFERENCE_AREA", 64 * 64)
     monkeypatch.setattr(EfficientLoFTRTask, "_calibrate", lambda *arguments: None)  # slow
     options = TrainingOptions(steps=4, batch_size=1)
@@ -255,7 +255,7 @@ def test_task_runs_in_the_loop_and_validates(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    monkeypatch.setattr("sfm_matchers.training.schedule.SMALL_SIZES", [(64, 96)])
+    monkeypatch.setattr("sfm_matchers.training.schedule.SIZES", {1.0: [(64, 96)]})
     monkeypatch.setattr("sfm_matchers.training.schedule.VALIDATION_SIZE", (64, 96))
     task = EfficientLoFTRTask() if name == "eloftr" else MambaGlueTask(TINY_MAMBAGLUE, 1000)
     options = TrainingOptions(steps=100, batch_size=1, time_budget=0.0)

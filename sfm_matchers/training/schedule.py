@@ -12,11 +12,14 @@ from sfm_matchers.training.parallax import sample_parallax_pairs
 from sfm_matchers.training.photographs import Photographs
 
 REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is meant
-# Multiples of what every network asks for.
-SMALL_SIZES = [(160, 224), (224, 160), (192, 192), (160, 160)]
-# The photos of users are larger still: the more cells or keypoints, the more there is to confuse.
-LARGE_SIZES = [(288, 384), (384, 288), (320, 416), (416, 320), (384, 512), (512, 384)]
-SMALL_SIZES_UNTIL = 0.5  # of the run; small images show more photographs for the same work
+# Sizes until a share of the run; multiples of what every network asks for. Small images show more
+# photographs for the same work; those of users are larger still, and the more cells or keypoints,
+# the more there is to confuse.
+SIZES = {
+    0.5: [(160, 224), (224, 160), (192, 192), (160, 160)],
+    0.8: [(288, 384), (384, 288), (320, 416), (416, 320), (384, 512), (512, 384)],
+    1.0: [(480, 640), (640, 480), (512, 608), (608, 512)],
+}
 EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
 HARDEST_FROM = 0.6  # of the run
 POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
@@ -34,7 +37,7 @@ def sample_scheduled_pairs(
     device: torch.device,
 ) -> PairBatch:
     """Pairs that grow larger and harder with the run, at constant work; some are no pairs."""
-    sizes = SMALL_SIZES if progress < SMALL_SIZES_UNTIL else LARGE_SIZES
+    sizes = next(sizes for until, sizes in SIZES.items() if progress <= until)
     size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     count = max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
     if photographs.posed and float(torch.rand((), generator=generator)) < POSED_SHARE:
