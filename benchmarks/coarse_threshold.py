@@ -30,7 +30,7 @@ from sfm_matchers.training.supervision import cell_truth
 from sfm_matchers.weights import load_network
 
 PROBABILITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-RAW_SCORES = (10.0, 15.0, 17.5, 20.0, 21.0, 22.5, 25.0)
+RAW_SCORES = (15.0, 20.0, 25.0, 27.5, 30.0, 32.5, 35.0, 40.0)
 
 
 def jamma_probability(network: nn.Module, batch: PairBatch) -> Tensor:
