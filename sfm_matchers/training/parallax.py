@@ -169,10 +169,11 @@ def _render(
             mine = index[scene] == number
             height, width = photographs.size(photo)
             extent = place.new_tensor([width, height])
-            points = (place[scene][mine] + 1) / 2 * extent - 0.5
+            places = place[scene][mine]
+            points = (places + 1) / 2 * extent - 0.5
             spacing = width / max(pixels_per_width[scene][number], 1.0)
             colours = photographs.sample(photo, points[None], spacing)
-            light = scenes.brightness(scene, number, place[scene][mine])
+            light = scenes.brightness(scene, number, places)
             images[scene][mine] = colours[:, 0].T * light[:, None]
     images = images.permute(0, 3, 1, 2).contiguous()
     return images, depth.isfinite()

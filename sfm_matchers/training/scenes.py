@@ -55,7 +55,8 @@ class Scenes:
 
     def first_depth(self, origin: Tensor, direction: Tensor) -> Tensor:
         """Ray parameter of the first hit, infinite for none: (B, N); arguments as in `Surfaces`."""
-        return self.intersect(origin, direction)[0]
+        firsts = [part.intersect(origin, direction)[0].amin(1) for part in self.parts]
+        return torch.stack(firsts).amin(0)
 
     def intersect(self, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """First hit of rays; arguments as in `Surfaces`.
@@ -105,7 +106,7 @@ def draw_scenes(
     grids: list[Tensor] = []
     indices: list[list[int]] = []
     for _ in range(batch_size):
-        flat, photos = _draw_walls_and_boxes(photographs, BOXES, uniform)
+        flat, photos = _draw_walls_and_boxes(photographs, uniform)
         curved = [_draw_round_body(uniform) for _ in range(ROUND_BODIES)]
         photos += [_pick(photographs, uniform) for _ in curved]
         photos.append(_pick(photographs, uniform))
@@ -142,7 +143,7 @@ def _pick(photographs: Photographs, uniform: Uniform) -> int:
 
 
 def _draw_walls_and_boxes(
-    photographs: Photographs, boxes: int, uniform: Uniform
+    photographs: Photographs, uniform: Uniform
 ) -> tuple[list[Tensor], list[int]]:
     """Rectangles, (4, 3) each (centre, x, y and z of the frame), and the photographs on them."""
     rectangles: list[Tensor] = []
@@ -171,7 +172,7 @@ def _draw_walls_and_boxes(
     floor_height = uniform(0.6, 1.2)
     floor = rotation_matrix(uniform(-20, 20), 80, 0)
     add(floor, [0, floor_height, MEAN_DEPTH], 5.0, _pick(photographs, uniform))
-    for _ in range(boxes):
+    for _ in range(BOXES):
         centre = torch.tensor(
             [uniform(-0.9, 0.9), uniform(-0.5, 0.6), MEAN_DEPTH * uniform(0.6, 1.0)]
         )
