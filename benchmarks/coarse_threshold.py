@@ -25,7 +25,7 @@ from sfm_matchers.training.efficient_loftr_task import to_gray
 from sfm_matchers.training.jamma_task import normalize
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
-from sfm_matchers.training.schedule import validation_sets
+from sfm_matchers.training.schedule import UPRIGHT, validation_sets
 from sfm_matchers.training.supervision import cell_truth
 from sfm_matchers.weights import load_network
 
@@ -96,7 +96,7 @@ def batches(photo_dir: Path) -> Iterator[PairBatch]:
     """The validation's pairs, each batch followed by its photographs in wrong pairs."""
     names = [name for name in list_photographs(photo_dir) if is_held_out(name)]
     held_out = load_photographs(photo_dir, names)
-    for of_kind in validation_sets(held_out, torch.device("cpu")).values():
+    for of_kind in validation_sets(held_out, torch.device("cpu"), UPRIGHT).values():
         for batch in of_kind:
             yield batch
             yield batch.mismatched()

@@ -266,7 +266,7 @@ def test_depth_threshold_tells_hidden_from_visible() -> None:
 
 def test_half_of_the_batches_are_posed(photographs: Photographs) -> None:
     kinds = [
-        type(sample_scheduled_pairs(photographs, 0.1, 0.1, generator, CPU).geometry).__name__
+        type(sample_scheduled_pairs(photographs, 0.1, 0.1, generator, CPU, 0.0).geometry).__name__
         for seed in range(12)
         for generator in [torch.Generator().manual_seed(seed)]
     ]
@@ -277,10 +277,10 @@ def test_posed_pairs_are_validated_on(
     photographs: Photographs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfm_matchers.training.schedule.VALIDATION_SIZE", SIZE)
-    sets = validation_sets(photographs, CPU)
-    assert list(sets) == ["easy", "hard", "parallax", "posed"]
+    sets = validation_sets(photographs, CPU, 0.0)
+    assert list(sets) == ["easy", "hard", "parallax", "turned", "posed"]
     assert [len(batch) for batch in sets["posed"]] == [4, 4]
-    again = validation_sets(photographs, CPU)["posed"]
+    again = validation_sets(photographs, CPU, 0.0)["posed"]
     assert torch.equal(sets["posed"][1].image0, again[1].image0)
 
 
@@ -321,7 +321,7 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     monkeypatch.setattr("sfm_matchers.training.schedule.SIZES", {1.0: [SIZE]})
     monkeypatch.setattr(
         "sfm_matchers.training.schedule.validation_sets",
-        lambda photographs, device: {"posed": [_draw(photographs.posed, 1)]},
+        lambda photographs, device, max_turn: {"posed": [_draw(photographs.posed, 1)]},
     )
     full = [np.vstack([pose, [0, 0, 0, 1]]) for pose in poses]
     numbers = [*CAMERA.K.ravel(), *CAMERA.K.ravel(), *(full[1] @ np.linalg.inv(full[0])).ravel()]

@@ -222,6 +222,25 @@ def test_strength_zero_gives_identical_geometry(photographs: Photographs) -> Non
     torch.testing.assert_close(warped, points.contiguous(), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("sample", [sample_homography_pairs, sample_parallax_pairs])
+def test_views_are_turned_as_far_as_asked(
+    photographs: Photographs, sample: Callable[..., PairBatch]
+) -> None:
+    """At strength 0 nothing but the turn is left: seen in how a short line in the middle turns."""
+    line = torch.tensor([[[47.5, 47.5], [51.5, 47.5]]])
+    angles = []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        batch = sample(photographs, 2, (96, 96), strength=0.0, generator=generator, max_turn=120.0)
+        warped, _ = batch.geometry.warp(line.expand(2, -1, -1), 0)
+        along = warped[:, 1] - warped[:, 0]
+        assert (along.norm(dim=-1) - 4).abs().max() < 0.1
+        angles += torch.rad2deg(torch.atan2(along[:, 1], along[:, 0])).tolist()
+    assert all(abs(angle) < 121 for angle in angles)
+    assert min(angles) < -60
+    assert max(angles) > 60
+
+
 def test_homography_maps_its_corners() -> None:
     source = torch.tensor([[[0.0, 0], [9, 0], [9, 7], [0, 7]]], dtype=torch.float64)
     target = torch.tensor([[[1.0, 2], [8, 1], [11, 9], [-1, 6]]], dtype=torch.float64)

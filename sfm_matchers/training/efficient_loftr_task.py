@@ -35,6 +35,7 @@ from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
     EASIEST,
+    UPRIGHT,
     VALIDATION_SEED,
     mean_over_validation_sets,
     sample_scheduled_pairs,
@@ -141,7 +142,9 @@ class EfficientLoFTRTask:
         device: torch.device,
     ) -> PairBatch:
         """See `TrainingTask.sample_batch`."""
-        return sample_scheduled_pairs(photographs, batch_size, progress, generator, device)
+        return sample_scheduled_pairs(
+            photographs, batch_size, progress, generator, device, max_turn=UPRIGHT
+        )
 
     def losses(
         self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
@@ -216,7 +219,7 @@ class EfficientLoFTRTask:
                 metrics |= self._fine_losses(network, stage, batch, generator)[1]
             return metrics
 
-        return mean_over_validation_sets(photographs, device, measure)
+        return mean_over_validation_sets(photographs, device, UPRIGHT, measure)
 
 
 @dataclass

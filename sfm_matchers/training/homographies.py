@@ -100,6 +100,7 @@ def sample_homography_pairs(
     strength: float,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
+    max_turn: float = 0.0,
     options: HomographyOptions | None = None,
 ) -> PairBatch:
     """Make a batch of pairs of views of single photographs.
@@ -111,6 +112,8 @@ def sample_homography_pairs(
         strength: 0 (identical views) to 1 (the full ranges of the options).
         generator: CPU generator from which everything is drawn.
         device: where the images are made.
+        max_turn: degrees by which one view may be turned in the image plane besides, either way,
+            whatever the strength.
         options: ranges of the draws.
 
     Returns:
@@ -119,7 +122,7 @@ def sample_homography_pairs(
     options = options or HomographyOptions()
     indices = torch.randint(len(photographs), (batch_size,), generator=generator).tolist()
     sizes = torch.tensor([photographs.size(i) for i in indices], dtype=torch.float64)
-    photo_from_view = _draw_views(sizes, image_size, strength, options, generator)
+    photo_from_view = _draw_views(sizes, image_size, strength, max_turn, options, generator)
     views, valids = [], []
     for homographies in photo_from_view:
         view, valid = _render(photographs, indices, homographies.to(device).float(), image_size)
@@ -140,6 +143,7 @@ def _draw_views(
     photo_sizes: Tensor,
     image_size: tuple[int, int],
     strength: float,
+    max_turn: float,
     options: HomographyOptions,
     generator: torch.Generator,
 ) -> list[Tensor]:
@@ -164,7 +168,10 @@ def _draw_views(
     view0 = corners * extent[:, None] + centre[:, None]
 
     angle = torch.randn(count, generator=generator, dtype=torch.float64) * options.rotation_sigma
-    angle = torch.deg2rad(angle.clamp(-options.rotation_max, options.rotation_max) * strength)
+    angle = angle.clamp(-options.rotation_max, options.rotation_max) * strength
+    if max_turn:  # without, a seed gives the pairs that it always gave
+        angle = angle + uniform(count) * max_turn
+    angle = torch.deg2rad(angle)
     cos, sin = torch.cos(angle), torch.sin(angle)
     rotation = torch.stack([cos, -sin, sin, cos], dim=-1).reshape(count, 2, 2)
     scale = 2.0 ** (uniform(count, 1, 1) * options.max_log2_scale * strength)

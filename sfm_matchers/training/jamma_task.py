@@ -24,6 +24,7 @@ from sfm_matchers.training.pair_batch import FirstPair, PairBatch, PairGeometry
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
     EASIEST,
+    UPRIGHT,
     VALIDATION_SEED,
     mean_over_validation_sets,
     sample_scheduled_pairs,
@@ -131,7 +132,9 @@ class JamMaTask:
         device: torch.device,
     ) -> PairBatch:
         """See `TrainingTask.sample_batch`."""
-        return sample_scheduled_pairs(photographs, batch_size, progress, generator, device)
+        return sample_scheduled_pairs(
+            photographs, batch_size, progress, generator, device, max_turn=UPRIGHT
+        )
 
     def losses(
         self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
@@ -199,7 +202,7 @@ class JamMaTask:
                 metrics |= self._fine_losses(network, stage.first_pair(), generator)[1]
             return metrics
 
-        return mean_over_validation_sets(photographs, device, measure)
+        return mean_over_validation_sets(photographs, device, UPRIGHT, measure)
 
 
 class JamMaFineTask(JamMaTask):

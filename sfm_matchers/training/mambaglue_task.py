@@ -28,6 +28,7 @@ from sfm_matchers.training.mambaglue_supervision import (
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
+    ANY_TURN,
     EASIEST,
     REFERENCE_AREA,
     VALIDATION_SEED,
@@ -128,7 +129,9 @@ class MambaGlueTask:
         device: torch.device,
     ) -> SparsePairBatch:
         """See `TrainingTask.sample_batch`."""
-        batch = sample_scheduled_pairs(photographs, batch_size, progress, generator, device)
+        batch = sample_scheduled_pairs(
+            photographs, batch_size, progress, generator, device, max_turn=ANY_TURN
+        )
         return self.with_features(batch)
 
     def with_features(self, batch: PairBatch) -> SparsePairBatch:
@@ -172,7 +175,7 @@ class MambaGlueTask:
         def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
             return self.losses(network, self.with_features(batch), 1.0, generator)[1]
 
-        return mean_over_validation_sets(photographs, device, measure)
+        return mean_over_validation_sets(photographs, device, ANY_TURN, measure)
 
 
 def _select(features: LocalFeatures, pairs: Tensor) -> LocalFeatures:

@@ -96,6 +96,7 @@ def sample_parallax_pairs(
     strength: float,
     generator: torch.Generator,
     device: torch.device | str = "cpu",
+    max_turn: float = 0.0,
 ) -> PairBatch:
     """Make a batch of pairs of views of rendered scenes; arguments as `sample_homography_pairs`.
 
@@ -104,8 +105,8 @@ def sample_parallax_pairs(
     """
     scenes = draw_scenes(photographs, batch_size, generator, device)
     cameras = tuple(
-        _draw_cameras(batch_size, image_size, strength * share, generator, device)
-        for share in (0.4, 1.0)
+        _draw_cameras(batch_size, image_size, strength * share, turn, generator, device)
+        for share, turn in ((0.4, 0.0), (1.0, max_turn))
     )
     if torch.rand((), generator=generator) < 0.5:
         cameras = cameras[::-1]
@@ -123,6 +124,7 @@ def _draw_cameras(
     batch_size: int,
     image_size: tuple[int, int],
     strength: float,
+    max_turn: float,
     generator: torch.Generator,
     device: torch.device | str,
 ) -> Cameras:
@@ -133,7 +135,7 @@ def _draw_cameras(
         draws = (torch.rand(8, generator=generator) * 2 - 1).tolist()
         yaw = draws[0] * ORBIT * strength
         pitch = draws[1] * 0.4 * ORBIT * strength
-        roll = float(torch.randn((), generator=generator)) * ROLL * strength
+        roll = float(torch.randn((), generator=generator)) * ROLL * strength + draws[6] * max_turn
         distance = MEAN_DEPTH * 2.0 ** (draws[2] * MAX_LOG2_DISTANCE * strength)
         target = torch.tensor([draws[3], 0.5 * draws[4], 0.0]) * AIM * strength
         target = target + torch.tensor([0.0, 0.0, MEAN_DEPTH])

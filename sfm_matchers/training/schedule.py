@@ -25,6 +25,9 @@ HARDEST_FROM = 0.6  # of the run
 POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
 PARALLAX_SHARE = 0.65  # of the other batches
 MISMATCHED_SHARE = 0.1  # of the batches whose pairs are all wrong
+TURNED_SHARE = 0.5  # of the batches made of photographs, one image turned by any angle allowed
+UPRIGHT = 45.0  # degrees; photos of networks on images are brought within them by quarter turns
+ANY_TURN = 180.0  # for networks on features that turn with the image
 VALIDATION_SIZE = (256, 320)
 VALIDATION_SEED = 20_000_000
 
@@ -35,8 +38,19 @@ def sample_scheduled_pairs(
     progress: float,
     generator: torch.Generator,
     device: torch.device,
+    max_turn: float,
 ) -> PairBatch:
-    """Pairs that grow larger and harder with the run, at constant work; some are no pairs."""
+    """Pairs that grow larger and harder with the run, at constant work; some are no pairs.
+
+    Args:
+        photographs: to make pairs of.
+        batch_size: number of pairs of `REFERENCE_AREA`.
+        progress: of the run, 0 to 1.
+        generator: CPU generator from which everything is drawn.
+        device: of the images.
+        max_turn: degrees, 0 to 180, by which users turn cameras between photos that the network
+            is to match.
+    """
     sizes = next(sizes for until, sizes in SIZES.items() if progress <= until)
     size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
     count = max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
@@ -46,19 +60,29 @@ def sample_scheduled_pairs(
         strength = EASIEST + (HARDEST - EASIEST) * min(1.0, progress / HARDEST_FROM)
         with_parallax = float(torch.rand((), generator=generator)) < PARALLAX_SHARE
         sample = sample_parallax_pairs if with_parallax else sample_homography_pairs
+        is_turned = float(torch.rand((), generator=generator)) < TURNED_SHARE
         batch = sample(
-            photographs, count, size, strength=strength, generator=generator, device=device
+            photographs,
+            count,
+            size,
+            strength=strength,
+            generator=generator,
+            device=device,
+            max_turn=max_turn if is_turned else 0.0,
         )
     is_mismatched = float(torch.rand((), generator=generator)) < MISMATCHED_SHARE
     return batch.mismatched() if is_mismatched and len(batch) > 1 else batch
 
 
-def validation_sets(photographs: Photographs, device: torch.device) -> dict[str, list[PairBatch]]:
-    """Always the same pairs of the held-out photographs, by kind."""
-    kinds: dict[str, tuple[Callable[..., PairBatch], float]] = {
-        "easy": (sample_homography_pairs, 0.5),
-        "hard": (sample_homography_pairs, 1.0),
-        "parallax": (sample_parallax_pairs, 0.7),
+def validation_sets(
+    photographs: Photographs, device: torch.device, max_turn: float
+) -> dict[str, list[PairBatch]]:
+    """Always the same pairs of the held-out photographs, by kind; `max_turn` as in training."""
+    kinds: dict[str, tuple[Callable[..., PairBatch], float, float]] = {
+        "easy": (sample_homography_pairs, 0.5, 0.0),
+        "hard": (sample_homography_pairs, 1.0, 0.0),
+        "parallax": (sample_parallax_pairs, 0.7, 0.0),
+        "turned": (sample_homography_pairs, 0.5, max_turn),
     }
     sets = {
         name: [
@@ -69,10 +93,11 @@ def validation_sets(photographs: Photographs, device: torch.device) -> dict[str,
                 strength=strength,
                 generator=torch.Generator().manual_seed(VALIDATION_SEED + index),
                 device=device,
+                max_turn=turn,
             )
             for index in range(2)
         ]
-        for name, (sample, strength) in kinds.items()
+        for name, (sample, strength, turn) in kinds.items()
     }
     if photographs.posed:
         sets["posed"] = [
@@ -90,11 +115,12 @@ def validation_sets(photographs: Photographs, device: torch.device) -> dict[str,
 def mean_over_validation_sets(
     photographs: Photographs,
     device: torch.device,
+    max_turn: float,
     measure: Callable[[PairBatch, torch.Generator], dict[str, torch.Tensor]],
 ) -> dict[str, float]:
     """Average what `measure` finds over the batches of each kind: ``<kind>_<name>`` -> mean."""
     means: dict[str, float] = {}
-    for kind, batches in validation_sets(photographs, device).items():
+    for kind, batches in validation_sets(photographs, device, max_turn).items():
         values: dict[str, list[float]] = {}
         for batch in batches:
             generator = torch.Generator().manual_seed(VALIDATION_SEED)
