@@ -42,7 +42,8 @@ from sfm_matchers.evaluation import (
     pose_error,
 )
 from sfm_matchers.images import network_size, read_image, resize_image, to_original, unturned
-from sfm_matchers.matchers import Matches, PhotoMatcher, load_matcher
+from sfm_matchers.matchers import PhotoMatcher, load_matcher
+from sfm_matchers.protocols import Matches
 from sfm_matchers.storage import write_text
 
 POSE_THRESHOLDS = (5.0, 10.0, 20.0)  # degrees

@@ -18,7 +18,8 @@ import zlib  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .matchers import Matches, load_matcher
+    from .matchers import load_matcher
+    from .protocols import Matches
     from .visualization import plot_matches
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ class DetectorFreeConf:
         model: the network's ``name`` and options.
         max_error: radius in pixels of the photo within which matches snap to one keypoint.
         cell_size: side in pixels of the cells in which keypoints are elected.
-        preprocessing: ``resize_max`` in pixels, the longer side the network sees.
+        preprocessing: ``resize_max`` in pixels, the longer side the network sees; with
+            ``quarter_turns`` photo 1 of each pair is tried in four positions at a small size, and
+            matched in the one that agrees best with photo 0.
         max_keypoints: keypoints kept per photo, best first.
         min_inlier_ratio: as in `SparseConf`. Photos that share nothing get hundreds of matches too,
             and COLMAP asks for 15 inliers only.
@@ -63,6 +65,11 @@ class DetectorFreeConf:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     max_keypoints: int = 8192
     min_inlier_ratio: float = 0.25
+
+    @property
+    def quarter_turns(self) -> bool:
+        """True if photos may be turned by quarters against each other."""
+        return bool(self.preprocessing.get("quarter_turns", False))
 
 
 Conf = SparseConf | DetectorFreeConf
@@ -123,21 +130,21 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     conf_type = _KINDS[kind]
     allowed = [item.name for item in fields(conf_type) if item.name != "name"]
     check_keys(content, allowed, where)
-    _check_part(content, where)
+    _check_part(content, where, ["resize_max", "quarter_turns"])
     if "features" in content:
         features, part = content["features"], f"{where}, features"
         check_keys(features, ["output", "model", "preprocessing"], part)
         for key in ("output", "model"):
             if key not in features:
                 raise InputError(f"{part}: {key!r} is missing")
-        _check_part(features, part)
+        _check_part(features, part, ["resize_max"])
     try:
         return conf_type(name=name, **content)
     except TypeError as error:
         raise InputError(f"{where}: {error}") from error
 
 
-def _check_part(content: Mapping[str, Any], where: str) -> None:
+def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequence[str]) -> None:
     """Check the types of values, and the parts that a conf and its features both have."""
     for key, value in content.items():
         expected, description = _TYPES[key]
@@ -148,10 +155,13 @@ def _check_part(content: Mapping[str, Any], where: str) -> None:
     if not 0 <= (share := content.get("min_inlier_ratio", 0)) <= 1:
         raise InputError(f"{where}: 'min_inlier_ratio' must be a share, 0 to 1, found {share!r}")
     preprocessing = content.get("preprocessing", {})
-    check_keys(preprocessing, ["resize_max"], f"{where}, preprocessing")
+    check_keys(preprocessing, preprocessing_keys, f"{where}, preprocessing")
     resize_max = preprocessing.get("resize_max")
     if resize_max is not None and not (isinstance(resize_max, int) and resize_max > 0):
         raise InputError(f"{where}: 'resize_max' must be a number of pixels, found {resize_max!r}")
+    quarter_turns = preprocessing.get("quarter_turns", False)
+    if not isinstance(quarter_turns, bool):
+        raise InputError(f"{where}: 'quarter_turns' must be true or false, found {quarter_turns!r}")
 
 
 def check_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None:

@@ -1,7 +1,6 @@
 """The matchers: features or images of two photos in, matches in pixels of the photos out.
 
-Two protocols: a `SparseMatcher` takes keypoints and descriptors, a `DetectorFreeMatcher` takes
-images. `load_matcher` gives either behind one call that takes two photos.
+`load_matcher` gives a matcher of either kind behind one call that takes two photos.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -33,97 +32,14 @@ from .networks.efficient_loftr import (
 from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
 from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
 from .networks.precision import default_precision, leave_products_to_compiler
+from .protocols import Arrays, DetectorFreeMatcher, EncodedImage, Matches, SparseMatcher
+from .quarter_turns import QuarterTurns, turned, unturned_matches
 from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
-Arrays = Mapping[str, np.ndarray]
 Photo = str | os.PathLike[str] | np.ndarray
 BATCH_SIZE_GPU = 8  # pairs
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Matched points of two photos, row by row.
-
-    Attributes:
-        keypoints0: (M, 2) float32, (x, y) in pixels of photo 0; (0, 0) is the centre of the
-            top-left pixel.
-        keypoints1: (M, 2) float32, the same in photo 1.
-        scores: (M,) float32 in 0..1, larger is surer.
-    """
-
-    keypoints0: np.ndarray
-    keypoints1: np.ndarray
-    scores: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def select(self, chosen: np.ndarray) -> Matches:
-        """Return the matches picked by booleans or indices (M,)."""
-        return Matches(self.keypoints0[chosen], self.keypoints1[chosen], self.scores[chosen])
-
-
-class SparseMatcher(Protocol):
-    """Matches between two sets of local features."""
-
-    def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
-        """Match two images' features, given as the datasets of a feature file.
-
-        Returns:
-            ``matches0`` (N0,) int32, the index in image 1 or -1, and ``matching_scores0`` (N0,)
-            float32, 0 where unmatched.
-        """
-
-
-@runtime_checkable
-class SparseBatchMatcher(SparseMatcher, Protocol):
-    """A sparse matcher that is faster with several pairs at once; results are the same."""
-
-    batch_size: int
-
-    def match_batch(
-        self, pairs: Sequence[tuple[Arrays, Arrays]]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Do what `match` does for each pair."""
-
-
-@dataclass(frozen=True)
-class EncodedImage:
-    """What a detector-free network knows of one image alone; reused over the image's pairs.
-
-    Attributes:
-        features: the network's own features, tensors on the matcher's device.
-        scale: photo's size over the size the network saw, (x, y); for `images.to_original`.
-        num_bytes: memory held by the features.
-        network_size: (width, height) that the network saw; only for `DetectorFreeBatchMatcher`.
-    """
-
-    features: Any
-    scale: tuple[float, float]
-    num_bytes: int
-    network_size: tuple[int, int] | None = None
-
-
-class DetectorFreeMatcher(Protocol):
-    """Matches between two images."""
-
-    def encode(self, image: np.ndarray) -> EncodedImage:
-        """Compute the part that depends on one photo, RGB (H, W, 3) uint8."""
-
-    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
-        """Match two encoded photos."""
-
-
-@runtime_checkable
-class DetectorFreeBatchMatcher(DetectorFreeMatcher, Protocol):
-    """A detector-free matcher that is faster with several pairs at once; results are the same."""
-
-    batch_size: int
-
-    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
-        """Match encoded photos, whose `network_size` is the same in all pairs."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -629,6 +545,7 @@ class PhotoMatcher:
             self._match = self._match_features
         else:
             matcher = self._detector_free = load_detector_free_matcher(conf, weights, device)
+            self._turns = QuarterTurns(matcher) if conf.quarter_turns else None
             self._match = self._match_images
         if compile:
             compile_matcher(matcher)
@@ -651,8 +568,16 @@ class PhotoMatcher:
         return self._match(*images)
 
     def _match_images(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
-        return self._detector_free.match_encoded(
-            self._detector_free.encode(image0), self._detector_free.encode(image1)
+        quarters = 0
+        if self._turns is not None:
+            quarters = self._turns.best(*(self._turns.encode(image) for image in (image0, image1)))
+        return unturned_matches(
+            self._detector_free.match_encoded(
+                self._detector_free.encode(image0),
+                self._detector_free.encode(turned(image1, quarters)),
+            ),
+            quarters,
+            (image1.shape[1], image1.shape[0]),
         )
 
     def _match_features(self, image0: np.ndarray, image1: np.ndarray) -> Matches:

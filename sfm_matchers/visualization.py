@@ -17,7 +17,7 @@ from .errors import InputError
 from .images import read_image
 
 if TYPE_CHECKING:  # matchers.py needs torch, drawing does not
-    from .matchers import Matches
+    from .protocols import Matches
 
 # Red to blue over yellow, which stays readable for red-green blindness: confidence 0, 1/2, 1.
 _CONFIDENCE_COLORS = np.array([[235, 70, 40], [255, 215, 70], [50, 180, 255]], dtype=np.float64)

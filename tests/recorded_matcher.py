@@ -15,7 +15,8 @@ import entry_points
 import numpy as np
 import pytest
 
-from sfm_matchers.matchers import PLUGINS, EncodedImage, Matches
+from sfm_matchers.matchers import PLUGINS
+from sfm_matchers.protocols import EncodedImage, Matches
 
 Correspondences = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -16,16 +16,10 @@ from short_matchers import (
 )
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import (
-    DetectorFreeMatcher,
-    Matches,
-    NearestNeighborMatcher,
-    SparseMatcher,
-    compile_matcher,
-    load_matcher,
-)
+from sfm_matchers.matchers import NearestNeighborMatcher, compile_matcher, load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRFeatures
 from sfm_matchers.networks.selective_scan import scan_operator
+from sfm_matchers.protocols import DetectorFreeMatcher, Matches, SparseMatcher
 
 
 def compile_for_test(matcher: SparseMatcher | DetectorFreeMatcher) -> None:

@@ -22,7 +22,7 @@ from sfm_matchers.evaluation import (
     matching_precision,
     pose_error,
 )
-from sfm_matchers.matchers import Matches
+from sfm_matchers.protocols import Matches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
 from sfm_matchers.images import photo_fingerprint
-from sfm_matchers.matchers import EncodedImage, Matches
 from sfm_matchers.matching import (
     Executor,
     InProcess,
@@ -37,6 +36,7 @@ from sfm_matchers.matching import (
 from sfm_matchers.matching.executors import WorkersLostError
 from sfm_matchers.matching.plan import PAIRS_PER_SHARD, cut, ordered_for_reuse
 from sfm_matchers.pairs import exhaustive_pairs
+from sfm_matchers.protocols import EncodedImage, Matches
 from sfm_matchers.storage import Pair, file_fingerprint, names_to_pair
 
 NUM_PHOTOS = 9

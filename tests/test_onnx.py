@@ -26,7 +26,7 @@ from short_matchers import (
 
 from pipelines import export
 from sfm_matchers.errors import MissingExtraError
-from sfm_matchers.matchers import JamMaMatcher, MambaGlueMatcher, Matches
+from sfm_matchers.matchers import JamMaMatcher, MambaGlueMatcher
 from sfm_matchers.networks.jamma import JamMa
 from sfm_matchers.onnx_export import (
     EfficientLoFTRGraph,
@@ -35,6 +35,7 @@ from sfm_matchers.onnx_export import (
     MambaGlueGraph,
     export_onnx,
 )
+from sfm_matchers.protocols import Matches
 from sfm_matchers.weights import load_network
 
 DOCUMENTATION = Path(__file__).resolve().parents[1] / "docs" / "onnx.md"

@@ -21,10 +21,11 @@ from short_matchers import (
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.hloc import options
-from sfm_matchers.matchers import Matches, load_detector_free_matcher, load_sparse_matcher
+from sfm_matchers.matchers import load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
+from sfm_matchers.protocols import Matches
 
 
 def set_precision(network: Any, precision: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,17 @@ from typing import Generic, TypeVar
 import h5py
 import numpy as np
 
-from ..confs import Conf
+from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
 from ..images import inside_mask, read_photo
-from ..matchers import (
+from ..protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EncodedImage,
     SparseBatchMatcher,
     SparseMatcher,
 )
+from ..quarter_turns import QuarterTurns, turned, unturned_matches
 from ..storage import (
     Pair,
     StagedFile,
@@ -42,6 +43,7 @@ from .plan import cut
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 # Encoded photos kept for reuse over the pairs of a photo.
@@ -84,7 +86,7 @@ def match_features(
 
 
 def match_images(
-    conf: Conf,
+    conf: DetectorFreeConf,
     load_matcher: Callable[[], DetectorFreeMatcher],
     pairs: Sequence[Pair],
     image_dir: Path,
@@ -115,7 +117,9 @@ def match_images(
             all pairs of other photos are done.
     """
     wanted = _wanted(pairs, conf, weights_fingerprint, image_fingerprints)
-    task = ImageMatching(load_matcher, Path(image_dir), mask_dir, dict(image_fingerprints))
+    task = ImageMatching(
+        load_matcher, Path(image_dir), mask_dir, dict(image_fingerprints), conf.quarter_turns
+    )
     return _complete(task, pairs, wanted, correspondence_path, executor or InProcess())
 
 
@@ -183,7 +187,9 @@ class FeatureMatching:
         """Load the matcher."""
         matcher = self.load_matcher()
         with open_h5(self.feature_path) as features:
-            cached = _Cache(lambda name: read_features(features, name), _num_bytes)
+            cached: _Cache[str, dict[str, np.ndarray]] = _Cache(
+                lambda name: read_features(features, name), _num_bytes
+            )
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
                 for batch in _in_batches(pairs, getattr(matcher, "batch_size", 1)):
@@ -193,7 +199,7 @@ class FeatureMatching:
 
 
 def _match_features_of(
-    matcher: SparseMatcher, pairs: Sequence[Pair], cached: _Cache[dict[str, np.ndarray]]
+    matcher: SparseMatcher, pairs: Sequence[Pair], cached: _Cache[str, dict[str, np.ndarray]]
 ) -> Iterator[MatchedPair]:
     features = [(cached.get(name0), cached.get(name1)) for name0, name1 in pairs]
     if isinstance(matcher, SparseBatchMatcher):
@@ -215,10 +221,25 @@ def _in_batches(pairs: Sequence[Pair], size: int) -> Iterator[Sequence[Pair]]:
 
 @dataclass(frozen=True)
 class _Photo:
-    """An encoded photo and its mask."""
+    """A photo, encoded in one position.
+
+    Attributes:
+        encoded: in that position.
+        quarters: by which it was turned before, see `quarter_turns.turned`.
+        size: (width, height) before it was turned.
+        mask: as the photo is stored.
+        small: in all positions, see `QuarterTurns.encode`; of photos as stored only.
+    """
 
     encoded: EncodedImage
+    quarters: int
+    size: tuple[int, int]
     mask: np.ndarray | None
+    small: tuple[EncodedImage, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(image.num_bytes for image in (self.encoded, *self.small))
 
 
 @dataclass(frozen=True)
@@ -229,22 +250,28 @@ class ImageMatching:
     image_dir: Path
     mask_dir: Path | None
     image_fingerprints: Mapping[str, str]
+    quarter_turns: bool = False
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         matcher = self.load_matcher()
+        turns = QuarterTurns(matcher) if self.quarter_turns else None
         with ThreadPoolExecutor(READ_AHEAD) as threads:
             photos = _ReadAhead(self._read, threads)
 
-            def encode(name: str) -> _Photo:
+            def encode(key: tuple[str, int]) -> _Photo:
+                name, quarters = key
                 image, mask = photos.get(name)
-                return _Photo(matcher.encode(image), mask)
+                size = (image.shape[1], image.shape[0])
+                encoded = matcher.encode(turned(image, quarters))
+                small = turns.encode(image) if turns is not None and not quarters else ()
+                return _Photo(encoded, quarters, size, mask, small)
 
-            encoded = _Cache(encode, lambda photo: photo.encoded.num_bytes)
+            encoded = _Cache(encode, lambda photo: photo.num_bytes)
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                ready = _ready_pairs(pairs, encoded, photos, left_out)
+                ready = _ready_pairs(pairs, encoded, photos, turns, left_out)
                 for batch in _of_equal_size(ready, getattr(matcher, "batch_size", 1)):
                     yield from _match_photos(matcher, batch)
 
@@ -258,20 +285,34 @@ _ReadyPair = tuple[Pair, tuple[_Photo, _Photo]]
 
 
 def _ready_pairs(
-    pairs: Sequence[Pair], encoded: _Cache[_Photo], photos: _ReadAhead, left_out: dict[str, str]
+    pairs: Sequence[Pair],
+    encoded: _Cache[tuple[str, int], _Photo],
+    photos: _ReadAhead,
+    turns: QuarterTurns | None,
+    left_out: dict[str, str],
 ) -> Iterator[_ReadyPair]:
-    """Encode both photos of each pair; pairs of a photo that cannot be read are left out."""
+    """Encode both photos of each pair, the second as it agrees best with the first.
+
+    Pairs of a photo that cannot be read are left out.
+    """
+
+    def ready(name: str, quarters: int = 0) -> _Photo | None:
+        if name not in left_out:
+            try:
+                return encoded.get((name, quarters))
+            except (InputError, OSError) as error:
+                left_out[name] = str(error)
+        return None
+
     for index, pair in enumerate(pairs):
         near = [name for later in pairs[index : index + READ_AHEAD] for name in later]
-        photos.expect([name for name in near if name not in encoded and name not in left_out])
-        for name in pair:
-            if name not in left_out:
-                try:
-                    encoded.get(name)
-                except (InputError, OSError) as error:
-                    left_out[name] = str(error)
-        if not any(name in left_out for name in pair):
-            yield pair, (encoded.get(pair[0]), encoded.get(pair[1]))
+        photos.expect([name for name in near if (name, 0) not in encoded and name not in left_out])
+
+        photo0, photo1 = map(ready, pair)
+        if photo0 and photo1 and turns is not None:
+            photo1 = ready(pair[1], turns.best(photo0.small, photo1.small))
+        if photo0 and photo1:
+            yield pair, (photo0, photo1)
 
 
 def _of_equal_size(pairs: Iterable[_ReadyPair], batch_size: int) -> Iterator[list[_ReadyPair]]:
@@ -294,6 +335,7 @@ def _match_photos(
     else:
         results = [matcher.match_encoded(*both) for both in images]
     for (pair, (photo0, photo1)), matches in zip(batch, results, strict=True):
+        matches = unturned_matches(matches, photo1.quarters, photo1.size)
         matches = matches.select(
             inside_mask(matches.keypoints0, photo0.mask)
             & inside_mask(matches.keypoints1, photo1.mask)
@@ -334,26 +376,26 @@ class _ReadAhead:
         return self._read(name) if coming is None else coming.result()
 
 
-class _Cache(Generic[Value]):
+class _Cache(Generic[Key, Value]):
     """Values computed on demand; the least recently used are dropped beyond a limit of bytes."""
 
-    def __init__(self, compute: Callable[[str], Value], num_bytes: Callable[[Value], int]) -> None:
+    def __init__(self, compute: Callable[[Key], Value], num_bytes: Callable[[Value], int]) -> None:
         self._compute = compute
         self._num_bytes = num_bytes
-        self._values: OrderedDict[str, Value] = OrderedDict()
+        self._values: OrderedDict[Key, Value] = OrderedDict()
         self._total_bytes = 0
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
+    def __contains__(self, key: Key) -> bool:
+        return key in self._values
 
-    def get(self, name: str) -> Value:
+    def get(self, key: Key) -> Value:
         """Return a value, which is now the most recently used."""
-        if name not in self._values:
-            self._values[name] = self._compute(name)
-            self._total_bytes += self._num_bytes(self._values[name])
-        self._values.move_to_end(name)
+        if key not in self._values:
+            self._values[key] = self._compute(key)
+            self._total_bytes += self._num_bytes(self._values[key])
+        self._values.move_to_end(key)
         # The two photos of the current pair always stay.
         while len(self._values) > 2 and self._total_bytes > ENCODED_CACHE_BYTES:
             _, dropped = self._values.popitem(last=False)
             self._total_bytes -= self._num_bytes(dropped)
-        return self._values[name]
+        return self._values[key]

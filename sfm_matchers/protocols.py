@@ -1,0 +1,110 @@
+"""What a matcher takes and gives, of whichever network.
+
+Two protocols: a `SparseMatcher` takes keypoints and descriptors, a `DetectorFreeMatcher` takes
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Matched points of two photos, row by row.
+
+    Attributes:
+        keypoints0: (M, 2) float32, (x, y) in pixels of photo 0; (0, 0) is the centre of the
+            top-left pixel.
+        keypoints1: (M, 2) float32, the same in photo 1.
+        scores: (M,) float32 in 0..1, larger is surer.
+    """
+
+    keypoints0: np.ndarray
+    keypoints1: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, chosen: np.ndarray) -> Matches:
+        """Return the matches picked by booleans or indices (M,)."""
+        return Matches(self.keypoints0[chosen], self.keypoints1[chosen], self.scores[chosen])
+
+
+class SparseMatcher(Protocol):
+    """Matches between two sets of local features."""
+
+    def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Match two images' features, given as the datasets of a feature file.
+
+        Returns:
+            ``matches0`` (N0,) int32, the index in image 1 or -1, and ``matching_scores0`` (N0,)
+            float32, 0 where unmatched.
+        """
+
+
+@runtime_checkable
+class SparseBatchMatcher(SparseMatcher, Protocol):
+    """A sparse matcher that is faster with several pairs at once; results are the same."""
+
+    batch_size: int
+
+    def match_batch(
+        self, pairs: Sequence[tuple[Arrays, Arrays]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Do what `match` does for each pair."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What a detector-free network knows of one image alone; reused over the image's pairs.
+
+    Attributes:
+        features: the network's own features, tensors on the matcher's device.
+        scale: photo's size over the size the network saw, (x, y); for `images.to_original`.
+        num_bytes: memory held by the features.
+        network_size: (width, height) that the network saw; only for `DetectorFreeBatchMatcher`.
+    """
+
+    features: Any
+    scale: tuple[float, float]
+    num_bytes: int
+    network_size: tuple[int, int] | None = None
+
+
+class DetectorFreeMatcher(Protocol):
+    """Matches between two images."""
+
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """Compute the part that depends on one photo, RGB (H, W, 3) uint8."""
+
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        """Match two encoded photos."""
+
+
+@runtime_checkable
+class ResizingMatcher(DetectorFreeMatcher, Protocol):
+    """A detector-free matcher that can be told at what size to see photos.
+
+    Attributes:
+        resize_max: pixels; photos with a longer side are reduced by `encode`.
+    """
+
+    resize_max: int
+
+
+@runtime_checkable
+class DetectorFreeBatchMatcher(DetectorFreeMatcher, Protocol):
+    """A detector-free matcher that is faster with several pairs at once; results are the same."""
+
+    batch_size: int
+
+    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
+        """Match encoded photos, whose `network_size` is the same in all pairs."""

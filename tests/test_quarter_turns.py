@@ -1,0 +1,201 @@
+"""Photos turned by quarters against each other: found at a small size, matched, brought back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfm_matchers.confs import CONF_DIR, DetectorFreeConf, load_conf
+from sfm_matchers.errors import InputError, PhotoChangedError
+from sfm_matchers.images import photo_fingerprint
+from sfm_matchers.matchers import load_matcher
+from sfm_matchers.matching import match_images
+from sfm_matchers.protocols import EncodedImage, Matches
+from sfm_matchers.quarter_turns import QuarterTurns, turned, unturned_matches
+from sfm_matchers.storage import file_fingerprint
+from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
+
+SIZE = (320, 240)
+SHIFT = (24, 16)  # pixels; the second photo shows what lies there in the first
+
+
+@pytest.fixture(scope="module")
+def photos() -> tuple[np.ndarray, np.ndarray]:
+    """Two upright photos, RGB, cut from one rendered photo and displaced by `SHIFT`."""
+    scene = make_scene(1, kind="room", texture_size=256)
+    camera = Camera.from_field_of_view(SIZE[0] + SHIFT[0], SIZE[1] + SHIFT[1])
+    large = render(scene, camera, camera_path(scene, count=40)[0]).image
+    width, height = SIZE
+    darker = (large * 0.8).astype(np.uint8)
+    return large[:height, :width], darker[SHIFT[1] :, SHIFT[0] :]
+
+
+def share_of_right_matches(matches: Matches) -> float:
+    displacement = matches.keypoints0 - matches.keypoints1 - SHIFT
+    return float((np.abs(displacement).max(1) < 3).mean())
+
+
+@pytest.mark.parametrize("name", ["jamma", "eloftr"])
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_photo_is_matched_like_an_upright_one(
+    photos: tuple[np.ndarray, np.ndarray], name: str, quarters: int
+) -> None:
+    """The bundled weights; points of the turned photo are in pixels of that photo."""
+    photo0, photo1 = photos
+    matcher = load_matcher(name, device="cpu")
+    found = matcher.match(photo0, turned(photo1, quarters))
+    height, width = photo1.shape[:2]
+    size = (width, height) if quarters == 2 else (height, width)
+    assert (found.keypoints1 < np.add(size, 8)).all()
+    upright = unturned_matches(found, quarters, (width, height))
+    assert len(upright) > 0.9 * len(matcher.match(photo0, photo1)) > 100
+    assert share_of_right_matches(upright) > 0.8
+
+
+@given(
+    quarters=st.integers(0, 3), width=st.integers(1, 40), height=st.integers(1, 40), data=st.data()
+)
+def test_points_go_back_to_their_pixels(
+    quarters: int, width: int, height: int, data: st.DataObject
+) -> None:
+    x = data.draw(st.integers(0, width - 1))
+    y = data.draw(st.integers(0, height - 1))
+    image = np.zeros((height, width), np.uint8)
+    image[y, x] = 1
+    row, column = np.argwhere(turned(image, quarters))[0]
+    point = np.array([[column, row]], np.float32)
+    matches = Matches(point, point, np.ones(1, np.float32))
+    back = unturned_matches(matches, quarters, (width, height))
+    assert back.keypoints1.tolist() == [[x, y]]
+    assert back.keypoints0.tolist() == point.tolist()
+
+
+@dataclass
+class Marked:
+    """Matches photos whose brightest corner is the same: by a grid of points, else by nonsense."""
+
+    resize_max: int = 10_000
+
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        corners = image[:: image.shape[0] - 1, :: image.shape[1] - 1].reshape(4, -1).sum(1)
+        return EncodedImage((int(corners.argmax()), self.resize_max), (1.0, 1.0), 8)
+
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        (corner0, size), (corner1, _) = image0.features, image1.features
+        grid = np.stack(np.meshgrid(np.arange(6), np.arange(5)), -1).reshape(-1, 2) * 9.0
+        agrees = corner0 == corner1
+        # Where they disagree, there are more matches.
+        other = grid + 1 if agrees else np.random.default_rng(0).random((300, 2)) * 400
+        first = grid if agrees else np.random.default_rng(1).random((300, 2)) * 400
+        scores = np.full(len(first), size / 10_000)
+        return Matches(*(array.astype(np.float32) for array in (first, other, scores)))
+
+
+def marked(quarters: int) -> np.ndarray:
+    image = np.zeros((30, 60, 3), np.uint8)
+    image[0, 0] = 255
+    return turned(image, quarters)
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_agreement_counts_and_not_the_number_of_matches(quarters: int) -> None:
+    turns = QuarterTurns(Marked())
+    best = turns.best(turns.encode(marked(0)), turns.encode(marked(-quarters)))
+    assert best == quarters
+
+
+def test_photos_without_matches_stay_as_they_are() -> None:
+    class Blind(Marked):
+        def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+            nothing = np.zeros((0, 2), np.float32)
+            return Matches(nothing, nothing, nothing[:, 0])
+
+    turns = QuarterTurns(Blind())
+    assert turns.best(turns.encode(marked(0)), turns.encode(marked(1))) == 0
+
+
+def test_a_matcher_must_let_itself_be_resized() -> None:
+    with pytest.raises(InputError, match="leave quarter_turns away"):
+        QuarterTurns(object())  # type: ignore[arg-type]
+
+
+def test_the_matcher_itself_goes_on_seeing_photos_large() -> None:
+    matcher = Marked()
+    QuarterTurns(matcher)
+    assert matcher.resize_max == 10_000
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_pairs_of_a_folder_are_turned_where_the_conf_says_so(tmp_path: Path, asked: bool) -> None:
+    for name, quarters in (("a.png", 0), ("b.png", 3)):
+        cv2.imwrite(str(tmp_path / name), marked(quarters))
+    conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, {"quarter_turns": True} if asked else {})
+    wanted = {
+        name: photo_fingerprint(file_fingerprint(tmp_path / name), None, name)
+        for name in ("a.png", "b.png")
+    }
+    path = tmp_path / "correspondences.h5"
+    match_images(conf, Marked, [("a.png", "b.png")], tmp_path, wanted, path)
+    with h5py.File(path) as file:
+        group = file["a.png"]["b.png"]
+        keypoints0, keypoints1 = (group[key][()] for key in ("keypoints0", "keypoints1"))
+        assert group["scores"][()] == pytest.approx(1.0)  # matched at full size
+    if not asked:
+        assert len(keypoints0) == 300
+        return
+    assert len(keypoints0) == 30
+    # b.png is 30 wide and 60 high; turned by one quarter it is 60 x 30 again.
+    x, y = (keypoints0 + 1).T
+    np.testing.assert_allclose(keypoints1, np.stack([29 - y, x], 1))
+
+
+def test_a_photo_that_changes_before_it_is_turned_is_named(tmp_path: Path) -> None:
+    for name, quarters in (("a.png", 0), ("b.png", 3), ("c.png", 0)):
+        cv2.imwrite(str(tmp_path / name), marked(quarters))
+
+    class Changes(Marked):
+        def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+            cv2.imwrite(str(tmp_path / "b.png"), marked(2))
+            return super().match_encoded(image0, image1)
+
+    names = ("a.png", "b.png", "c.png")
+    wanted = {
+        name: photo_fingerprint(file_fingerprint(tmp_path / name), None, name) for name in names
+    }
+    conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, {"quarter_turns": True})
+    pairs = [("a.png", "b.png"), ("a.png", "c.png"), ("b.png", "c.png")]
+    path = tmp_path / "correspondences.h5"
+    with pytest.raises(PhotoChangedError, match=r"b\.png has changed"):
+        match_images(conf, partial(Changes), pairs, tmp_path, wanted, path)
+    with h5py.File(path) as file:
+        assert list(file["a.png"]) == ["c.png"]
+
+
+@pytest.mark.parametrize("name", ["jamma", "eloftr", "eloftr_opt"])
+def test_photo_collections_may_hold_turned_photos(name: str) -> None:
+    conf = load_conf(name)
+    assert isinstance(conf, DetectorFreeConf)
+    assert conf.quarter_turns
+
+
+def test_mistakes_in_the_conf_are_named(tmp_path: Path) -> None:
+    text = (CONF_DIR / "jamma.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("quarter_turns: true", "quarter_turns: 4"))
+    with pytest.raises(InputError, match="'quarter_turns' must be true or false, found 4"):
+        load_conf(str(path))
+    path.write_text(text.replace("quarter_turns", "quarter_turn"))
+    with pytest.raises(InputError, match="did you mean 'quarter_turns'"):
+        load_conf(str(path))
+    sparse = (CONF_DIR / "sift.yaml").read_text()
+    path.write_text(sparse.replace("resize_max", "quarter_turns"))
+    with pytest.raises(InputError, match="quarter_turns"):
+        load_conf(str(path))
