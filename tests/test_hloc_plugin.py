@@ -27,6 +27,7 @@ from sfm_matchers.hloc.two_view_geometries import complete_before
 from sfm_matchers.matchers import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
+from sfm_matchers.quarter_turns import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 
@@ -155,8 +156,12 @@ def test_confs_are_added_once_and_overwrite_nothing(hloc: None) -> None:
     assert all(outputs.count(match_dense.confs[name]["output"]) == 1 for name in ours)
 
 
-def test_jamma_gives_hloc_what_it_gives_us(hloc: None, photos: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("quarters", [0, 3])
+def test_jamma_gives_hloc_what_it_gives_us(
+    hloc: None, photos: list[np.ndarray], quarters: int
+) -> None:
     plugin.register()
+    photos = [photos[0], turned(photos[1], quarters)]
     conf = plugin.dense_confs()["jamma"]
     model = load("matchers", conf["model"])
     assert conf["preprocessing"]["grayscale"] is False

@@ -140,6 +140,7 @@ def dense_confs() -> dict[str, dict[str, Any]]:
             "output": conf.output,
             "model": {
                 "weights": default_weights(conf.model),
+                "quarter_turns": conf.quarter_turns,
                 "max_num_matches": None,
                 **conf.model,
             },

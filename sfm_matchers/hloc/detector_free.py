@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from hloc.utils.base_model import BaseModel
 
+from ..quarter_turns import QuarterTurns, unturned_matches
 from .options import load_detector_free
 
 
@@ -14,10 +16,15 @@ class DetectorFreeModel(BaseModel):
     """Images in, matched points out, in pixels of these images; image 0 is the refined one.
 
     The conf holds the options of the network's config, ``weights`` (``bundled``, ``official`` or a
-    file) and ``max_num_matches``, the number of matches to keep, the surest first.
+    file), ``quarter_turns``, whether image 1 is tried in four positions, and ``max_num_matches``,
+    the number of matches to keep, the surest first.
     """
 
-    default_conf = {"weights": None, "max_num_matches": None}  # noqa: RUF012 - hloc's form
+    default_conf = {  # noqa: RUF012 - hloc's form
+        "weights": None,
+        "quarter_turns": False,
+        "max_num_matches": None,
+    }
     required_inputs = ["image0", "image1"]  # noqa: RUF012 - hloc's form
 
     def _init(self, conf: dict[str, Any]) -> None:
@@ -25,10 +32,17 @@ class DetectorFreeModel(BaseModel):
         self.network = self.matcher.network  # so that hloc's `.to(device)` finds it
 
     def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.matcher.device = data["image0"].device
+        image0, image1 = data["image0"], data["image1"]
+        self.matcher.device = image0.device
+        quarters = 0
+        if self.conf["quarter_turns"]:
+            turns = QuarterTurns(self.matcher)
+            quarters = turns.best(*(turns.encode(_as_photo(image)) for image in (image0, image1)))
+        positioned = image1.rot90(quarters, (2, 3))
         with torch.inference_mode():
-            encoded = [self.matcher.encode_pixels(data[f"image{side}"]) for side in "01"]
+            encoded = [self.matcher.encode_pixels(image) for image in (image0, positioned)]
         matches = self.matcher.match_encoded(*encoded)
+        matches = unturned_matches(matches, quarters, (image1.shape[3], image1.shape[2]))
         if self.conf["max_num_matches"] is not None:
             best = (-matches.scores).argsort(kind="stable")[: self.conf["max_num_matches"]]
             matches = matches.select(best)
@@ -36,3 +50,9 @@ class DetectorFreeModel(BaseModel):
             name: torch.from_numpy(getattr(matches, name))
             for name in ("keypoints0", "keypoints1", "scores")
         }
+
+
+def _as_photo(image: torch.Tensor) -> np.ndarray:
+    """An image (1, 1 or 3, H, W) in 0..1 as RGB (H, W, 3) uint8."""
+    pixels = (image[0].expand(3, -1, -1) * 255).round().byte()
+    return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
