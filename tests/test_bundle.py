@@ -1,0 +1,55 @@
+"""From what a training run exports to a file of weights to ship."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.bundle import main
+from sfm_matchers.networks.jamma import JamMa
+from sfm_matchers.training.export import save_half_precision
+from sfm_matchers.weights import WeightsMetadata, load_network
+
+METADATA = WeightsMetadata(
+    "jamma", "two photographs", 7, {"loss": 0.5}, licence="", config={"coarse_threshold": 0.6}
+)
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "weights.safetensors"
+    save_half_precision(JamMa().state_dict(), path, METADATA.to_header())
+    return path
+
+
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_the_file_says_what_the_run_said_and_holds_its_weights(
+    exported: Path, tmp_path: Path, eight_bits: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "jamma.safetensors"
+    arguments = ["--weights", str(exported), "--output", str(path), "--note", "young"]
+    assert main([*arguments, *(["--eight_bits"] if eight_bits else [])]) == 0
+    assert "jamma.safetensors: " in capsys.readouterr().out
+    assert WeightsMetadata.from_file(path) == replace(METADATA, licence="Apache-2.0", note="young")
+    assert (path.stat().st_size < 0.6 * exported.stat().st_size) == eight_bits
+    before, after = (load_network("jamma", str(file)) for file in (exported, path))
+    assert after.config.coarse_threshold == 0.6
+    for name, tensor in before.state_dict().items():
+        tolerance = float(tensor.abs().max()) / 200 if eight_bits else 0
+        torch.testing.assert_close(after.state_dict()[name], tensor, atol=tolerance, rtol=0)
+
+
+def test_what_is_no_export_is_named(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path / "x.safetensors")]
+    assert main(["--weights", str(tmp_path / "none.safetensors"), *output]) == 2
+    save_half_precision({"w": torch.ones(2)}, exported, {})
+    assert main(["--weights", str(exported), *output]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert ["no file" in errors[0], "does not say what it is" in errors[1]] == [True, True]
+    assert not (tmp_path / "x.safetensors").exists()
