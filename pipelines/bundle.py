@@ -45,7 +45,8 @@ def bundle(
         raise InputError(
             f"{weights} does not say what it is: give what pipelines.train has written"
         )
-    metadata = replace(metadata, licence=licence, note=note)
+    metrics = {name: round(v, 3) for name, v in metadata.metrics.items() if "loss" not in name}
+    metadata = replace(metadata, metrics=metrics, licence=licence, note=note)
     save_bundled(load_half_precision(weights), output, metadata, eight_bits=eight_bits)
 
 

@@ -14,7 +14,12 @@ from sfm_matchers.training.export import save_half_precision
 from sfm_matchers.weights import WeightsMetadata, load_network
 
 METADATA = WeightsMetadata(
-    "jamma", "two photographs", 7, {"loss": 0.5}, licence="", config={"coarse_threshold": 0.6}
+    "jamma",
+    "two photographs",
+    7,
+    {"hard_loss": 0.5, "hard_recall": 0.81234},
+    licence="",
+    config={"coarse_threshold": 0.6},
 )
 
 
@@ -34,7 +39,9 @@ def test_the_file_says_what_the_run_said_and_holds_its_weights(
     arguments = ["--weights", str(exported), "--output", str(path), "--note", "young"]
     assert main([*arguments, *(["--eight_bits"] if eight_bits else [])]) == 0
     assert "jamma.safetensors: " in capsys.readouterr().out
-    assert WeightsMetadata.from_file(path) == replace(METADATA, licence="Apache-2.0", note="young")
+    assert WeightsMetadata.from_file(path) == replace(
+        METADATA, metrics={"hard_recall": 0.812}, licence="Apache-2.0", note="young"
+    )
     assert (path.stat().st_size < 0.6 * exported.stat().st_size) == eight_bits
     before, after = (load_network("jamma", str(file)) for file in (exported, path))
     assert after.config.coarse_threshold == 0.6
