@@ -18,9 +18,10 @@ from .errors import InputError
 from .images import unturned
 from .protocols import DetectorFreeMatcher, EncodedImage, Matches, ResizingMatcher
 
-SMALL_SIDE = 384  # pixels, longer side of the images that are tried
+SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography
 BEYOND_DOUBT = 64  # matches on one homography, with which no other position is tried
+CLEARLY = 2.0  # times as many matches on one homography as without a turn are asked of a turn
 
 
 def turned(image: np.ndarray, quarters: int) -> np.ndarray:
@@ -65,15 +66,16 @@ class QuarterTurns:
     def best(self, photo0: Sequence[EncodedImage], photo1: Sequence[EncodedImage]) -> int:
         """Return how many quarters photo 1 is to be turned for `turned`; both from `encode`.
 
-        The position with most matches on one homography wins. Mere numbers of matches deceive:
-        there can be hundreds in a wrong position, all over the photo.
+        The position with most matches on one homography wins, if it wins clearly. Mere numbers of
+        matches deceive: there can be hundreds in a wrong position, all over the photo.
         """
         agreements: list[int] = []
         for position in photo1:
             agreements.append(_agreement(self._matcher.match_encoded(photo0[0], position)))
             if agreements[0] >= BEYOND_DOUBT:
                 break
-        return int(np.argmax(agreements))
+        best = int(np.argmax(agreements))
+        return best if agreements[best] >= CLEARLY * agreements[0] else 0
 
 
 def _agreement(matches: Matches) -> int:

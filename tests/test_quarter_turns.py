@@ -112,6 +112,17 @@ def test_agreement_counts_and_not_the_number_of_matches(quarters: int) -> None:
     assert best == quarters
 
 
+def test_a_turn_must_win_clearly() -> None:
+    class Equal(Marked):
+        def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+            found = super().match_encoded(image0, image0)
+            turned_back = image0.features[0] == image1.features[0]
+            return found if turned_back else found.select(np.arange(20))
+
+    turns = QuarterTurns(Equal())
+    assert turns.best(turns.encode(marked(0)), turns.encode(marked(1))) == 0
+
+
 def test_photos_without_matches_stay_as_they_are() -> None:
     class Blind(Marked):
         def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
