@@ -21,9 +21,9 @@ import pycolmap
 import torch
 
 from sfm_matchers.confs import DetectorFreeConf, load_conf
-from sfm_matchers.images import read_image
+from sfm_matchers.images import read_image, turned
 from sfm_matchers.matchers import load_detector_free_matcher
-from sfm_matchers.quarter_turns import QuarterTurns, turned
+from sfm_matchers.quarter_turns import QuarterTurns
 
 LARGEST_ROLL = 60.0  # degrees left; between 45 and 60 both neighbouring positions will do
 
@@ -54,14 +54,15 @@ def main() -> None:
     model = pycolmap.Reconstruction(options.photo_set / "colmap_gt")
     images = sorted(model.images.values(), key=lambda image: image.name)
     photos = {image.name: read_image(options.photo_set / "images" / image.name) for image in images}
-    small = {name: turns.encode(photo) for name, photo in photos.items()}
+    small = {name: tuple(turns.positions(photo)) for name, photo in photos.items()}
+    encoded = {name: matcher.encode(photo) for name, photo in photos.items()}
     search, whole, right, num_turned, turned_right = [], [], 0, 0, 0
     for image0, image1 in itertools.combinations(images, 2):
         angle, roll = viewing_angle_and_roll(image0, image1)
         if angle > options.viewing:
             continue
         start = time.process_time()
-        quarters = turns.best(small[image0.name], small[image1.name])
+        quarters = turns.best(small[image0.name][0], small[image1.name])
         search.append(time.process_time() - start)
         left = (roll - 90 * quarters + 180) % 360 - 180
         is_right = abs(left) < LARGEST_ROLL
@@ -71,10 +72,9 @@ def main() -> None:
             turned_right += is_right
             found = "right" if is_right else "wrong"
             print(f"{image0.name} {image1.name}: turned by {roll:.0f}, {90 * quarters} {found}")
-        encoded0 = matcher.encode(photos[image0.name])
-        encoded1 = matcher.encode(turned(photos[image1.name], quarters))
+        positioned = matcher.encode(turned(photos[image1.name], quarters))
         start = time.process_time()
-        matcher.match_encoded(encoded0, encoded1)
+        matcher.match_encoded(encoded[image0.name], positioned)
         whole.append(time.process_time() - start)
     seconds = [statistics.median(each) for each in (search, whole)]
     print("| matcher | pairs | right | turned | right | search | matching | ratio |")

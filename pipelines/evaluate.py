@@ -41,7 +41,14 @@ from sfm_matchers.evaluation import (
     pose_auc,
     pose_error,
 )
-from sfm_matchers.images import network_size, read_image, resize_image, to_original, unturned
+from sfm_matchers.images import (
+    network_size,
+    read_image,
+    resize_image,
+    to_original,
+    turned,
+    unturned,
+)
 from sfm_matchers.matchers import PhotoMatcher, load_matcher
 from sfm_matchers.protocols import Matches
 from sfm_matchers.storage import write_text
@@ -212,7 +219,7 @@ def _match_photos(
     images, to_stored = [], []
     for name, turns in zip((pair.name0, pair.name1), pair.quarter_turns, strict=True):
         stored = read_image(image_dir / name)
-        image, scale = np.ascontiguousarray(np.rot90(stored, turns)), (1.0, 1.0)
+        image, scale = turned(stored, turns), (1.0, 1.0)
         size = (image.shape[1], image.shape[0])
         if resize_max and max(size) > resize_max:
             resized = resize_image(image, network_size(size, resize_max, multiple=1))

@@ -250,8 +250,13 @@ def to_original(points: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
     return ((np.asarray(points, dtype=np.float64) + 0.5) * factors - 0.5).astype(np.float32)
 
 
+def turned(image: np.ndarray, quarters: int) -> np.ndarray:
+    """Turn an image (H, W[, C]) counter-clockwise by quarters."""
+    return np.ascontiguousarray(np.rot90(image, quarters))
+
+
 def unturned(points: np.ndarray, quarter_turns: int, size: tuple[int, int]) -> np.ndarray:
-    """Map points of an image turned by `np.rot90` back to the image as it was.
+    """Map points of an image turned by `turned` back to the image as it was.
 
     Args:
         points: (N, 2) pixels (x, y) of the turned image.

@@ -22,7 +22,7 @@ import torch
 from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
 from .errors import InputError, one_line
 from .features import extract_image, load_extractor
-from .images import network_size, read_image, resize_image, to_original
+from .images import network_size, read_image, resize_image, to_original, turned
 from .networks import efficient_loftr, jamma
 from .networks.efficient_loftr import (
     EfficientLoFTR,
@@ -33,7 +33,7 @@ from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
 from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
 from .networks.precision import default_precision, leave_products_to_compiler
 from .protocols import Arrays, DetectorFreeMatcher, EncodedImage, Matches, SparseMatcher
-from .quarter_turns import QuarterTurns, turned, unturned_matches
+from .quarter_turns import QuarterTurns, unturned_matches
 from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -568,17 +568,11 @@ class PhotoMatcher:
         return self._match(*images)
 
     def _match_images(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
-        quarters = 0
-        if self._turns is not None:
-            quarters = self._turns.best(*(self._turns.encode(image) for image in (image0, image1)))
-        return unturned_matches(
-            self._detector_free.match_encoded(
-                self._detector_free.encode(image0),
-                self._detector_free.encode(turned(image1, quarters)),
-            ),
-            quarters,
-            (image1.shape[1], image1.shape[0]),
+        quarters = self._turns.between(image0, image1) if self._turns is not None else 0
+        matches = self._detector_free.match_encoded(
+            self._detector_free.encode(image0), self._detector_free.encode(turned(image1, quarters))
         )
+        return unturned_matches(matches, quarters, (image1.shape[1], image1.shape[0]))
 
     def _match_features(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
         arrays0, arrays1 = (

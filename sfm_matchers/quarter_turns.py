@@ -9,24 +9,19 @@ and is matched in the one that agrees best with photo 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import cv2
 import numpy as np
 
 from .errors import InputError
-from .images import unturned
+from .images import network_size, turned, unturned
 from .protocols import DetectorFreeMatcher, EncodedImage, Matches, ResizingMatcher
 
 SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography
 BEYOND_DOUBT = 64  # matches on one homography, with which no other position is tried
 CLEARLY = 2.0  # times as many matches on one homography as without a turn are asked of a turn
-
-
-def turned(image: np.ndarray, quarters: int) -> np.ndarray:
-    """Turn an image (H, W[, C]) counter-clockwise by quarters."""
-    return np.ascontiguousarray(np.rot90(image, quarters))
 
 
 def unturned_matches(matches: Matches, quarters: int, size: tuple[int, int]) -> Matches:
@@ -55,23 +50,30 @@ class QuarterTurns:
         self._matcher = copy.copy(matcher)
         self._matcher.resize_max = SMALL_SIDE
 
-    def encode(self, image: np.ndarray) -> tuple[EncodedImage, ...]:
+    def positions(self, image: np.ndarray) -> Iterator[EncodedImage]:
         """Encode a small copy of a photo, RGB (H, W, 3) uint8, in its four positions."""
-        height, width = image.shape[:2]
-        factor = min(1.0, SMALL_SIDE / max(height, width))
-        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        size = network_size((image.shape[1], image.shape[0]), SMALL_SIDE, multiple=1)
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return tuple(self._matcher.encode(turned(small, quarters)) for quarters in range(4))
+        for quarters in range(4):
+            yield self._matcher.encode(turned(small, quarters))
 
-    def best(self, photo0: Sequence[EncodedImage], photo1: Sequence[EncodedImage]) -> int:
-        """Return how many quarters photo 1 is to be turned for `turned`; both from `encode`.
+    def between(self, image0: np.ndarray, image1: np.ndarray) -> int:
+        """Return how many quarters photo 1 is to be turned; both RGB (H, W, 3) uint8."""
+        return self.best(next(self.positions(image0)), self.positions(image1))
+
+    def best(self, photo0: EncodedImage, positions1: Iterable[EncodedImage]) -> int:
+        """Return how many quarters photo 1 is to be turned.
+
+        Args:
+            photo0: the first of its `positions`.
+            positions1: all of photo 1.
 
         The position with most matches on one homography wins, if it wins clearly. Mere numbers of
         matches deceive: there can be hundreds in a wrong position, all over the photo.
         """
         agreements: list[int] = []
-        for position in photo1:
-            agreements.append(_agreement(self._matcher.match_encoded(photo0[0], position)))
+        for position in positions1:
+            agreements.append(_agreement(self._matcher.match_encoded(photo0, position)))
             if agreements[0] >= BEYOND_DOUBT:
                 break
         best = int(np.argmax(agreements))

@@ -24,10 +24,10 @@ from golden_weights_eloftr import golden_state_dict
 from sfm_matchers import hloc as plugin
 from sfm_matchers.errors import MissingExtraError
 from sfm_matchers.hloc.two_view_geometries import complete_before
+from sfm_matchers.images import turned
 from sfm_matchers.matchers import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
-from sfm_matchers.quarter_turns import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 

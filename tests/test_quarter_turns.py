@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from sfm_matchers.confs import CONF_DIR, DetectorFreeConf, load_conf
 from sfm_matchers.errors import InputError, PhotoChangedError
-from sfm_matchers.images import photo_fingerprint
+from sfm_matchers.images import photo_fingerprint, turned
 from sfm_matchers.matchers import load_matcher
 from sfm_matchers.matching import match_images
 from sfm_matchers.protocols import EncodedImage, Matches
-from sfm_matchers.quarter_turns import QuarterTurns, turned, unturned_matches
+from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.storage import file_fingerprint
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
@@ -108,7 +108,7 @@ def marked(quarters: int) -> np.ndarray:
 @pytest.mark.parametrize("quarters", range(4))
 def test_agreement_counts_and_not_the_number_of_matches(quarters: int) -> None:
     turns = QuarterTurns(Marked())
-    best = turns.best(turns.encode(marked(0)), turns.encode(marked(-quarters)))
+    best = turns.between(marked(0), marked(-quarters))
     assert best == quarters
 
 
@@ -120,7 +120,7 @@ def test_a_turn_must_win_clearly() -> None:
             return found if turned_back else found.select(np.arange(20))
 
     turns = QuarterTurns(Equal())
-    assert turns.best(turns.encode(marked(0)), turns.encode(marked(1))) == 0
+    assert turns.between(marked(0), marked(1)) == 0
 
 
 def test_photos_without_matches_stay_as_they_are() -> None:
@@ -130,7 +130,7 @@ def test_photos_without_matches_stay_as_they_are() -> None:
             return Matches(nothing, nothing, nothing[:, 0])
 
     turns = QuarterTurns(Blind())
-    assert turns.best(turns.encode(marked(0)), turns.encode(marked(1))) == 0
+    assert turns.between(marked(0), marked(1)) == 0
 
 
 def test_a_matcher_must_let_itself_be_resized() -> None:

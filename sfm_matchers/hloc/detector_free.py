@@ -9,7 +9,7 @@ import torch
 from hloc.utils.base_model import BaseModel
 
 from ..quarter_turns import QuarterTurns, unturned_matches
-from .options import load_detector_free
+from .options import DETECTOR_FREE_DEFAULTS, load_detector_free
 
 
 class DetectorFreeModel(BaseModel):
@@ -20,11 +20,7 @@ class DetectorFreeModel(BaseModel):
     the number of matches to keep, the surest first.
     """
 
-    default_conf = {  # noqa: RUF012 - hloc's form
-        "weights": None,
-        "quarter_turns": False,
-        "max_num_matches": None,
-    }
+    default_conf = DETECTOR_FREE_DEFAULTS
     required_inputs = ["image0", "image1"]  # noqa: RUF012 - hloc's form
 
     def _init(self, conf: dict[str, Any]) -> None:
@@ -36,8 +32,7 @@ class DetectorFreeModel(BaseModel):
         self.matcher.device = image0.device
         quarters = 0
         if self.conf["quarter_turns"]:
-            turns = QuarterTurns(self.matcher)
-            quarters = turns.best(*(turns.encode(_as_photo(image)) for image in (image0, image1)))
+            quarters = QuarterTurns(self.matcher).between(_as_photo(image0), _as_photo(image1))
         positioned = image1.rot90(quarters, (2, 3))
         with torch.inference_mode():
             encoded = [self.matcher.encode_pixels(image) for image in (image0, positioned)]

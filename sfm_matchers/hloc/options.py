@@ -11,8 +11,8 @@ from ..confs import DetectorFreeConf, SparseConf
 from ..matchers import load_detector_free_matcher, load_sparse_matcher
 from . import default_weights
 
-# Of a detector-free model; the others are its network's.
-OPTIONS_OF_HLOC = ("weights", "quarter_turns", "max_num_matches")
+# Options of a detector-free model; all others are its network's.
+DETECTOR_FREE_DEFAULTS = {"weights": None, "quarter_turns": False, "max_num_matches": None}
 
 
 def hloc_device() -> str:
@@ -32,7 +32,7 @@ def load_sparse(conf: Mapping[str, Any]) -> Any:
 
 def load_detector_free(conf: Mapping[str, Any]) -> Any:
     """Load the detector-free matcher of a ``model`` conf of hloc's `match_dense`."""
-    options = {k: v for k, v in conf.items() if k not in OPTIONS_OF_HLOC}
+    options = {k: v for k, v in conf.items() if k not in DETECTOR_FREE_DEFAULTS}
     weights = conf["weights"] or default_weights(conf)
     ours = DetectorFreeConf(options["name"], "", options, 1.0, 1.0)
     return load_detector_free_matcher(ours, weights, hloc_device())

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
-from ..images import inside_mask, read_photo
+from ..images import inside_mask, read_photo, turned
 from ..protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
@@ -28,7 +28,7 @@ from ..protocols import (
     SparseBatchMatcher,
     SparseMatcher,
 )
-from ..quarter_turns import QuarterTurns, turned, unturned_matches
+from ..quarter_turns import QuarterTurns, unturned_matches
 from ..storage import (
     Pair,
     StagedFile,
@@ -225,10 +225,10 @@ class _Photo:
 
     Attributes:
         encoded: in that position.
-        quarters: by which it was turned before, see `quarter_turns.turned`.
+        quarters: by which it was turned before, see `images.turned`.
         size: (width, height) before it was turned.
         mask: as the photo is stored.
-        small: in all positions, see `QuarterTurns.encode`; of photos as stored only.
+        small: in all positions, see `QuarterTurns.positions`; of photos as stored only.
     """
 
     encoded: EncodedImage
@@ -265,7 +265,7 @@ class ImageMatching:
                 image, mask = photos.get(name)
                 size = (image.shape[1], image.shape[0])
                 encoded = matcher.encode(turned(image, quarters))
-                small = turns.encode(image) if turns is not None and not quarters else ()
+                small = tuple(turns.positions(image)) if turns is not None and not quarters else ()
                 return _Photo(encoded, quarters, size, mask, small)
 
             encoded = _Cache(encode, lambda photo: photo.num_bytes)
@@ -310,7 +310,7 @@ def _ready_pairs(
 
         photo0, photo1 = map(ready, pair)
         if photo0 and photo1 and turns is not None:
-            photo1 = ready(pair[1], turns.best(photo0.small, photo1.small))
+            photo1 = ready(pair[1], turns.best(photo0.small[0], photo1.small))
         if photo0 and photo1:
             yield pair, (photo0, photo1)
 
