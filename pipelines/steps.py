@@ -405,7 +405,12 @@ class MatchingJob:
         map_features: Path | None,
     ) -> None:
         """Make keypoints and matches of the correspondences."""
-        max_keypoints = None if map_features else conf.max_keypoints
+        options = AggregationOptions(
+            conf.max_error,
+            conf.cell_size,
+            max_keypoints=None if map_features else conf.max_keypoints,
+            refined=conf.refine_keypoints and not map_features,
+        )
         self.steps.timed(
             "keypoints",
             lambda: aggregate(
@@ -413,7 +418,7 @@ class MatchingJob:
                 raw_path,
                 feature_path,
                 match_path,
-                AggregationOptions(conf.max_error, conf.cell_size, max_keypoints),
+                options,
                 {name: self.photos[name].size for name in _names(pairs)},
                 fixed_features=[map_features] if map_features else [],
                 existing=existing,

@@ -51,8 +51,11 @@ class DetectorFreeConf:
         cell_size: side in pixels of the cells in which keypoints are elected.
         preprocessing: ``resize_max`` in pixels, the longer side the network sees; with
             ``quarter_turns`` photo 1 of each pair is tried in four positions at a small size, and
-            matched in the one that agrees best with photo 0.
+            matched in the one that agrees best with photo 0; with ``match_overlap`` what the two
+            photos share is matched again, cut out of them.
         max_keypoints: keypoints kept per photo, best first.
+        refine_keypoints: whether keypoints are moved to where their matches agree; hloc leaves them
+            at the nodes of a grid. The keypoints of new photos in a map are never moved.
         min_inlier_ratio: as in `SparseConf`. Photos that share nothing get hundreds of matches too,
             and COLMAP asks for 15 inliers only.
     """
@@ -64,12 +67,18 @@ class DetectorFreeConf:
     cell_size: float
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     max_keypoints: int = 8192
+    refine_keypoints: bool = False
     min_inlier_ratio: float = 0.25
 
     @property
     def quarter_turns(self) -> bool:
         """True if photos may be turned by quarters against each other."""
         return bool(self.preprocessing.get("quarter_turns", False))
+
+    @property
+    def match_overlap(self) -> bool:
+        """True if what two photos share is matched again, larger."""
+        return bool(self.preprocessing.get("match_overlap", False))
 
 
 Conf = SparseConf | DetectorFreeConf
@@ -86,6 +95,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "cell_size": _NUMBER,
     "min_inlier_ratio": (int | float, "a share, 0 to 1"),
     "max_keypoints": (int | None, "a whole number, or null"),
+    "refine_keypoints": (bool, "true or false"),
 }
 
 _KINDS: dict[str, type[SparseConf] | type[DetectorFreeConf]] = {
@@ -130,7 +140,7 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     conf_type = _KINDS[kind]
     allowed = [item.name for item in fields(conf_type) if item.name != "name"]
     check_keys(content, allowed, where)
-    _check_part(content, where, ["resize_max", "quarter_turns"])
+    _check_part(content, where, ["resize_max", "quarter_turns", "match_overlap"])
     if "features" in content:
         features, part = content["features"], f"{where}, features"
         check_keys(features, ["output", "model", "preprocessing"], part)
@@ -159,9 +169,10 @@ def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequ
     resize_max = preprocessing.get("resize_max")
     if resize_max is not None and not (isinstance(resize_max, int) and resize_max > 0):
         raise InputError(f"{where}: 'resize_max' must be a number of pixels, found {resize_max!r}")
-    quarter_turns = preprocessing.get("quarter_turns", False)
-    if not isinstance(quarter_turns, bool):
-        raise InputError(f"{where}: 'quarter_turns' must be true or false, found {quarter_turns!r}")
+    for key in ("quarter_turns", "match_overlap"):
+        if not isinstance(preprocessing.get(key, False), bool):
+            found = preprocessing[key]
+            raise InputError(f"{where}: {key!r} must be true or false, found {found!r}")
 
 
 def check_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None:

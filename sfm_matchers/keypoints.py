@@ -2,7 +2,8 @@
 
 A detector-free matcher invents its points anew in every pair: one corner of a house has as many
 slightly different positions as the photo has partners. Structure from motion needs the opposite,
-one keypoint per corner that all pairs share. The way there is hloc's, in five steps:
+one keypoint per corner that all pairs share. The way there is hloc's, in five steps, and one more,
+`keypoint_refinement`, where it is asked for:
 
 1. `quantize`: each point falls into a *cell* of a coarse grid and a *bin* of a finer one;
 2. `elect_keypoints`: each cell is one keypoint, placed at its bin with the highest sum of scores;
@@ -30,6 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .errors import InputError
+from .keypoint_refinement import SnappedMatches, refine_keypoints
 from .storage import (
     Arrays,
     Pair,
@@ -70,17 +72,22 @@ class AggregationOptions:
             keypoint of its own cell, which can be a cell diagonal away. None also means
             localization: where `name0` is a new image (the query) and `name1` has keypoints
             already, the points of `name0` stay exactly where they are.
+        refined: whether keypoints are moved in the end to where their matches agree, see
+            `keypoint_refinement`; not in hloc, and not for localization.
     """
 
     max_error: float = 1.0
     cell_size: float | None = 1.0
     max_keypoints: int | None = 8192
+    refined: bool = False
 
     def __post_init__(self) -> None:
         if self.max_error < 0 or (self.cell_size is not None and self.cell_size < 0):
             raise InputError("max_error and cell_size are lengths in pixels: they must be >= 0")
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise InputError("max_keypoints must be at least 1, or None to keep all keypoints")
+        if self.refined and self.max_keypoints is None:
+            raise InputError("keypoints can be refined only where max_keypoints is a number")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -330,10 +337,17 @@ def matches0_from_ids(
         float16, 0 where unmatched.
     """
     rows = unique_matches(ids0, ids1, scores)
+    return _matches0(ids0[rows], ids1[rows], scores[rows], num_keypoints0)
+
+
+def _matches0(
+    ids0: np.ndarray, ids1: np.ndarray, scores: np.ndarray, num_keypoints0: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay matches, each keypoint in one at most, out as `matches0_from_ids` does."""
     matches0 = np.full(num_keypoints0, -1, dtype=np.int32)
     matching_scores0 = np.zeros(num_keypoints0, dtype=np.float16)
-    matches0[ids0[rows]] = ids1[rows]
-    matching_scores0[ids0[rows]] = scores[rows]
+    matches0[ids0] = ids1
+    matching_scores0[ids0] = scores
     return matches0, matching_scores0
 
 
@@ -365,8 +379,9 @@ def assemble(
     """Build the keypoints of all images and the matches of all pairs.
 
     One image is in memory at a time, with all its pairs; of a pair that waits for its second
-    image only the keypoint of each point is kept, 4 bytes. Each pair is read twice. The result
-    does not depend on the order of the pairs.
+    image only the keypoint of each point is kept, 4 bytes. Each pair is read twice. Where
+    keypoints are refined all of them are in memory, with 24 bytes of each match, and each pair is
+    read three times. The result does not depend on the order of the pairs.
 
     Args:
         correspondences: the matches of each pair (name0, name1).
@@ -392,6 +407,33 @@ def assemble(
         array([0, 1], dtype=int32)
     """
     fixed = {} if fixed_keypoints is None else fixed_keypoints
+    snapped = _snap(correspondences, options, fixed)
+    if options.refined:
+        yield from _refined(snapped, correspondences, fixed)
+        return
+    for result in snapped:
+        if isinstance(result, ImageKeypoints):
+            yield result
+        else:
+            yield PairMatches(result.pair, *matches0_from_ids(*result[1:]))
+
+
+class _Snapped(NamedTuple):
+    """A pair whose points have keypoints, with the arguments of `matches0_from_ids`."""
+
+    pair: Pair
+    ids0: np.ndarray
+    ids1: np.ndarray
+    scores: np.ndarray
+    num_keypoints0: int
+
+
+def _snap(
+    correspondences: Mapping[Pair, Correspondences],
+    options: AggregationOptions,
+    fixed: Mapping[str, np.ndarray],
+) -> Iterator[ImageKeypoints | _Snapped]:
+    """Do the first three steps, image by image."""
     pairs_of_image: dict[str, list[Pair]] = {}
     for pair in _hloc_order(correspondences, fixed):
         for name in pair:
@@ -418,10 +460,40 @@ def assemble(
                 continue
             other, num_other = waiting.pop(pair)
             if name == pair[0]:
-                matches = matches0_from_ids(own, other, own_scores, len(keypoints))
+                yield _Snapped(pair, own, other, own_scores, len(keypoints))
             else:
-                matches = matches0_from_ids(other, own, own_scores, num_other)
-            yield PairMatches(pair, *matches)
+                yield _Snapped(pair, other, own, own_scores, num_other)
+
+
+def _refined(
+    snapped: Iterable[ImageKeypoints | _Snapped],
+    correspondences: Mapping[Pair, Correspondences],
+    fixed: Mapping[str, np.ndarray],
+) -> Iterator[ImageKeypoints | PairMatches]:
+    """Match, and move the keypoints; the matches stay those of the keypoints before."""
+    images: list[ImageKeypoints] = []
+    matches: list[tuple[np.ndarray, _Snapped]] = []
+    for result in snapped:
+        if isinstance(result, ImageKeypoints):
+            images.append(result)
+            continue
+        rows = unique_matches(*result[1:4]).astype(np.int32)
+        ids0, ids1 = (ids[rows].astype(np.int32) for ids in (result.ids0, result.ids1))
+        matches.append((rows, result._replace(ids0=ids0, ids1=ids1, scores=result.scores[rows])))
+
+    def with_points() -> Iterator[SnappedMatches]:
+        for rows, (pair, ids0, ids1, scores, _) in matches:
+            points0, points1, _ = correspondences[pair]
+            yield SnappedMatches(pair, ids0, ids1, points0[rows], points1[rows], scores)
+
+    keypoints = {image.name: image.keypoints for image in images}
+    matched = {name for _, (pair, *_) in matches for name in pair}
+    keypoints |= {name: fixed[name] for name in matched if name in fixed}
+    moved = refine_keypoints(keypoints, with_points(), fixed)
+    for image in images:
+        yield image._replace(keypoints=moved[image.name])
+    for _, assigned in matches:
+        yield PairMatches(assigned.pair, *_matches0(*assigned[1:]))
 
 
 def _hloc_order(pairs: Iterable[Pair], fixed: Mapping[str, np.ndarray]) -> list[Pair]:

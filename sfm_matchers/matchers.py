@@ -32,6 +32,7 @@ from .networks.efficient_loftr import (
 from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
 from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
 from .networks.precision import default_precision, leave_products_to_compiler
+from .overlap import match_overlap
 from .protocols import Arrays, DetectorFreeMatcher, EncodedImage, Matches, SparseMatcher
 from .quarter_turns import QuarterTurns, unturned_matches
 from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
@@ -546,6 +547,7 @@ class PhotoMatcher:
         else:
             matcher = self._detector_free = load_detector_free_matcher(conf, weights, device)
             self._turns = QuarterTurns(matcher) if conf.quarter_turns else None
+            self._matches_overlap = conf.match_overlap
             self._match = self._match_images
         if compile:
             compile_matcher(matcher)
@@ -569,9 +571,10 @@ class PhotoMatcher:
 
     def _match_images(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
         quarters = self._turns.between(image0, image1) if self._turns is not None else 0
-        matches = self._detector_free.match_encoded(
-            self._detector_free.encode(image0), self._detector_free.encode(turned(image1, quarters))
-        )
+        matcher, positioned = self._detector_free, turned(image1, quarters)
+        matches = matcher.match_encoded(matcher.encode(image0), matcher.encode(positioned))
+        if self._matches_overlap:
+            matches = match_overlap(matcher, image0, positioned, matches)
         return unturned_matches(matches, quarters, (image1.shape[1], image1.shape[0]))
 
     def _match_features(self, image0: np.ndarray, image1: np.ndarray) -> Matches:

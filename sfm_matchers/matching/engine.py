@@ -21,6 +21,7 @@ import numpy as np
 from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
 from ..images import inside_mask, read_photo, turned
+from ..overlap import match_overlap
 from ..protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
@@ -118,7 +119,12 @@ def match_images(
     """
     wanted = _wanted(pairs, conf, weights_fingerprint, image_fingerprints)
     task = ImageMatching(
-        load_matcher, Path(image_dir), mask_dir, dict(image_fingerprints), conf.quarter_turns
+        load_matcher,
+        Path(image_dir),
+        mask_dir,
+        dict(image_fingerprints),
+        conf.quarter_turns,
+        conf.match_overlap,
     )
     return _complete(task, pairs, wanted, correspondence_path, executor or InProcess())
 
@@ -229,6 +235,7 @@ class _Photo:
         size: (width, height) before it was turned.
         mask: as the photo is stored.
         small: in all positions, see `QuarterTurns.positions`; of photos as stored only.
+        image: RGB in that position, where parts of it are to be matched.
     """
 
     encoded: EncodedImage
@@ -236,10 +243,12 @@ class _Photo:
     size: tuple[int, int]
     mask: np.ndarray | None
     small: tuple[EncodedImage, ...] = ()
+    image: np.ndarray | None = None
 
     @property
     def num_bytes(self) -> int:
-        return sum(image.num_bytes for image in (self.encoded, *self.small))
+        pixels = 0 if self.image is None else self.image.nbytes
+        return pixels + sum(image.num_bytes for image in (self.encoded, *self.small))
 
 
 @dataclass(frozen=True)
@@ -251,6 +260,7 @@ class ImageMatching:
     mask_dir: Path | None
     image_fingerprints: Mapping[str, str]
     quarter_turns: bool = False
+    match_overlap: bool = False
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[MatchPairs]:
@@ -264,9 +274,10 @@ class ImageMatching:
                 name, quarters = key
                 image, mask = photos.get(name)
                 size = (image.shape[1], image.shape[0])
-                encoded = matcher.encode(turned(image, quarters))
                 small = tuple(turns.positions(image)) if turns is not None and not quarters else ()
-                return _Photo(encoded, quarters, size, mask, small)
+                image = turned(image, quarters)
+                kept = image if self.match_overlap else None
+                return _Photo(matcher.encode(image), quarters, size, mask, small, kept)
 
             encoded = _Cache(encode, lambda photo: photo.num_bytes)
 
@@ -335,6 +346,8 @@ def _match_photos(
     else:
         results = [matcher.match_encoded(*both) for both in images]
     for (pair, (photo0, photo1)), matches in zip(batch, results, strict=True):
+        if photo0.image is not None and photo1.image is not None:
+            matches = match_overlap(matcher, photo0.image, photo1.image, matches)
         matches = unturned_matches(matches, photo1.quarters, photo1.size)
         matches = matches.select(
             inside_mask(matches.keypoints0, photo0.mask)

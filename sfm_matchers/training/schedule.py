@@ -16,8 +16,8 @@ REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is mea
 # photographs for the same work; those of users are larger still, and the more cells or keypoints,
 # the more there is to confuse.
 SIZES = {
-    0.5: [(160, 224), (224, 160), (192, 192), (160, 160)],
-    0.8: [(288, 384), (384, 288), (320, 416), (416, 320), (384, 512), (512, 384)],
+    0.35: [(160, 224), (224, 160), (192, 192), (160, 160)],
+    0.7: [(288, 384), (384, 288), (320, 416), (416, 320), (384, 512), (512, 384)],
     1.0: [(480, 640), (640, 480), (512, 608), (608, 512)],
 }
 EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
@@ -25,7 +25,7 @@ HARDEST_FROM = 0.6  # of the run
 POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
 PARALLAX_SHARE = 0.65  # of the other batches
 MISMATCHED_SHARE = 0.1  # of the batches whose pairs are all wrong
-TURNED_SHARE = 0.5  # of the batches made of photographs, one image turned by any angle allowed
+TURNED_SHARE = 0.25  # of the batches made of photographs, one image turned by any angle allowed
 UPRIGHT = 45.0  # degrees; photos of networks on images are brought within them by quarter turns
 ANY_TURN = 180.0  # for networks on features that turn with the image
 VALIDATION_SIZE = (256, 320)

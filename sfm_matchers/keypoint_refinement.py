@@ -1,0 +1,134 @@
+"""Move keypoints to where the matches that were snapped to them agree.
+
+A match that is snapped to two keypoints is moved at both ends, at each by another offset, and is
+wrong by the difference of the two. But it does tell where the keypoints should lie: whatever the
+offset of the one is from the matched point in its photo, the other must be off by the same, carried
+over into its photo. The keypoints of all photos together are moved to fulfil that in the sense of
+least squares, weighted by the matches' scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from .storage import Pair
+
+NUM_STEPS = 30
+DAMPING = 0.5  # of the way that a step would move a keypoint; with 1 neighbours overtake each other
+REST = 0.01  # score with which a keypoint stays where it is
+LEAST_MATCHES = 8  # of a pair, to know how offsets are carried over
+TOLERANCE = 0.03  # of the extent of a pair's points, from an affine map of one photo to the other
+LARGEST_STRETCH = 4.0  # of offsets; beyond, the affine map is taken for wrong
+
+
+class SnappedMatches(NamedTuple):
+    """Matches of a pair and the keypoints they were snapped to, row by row.
+
+    Attributes:
+        pair: image names.
+        ids0: (M,) keypoints of image 0.
+        ids1: (M,) keypoints of image 1.
+        points0: (M, 2) matched points in image 0, pixels.
+        points1: (M, 2) matched points in image 1.
+        scores: (M,) in 0..1.
+    """
+
+    pair: Pair
+    ids0: np.ndarray
+    ids1: np.ndarray
+    points0: np.ndarray
+    points1: np.ndarray
+    scores: np.ndarray
+
+
+def refine_keypoints(
+    keypoints: Mapping[str, np.ndarray],
+    matches: Iterable[SnappedMatches],
+    fixed: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """Move keypoints so that snapped matches displace them as the matched points were displaced.
+
+    For a match of the points p0 and p1 with the keypoints k0 and k1, and the linear part A of an
+    affine map of photo 0 to photo 1, this is k1 - p1 = A (k0 - p0).
+
+    Args:
+        keypoints: (K, 2) pixels, of all images that have matches.
+        matches: of all pairs; 20 bytes of each match are kept.
+        fixed: images whose keypoints stay where they are.
+
+    Returns:
+        (K, 2) float32 of the images that are not fixed. Keypoints without matches have not moved.
+    """
+    links = [link for each in matches if (link := _link(each)) is not None]
+    start = {name: np.asarray(points, np.float64) for name, points in keypoints.items()}
+    placed = dict(start)
+    free = [name for name in keypoints if name not in fixed]
+    for _ in range(NUM_STEPS if links else 0):
+        wanted = _wanted(links, start, placed)
+        for name in free:
+            placed[name] = placed[name] + DAMPING * (wanted[name] - placed[name])
+    return {name: placed[name].astype(np.float32) for name in free}
+
+
+class _Link(NamedTuple):
+    """What the matches of a pair say: k1 = A k0 + shift."""
+
+    pair: Pair
+    ids0: np.ndarray
+    ids1: np.ndarray
+    shift: np.ndarray
+    scores: np.ndarray
+    linear: np.ndarray
+
+
+def _link(matches: SnappedMatches) -> _Link | None:
+    points0, points1 = (
+        np.asarray(points, np.float64) for points in (matches.points0, matches.points1)
+    )
+    linear = _linear_part(points0, points1)
+    if linear is None:
+        return None
+    ids0, ids1 = (np.asarray(ids, np.int32) for ids in (matches.ids0, matches.ids1))
+    shift = (points1 - points0 @ linear.T).astype(np.float32)
+    scores = np.asarray(matches.scores, np.float32)
+    return _Link(matches.pair, ids0, ids1, shift, scores, linear)
+
+
+def _linear_part(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
+    """Return the linear part (2, 2) of the affine map that most matches are near to."""
+    if len(points0) < LEAST_MATCHES:
+        return None
+    affine, _ = cv2.estimateAffine2D(
+        points0,
+        points1,
+        method=cv2.RANSAC,
+        ransacReprojThreshold=TOLERANCE * float(np.ptp(points1, axis=0).max()),
+    )
+    if affine is None or not np.isfinite(affine).all():
+        return None
+    linear: np.ndarray = affine[:, :2]
+    largest, smallest = np.linalg.svd(linear, compute_uv=False)
+    return linear if largest < LARGEST_STRETCH and smallest * LARGEST_STRETCH > 1 else None
+
+
+def _wanted(
+    links: Sequence[_Link], start: Mapping[str, np.ndarray], placed: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return where its matches want each keypoint, the others being where they are."""
+    sums = {name: REST * points for name, points in start.items()}
+    weights = {name: np.full((len(points), 1), REST) for name, points in start.items()}
+
+    def add(name: str, ids: np.ndarray, points: np.ndarray, scores: np.ndarray) -> None:
+        # Matches are one to one, so that no keypoint is named twice.
+        sums[name][ids] += scores[:, None] * points
+        weights[name][ids] += scores[:, None]
+
+    for (name0, name1), ids0, ids1, shift, scores, linear in links:
+        back = np.linalg.inv(linear)
+        add(name1, ids1, placed[name0][ids0] @ linear.T + shift, scores)
+        add(name0, ids0, (placed[name1][ids1] - shift) @ back.T, scores)
+    return {name: sums[name] / weights[name] for name in sums}
