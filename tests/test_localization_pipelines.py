@@ -24,7 +24,7 @@ from sfm_matchers.localization import (
     write_queries,
 )
 from sfm_matchers.nvm import read_nvm
-from sfm_matchers.storage import list_groups, open_h5, write_pairs
+from sfm_matchers.storage import list_groups, open_h5, read_correspondences, read_pairs, write_pairs
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen, write_inloc, write_nvm
 
@@ -226,7 +226,7 @@ def test_new_photos_find_their_place_in_a_map(
 
 
 def test_a_map_without_a_detector(own_map: Path, tmp_path: Path) -> None:
-    """The map's keypoints stay on their grid, the queries' points are exact."""
+    """The map's keypoints are shared by its pairs, the queries' points are the matched ones."""
     options = LocalizeOptions(
         own_map / "a" / "truth",
         own_map / "photos",
@@ -240,15 +240,27 @@ def test_a_map_without_a_detector(own_map: Path, tmp_path: Path) -> None:
     assert result.model.num_points3D() > 50
     found = [query for query in result.queries if not query.name.endswith("broken.jpg")]
     assert sum(query.status == Status.LOCALIZED for query in found) >= 2
-    grid = image_keypoints(tmp_path / "feats-jamma.h5")
-    np.testing.assert_allclose(grid % 1, 0.5)
-    exact = image_keypoints(tmp_path / "feats-jamma_pairs-query-vlad2.h5")
-    assert (np.abs(exact % 1 - 0.5) > 1e-3).any()
+    of_map = matched_points(tmp_path, "feats-jamma.h5", "pairs-db-covis2")
+    assert not any(keypoints <= points for keypoints, points in of_map)
+    of_queries = matched_points(tmp_path, "feats-jamma_pairs-query-vlad2.h5", "pairs-query-vlad2")
+    assert all(keypoints and keypoints <= points for keypoints, points in of_queries)
 
 
-def image_keypoints(path: Path) -> np.ndarray:
-    with open_h5(path) as file:
-        return np.concatenate([file[name]["keypoints"][()] for name in list_groups(path)])
+def matched_points(
+    folder: Path, features: str, pairs: str
+) -> list[tuple[set[tuple[float, ...]], set[tuple[float, ...]]]]:
+    """Keypoints of each photo, and its points in the correspondences."""
+    found = []
+    points: dict[str, set[tuple[float, ...]]] = {}
+    with open_h5(folder / f"correspondences-jamma_{pairs}.h5") as file:
+        for names in read_pairs(folder / f"{pairs}.txt"):
+            for name, array in zip(names, read_correspondences(file, *names), strict=False):
+                points.setdefault(name, set()).update(map(tuple, array.tolist()))
+    with open_h5(folder / features) as file:
+        for name in list_groups(folder / features):
+            keypoints = set(map(tuple, file[name]["keypoints"][()].tolist()))
+            found.append((keypoints, points[name]))
+    return found
 
 
 def test_wrong_options_are_explained(
