@@ -2,6 +2,9 @@
 
     python -m pipelines.bundle --weights RUN/weights.safetensors --output jamma.safetensors
 
+Several files become one, their mean: of runs that began with the same weights it is often as good
+as the best of them, whatever the pairs.
+
 The package loads such a file by default if it lies among the bundled ones; `--weights FILE` of any
 command takes it too.
 """
@@ -13,29 +16,67 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.command import run_guarded
 from sfm_matchers.errors import InputError
 
+if TYPE_CHECKING:
+    from sfm_matchers.weights.registry import WeightsMetadata
+
 
 def bundle(
-    weights: Path, output: Path, *, eight_bits: bool = False, licence: str, note: str = ""
+    weights: Sequence[Path],
+    output: Path,
+    *,
+    trained_on: str | None = None,
+    eight_bits: bool = False,
+    licence: str,
+    note: str = "",
 ) -> None:
-    """Write the weights of a training run with what the file is to say of itself.
+    """Write the weights of training runs, or their mean, with what the file is to say of itself.
 
     Args:
-        weights: ``weights.safetensors`` of the run.
+        weights: ``weights.safetensors`` of the runs.
         output: the file to write.
+        trained_on: what they were trained on in all; what the last of the files says if None.
         eight_bits: see `save_bundled`.
         licence: under which the weights are given away.
         note: a line on them, shown where weights are listed.
 
     Raises:
-        InputError: the file is missing, or not one that training has written.
+        InputError: a file is missing or not one that training has written, or they are of several
+            networks.
         WeightsError: its header is damaged.
     """
+    import torch
+
     from sfm_matchers.training.export import load_half_precision
     from sfm_matchers.weights import save_bundled
+
+    metadata = [_metadata(path) for path in weights]
+    state_dicts = [load_half_precision(path) for path in weights]
+    names = [{name: tensor.shape for name, tensor in each.items()} for each in state_dicts]
+    if any(each != names[0] for each in names):
+        raise InputError(f"{weights[0]} and the others are not of one network")
+    mean = {
+        name: torch.stack([each[name] for each in state_dicts]).mean(0)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in state_dicts[-1].items()
+    }
+    measured = metadata[0].metrics if len(weights) == 1 else {}  # of no run is it the mean's
+    described = replace(
+        metadata[-1],
+        trained_on=trained_on or metadata[-1].trained_on,
+        metrics={name: round(v, 3) for name, v in measured.items() if "loss" not in name},
+        licence=licence,
+        note=note,
+    )
+    save_bundled(mean, output, described, eight_bits=eight_bits)
+
+
+def _metadata(weights: Path) -> WeightsMetadata:
     from sfm_matchers.weights.registry import WeightsMetadata
 
     if not weights.is_file():
@@ -45,18 +86,23 @@ def bundle(
         raise InputError(
             f"{weights} does not say what it is: give what pipelines.train has written"
         )
-    metrics = {name: round(v, 3) for name, v in metadata.metrics.items() if "loss" not in name}
-    metadata = replace(metadata, metrics=metrics, licence=licence, note=note)
-    save_bundled(load_half_precision(weights), output, metadata, eight_bits=eight_bits)
+    return metadata
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--weights", type=Path, required=True, help="weights.safetensors of a training run"
+        "--weights",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="weights.safetensors of a training run, or of several: their mean",
     )
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
+    parser.add_argument(
+        "--trained_on", help="what they were trained on in all (default: what the last file says)"
+    )
     parser.add_argument(
         "--eight_bits",
         action="store_true",
@@ -70,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bundle(
             given.weights,
             given.output,
+            trained_on=given.trained_on,
             eight_bits=given.eight_bits,
             licence=given.licence,
             note=given.note,

@@ -60,3 +60,35 @@ def test_what_is_no_export_is_named(
     errors = capsys.readouterr().err.splitlines()
     assert ["no file" in errors[0], "does not say what it is" in errors[1]] == [True, True]
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_of_several_files_it_is_the_mean(exported: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other, path = tmp_path / "other.safetensors", tmp_path / "jamma.safetensors"
+    save_half_precision(JamMa().state_dict(), other, METADATA.to_header())
+    arguments = ["--weights", str(exported), str(other), "--output", str(path)]
+    assert main([*arguments, "--trained_on", "four photographs"]) == 0
+    found = WeightsMetadata.from_file(path)
+    assert found is not None
+    assert (found.trained_on, found.metrics, found.config) == (
+        "four photographs",
+        {},
+        METADATA.config,
+    )
+    first, second, mean = (
+        load_network("jamma", str(file)).state_dict() for file in (exported, other, path)
+    )
+    for name, tensor in mean.items():
+        if tensor.is_floating_point():
+            expected = (first[name] + second[name]) / 2
+            torch.testing.assert_close(tensor, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_files_of_different_networks_have_no_mean(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, path = tmp_path / "other.safetensors", tmp_path / "x.safetensors"
+    save_half_precision({"w": torch.ones(2)}, other, METADATA.to_header())
+    assert main(["--weights", str(exported), str(other), "--output", str(path)]) == 2
+    assert "not of one network" in capsys.readouterr().err
+    assert not path.exists()

@@ -240,7 +240,7 @@ def bundled_checkpoints() -> list[Checkpoint]:
                 file_name=path.name,
                 url="",
                 licence=metadata.licence,
-                trained_on=f"{metadata.trained_on}, {metadata.steps} steps",
+                trained_on=metadata.trained_on,
                 layout="sfm_matchers, half precision",
                 size=path.stat().st_size,
                 note="; ".join(filter(None, [scores, metadata.note])),
