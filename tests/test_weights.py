@@ -96,7 +96,7 @@ def test_bundled_files_describe_themselves(tmp_path: Path) -> None:
     checkpoint = find_checkpoint("mambaglue-aliked/bundled")
     assert checkpoint is not None
     assert checkpoint.is_bundled
-    assert checkpoint.trained_on == "rendered scenes, 1200 steps"
+    assert checkpoint.trained_on == "rendered scenes"
     assert checkpoint.licence == "Apache-2.0"
     assert checkpoint.note == "recall@3px 0.5"
     assert fetch(checkpoint) == path
