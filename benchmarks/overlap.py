@@ -17,18 +17,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from benchmarks import detector_free
+from pipelines.evaluate import MAX_EPIPOLAR_DISTANCE
 from sfm_matchers.benchmark_pairs import PosedPair, read_posed_pairs
-from sfm_matchers.confs import DetectorFreeConf, load_conf
 from sfm_matchers.evaluation import symmetric_epipolar_distance
 from sfm_matchers.images import read_image, turned
-from sfm_matchers.matchers import load_detector_free_matcher
 from sfm_matchers.overlap import match_overlap
 from sfm_matchers.protocols import Matches
 from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
-
-MAX_DISTANCE = 1e-4  # squared
 
 
 def right_distances(matches: Matches, pair: PosedPair) -> np.ndarray:
@@ -38,7 +35,7 @@ def right_distances(matches: Matches, pair: PosedPair) -> np.ndarray:
         matches.keypoints0, matches.keypoints1, pair.essential, *intrinsics
     )
     focal_length = np.mean([matrix[axis, axis] for matrix in intrinsics for axis in (0, 1)])
-    return np.sqrt(squared[squared < MAX_DISTANCE]) * focal_length
+    return np.sqrt(squared[squared < MAX_EPIPOLAR_DISTANCE]) * focal_length
 
 
 def main() -> None:
@@ -46,13 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs_file", type=Path, help="as of benchmarks.posed_pairs")
     parser.add_argument("image_dir", type=Path, help="what its names are relative to")
-    parser.add_argument("--matcher", default="jamma", help="a conf (default: jamma)")
-    parser.add_argument("--weights", default="bundled", help="default: bundled")
+    detector_free.add_options(parser)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    conf = load_conf(options.matcher)
-    assert isinstance(conf, DetectorFreeConf)
-    matcher = load_detector_free_matcher(conf, options.weights, "cpu")
+    matcher = detector_free.load(options.matcher, options.weights)
     turns = QuarterTurns(matcher)
     seconds: tuple[list[float], list[float]] = ([], [])
     counts: tuple[list[int], list[int]] = ([], [])

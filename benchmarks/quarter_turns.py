@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-import torch
 
-from sfm_matchers.confs import DetectorFreeConf, load_conf
+from benchmarks import detector_free
 from sfm_matchers.images import read_image, turned
-from sfm_matchers.matchers import load_detector_free_matcher
 from sfm_matchers.quarter_turns import QuarterTurns
 
 LARGEST_ROLL = 60.0  # degrees left; between 45 and 60 both neighbouring positions will do
@@ -42,14 +40,10 @@ def main() -> None:
     """Print a line for each pair that is turned, and a row of a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photo_set", type=Path, help="folder with images and colmap_gt")
-    parser.add_argument("--matcher", default="jamma", help="a conf (default: jamma)")
-    parser.add_argument("--weights", default="bundled", help="default: bundled")
+    detector_free.add_options(parser)
     parser.add_argument("--viewing", type=float, default=45, help="degrees (default: 45)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    conf = load_conf(options.matcher)
-    assert isinstance(conf, DetectorFreeConf)
-    matcher = load_detector_free_matcher(conf, options.weights, "cpu")
+    matcher = detector_free.load(options.matcher, options.weights)
     turns = QuarterTurns(matcher)
     model = pycolmap.Reconstruction(options.photo_set / "colmap_gt")
     images = sorted(model.images.values(), key=lambda image: image.name)

@@ -14,20 +14,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from sfm_matchers.confs import DetectorFreeConf, load_conf
+from benchmarks import detector_free
 from sfm_matchers.images import read_image
-from sfm_matchers.matchers import load_detector_free_matcher
 from sfm_matchers.pairs import exhaustive_pairs
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 
 def measure(matcher_name: str, photos: dict[str, np.ndarray]) -> str:
     """Return a row of the table."""
-    conf = load_conf(matcher_name)
-    assert isinstance(conf, DetectorFreeConf)
-    matcher = load_detector_free_matcher(conf, "bundled", "cpu")
+    matcher = detector_free.load(matcher_name)
     pairs = exhaustive_pairs(sorted(photos))
     matcher.match_encoded(*(matcher.encode(photos[name]) for name in pairs[0]))  # warms up
     start = time.process_time()
@@ -55,7 +51,6 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=20, help="default: 20")
     parser.add_argument("--width", type=int, default=320, help="pixels, of 4:3 (default: 320)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     print("| matcher | pairs | per second, encoded for each | encoded once | ratio |", flush=True)
     with tempfile.TemporaryDirectory() as name:
         scene = make_scene(3, kind="room", texture_size=384)

@@ -56,8 +56,8 @@ def bundle(
 
     metadata = [_metadata(path) for path in weights]
     state_dicts = [load_half_precision(path) for path in weights]
-    names = [{name: tensor.shape for name, tensor in each.items()} for each in state_dicts]
-    if any(each != names[0] for each in names):
+    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in state_dicts]
+    if any(each != shapes[0] for each in shapes):
         raise InputError(f"{weights[0]} and the others are not of one network")
     mean = {
         name: torch.stack([each[name] for each in state_dicts]).mean(0)

@@ -75,7 +75,7 @@ def refine_keypoints(
 
 
 class _Link(NamedTuple):
-    """What the matches of a pair say: k1 = A k0 + shift."""
+    """What the matches of a pair say: k1 = A k0 + shift; `back` is the inverse of A."""
 
     pair: Pair
     ids0: np.ndarray
@@ -83,6 +83,7 @@ class _Link(NamedTuple):
     shift: np.ndarray
     scores: np.ndarray
     linear: np.ndarray
+    back: np.ndarray
 
 
 def _link(matches: SnappedMatches) -> _Link | None:
@@ -95,7 +96,7 @@ def _link(matches: SnappedMatches) -> _Link | None:
     ids0, ids1 = (np.asarray(ids, np.int32) for ids in (matches.ids0, matches.ids1))
     shift = (points1 - points0 @ linear.T).astype(np.float32)
     scores = np.asarray(matches.scores, np.float32)
-    return _Link(matches.pair, ids0, ids1, shift, scores, linear)
+    return _Link(matches.pair, ids0, ids1, shift, scores, linear, np.linalg.inv(linear))
 
 
 def _linear_part(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
@@ -127,8 +128,7 @@ def _wanted(
         sums[name][ids] += scores[:, None] * points
         weights[name][ids] += scores[:, None]
 
-    for (name0, name1), ids0, ids1, shift, scores, linear in links:
-        back = np.linalg.inv(linear)
+    for (name0, name1), ids0, ids1, shift, scores, linear, back in links:
         add(name1, ids1, placed[name0][ids0] @ linear.T + shift, scores)
         add(name0, ids0, (placed[name1][ids1] - shift) @ back.T, scores)
     return {name: sums[name] / weights[name] for name in sums}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 # The tests run in as many processes as there are cores. Threads of several processes that share a
@@ -10,6 +11,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from sfm_matchers.images import photo_fingerprint
+from sfm_matchers.storage import file_fingerprint
 
 SHARED_ROOT = Path(__file__).resolve().parents[2] / "shared"
 
@@ -22,3 +26,10 @@ def shared_path(relative: str) -> Path:
             f"needs the reference material at ../shared/{relative}", allow_module_level=True
         )
     return path
+
+
+def photo_fingerprints(image_dir: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return what a run knows of photos without masks before it begins."""
+    return {
+        name: photo_fingerprint(file_fingerprint(image_dir / name), None, name) for name in names
+    }

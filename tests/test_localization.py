@@ -11,14 +11,13 @@ import h5py
 import numpy as np
 import pycolmap
 import pytest
-from conftest import shared_path
+from conftest import photo_fingerprints, shared_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.features import extract_features
-from sfm_matchers.images import photo_fingerprint
 from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -38,7 +37,7 @@ from sfm_matchers.localization import (
 from sfm_matchers.matchers import load_sparse_matcher
 from sfm_matchers.matching import match_features
 from sfm_matchers.pairs import exhaustive_pairs
-from sfm_matchers.storage import file_fingerprint, names_to_pair
+from sfm_matchers.storage import names_to_pair
 from sfm_matchers.triangulation import triangulate
 
 SIZE = (640, 480)
@@ -532,10 +531,7 @@ def test_a_real_photo_is_localized_among_its_neighbours(tmp_path: Path) -> None:
         "model": {"name": "sift", "max_num_features": 1500},
         "preprocessing": {"resize_max": 800},
     }
-    wanted = {
-        name: photo_fingerprint(file_fingerprint(photos / "images" / name), None, name)
-        for name in (query, *database)
-    }
+    wanted = photo_fingerprints(photos / "images", (query, *database))
     extract_features(sift, photos / "images", wanted, features)
     match_features(
         conf,

@@ -17,12 +17,12 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from conftest import photo_fingerprints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
-from sfm_matchers.images import photo_fingerprint
 from sfm_matchers.matching import (
     Executor,
     InProcess,
@@ -37,7 +37,7 @@ from sfm_matchers.matching.executors import WorkersLostError
 from sfm_matchers.matching.plan import PAIRS_PER_SHARD, cut, ordered_for_reuse
 from sfm_matchers.pairs import exhaustive_pairs
 from sfm_matchers.protocols import EncodedImage, Matches
-from sfm_matchers.storage import Pair, file_fingerprint, names_to_pair
+from sfm_matchers.storage import Pair, names_to_pair
 
 NUM_PHOTOS = 9
 TESTS = Path(__file__).parent
@@ -83,10 +83,7 @@ class Work:
         return exhaustive_pairs(self.names)
 
     def run(self, executor: Executor, matcher: type = MeanColor, **options: object) -> list[Pair]:
-        wanted = {
-            name: photo_fingerprint(file_fingerprint(self.image_dir / name), None, name)
-            for name in self.names
-        }
+        wanted = photo_fingerprints(self.image_dir, self.names)
         return match_images(
             CONF,
             partial(matcher, **options),

@@ -10,17 +10,17 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+from conftest import photo_fingerprints
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm_matchers.confs import CONF_DIR, DetectorFreeConf, load_conf
+from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, PhotoChangedError
-from sfm_matchers.images import photo_fingerprint, turned
+from sfm_matchers.images import turned
 from sfm_matchers.matchers import load_matcher
 from sfm_matchers.matching import match_images
 from sfm_matchers.protocols import EncodedImage, Matches
 from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
-from sfm_matchers.storage import file_fingerprint
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 SIZE = (320, 240)
@@ -149,10 +149,7 @@ def test_pairs_of_a_folder_are_turned_where_the_conf_says_so(tmp_path: Path, ask
     for name, quarters in (("a.png", 0), ("b.png", 3)):
         cv2.imwrite(str(tmp_path / name), marked(quarters))
     conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, {"quarter_turns": True} if asked else {})
-    wanted = {
-        name: photo_fingerprint(file_fingerprint(tmp_path / name), None, name)
-        for name in ("a.png", "b.png")
-    }
+    wanted = photo_fingerprints(tmp_path, ("a.png", "b.png"))
     path = tmp_path / "correspondences.h5"
     match_images(conf, Marked, [("a.png", "b.png")], tmp_path, wanted, path)
     with h5py.File(path) as file:
@@ -178,9 +175,7 @@ def test_a_photo_that_changes_before_it_is_turned_is_named(tmp_path: Path) -> No
             return super().match_encoded(image0, image1)
 
     names = ("a.png", "b.png", "c.png")
-    wanted = {
-        name: photo_fingerprint(file_fingerprint(tmp_path / name), None, name) for name in names
-    }
+    wanted = photo_fingerprints(tmp_path, names)
     conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, {"quarter_turns": True})
     pairs = [("a.png", "b.png"), ("a.png", "c.png"), ("b.png", "c.png")]
     path = tmp_path / "correspondences.h5"
@@ -188,25 +183,3 @@ def test_a_photo_that_changes_before_it_is_turned_is_named(tmp_path: Path) -> No
         match_images(conf, partial(Changes), pairs, tmp_path, wanted, path)
     with h5py.File(path) as file:
         assert list(file["a.png"]) == ["c.png"]
-
-
-@pytest.mark.parametrize("name", ["jamma", "eloftr", "eloftr_opt"])
-def test_photo_collections_may_hold_turned_photos(name: str) -> None:
-    conf = load_conf(name)
-    assert isinstance(conf, DetectorFreeConf)
-    assert conf.quarter_turns
-
-
-def test_mistakes_in_the_conf_are_named(tmp_path: Path) -> None:
-    text = (CONF_DIR / "jamma.yaml").read_text()
-    path = tmp_path / "mine.yaml"
-    path.write_text(text.replace("quarter_turns: true", "quarter_turns: 4"))
-    with pytest.raises(InputError, match="'quarter_turns' must be true or false, found 4"):
-        load_conf(str(path))
-    path.write_text(text.replace("quarter_turns", "quarter_turn"))
-    with pytest.raises(InputError, match="did you mean 'quarter_turns'"):
-        load_conf(str(path))
-    sparse = (CONF_DIR / "sift.yaml").read_text()
-    path.write_text(sparse.replace("resize_max", "quarter_turns"))
-    with pytest.raises(InputError, match="quarter_turns"):
-        load_conf(str(path))
