@@ -30,7 +30,7 @@ from sfm_matchers.training.supervision import cell_truth
 from sfm_matchers.weights import load_network
 
 PROBABILITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-RAW_SCORES = (15.0, 20.0, 25.0, 27.5, 30.0, 32.5, 35.0, 40.0)
+RAW_SCORES = (20.0, 25.0, 30.0, 35.0, 40.0, 42.5, 45.0, 47.5, 50.0, 52.5, 55.0, 60.0)
 
 
 def jamma_probability(network: nn.Module, batch: PairBatch) -> Tensor:
