@@ -409,7 +409,7 @@ class MatchingJob:
             conf.max_error,
             conf.cell_size,
             max_keypoints=None if map_features else conf.max_keypoints,
-            refined=conf.refine_keypoints and not map_features,
+            refined=conf.refine_keypoints,
         )
         self.steps.timed(
             "keypoints",

@@ -52,10 +52,11 @@ class DetectorFreeConf:
         preprocessing: ``resize_max`` in pixels, the longer side the network sees; with
             ``quarter_turns`` photo 1 of each pair is tried in four positions at a small size, and
             matched in the one that agrees best with photo 0; with ``match_overlap`` what the two
-            photos share is matched again, cut out of them.
+            photos share is matched again, cut out of them; with ``least_squares_matching`` points
+            of photo 1 are moved until the photos agree around them.
         max_keypoints: keypoints kept per photo, best first.
         refine_keypoints: whether keypoints are moved to where their matches agree; hloc leaves them
-            at the nodes of a grid. The keypoints of new photos in a map are never moved.
+            at the nodes of a grid, and those of new photos in a map at the matched points.
         min_inlier_ratio: as in `SparseConf`. Photos that share nothing get hundreds of matches too,
             and COLMAP asks for 15 inliers only.
     """
@@ -80,6 +81,11 @@ class DetectorFreeConf:
         """True if what two photos share is matched again, larger."""
         return bool(self.preprocessing.get("match_overlap", False))
 
+    @property
+    def least_squares_matching(self) -> bool:
+        """True if matched points are moved until the photos agree around them."""
+        return bool(self.preprocessing.get("least_squares_matching", False))
+
 
 Conf = SparseConf | DetectorFreeConf
 
@@ -97,6 +103,9 @@ _TYPES: dict[str, tuple[Any, str]] = {
     "max_keypoints": (int | None, "a whole number, or null"),
     "refine_keypoints": (bool, "true or false"),
 }
+
+# Of a detector-free conf's preprocessing.
+_SWITCHES = ("quarter_turns", "match_overlap", "least_squares_matching")
 
 _KINDS: dict[str, type[SparseConf] | type[DetectorFreeConf]] = {
     "sparse": SparseConf,
@@ -140,7 +149,7 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     conf_type = _KINDS[kind]
     allowed = [item.name for item in fields(conf_type) if item.name != "name"]
     check_keys(content, allowed, where)
-    _check_part(content, where, ["resize_max", "quarter_turns", "match_overlap"])
+    _check_part(content, where, ["resize_max", *_SWITCHES])
     if "features" in content:
         features, part = content["features"], f"{where}, features"
         check_keys(features, ["output", "model", "preprocessing"], part)
@@ -169,7 +178,7 @@ def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequ
     resize_max = preprocessing.get("resize_max")
     if resize_max is not None and not (isinstance(resize_max, int) and resize_max > 0):
         raise InputError(f"{where}: 'resize_max' must be a number of pixels, found {resize_max!r}")
-    for key in ("quarter_turns", "match_overlap"):
+    for key in _SWITCHES:
         if not isinstance(preprocessing.get(key, False), bool):
             found = preprocessing[key]
             raise InputError(f"{where}: {key!r} must be true or false, found {found!r}")

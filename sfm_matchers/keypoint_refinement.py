@@ -12,17 +12,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
+from .local_affine_maps import local_affine_maps
 from .storage import Pair
 
 NUM_STEPS = 30
 DAMPING = 0.5  # of the way that a step would move a keypoint; with 1 neighbours overtake each other
 REST = 0.01  # score with which a keypoint stays where it is
-LEAST_MATCHES = 8  # of a pair, to know how offsets are carried over
-TOLERANCE = 0.03  # of the extent of a pair's points, from an affine map of one photo to the other
-LARGEST_STRETCH = 4.0  # of offsets; beyond, the affine map is taken for wrong
 
 
 class SnappedMatches(NamedTuple):
@@ -52,12 +49,12 @@ def refine_keypoints(
 ) -> dict[str, np.ndarray]:
     """Move keypoints so that snapped matches displace them as the matched points were displaced.
 
-    For a match of the points p0 and p1 with the keypoints k0 and k1, and the linear part A of an
-    affine map of photo 0 to photo 1, this is k1 - p1 = A (k0 - p0).
+    For a match of the points p0 and p1 with the keypoints k0 and k1, and the linear part A of the
+    affine map of photo 0 to photo 1 around it, this is k1 - p1 = A (k0 - p0).
 
     Args:
         keypoints: (K, 2) pixels, of all images that have matches.
-        matches: of all pairs; 20 bytes of each match are kept.
+        matches: of all pairs; 52 bytes of each match are kept.
         fixed: images whose keypoints stay where they are.
 
     Returns:
@@ -75,7 +72,7 @@ def refine_keypoints(
 
 
 class _Link(NamedTuple):
-    """What the matches of a pair say: k1 = A k0 + shift; `back` is the inverse of A."""
+    """What the matches of a pair say: k1 = A k0 + shift; `back` are the inverses of A."""
 
     pair: Pair
     ids0: np.ndarray
@@ -90,30 +87,18 @@ def _link(matches: SnappedMatches) -> _Link | None:
     points0, points1 = (
         np.asarray(points, np.float64) for points in (matches.points0, matches.points1)
     )
-    linear = _linear_part(points0, points1)
+    linear = local_affine_maps(points0, points1)
     if linear is None:
         return None
+    linear = linear.astype(np.float32)
     ids0, ids1 = (np.asarray(ids, np.int32) for ids in (matches.ids0, matches.ids1))
-    shift = (points1 - points0 @ linear.T).astype(np.float32)
+    shift = (points1 - _carried(linear, points0)).astype(np.float32)
     scores = np.asarray(matches.scores, np.float32)
     return _Link(matches.pair, ids0, ids1, shift, scores, linear, np.linalg.inv(linear))
 
 
-def _linear_part(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
-    """Return the linear part (2, 2) of the affine map that most matches are near to."""
-    if len(points0) < LEAST_MATCHES:
-        return None
-    affine, _ = cv2.estimateAffine2D(
-        points0,
-        points1,
-        method=cv2.RANSAC,
-        ransacReprojThreshold=TOLERANCE * float(np.ptp(points1, axis=0).max()),
-    )
-    if affine is None or not np.isfinite(affine).all():
-        return None
-    linear: np.ndarray = affine[:, :2]
-    largest, smallest = np.linalg.svd(linear, compute_uv=False)
-    return linear if largest < LARGEST_STRETCH and smallest * LARGEST_STRETCH > 1 else None
+def _carried(linear: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return (linear @ points[..., None])[..., 0]
 
 
 def _wanted(
@@ -129,6 +114,6 @@ def _wanted(
         weights[name][ids] += scores[:, None]
 
     for (name0, name1), ids0, ids1, shift, scores, linear, back in links:
-        add(name1, ids1, placed[name0][ids0] @ linear.T + shift, scores)
-        add(name0, ids0, (placed[name1][ids1] - shift) @ back.T, scores)
+        add(name1, ids1, _carried(linear, placed[name0][ids0]) + shift, scores)
+        add(name0, ids0, _carried(back, placed[name1][ids1] - shift), scores)
     return {name: sums[name] / weights[name] for name in sums}

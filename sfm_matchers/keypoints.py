@@ -71,9 +71,9 @@ class AggregationOptions:
             across the borders of cells. None keeps all keypoints and ties each point to the
             keypoint of its own cell, which can be a cell diagonal away. None also means
             localization: where `name0` is a new image (the query) and `name1` has keypoints
-            already, the points of `name0` stay exactly where they are.
+            already, the points of `name0` are not quantised.
         refined: whether keypoints are moved in the end to where their matches agree, see
-            `keypoint_refinement`; not in hloc, and not for localization.
+            `keypoint_refinement`; not in hloc.
     """
 
     max_error: float = 1.0
@@ -86,8 +86,6 @@ class AggregationOptions:
             raise InputError("max_error and cell_size are lengths in pixels: they must be >= 0")
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise InputError("max_keypoints must be at least 1, or None to keep all keypoints")
-        if self.refined and self.max_keypoints is None:
-            raise InputError("keypoints can be refined only where max_keypoints is a number")
 
 
 # ---------------------------------------------------------------------------------------------

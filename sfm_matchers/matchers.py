@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 
+from .closer_looks import closer_looks
 from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
 from .errors import InputError, one_line
 from .features import extract_image, load_extractor
@@ -32,7 +33,6 @@ from .networks.efficient_loftr import (
 from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
 from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
 from .networks.precision import default_precision, leave_products_to_compiler
-from .overlap import match_overlap
 from .protocols import Arrays, DetectorFreeMatcher, EncodedImage, Matches, SparseMatcher
 from .quarter_turns import QuarterTurns, unturned_matches
 from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
@@ -547,7 +547,7 @@ class PhotoMatcher:
         else:
             matcher = self._detector_free = load_detector_free_matcher(conf, weights, device)
             self._turns = QuarterTurns(matcher) if conf.quarter_turns else None
-            self._matches_overlap = conf.match_overlap
+            self._looks = closer_looks(matcher, conf)
             self._match = self._match_images
         if compile:
             compile_matcher(matcher)
@@ -573,8 +573,8 @@ class PhotoMatcher:
         quarters = self._turns.between(image0, image1) if self._turns is not None else 0
         matcher, positioned = self._detector_free, turned(image1, quarters)
         matches = matcher.match_encoded(matcher.encode(image0), matcher.encode(positioned))
-        if self._matches_overlap:
-            matches = match_overlap(matcher, image0, positioned, matches)
+        for look_closer in self._looks:
+            matches = look_closer(image0, positioned, matches)
         return unturned_matches(matches, quarters, (image1.shape[1], image1.shape[0]))
 
     def _match_features(self, image0: np.ndarray, image1: np.ndarray) -> Matches:

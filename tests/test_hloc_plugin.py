@@ -195,7 +195,7 @@ def test_eloftr_refines_image_0(hloc: None, photos: list[np.ndarray], tmp_path: 
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     network.load_state_dict(golden_state_dict(shapes))
     weights = random_weights(network, tmp_path / "eloftr.pt")
-    conf = plugin.dense_confs()["eloftr"]
+    conf = plugin.dense_confs()["eloftr_aachen"]  # nothing is done to the network's points
     options = {"weights": weights, "coarse_threshold": -1.0, "border": 0}
     model = load("matchers", {**conf["model"], **options})
     assert conf["preprocessing"]["grayscale"] is True

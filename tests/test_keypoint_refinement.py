@@ -6,12 +6,10 @@ import itertools
 from collections.abc import Mapping
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm_matchers.confs import DetectorFreeConf, conf_names, load_conf
-from sfm_matchers.errors import InputError
 from sfm_matchers.keypoint_refinement import SnappedMatches, refine_keypoints
 from sfm_matchers.keypoints import (
     AggregationOptions,
@@ -141,9 +139,24 @@ def test_keypoints_without_matches_stay() -> None:
     np.testing.assert_allclose(moved["c"], points, rtol=1e-6)
 
 
-def test_new_photos_of_a_map_are_not_refined() -> None:
-    with pytest.raises(InputError, match="refined only where max_keypoints is a number"):
-        AggregationOptions(max_keypoints=None, refined=True)
+def test_points_of_new_photos_move_as_the_map_keypoints_lie() -> None:
+    """A map's keypoint is up to `max_error` from the matched point; so must be the new one."""
+    pairs = correspondences()
+    keypoints, _ = assembled(pairs, True)
+    is_new = {pair: pair[0] == "a.jpg" for pair in pairs}
+    queries = {pair: pairs[pair] for pair in pairs if is_new[pair]}
+    fixed = {name: keypoints[name] for name in NAMES[1:]}
+    medians = []
+    for refined in (False, True):
+        options = AggregationOptions(3, 4, None, refined)
+        results = list(assemble(queries, options, fixed))
+        image = next(each for each in results if isinstance(each, ImageKeypoints))
+        matches = {each.pair: each for each in results if isinstance(each, PairMatches)}
+        assert image.name == "a.jpg"
+        assert matches.keys() == queries.keys()
+        medians.append(np.median(errors({**fixed, "a.jpg": image.keypoints}, matches)))
+    assert medians[0] > 0.5
+    assert medians[1] < 0.1
 
 
 def test_models_of_photo_collections_are_made_of_refined_keypoints() -> None:

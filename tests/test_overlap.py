@@ -6,17 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 import pytest
-from conftest import photo_fingerprints
+from conftest import matches_of_a_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm_matchers.confs import DetectorFreeConf, load_conf
 from sfm_matchers.images import turned
 from sfm_matchers.matchers import load_matcher
-from sfm_matchers.matching import match_images
 from sfm_matchers.overlap import NARROWEST, _shared_part, match_overlap
 from sfm_matchers.protocols import EncodedImage, Matches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
@@ -175,13 +173,8 @@ def test_pairs_of_a_folder_are_matched_again_where_the_conf_says_so(
             return found if is_upright else found.select(np.arange(0))
 
     preprocessing = {"quarter_turns": True, "match_overlap": asked}
-    conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, preprocessing)
-    wanted = photo_fingerprints(tmp_path, ("a.png", "b.png"))
-    path = tmp_path / "correspondences.h5"
-    match_images(conf, Positions, [("a.png", "b.png")], tmp_path, wanted, path)
-    with h5py.File(path) as file:
-        group = file["a.png"]["b.png"]
-        keypoints0, keypoints1 = (group[key][()] for key in ("keypoints0", "keypoints1"))
+    matches = matches_of_a_folder(tmp_path, Positions, preprocessing)
+    keypoints0, keypoints1 = matches.keypoints0, matches.keypoints1
     assert (len(keypoints0) > 400) == asked
     if quarters == 0:
         assert (keypoints0 - keypoints1 - SHIFT)[:, 1] == pytest.approx(0)

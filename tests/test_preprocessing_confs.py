@@ -1,4 +1,4 @@
-"""The switches of a detector-free conf's preprocessing: quarter turns and the second look."""
+"""The switches of a detector-free conf's preprocessing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 from sfm_matchers.confs import CONF_DIR, DetectorFreeConf, load_conf
 from sfm_matchers.errors import InputError
 
-switches = pytest.mark.parametrize("key", ["quarter_turns", "match_overlap"])
+switches = pytest.mark.parametrize(
+    "key", ["quarter_turns", "match_overlap", "least_squares_matching"]
+)
 
 
 @switches
 @pytest.mark.parametrize("name", ["jamma", "eloftr", "eloftr_opt"])
-def test_confs_for_photo_collections_have_both(name: str, key: str) -> None:
+def test_confs_for_photo_collections_have_all(name: str, key: str) -> None:
     conf = load_conf(name)
     assert isinstance(conf, DetectorFreeConf)
     assert getattr(conf, key) is True

@@ -10,7 +10,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
-from conftest import photo_fingerprints
+from conftest import matches_of_a_folder, photo_fingerprints
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,14 +148,10 @@ def test_the_matcher_itself_goes_on_seeing_photos_large() -> None:
 def test_pairs_of_a_folder_are_turned_where_the_conf_says_so(tmp_path: Path, asked: bool) -> None:
     for name, quarters in (("a.png", 0), ("b.png", 3)):
         cv2.imwrite(str(tmp_path / name), marked(quarters))
-    conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, {"quarter_turns": True} if asked else {})
-    wanted = photo_fingerprints(tmp_path, ("a.png", "b.png"))
-    path = tmp_path / "correspondences.h5"
-    match_images(conf, Marked, [("a.png", "b.png")], tmp_path, wanted, path)
-    with h5py.File(path) as file:
-        group = file["a.png"]["b.png"]
-        keypoints0, keypoints1 = (group[key][()] for key in ("keypoints0", "keypoints1"))
-        assert group["scores"][()] == pytest.approx(1.0)  # matched at full size
+    preprocessing = {"quarter_turns": True} if asked else {}
+    matches = matches_of_a_folder(tmp_path, Marked, preprocessing)
+    keypoints0, keypoints1 = matches.keypoints0, matches.keypoints1
+    assert matches.scores == pytest.approx(1.0)  # matched at full size
     if not asked:
         assert len(keypoints0) == 300
         return

@@ -141,6 +141,7 @@ def dense_confs() -> dict[str, dict[str, Any]]:
             "model": {
                 "weights": default_weights(conf.model),
                 "quarter_turns": conf.quarter_turns,
+                "least_squares_matching": conf.least_squares_matching,
                 "max_num_matches": None,
                 **conf.model,
             },

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from hloc.utils.base_model import BaseModel
 
+from ..least_squares_matching import least_squares_matching
 from ..quarter_turns import QuarterTurns, unturned_matches
 from .options import DETECTOR_FREE_DEFAULTS, load_detector_free
 
@@ -16,8 +17,9 @@ class DetectorFreeModel(BaseModel):
     """Images in, matched points out, in pixels of these images; image 0 is the refined one.
 
     The conf holds the options of the network's config, ``weights`` (``bundled``, ``official`` or a
-    file), ``quarter_turns``, whether image 1 is tried in four positions, and ``max_num_matches``,
-    the number of matches to keep, the surest first.
+    file), ``quarter_turns``, whether image 1 is tried in four positions,
+    ``least_squares_matching``, whether points of image 1 are moved until the images agree around
+    them, and ``max_num_matches``, the number of matches to keep, the surest first.
     """
 
     default_conf = DETECTOR_FREE_DEFAULTS
@@ -37,6 +39,9 @@ class DetectorFreeModel(BaseModel):
         with torch.inference_mode():
             encoded = [self.matcher.encode_pixels(image) for image in (image0, positioned)]
         matches = self.matcher.match_encoded(*encoded)
+        if self.conf["least_squares_matching"]:
+            photos = (_as_photo(image0), _as_photo(positioned))
+            matches = least_squares_matching(*photos, matches, image0.device)
         matches = unturned_matches(matches, quarters, (image1.shape[3], image1.shape[2]))
         if self.conf["max_num_matches"] is not None:
             best = (-matches.scores).argsort(kind="stable")[: self.conf["max_num_matches"]]

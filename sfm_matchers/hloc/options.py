@@ -12,7 +12,12 @@ from ..matchers import load_detector_free_matcher, load_sparse_matcher
 from . import default_weights
 
 # Options of a detector-free model; all others are its network's.
-DETECTOR_FREE_DEFAULTS = {"weights": None, "quarter_turns": False, "max_num_matches": None}
+DETECTOR_FREE_DEFAULTS = {
+    "weights": None,
+    "quarter_turns": False,
+    "least_squares_matching": False,
+    "max_num_matches": None,
+}
 
 
 def hloc_device() -> str:

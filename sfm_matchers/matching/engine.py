@@ -18,10 +18,10 @@ from typing import Generic, TypeVar
 import h5py
 import numpy as np
 
+from ..closer_looks import CloserLook, closer_looks
 from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
 from ..images import inside_mask, read_photo, turned
-from ..overlap import match_overlap
 from ..protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
@@ -118,14 +118,7 @@ def match_images(
             all pairs of other photos are done.
     """
     wanted = _wanted(pairs, conf, weights_fingerprint, image_fingerprints)
-    task = ImageMatching(
-        load_matcher,
-        Path(image_dir),
-        mask_dir,
-        dict(image_fingerprints),
-        conf.quarter_turns,
-        conf.match_overlap,
-    )
+    task = ImageMatching(conf, load_matcher, Path(image_dir), mask_dir, dict(image_fingerprints))
     return _complete(task, pairs, wanted, correspondence_path, executor or InProcess())
 
 
@@ -235,7 +228,7 @@ class _Photo:
         size: (width, height) before it was turned.
         mask: as the photo is stored.
         small: in all positions, see `QuarterTurns.positions`; of photos as stored only.
-        image: RGB in that position, where parts of it are to be matched.
+        image: RGB in that position, if it is to be looked at again.
     """
 
     encoded: EncodedImage
@@ -255,18 +248,18 @@ class _Photo:
 class ImageMatching:
     """Pairs are matched by their photos; see `executors.MatchingTask`."""
 
+    conf: DetectorFreeConf
     load_matcher: Callable[[], DetectorFreeMatcher]
     image_dir: Path
     mask_dir: Path | None
     image_fingerprints: Mapping[str, str]
-    quarter_turns: bool = False
-    match_overlap: bool = False
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         matcher = self.load_matcher()
-        turns = QuarterTurns(matcher) if self.quarter_turns else None
+        turns = QuarterTurns(matcher) if self.conf.quarter_turns else None
+        looks = closer_looks(matcher, self.conf)
         with ThreadPoolExecutor(READ_AHEAD) as threads:
             photos = _ReadAhead(self._read, threads)
 
@@ -276,7 +269,7 @@ class ImageMatching:
                 size = (image.shape[1], image.shape[0])
                 small = tuple(turns.positions(image)) if turns is not None and not quarters else ()
                 image = turned(image, quarters)
-                kept = image if self.match_overlap else None
+                kept = image if looks else None
                 return _Photo(matcher.encode(image), quarters, size, mask, small, kept)
 
             encoded = _Cache(encode, lambda photo: photo.num_bytes)
@@ -284,7 +277,7 @@ class ImageMatching:
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
                 ready = _ready_pairs(pairs, encoded, photos, turns, left_out)
                 for batch in _of_equal_size(ready, getattr(matcher, "batch_size", 1)):
-                    yield from _match_photos(matcher, batch)
+                    yield from _match_photos(matcher, batch, looks)
 
             yield match
 
@@ -338,7 +331,7 @@ def _of_equal_size(pairs: Iterable[_ReadyPair], batch_size: int) -> Iterator[lis
 
 
 def _match_photos(
-    matcher: DetectorFreeMatcher, batch: Sequence[_ReadyPair]
+    matcher: DetectorFreeMatcher, batch: Sequence[_ReadyPair], looks: Sequence[CloserLook]
 ) -> Iterator[MatchedPair]:
     images = [(photo0.encoded, photo1.encoded) for _, (photo0, photo1) in batch]
     if isinstance(matcher, DetectorFreeBatchMatcher):
@@ -347,7 +340,8 @@ def _match_photos(
         results = [matcher.match_encoded(*both) for both in images]
     for (pair, (photo0, photo1)), matches in zip(batch, results, strict=True):
         if photo0.image is not None and photo1.image is not None:
-            matches = match_overlap(matcher, photo0.image, photo1.image, matches)
+            for look_closer in looks:
+                matches = look_closer(photo0.image, photo1.image, matches)
         matches = unturned_matches(matches, photo1.quarters, photo1.size)
         matches = matches.select(
             inside_mask(matches.keypoints0, photo0.mask)

@@ -1,0 +1,86 @@
+"""What closer looks at two photos gain, after the network's own, and what they cost.
+
+    python -m benchmarks.posed_pairs ../shared/photos/herz_jesus_p8 > pairs.txt
+    python -m benchmarks.closer_looks pairs.txt ../shared/photos/herz_jesus_p8/images
+
+Each pair is matched whole, then looked at again as the conf says (`match_overlap`,
+`least_squares_matching`); one thread, CPU seconds, whole photos encoded before. A match is right if
+its squared symmetric epipolar distance to the true geometry is below 1e-4 in normalised
+coordinates; the distance printed is the median of these matches' distances, times the mean focal
+length, in pixels of the photo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import detector_free
+from pipelines.evaluate import MAX_EPIPOLAR_DISTANCE
+from sfm_matchers.benchmark_pairs import PosedPair, read_posed_pairs
+from sfm_matchers.closer_looks import closer_looks
+from sfm_matchers.confs import DetectorFreeConf, load_conf
+from sfm_matchers.evaluation import symmetric_epipolar_distance
+from sfm_matchers.images import read_image, turned
+from sfm_matchers.protocols import Matches
+from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
+
+
+def right_distances(matches: Matches, pair: PosedPair) -> np.ndarray:
+    """Distances of the right matches, in pixels."""
+    intrinsics = (pair.intrinsics0, pair.intrinsics1)
+    squared = symmetric_epipolar_distance(
+        matches.keypoints0, matches.keypoints1, pair.essential, *intrinsics
+    )
+    focal_length = np.mean([matrix[axis, axis] for matrix in intrinsics for axis in (0, 1)])
+    return np.sqrt(squared[squared < MAX_EPIPOLAR_DISTANCE]) * focal_length
+
+
+def main() -> None:
+    """Print a row of a table for each look."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pairs_file", type=Path, help="as of benchmarks.posed_pairs")
+    parser.add_argument("image_dir", type=Path, help="what its names are relative to")
+    detector_free.add_options(parser)
+    options = parser.parse_args()
+    matcher, conf = detector_free.load(options.matcher, options.weights), load_conf(options.matcher)
+    assert isinstance(conf, DetectorFreeConf)
+    turns, looks = QuarterTurns(matcher), closer_looks(matcher, conf)
+    names = ["network", *(look.func.__name__ for look in looks)]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    counts: dict[str, list[int]] = {name: [] for name in names}
+    distances: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    changed = dict.fromkeys(names, 0)
+    for pair in read_posed_pairs(options.pairs_file, options.image_dir):
+        image0, image1 = (read_image(options.image_dir / name) for name in (pair.name0, pair.name1))
+        quarters = turns.between(image0, image1)
+        positioned = turned(image1, quarters)
+        encoded = (matcher.encode(image0), matcher.encode(positioned))
+        matches: Matches | None = None
+        for name, look in zip(names, [None, *looks], strict=True):
+            before, start = matches, time.process_time()
+            if look is None or before is None:
+                matches = matcher.match_encoded(*encoded)
+            else:
+                matches = look(image0, positioned, before)
+            seconds[name].append(time.process_time() - start)
+            changed[name] += matches is not before
+            found = unturned_matches(matches, quarters, (image1.shape[1], image1.shape[0]))
+            counts[name].append(len(found))
+            distances[name].append(right_distances(found, pair))
+    print("| look | pairs changed | matches | right | distance | seconds |")
+    for name in names:
+        right = np.concatenate(distances[name])
+        print(
+            f"| {name} | {changed[name]} | {np.mean(counts[name]):.0f} "
+            f"| {len(right) / sum(counts[name]):.1%} | {np.median(right):.2f} px "
+            f"| {statistics.median(seconds[name]):.2f} s |"
+        )
+
+
+if __name__ == "__main__":
+    main()
