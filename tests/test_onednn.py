@@ -139,6 +139,9 @@ def test_what_autocast_rounds_and_other_numbers_stay_with_torch(
     assert not shapes
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this CPU"
+)
 @torch.inference_mode()
 def test_attention_under_autocast_is_rounded_once() -> None:
     torch.manual_seed(0)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sfm_matchers.errors import InputError
-from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
+from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer, Muon
 
 RATE = 0.01
 
@@ -100,7 +99,18 @@ def test_state_of_another_optimizer_is_refused() -> None:
         )
 
 
-def test_old_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(InputError, match=r"torch 2\.9"):
-        MatrixAndScalarOptimizer(nn.Linear(32, 32), RATE, 0.0)
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+@pytest.mark.parametrize("shape", [(24, 48), (48, 24), (32, 32)])
+def test_muon_makes_the_steps_of_torch(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = start.clone(), start.clone()
+    muon = Muon([ours], RATE, 0.1)
+    expected = torch.optim.Muon([theirs], RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        gradient = torch.randn(shape, generator=generator)
+        ours.grad, theirs.grad = gradient, gradient.clone()
+        muon.step()
+        expected.step()
+    # torch's are computed in bfloat16.
+    assert (ours - theirs).norm() < 0.03 * (theirs - start).norm()
