@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from hloc.utils.base_model import BaseModel
 
+from ..images import turned
 from ..least_squares_matching import least_squares_matching
 from ..quarter_turns import QuarterTurns, unturned_matches
 from .options import DETECTOR_FREE_DEFAULTS, load_detector_free
@@ -32,16 +33,16 @@ class DetectorFreeModel(BaseModel):
     def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         image0, image1 = data["image0"], data["image1"]
         self.matcher.device = image0.device
-        quarters = 0
-        if self.conf["quarter_turns"]:
-            quarters = QuarterTurns(self.matcher).between(_as_photo(image0), _as_photo(image1))
+        photo0, photo1 = _as_photo(image0), _as_photo(image1)
+        turns = QuarterTurns(self.matcher) if self.conf["quarter_turns"] else None
+        quarters = turns.between(photo0, photo1) if turns is not None else 0
         positioned = image1.rot90(quarters, (2, 3))
         with torch.inference_mode():
             encoded = [self.matcher.encode_pixels(image) for image in (image0, positioned)]
         matches = self.matcher.match_encoded(*encoded)
         if self.conf["least_squares_matching"]:
-            photos = (_as_photo(image0), _as_photo(positioned))
-            matches = least_squares_matching(*photos, matches, image0.device)
+            photo1 = turned(photo1, quarters)
+            matches = least_squares_matching(photo0, photo1, matches, image0.device)
         matches = unturned_matches(matches, quarters, (image1.shape[3], image1.shape[2]))
         if self.conf["max_num_matches"] is not None:
             best = (-matches.scores).argsort(kind="stable")[: self.conf["max_num_matches"]]
