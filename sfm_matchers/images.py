@@ -31,6 +31,8 @@ OTHER_EXTENSIONS = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".
 
 # TIFF's orientation -> axes to flip; from 5 on rows and columns change places before.
 _FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
+# EXIF's orientation -> counter-clockwise quarters to upright; mirrored photos are left as they are.
+_QUARTERS_TO_UPRIGHT = {3: 2, 6: 3, 8: 1}
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -112,11 +114,27 @@ def read_image(path: Path, *, gray: bool = False, least_side: int | None = None)
 
 def _as_stored(image: np.ndarray, path: Path) -> np.ndarray:
     """Turn the image of a TIFF back, which OpenCV turns upright whatever it is asked."""
-    with open_photo(path) as photo:
-        orientation = int(photo.getexif().get(ExifTags.Base.Orientation, 1))
+    orientation = _exif_orientation(path)
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     return np.ascontiguousarray(np.flip(image, _FLIPS.get(orientation, ())))
+
+
+def quarters_to_upright(path: Path) -> int:
+    """Return by how many quarters `turned` sets a photo upright, which its EXIF orientation tells.
+
+    Raises:
+        InputError: as `open_photo`; damaged EXIF counts as absent.
+    """
+    return _QUARTERS_TO_UPRIGHT.get(_exif_orientation(path), 0)
+
+
+def _exif_orientation(path: Path) -> int:
+    with open_photo(path) as photo:
+        try:
+            return int(photo.getexif().get(ExifTags.Base.Orientation, 1))
+        except Exception:  # garbage can make Pillow's parser fail in any way
+            return 1
 
 
 @contextlib.contextmanager

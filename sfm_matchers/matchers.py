@@ -23,7 +23,14 @@ from .closer_looks import closer_looks
 from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
 from .errors import InputError, one_line
 from .features import extract_image, load_extractor
-from .images import network_size, read_image, resize_image, to_original, turned
+from .images import (
+    network_size,
+    quarters_to_upright,
+    read_image,
+    resize_image,
+    to_original,
+    turned,
+)
 from .networks import efficient_loftr, jamma
 from .networks.efficient_loftr import (
     EfficientLoFTR,
@@ -556,30 +563,33 @@ class PhotoMatcher:
         """Match two photos.
 
         Args:
-            photo0: a path, or an RGB image (H, W, 3) uint8.
+            photo0: a path, or an RGB image (H, W, 3) uint8, best upright (of a file, EXIF tells).
             photo1: the same.
 
         Returns:
             Matched points in pixels of the photos as stored (EXIF rotation not applied), and their
             scores.
         """
-        images = [
-            photo if isinstance(photo, np.ndarray) else read_image(Path(photo))
-            for photo in (photo0, photo1)
-        ]
-        return self._match(*images)
+        return self._match(photo0, photo1)
 
-    def _match_images(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
-        quarters = self._turns.between(image0, image1) if self._turns is not None else 0
-        matcher, positioned = self._detector_free, turned(image1, quarters)
-        matches = matcher.match_encoded(matcher.encode(image0), matcher.encode(positioned))
+    def _match_images(self, photo0: Photo, photo1: Photo) -> Matches:
+        image0, image1 = _decoded(photo0), _decoded(photo1)
+        sizes = (image0.shape[1::-1], image1.shape[1::-1])
+        quarters0 = quarters1 = 0
+        if self._turns is not None:
+            quarters0, quarters1 = map(_quarters_to_upright, (photo0, photo1))
+            quarters1 += self._turns.between(turned(image0, quarters0), turned(image1, quarters1))
+        image0, image1 = turned(image0, quarters0), turned(image1, quarters1)
+        matcher = self._detector_free
+        matches = matcher.match_encoded(matcher.encode(image0), matcher.encode(image1))
         for look_closer in self._looks:
-            matches = look_closer(image0, positioned, matches)
-        return unturned_matches(matches, quarters, (image1.shape[1], image1.shape[0]))
+            matches = look_closer(image0, image1, matches)
+        return unturned_matches(matches, (quarters0, quarters1), sizes)
 
-    def _match_features(self, image0: np.ndarray, image1: np.ndarray) -> Matches:
+    def _match_features(self, photo0: Photo, photo1: Photo) -> Matches:
         arrays0, arrays1 = (
-            extract_image(self._extractor, self._features_conf, image) for image in (image0, image1)
+            extract_image(self._extractor, self._features_conf, _decoded(photo))
+            for photo in (photo0, photo1)
         )
         matches0, scores0 = self._sparse.match(arrays0, arrays1)
         chosen = matches0 >= 0
@@ -588,6 +598,14 @@ class PhotoMatcher:
             arrays1["keypoints"][matches0[chosen]],
             scores0[chosen].astype(np.float32),
         )
+
+
+def _decoded(photo: Photo) -> np.ndarray:
+    return photo if isinstance(photo, np.ndarray) else read_image(Path(photo))
+
+
+def _quarters_to_upright(photo: Photo) -> int:
+    return 0 if isinstance(photo, np.ndarray) else quarters_to_upright(Path(photo))
 
 
 def load_matcher(

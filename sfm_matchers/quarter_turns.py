@@ -1,9 +1,10 @@
 """Quarter turns between two photos, for networks that know photos the same way up only.
 
-A network on images matches photos that are turned against each other by up to 45 degrees or so.
-Between a portrait and a landscape photo it is 90, whatever EXIF says, since photos are taken as
-they are stored; drones turn as they like. Photo 1 is tried in all four positions at a small size,
-and is matched in the one that agrees best with photo 0.
+A network on images matches photos that are turned against each other by up to 45 degrees or so, and
+knows the world upright. Many phones store portrait photos lying on their side, and say so in EXIF
+only; drones turn as they like, and EXIF says nothing. So photos are set upright as EXIF tells, then
+photo 1 is tried in all four positions at a small size, and is matched in the one that agrees best
+with photo 0. Matched points are brought back to the photos as stored.
 """
 
 from __future__ import annotations
@@ -24,11 +25,20 @@ BEYOND_DOUBT = 64  # matches on one homography, with which no other position is 
 CLEARLY = 2.0  # times as many matches on one homography as without a turn are asked of a turn
 
 
-def unturned_matches(matches: Matches, quarters: int, size: tuple[int, int]) -> Matches:
-    """Bring points of photo 1, matched after `turned`, back to the photo of `size` (W, H)."""
-    if not quarters:
-        return matches
-    return Matches(matches.keypoints0, unturned(matches.keypoints1, quarters, size), matches.scores)
+def unturned_matches(
+    matches: Matches, quarters: tuple[int, int], sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> Matches:
+    """Bring points of two photos, matched after `turned`, back to the photos as they were.
+
+    Args:
+        matches: in pixels of the turned photos.
+        quarters: of photo 0 and photo 1, counter-clockwise.
+        sizes: (width, height) of photo 0 and photo 1 as they were.
+    """
+    keypoints0, keypoints1 = map(
+        unturned, (matches.keypoints0, matches.keypoints1), quarters, sizes
+    )
+    return Matches(keypoints0, keypoints1, matches.scores)
 
 
 class QuarterTurns:

@@ -13,10 +13,11 @@ import pytest
 from conftest import matches_of_a_folder, photo_fingerprints
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps
 
 from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, PhotoChangedError
-from sfm_matchers.images import turned
+from sfm_matchers.images import quarters_to_upright, read_image, turned, unturned
 from sfm_matchers.matchers import load_matcher
 from sfm_matchers.matching import match_images
 from sfm_matchers.protocols import EncodedImage, Matches
@@ -25,6 +26,7 @@ from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 SIZE = (320, 240)
 SHIFT = (24, 16)  # pixels; the second photo shows what lies there in the first
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
 @pytest.fixture(scope="module")
@@ -55,27 +57,32 @@ def test_a_turned_photo_is_matched_like_an_upright_one(
     height, width = photo1.shape[:2]
     size = (width, height) if quarters == 2 else (height, width)
     assert (found.keypoints1 < np.add(size, 8)).all()
-    upright = unturned_matches(found, quarters, (width, height))
+    upright = unturned_matches(found, (0, quarters), ((width, height), (width, height)))
     assert len(upright) > 0.9 * len(matcher.match(photo0, photo1)) > 100
     assert share_of_right_matches(upright) > 0.8
 
 
 @given(
-    quarters=st.integers(0, 3), width=st.integers(1, 40), height=st.integers(1, 40), data=st.data()
+    quarters=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    sizes=st.tuples(SIZES, SIZES),
+    data=st.data(),
 )
 def test_points_go_back_to_their_pixels(
-    quarters: int, width: int, height: int, data: st.DataObject
+    quarters: tuple[int, int],
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    data: st.DataObject,
 ) -> None:
-    x = data.draw(st.integers(0, width - 1))
-    y = data.draw(st.integers(0, height - 1))
-    image = np.zeros((height, width), np.uint8)
-    image[y, x] = 1
-    row, column = np.argwhere(turned(image, quarters))[0]
-    point = np.array([[column, row]], np.float32)
-    matches = Matches(point, point, np.ones(1, np.float32))
-    back = unturned_matches(matches, quarters, (width, height))
-    assert back.keypoints1.tolist() == [[x, y]]
-    assert back.keypoints0.tolist() == point.tolist()
+    stored, found = [], []
+    for (width, height), turns in zip(sizes, quarters, strict=True):
+        x = data.draw(st.integers(0, width - 1))
+        y = data.draw(st.integers(0, height - 1))
+        image = np.zeros((height, width), np.uint8)
+        image[y, x] = 1
+        row, column = np.argwhere(turned(image, turns))[0]
+        stored.append([[x, y]])
+        found.append(np.array([[column, row]], np.float32))
+    back = unturned_matches(Matches(*found, np.ones(1, np.float32)), quarters, sizes)
+    assert [back.keypoints0.tolist(), back.keypoints1.tolist()] == stored
 
 
 @dataclass
@@ -159,6 +166,79 @@ def test_pairs_of_a_folder_are_turned_where_the_conf_says_so(tmp_path: Path, ask
     # b.png is 30 wide and 60 high; turned by one quarter it is 60 x 30 again.
     x, y = (keypoints0 + 1).T
     np.testing.assert_allclose(keypoints1, np.stack([29 - y, x], 1))
+
+
+class Upright(Marked):
+    """Knows photos whose brightest corner is the first one; any other pair has no matches."""
+
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        found = super().match_encoded(image0, image1)
+        known = image0.features[0] == image1.features[0] == 0
+        return found if known else found.select(np.arange(0))
+
+
+def store(path: Path, image: np.ndarray, orientation: int) -> None:
+    """Write a photo whose EXIF has this orientation."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(image).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_photos_are_set_upright_as_exif_tells(
+    tmp_path: Path, orientation: int, quarters: int
+) -> None:
+    """Both photos of a pair; matched points are in pixels of the photos as stored."""
+    for name in ("a.png", "b.png"):
+        store(tmp_path / name, marked(-quarters), orientation)
+    assert np.array_equal(
+        turned(read_image(tmp_path / "a.png"), quarters),
+        ImageOps.exif_transpose(Image.open(tmp_path / "a.png")),
+    )
+    matches = matches_of_a_folder(tmp_path, Upright, {"quarter_turns": True})
+    assert len(matches) == 30
+    upright = Upright().match_encoded(*[Upright().encode(marked(0))] * 2)
+    size = marked(-quarters).shape[1::-1]
+    np.testing.assert_allclose(matches.keypoints0, unturned(upright.keypoints0, quarters, size))
+    np.testing.assert_allclose(matches.keypoints1, unturned(upright.keypoints1, quarters, size))
+
+
+def test_exif_counts_only_where_the_conf_asks_for_turns(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        store(tmp_path / name, marked(-1), 8)
+    assert len(matches_of_a_folder(tmp_path, Upright, {})) == 0
+
+
+@pytest.mark.parametrize("orientation", [0, 2, 5, 9, 700])
+def test_other_orientations_are_no_turns(tmp_path: Path, orientation: int) -> None:
+    """Mirrored photos, and values that EXIF does not know."""
+    store(tmp_path / "a.jpg", marked(0), orientation)
+    assert quarters_to_upright(tmp_path / "a.jpg") == 0
+
+
+def test_damaged_exif_is_no_turn(tmp_path: Path) -> None:
+    store(tmp_path / "a.jpg", marked(0), 6)
+    content = (tmp_path / "a.jpg").read_bytes()
+    assert quarters_to_upright(tmp_path / "a.jpg") == 3
+    start = content.index(b"Exif") + 6
+    (tmp_path / "a.jpg").write_bytes(content[:start] + b"??" + content[start + 2 :])
+    assert quarters_to_upright(tmp_path / "a.jpg") == 0
+
+
+def test_files_lying_on_their_side_are_matched_like_upright_ones(
+    photos: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """`load_matcher` with paths: the bundled weights see the same pixels."""
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path, photo in zip(paths, photos, strict=True):
+        store(path, turned(photo, 1), 6)
+    matcher = load_matcher("jamma", device="cpu")
+    expected, found = matcher.match(*photos), matcher.match(*paths)
+    sizes = ((SIZE[1], SIZE[0]), (SIZE[1], SIZE[0]))
+    assert len(expected) > 100
+    upright = unturned_matches(expected, (3, 3), sizes)
+    np.testing.assert_allclose(found.keypoints0, upright.keypoints0, atol=1e-3)
+    np.testing.assert_allclose(found.keypoints1, upright.keypoints1, atol=1e-3)
 
 
 def test_a_photo_that_changes_before_it_is_turned_is_named(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class DetectorFreeModel(BaseModel):
         if self.conf["least_squares_matching"]:
             photo1 = turned(photo1, quarters)
             matches = least_squares_matching(photo0, photo1, matches, image0.device)
-        matches = unturned_matches(matches, quarters, (image1.shape[3], image1.shape[2]))
+        size0, size1 = ((image.shape[3], image.shape[2]) for image in (image0, image1))
+        matches = unturned_matches(matches, (0, quarters), (size0, size1))
         if self.conf["max_num_matches"] is not None:
             best = (-matches.scores).argsort(kind="stable")[: self.conf["max_num_matches"]]
             matches = matches.select(best)

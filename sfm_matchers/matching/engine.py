@@ -21,7 +21,7 @@ import numpy as np
 from ..closer_looks import CloserLook, closer_looks
 from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
-from ..images import inside_mask, read_photo, turned
+from ..images import inside_mask, quarters_to_upright, read_photo, turned
 from ..protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
@@ -224,10 +224,10 @@ class _Photo:
 
     Attributes:
         encoded: in that position.
-        quarters: by which it was turned before, see `images.turned`.
-        size: (width, height) before it was turned.
+        quarters: from the photo as stored to that position, see `images.turned`.
+        size: (width, height) as stored.
         mask: as the photo is stored.
-        small: in all positions, see `QuarterTurns.positions`; of photos as stored only.
+        small: in all positions, see `QuarterTurns.positions`; of upright photos only.
         image: RGB in that position, if it is to be looked at again.
     """
 
@@ -267,10 +267,12 @@ class ImageMatching:
                 name, quarters = key
                 image, mask = photos.get(name)
                 size = (image.shape[1], image.shape[0])
+                upright = quarters_to_upright(self.image_dir / name) if turns is not None else 0
+                image = turned(image, upright)
                 small = tuple(turns.positions(image)) if turns is not None and not quarters else ()
                 image = turned(image, quarters)
                 kept = image if looks else None
-                return _Photo(matcher.encode(image), quarters, size, mask, small, kept)
+                return _Photo(matcher.encode(image), upright + quarters, size, mask, small, kept)
 
             encoded = _Cache(encode, lambda photo: photo.num_bytes)
 
@@ -295,7 +297,7 @@ def _ready_pairs(
     turns: QuarterTurns | None,
     left_out: dict[str, str],
 ) -> Iterator[_ReadyPair]:
-    """Encode both photos of each pair, the second as it agrees best with the first.
+    """Encode both photos of each pair, upright, the second as it agrees best with the first.
 
     Pairs of a photo that cannot be read are left out.
     """
@@ -342,7 +344,9 @@ def _match_photos(
         if photo0.image is not None and photo1.image is not None:
             for look_closer in looks:
                 matches = look_closer(photo0.image, photo1.image, matches)
-        matches = unturned_matches(matches, photo1.quarters, photo1.size)
+        matches = unturned_matches(
+            matches, (photo0.quarters, photo1.quarters), (photo0.size, photo1.size)
+        )
         matches = matches.select(
             inside_mask(matches.keypoints0, photo0.mask)
             & inside_mask(matches.keypoints1, photo1.mask)
