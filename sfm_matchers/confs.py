@@ -50,10 +50,11 @@ class DetectorFreeConf:
         max_error: radius in pixels of the photo within which matches snap to one keypoint.
         cell_size: side in pixels of the cells in which keypoints are elected.
         preprocessing: ``resize_max`` in pixels, the longer side the network sees; with
-            ``quarter_turns`` photo 1 of each pair is tried in four positions at a small size, and
-            matched in the one that agrees best with photo 0; with ``match_overlap`` what the two
-            photos share is matched again, cut out of them; with ``least_squares_matching`` points
-            of photo 1 are moved until the photos agree around them.
+            ``quarter_turns`` photos are set upright as EXIF tells, then photo 1 of each pair is
+            tried in four positions at a small size, and matched in the one that agrees best with
+            photo 0; with ``match_overlap`` what the two photos share is matched again, cut out of
+            them; with ``least_squares_matching`` points of photo 1 are moved until the photos agree
+            around them.
         max_keypoints: keypoints kept per photo, best first.
         refine_keypoints: whether keypoints are moved to where their matches agree; hloc leaves them
             at the nodes of a grid, and those of new photos in a map at the matched points.
