@@ -27,6 +27,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import InputError, MissingExtraError, SfmMatchersError
+from ..memory import FreedMemory
 from ..storage import Pair, StagedFile, names_to_pair, staged_part
 from .plan import Shard
 
@@ -89,9 +90,12 @@ def run_shard(
             todo.append(pair)
     progress(len(shard.pairs) - len(todo))
     left_out: dict[str, str] = {}
+    freed = FreedMemory()
     for pair, arrays in match(todo, left_out):
         own.add({names_to_pair(*pair): arrays}, fingerprints)
         progress(1)
+        freed.give_back_now_and_then()
+    freed.give_back()
     own.commit()
     return left_out
 

@@ -1,0 +1,60 @@
+"""Freed memory goes back to the system."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfm_matchers import memory
+from sfm_matchers.memory import FreedMemory
+
+FRAGMENTED = """
+import os
+from pathlib import Path
+from sfm_matchers.memory import FreedMemory
+
+def resident_megabytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+# Below glibc's threshold for blocks of their own; the small ones that stay lie between them.
+large, small = [], []
+for _ in range(2000):
+    large.append(bytearray(100_000))
+    small.append(bytearray(1000))
+del large
+before = resident_megabytes()
+FreedMemory().give_back()
+print(before - resident_megabytes())
+"""
+
+
+@pytest.mark.skipif(memory._malloc_trim() is None, reason="the C library is not glibc")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to measure it by")
+def test_blocks_between_others_are_given_back() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FRAGMENTED], capture_output=True, text=True, check=True
+    )
+    assert float(ended.stdout) > 150  # of 200 MB
+
+
+def test_it_is_done_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    trimmed: list[float] = []
+    monkeypatch.setattr(memory.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(memory, "_malloc_trim", lambda: lambda pad: trimmed.append(clock[0]))
+    freed = FreedMemory()
+    for clock[0] in (101.0, 109.9, 110.0, 111.0, 119.0, 121.0):
+        freed.give_back_now_and_then()
+    assert trimmed == [110.0, 121.0]
+
+
+def test_systems_without_glibc_have_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: None) -> None:
+        raise TypeError("Windows needs a name")
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", refuse)
+    FreedMemory().give_back()
