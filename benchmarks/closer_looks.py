@@ -25,7 +25,7 @@ from sfm_matchers.benchmark_pairs import PosedPair, read_posed_pairs
 from sfm_matchers.closer_looks import closer_looks
 from sfm_matchers.confs import DetectorFreeConf, load_conf
 from sfm_matchers.evaluation import symmetric_epipolar_distance
-from sfm_matchers.images import quarters_to_upright, read_image, turned
+from sfm_matchers.images import quarters_to_upright, read_image
 from sfm_matchers.protocols import Matches
 from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
 
@@ -59,10 +59,8 @@ def main() -> None:
         paths = [options.image_dir / name for name in (pair.name0, pair.name1)]
         image0, image1 = map(read_image, paths)
         sizes = (image0.shape[1::-1], image1.shape[1::-1])
-        quarters0, quarters1 = map(quarters_to_upright, paths)
-        image0, image1 = turned(image0, quarters0), turned(image1, quarters1)
-        beside = turns.between(image0, image1)
-        image1, quarters1 = turned(image1, beside), quarters1 + beside
+        upright = (quarters_to_upright(paths[0]), quarters_to_upright(paths[1]))
+        (image0, image1), quarters = turns.alike((image0, image1), upright)
         encoded = (matcher.encode(image0), matcher.encode(image1))
         matches: Matches | None = None
         for name, look in zip(names, [None, *looks], strict=True):
@@ -73,7 +71,7 @@ def main() -> None:
                 matches = look(image0, image1, before)
             seconds[name].append(time.process_time() - start)
             changed[name] += matches is not before
-            found = unturned_matches(matches, (quarters0, quarters1), sizes)
+            found = unturned_matches(matches, quarters, sizes)
             counts[name].append(len(found))
             distances[name].append(right_distances(found, pair))
     print("| look | pairs changed | matches | right | distance | seconds |")

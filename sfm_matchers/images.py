@@ -114,7 +114,8 @@ def read_image(path: Path, *, gray: bool = False, least_side: int | None = None)
 
 def _as_stored(image: np.ndarray, path: Path) -> np.ndarray:
     """Turn the image of a TIFF back, which OpenCV turns upright whatever it is asked."""
-    orientation = _exif_orientation(path)
+    with open_photo(path) as photo:
+        orientation = _exif_orientation(photo)
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     return np.ascontiguousarray(np.flip(image, _FLIPS.get(orientation, ())))
@@ -126,15 +127,15 @@ def quarters_to_upright(path: Path) -> int:
     Raises:
         InputError: as `open_photo`; damaged EXIF counts as absent.
     """
-    return _QUARTERS_TO_UPRIGHT.get(_exif_orientation(path), 0)
-
-
-def _exif_orientation(path: Path) -> int:
     with open_photo(path) as photo:
         try:
-            return int(photo.getexif().get(ExifTags.Base.Orientation, 1))
+            return _QUARTERS_TO_UPRIGHT.get(_exif_orientation(photo), 0)
         except Exception:  # garbage can make Pillow's parser fail in any way
-            return 1
+            return 0
+
+
+def _exif_orientation(photo: Image.Image) -> int:
+    return int(photo.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 @contextlib.contextmanager

@@ -23,14 +23,7 @@ from .closer_looks import closer_looks
 from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
 from .errors import InputError, one_line
 from .features import extract_image, load_extractor
-from .images import (
-    network_size,
-    quarters_to_upright,
-    read_image,
-    resize_image,
-    to_original,
-    turned,
-)
+from .images import network_size, quarters_to_upright, read_image, resize_image, to_original
 from .networks import efficient_loftr, jamma
 from .networks.efficient_loftr import (
     EfficientLoFTR,
@@ -575,16 +568,15 @@ class PhotoMatcher:
     def _match_images(self, photo0: Photo, photo1: Photo) -> Matches:
         image0, image1 = _decoded(photo0), _decoded(photo1)
         sizes = (image0.shape[1::-1], image1.shape[1::-1])
-        quarters0 = quarters1 = 0
+        quarters = (0, 0)
         if self._turns is not None:
-            quarters0, quarters1 = map(_quarters_to_upright, (photo0, photo1))
-            quarters1 += self._turns.between(turned(image0, quarters0), turned(image1, quarters1))
-        image0, image1 = turned(image0, quarters0), turned(image1, quarters1)
+            upright = (_quarters_to_upright(photo0), _quarters_to_upright(photo1))
+            (image0, image1), quarters = self._turns.alike((image0, image1), upright)
         matcher = self._detector_free
         matches = matcher.match_encoded(matcher.encode(image0), matcher.encode(image1))
         for look_closer in self._looks:
             matches = look_closer(image0, image1, matches)
-        return unturned_matches(matches, (quarters0, quarters1), sizes)
+        return unturned_matches(matches, quarters, sizes)
 
     def _match_features(self, photo0: Photo, photo1: Photo) -> Matches:
         arrays0, arrays1 = (

@@ -33,16 +33,17 @@ class DetectorFreeModel(BaseModel):
     def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         image0, image1 = data["image0"], data["image1"]
         self.matcher.device = image0.device
-        photo0, photo1 = _as_photo(image0), _as_photo(image1)
         turns = QuarterTurns(self.matcher) if self.conf["quarter_turns"] else None
-        quarters = turns.between(photo0, photo1) if turns is not None else 0
+        looks_closer = self.conf["least_squares_matching"]
+        photos = [_as_photo(image) for image in (image0, image1)] if turns or looks_closer else []
+        quarters = turns.between(*photos) if turns is not None else 0
         positioned = image1.rot90(quarters, (2, 3))
         with torch.inference_mode():
             encoded = [self.matcher.encode_pixels(image) for image in (image0, positioned)]
         matches = self.matcher.match_encoded(*encoded)
-        if self.conf["least_squares_matching"]:
-            photo1 = turned(photo1, quarters)
-            matches = least_squares_matching(photo0, photo1, matches, image0.device)
+        if looks_closer:
+            positioned1 = turned(photos[1], quarters)
+            matches = least_squares_matching(photos[0], positioned1, matches, image0.device)
         size0, size1 = ((image.shape[3], image.shape[2]) for image in (image0, image1))
         matches = unturned_matches(matches, (0, quarters), (size0, size1))
         if self.conf["max_num_matches"] is not None:
