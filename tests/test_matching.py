@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ import pytest
 from conftest import photo_fingerprints
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
@@ -204,6 +206,8 @@ def test_thirty_kills_at_random_moments_lose_nothing(work: Work, expected: dict[
     while kills < 30:
         child = os.fork()
         if child == 0:
+            # Its own lock: killed while it holds the one both share, it would hold it for ever.
+            tqdm.set_lock(threading.RLock())
             work.run(InProcess(), seconds=0.03)
             os._exit(0)
         time.sleep(random.uniform(0.05, 0.3))

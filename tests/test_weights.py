@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import logging
@@ -149,7 +150,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Type", "text/html" if page else "application/octet-stream")
             self.send_header("Content-Length", str(len(CONTENT)))
             self.end_headers()
-            self.wfile.write(CONTENT[:-1] if self.path == "/short" else CONTENT)
+            with contextlib.suppress(ConnectionError):  # who finds it too long hangs up
+                self.wfile.write(CONTENT[:-1] if self.path == "/short" else CONTENT)
         else:
             self.send_error(404)
 
