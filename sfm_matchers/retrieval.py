@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .errors import InputError
-from .storage import StagedFile, fingerprint, open_h5, read_numbers
+from .storage import StagedFile, fingerprint, open_h5, read_finite_numbers, read_numbers
 
 NUM_VISUAL_WORDS = 64
 SIFT_DIM = 128
@@ -72,7 +72,7 @@ def extract_vlad(
 
 def _descriptors(file: h5py.File, name: str) -> np.ndarray:
     """Return RootSIFT descriptors (N, 128) of a photo, an even sample of at most 2048."""
-    stored = read_numbers(file, name, "descriptors")
+    stored = read_finite_numbers(file, name, "descriptors")
     if stored is None or stored.ndim != 2 or len(stored) != SIFT_DIM:
         raise InputError(f"{file.filename} holds no SIFT descriptors ({SIFT_DIM}, N) of {name!r}")
     descriptors = stored.T.astype(np.float32)
@@ -125,7 +125,7 @@ def most_similar(
     is given, else with the others in `descriptor_path`.
 
     Raises:
-        InputError: a photo has no global descriptor, or one of another length.
+        InputError: a photo has no global descriptor, one of another length, or no finite one.
     """
     if not len(database):
         return {name: [] for name in queries}
@@ -152,7 +152,7 @@ def _global_descriptors(
     """Global descriptors (N, D) float32; D is `length`, or that of the first."""
     rows = []
     for name in names:
-        descriptor = read_numbers(file, name, "global_descriptor")
+        descriptor = read_finite_numbers(file, name, "global_descriptor")
         if descriptor is None:
             raise InputError(f"{file.filename} holds no global descriptor of {name!r}")
         rows.append(descriptor.reshape(-1))

@@ -352,6 +352,12 @@ def _check_numbers(file: h5py.File, name: str, key: str, array: np.ndarray) -> n
     return array
 
 
+def _check_finite(file: h5py.File, name: str, key: str, array: np.ndarray) -> np.ndarray:
+    if not np.isfinite(_check_numbers(file, name, key, array)).all():
+        raise InputError(f"{file.filename}: {key} of {name!r} are not all finite")
+    return array
+
+
 def read_numbers(file: h5py.File, name: str, key: str) -> np.ndarray | None:
     """Return a dataset of numbers, or None if there is none.
 
@@ -365,9 +371,15 @@ def read_numbers(file: h5py.File, name: str, key: str) -> np.ndarray | None:
         return _check_numbers(file, name, key, np.asarray(dataset[()]))
 
 
+def read_finite_numbers(file: h5py.File, name: str, key: str) -> np.ndarray | None:
+    """As `read_numbers`; InputError also for numbers that are not finite."""
+    numbers = read_numbers(file, name, key)
+    return None if numbers is None else _check_finite(file, name, key, numbers)
+
+
 def _read_points(file: h5py.File, name: str, key: str) -> np.ndarray | None:
     """Return points (N, 2) float32, or None; the shape (0,) comes back as (0, 2)."""
-    points = read_numbers(file, name, key)
+    points = read_finite_numbers(file, name, key)
     if points is None:
         return None
     if points.size and (points.ndim != 2 or points.shape[1] != 2):
@@ -394,7 +406,7 @@ def read_features(file: h5py.File, name: str) -> dict[str, np.ndarray]:
 
     Raises:
         InputError: there are no keypoints or no descriptors, a dataset is of another shape or does
-            not hold numbers, or the file is damaged there.
+            not hold finite numbers, or the file is damaged there.
     """
     arrays = read_group(file, name)
     arrays["keypoints"] = read_keypoints(file, name)
@@ -404,7 +416,7 @@ def read_features(file: h5py.File, name: str) -> dict[str, np.ndarray]:
     shapes = {"descriptors": (dimension, count), "image_size": (2,)}
     shapes |= dict.fromkeys(("scores", "keypoint_scores", "scales", "oris"), (count,))
     for key in arrays.keys() & shapes.keys():
-        _check_numbers(file, name, key, arrays[key])
+        _check_finite(file, name, key, arrays[key])
         if arrays[key].shape != shapes[key]:
             raise InputError(
                 f"{file.filename}: {key} of {name!r} have the shape {arrays[key].shape}, "

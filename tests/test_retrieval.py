@@ -58,7 +58,13 @@ def test_the_database_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 def test_bad_descriptors_are_named(tmp_path: Path) -> None:
     path = write_descriptors(
-        tmp_path / "global.h5", {"a.jpg": np.ones(4), "b.jpg": np.ones(4), "short.jpg": np.ones(3)}
+        tmp_path / "global.h5",
+        {
+            "a.jpg": np.ones(4),
+            "b.jpg": np.ones(4),
+            "short.jpg": np.ones(3),
+            "damaged.jpg": np.array([1, np.nan, 1, 1]),
+        },
     )
     with h5py.File(path, "a") as file:
         file["local.jpg/keypoints"] = np.ones((2, 2))
@@ -66,6 +72,7 @@ def test_bad_descriptors_are_named(tmp_path: Path) -> None:
         "absent.jpg": "no global descriptor of 'absent.jpg'",
         "local.jpg": "no global descriptor of 'local.jpg'",
         "short.jpg": "'short.jpg' has 3 numbers, others have 4",
+        "damaged.jpg": "global_descriptor of 'damaged.jpg' are not all finite",
     }.items():
         with pytest.raises(InputError, match=message):
             most_similar([name], ["a.jpg", "b.jpg"], path, 2)

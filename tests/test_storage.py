@@ -22,6 +22,7 @@ from sfm_matchers.storage import (
     name_faults,
     names_to_pair,
     open_h5,
+    read_features,
     read_group,
     read_keypoints,
     read_matches,
@@ -171,6 +172,17 @@ def test_hloc_keypoints_of_any_type_are_read(tmp_path: Path) -> None:
     with open_h5(path) as file:
         assert read_keypoints(file, "a.jpg").dtype == np.float32
         assert read_keypoints(file, "b.jpg").shape == (0, 2)
+
+
+@pytest.mark.parametrize("damaged", ["keypoints", "descriptors"])
+def test_features_that_are_not_finite_are_named(damaged: str, tmp_path: Path) -> None:
+    arrays = {"keypoints": np.ones((2, 2)), "descriptors": np.ones((4, 2))}
+    arrays[damaged][1, 1] = np.nan
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        for key, array in arrays.items():
+            file[f"a.jpg/{key}"] = array
+        with pytest.raises(InputError, match=f"{damaged} of 'a.jpg' are not all finite"):
+            read_features(file, "a.jpg")
 
 
 def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
