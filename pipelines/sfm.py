@@ -164,6 +164,7 @@ def run(options: SfmOptions) -> SfmResult:
             options.mapper,
             fixed_intrinsics=bool(options.camera_params),
             num_threads=options.mapper_threads,
+            robust=True,
         )
         steps.set_done("sparse", model_source)
         return models

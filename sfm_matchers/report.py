@@ -25,7 +25,7 @@ import pycolmap
 
 from .errors import InputError
 from .images import read_image
-from .mapping import read_image_ids
+from .mapping import point_positions, read_image_ids, reprojection_errors
 from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
 from .visualization import (
     count_palette,
@@ -207,39 +207,13 @@ def _natural_key(name: str) -> tuple[list[Any], str]:
 
 
 def _image_statistics(graph: _MatchGraph, model: pycolmap.Reconstruction | None) -> list[_ImageRow]:
-    errors = {} if model is None else _reprojection_errors(model)
+    errors = {} if model is None else reprojection_errors(model)
     rows = []
     for name, num_keypoints in zip(graph.names, graph.num_keypoints.tolist(), strict=True):
         own = errors.get(name, np.zeros(0))
         mean_error = float(own.mean()) if len(own) else float("nan")
         rows.append(_ImageRow(name, name in errors, num_keypoints, len(own), mean_error))
     return rows
-
-
-def _reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
-    """Return, for every registered image, its observations' errors (M,) in pixels."""
-    # Arrays first: a look-up in pycolmap's own map costs more than all the rest.
-    point_ids = np.array(sorted(model.points3D), dtype=np.uint64)
-    world_points = _positions(model, point_ids.tolist())
-    errors = {}
-    for image_id in model.reg_image_ids():
-        image = model.images[image_id]
-        observations = list(image.get_observation_points2D())
-        observed = np.array([point2D.xy for point2D in observations]).reshape(-1, 2)
-        seen = np.array([point2D.point3D_id for point2D in observations], dtype=np.uint64)
-        cam_from_world = image.cam_from_world().matrix()
-        world = world_points[np.searchsorted(point_ids, seen)]
-        in_camera = world @ cam_from_world[:, :3].T + cam_from_world[:, 3]
-        camera = model.cameras[image.camera_id]
-        projected = camera.img_from_cam(in_camera, check_cheirality=False)
-        errors[image.name] = np.linalg.norm(projected - observed, axis=1)
-    return errors
-
-
-def _positions(model: pycolmap.Reconstruction, point_ids: Sequence[int]) -> np.ndarray:
-    """Return the points (N, 3) of a model."""
-    points3D = model.points3D
-    return np.array([points3D[i].xyz for i in point_ids], dtype=np.float64).reshape(-1, 3)
 
 
 def _likely_reason(image: int, graph: _MatchGraph, registered: np.ndarray) -> str:
@@ -281,7 +255,7 @@ def _build_scene(model: pycolmap.Reconstruction | None, graph: _MatchGraph) -> _
     point_ids = sorted(model.points3D)
     kept = np.linspace(0, len(point_ids) - 1, min(len(point_ids), MAX_POINTS)).astype(np.int64)
     chosen = [point_ids[index] for index in kept.tolist()]
-    points = _positions(model, chosen)
+    points = point_positions(model, chosen)
     colors = np.array([model.points3D[i].color for i in chosen], dtype=np.uint8).reshape(-1, 3)
 
     row_of = {name: row for row, name in enumerate(graph.names)}

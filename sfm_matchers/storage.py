@@ -379,7 +379,7 @@ def read_finite_numbers(file: h5py.File, name: str, key: str) -> np.ndarray | No
 
 def _read_points(file: h5py.File, name: str, key: str) -> np.ndarray | None:
     """Return points (N, 2) float32, or None; the shape (0,) comes back as (0, 2)."""
-    points = read_finite_numbers(file, name, key)
+    points = read_numbers(file, name, key)
     if points is None:
         return None
     if points.size and (points.ndim != 2 or points.shape[1] != 2):
@@ -406,17 +406,18 @@ def read_features(file: h5py.File, name: str) -> dict[str, np.ndarray]:
 
     Raises:
         InputError: there are no keypoints or no descriptors, a dataset is of another shape or does
-            not hold finite numbers, or the file is damaged there.
+            not hold numbers, descriptors are not finite, or the file is damaged there.
     """
     arrays = read_group(file, name)
     arrays["keypoints"] = read_keypoints(file, name)
     if "descriptors" not in arrays:
         raise InputError(f"{file.filename} holds no descriptors for image {name!r}")
+    _check_finite(file, name, "descriptors", arrays["descriptors"])
     count, dimension = len(arrays["keypoints"]), len(np.atleast_1d(arrays["descriptors"]))
     shapes = {"descriptors": (dimension, count), "image_size": (2,)}
     shapes |= dict.fromkeys(("scores", "keypoint_scores", "scales", "oris"), (count,))
     for key in arrays.keys() & shapes.keys():
-        _check_finite(file, name, key, arrays[key])
+        _check_numbers(file, name, key, arrays[key])
         if arrays[key].shape != shapes[key]:
             raise InputError(
                 f"{file.filename}: {key} of {name!r} have the shape {arrays[key].shape}, "

@@ -174,14 +174,11 @@ def test_hloc_keypoints_of_any_type_are_read(tmp_path: Path) -> None:
         assert read_keypoints(file, "b.jpg").shape == (0, 2)
 
 
-@pytest.mark.parametrize("damaged", ["keypoints", "descriptors"])
-def test_features_that_are_not_finite_are_named(damaged: str, tmp_path: Path) -> None:
-    arrays = {"keypoints": np.ones((2, 2)), "descriptors": np.ones((4, 2))}
-    arrays[damaged][1, 1] = np.nan
+def test_descriptors_that_are_not_finite_are_named(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "features.h5", "w") as file:
-        for key, array in arrays.items():
-            file[f"a.jpg/{key}"] = array
-        with pytest.raises(InputError, match=f"{damaged} of 'a.jpg' are not all finite"):
+        file["a.jpg/keypoints"] = np.ones((2, 2))
+        file["a.jpg/descriptors"] = np.array([[1, 1], [1, np.nan]])
+        with pytest.raises(InputError, match=r"descriptors of 'a.jpg' are not all finite"):
             read_features(file, "a.jpg")
 
 
