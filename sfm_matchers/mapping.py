@@ -421,7 +421,11 @@ def _adjust_robustly(
     adjustment.print_summary = False
     adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     adjustment.ceres.loss_function_scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
-    pycolmap.bundle_adjustment(model, adjustment)
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        config.add_image(image_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
     pycolmap.ObservationManager(model).filter_all_points3D(
         options.mapper.filter_max_reproj_error, options.mapper.filter_min_tri_angle
     )
