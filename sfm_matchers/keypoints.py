@@ -646,14 +646,15 @@ def aggregate(
         summary = _store(results, len(todo), feature_file, match_file, image_sizes, provenance)
     match_file.commit()
     feature_file.commit()
-    logger.info(
-        "%d images got %d keypoints, %d of %d pairs got %d matches",
-        summary.num_images,
-        summary.num_keypoints,
-        summary.num_pairs,
-        len(provenance.versions),
-        summary.num_matches,
-    )
+    if todo:
+        logger.info(
+            "%d images got %d keypoints, %d of %d pairs got %d matches",
+            summary.num_images,
+            summary.num_keypoints,
+            summary.num_pairs,
+            len(provenance.versions),
+            summary.num_matches,
+        )
     return summary
 
 
@@ -731,7 +732,7 @@ def _store(
     """Write results as they come and count them."""
     features, matches = _Writer(feature_file), _Writer(match_file)
     num_keypoints = num_matches = 0
-    with tqdm(total=num_pairs, desc="Assembling", unit="pair") as progress:
+    with tqdm(total=num_pairs, desc="Assembling", unit="pair", disable=not num_pairs) as progress:
         for result in results:
             if isinstance(result, ImageKeypoints):
                 provenance.add_keypoints(result.name, result.keypoints)
