@@ -291,8 +291,7 @@ def reconstruct(
         fixed_intrinsics: keep the cameras' intrinsics as they are in the database.
         num_threads: of the mapper. One thread gives the same model every time; more are faster
             where there are hundreds of photos (-1: one per core).
-        robust: adjust what the incremental and the hierarchical mapper find once more, such that
-            observations some pixels off hardly count; the global mapper's loss is robust itself.
+        robust: adjust the models once more, such that observations some pixels off hardly count.
         incremental_options: of pycolmap's `IncrementalPipelineOptions`, nested as there; they go
             before everything else. The global mapper has none of them.
 
@@ -348,9 +347,9 @@ def _run_mapper(
         global_options = pycolmap.GlobalPipelineOptions()
         global_options.random_seed = 0
         global_options.num_threads = num_threads
+        adjustment = global_options.mapper.bundle_adjustment
         if fixed_intrinsics:
-            bundle = global_options.mapper.bundle_adjustment
-            bundle.refine_focal_length = bundle.refine_extra_params = False
+            adjustment.refine_focal_length = adjustment.refine_extra_params = False
         models = pycolmap.global_mapping(database_path, image_dir, work_dir, global_options)
     else:
         incremental = pycolmap.IncrementalPipelineOptions()
@@ -369,10 +368,12 @@ def _run_mapper(
             hierarchical.incremental_options = incremental
             hierarchical.num_threads = hierarchical.num_workers = num_threads
             models = pycolmap.hierarchical_mapping(database_path, image_dir, work_dir, hierarchical)
-        if robust:
-            for model in models.values():
-                if model.num_points3D():
-                    _adjust_robustly(model, incremental)
+        adjustment = incremental.get_global_bundle_adjustment()
+    if robust:
+        adjustment.ceres.solver_options.num_threads = num_threads
+        for model in models.values():
+            if model.num_points3D():
+                _adjust_robustly(model, adjustment)
     return list(models.values())
 
 
@@ -406,18 +407,18 @@ def _map_incrementally(
 
 
 def _adjust_robustly(
-    model: pycolmap.Reconstruction, options: pycolmap.IncrementalPipelineOptions
+    model: pycolmap.Reconstruction, adjustment: pycolmap.BundleAdjustmentOptions
 ) -> None:
-    """Adjust a model once more under a Cauchy loss, refining what the mapper refines.
+    """Adjust a model once more under a Cauchy loss, refining what `adjustment` says.
 
-    The mapper minimises squares, in which the few observations near its bound of 4 pixels outweigh
-    the many exact ones. The scale of the loss is 2.385 standard deviations (95 % efficient for
-    Gaussian errors; Holland and Welsch, "Robust regression using iteratively reweighted
-    least-squares", 1977), which is twice the median length of such an error in two dimensions.
+    The mappers minimise squares, or Huber's loss, under which the few observations near their bound
+    of 4 pixels outweigh the many exact ones. The scale of the loss is 2.385 standard deviations
+    (95 % efficient for Gaussian errors; Holland and Welsch, "Robust regression using iteratively
+    reweighted least-squares", 1977), which is twice the median length of such an error in two
+    dimensions.
     """
     logger.info("Last adjustment of a model of %d photos", model.num_reg_images())
     errors = np.concatenate(list(reprojection_errors(model).values()))
-    adjustment = options.get_global_bundle_adjustment()
     adjustment.print_summary = False
     adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     adjustment.ceres.loss_function_scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
@@ -426,8 +427,9 @@ def _adjust_robustly(
         config.add_image(image_id)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
+    bounds = pycolmap.IncrementalMapperOptions()
     pycolmap.ObservationManager(model).filter_all_points3D(
-        options.mapper.filter_max_reproj_error, options.mapper.filter_min_tri_angle
+        bounds.filter_max_reproj_error, bounds.filter_min_tri_angle
     )
     model.update_point_3d_errors()
 
