@@ -28,11 +28,11 @@ def measure(database_path: Path, truth: pycolmap.Reconstruction, robust: bool) -
         seconds = time.process_time() - start
     model = models[0]
     errors = compare_models(model, truth)
-    centers = 100 * errors.center_errors / errors.extent
+    relative = errors.relative_center_errors
     return (
         f"| {'with' if robust else 'without'} | {model.num_reg_images()} | "
         f"{model.num_points3D()} | {model.compute_mean_reprojection_error():.3f} px | "
-        f"{centers.mean():.4f} % | {centers.max():.4f} % | {errors.rotation_errors.mean():.4f} | "
+        f"{relative.mean():.4f} % | {relative.max():.4f} % | {errors.rotation_errors.mean():.4f} | "
         f"{seconds:.1f} |"
     )
 

@@ -63,7 +63,7 @@ def measure(
     if truth_path.is_dir():
         try:
             errors = compare_models(model, pycolmap.Reconstruction(truth_path))
-            relative = 100 * errors.center_errors / errors.extent
+            relative = errors.relative_center_errors
             center, worst = f"{relative.mean():.3f} %", f"{relative.max():.3f} %"
             rotation = f"{errors.rotation_errors.mean():.3f}"
         except InputError:

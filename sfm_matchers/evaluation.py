@@ -403,11 +403,16 @@ class ModelErrors:
     rotation_errors: FloatArray
     extent: float
 
+    @property
+    def relative_center_errors(self) -> FloatArray:
+        """The `center_errors` in percent of the `extent`."""
+        return 100 * self.center_errors / self.extent
+
     def summary(self) -> str:
         """Return one line for a person."""
         if not self.num_registered:
             return f"0 of {self.num_images} images registered"
-        relative = 100 * self.center_errors / self.extent
+        relative = self.relative_center_errors
         return (
             f"{self.num_registered} of {self.num_images} images registered; camera centres off by "
             f"{relative.mean():.3f} % of the scene's extent on average ({relative.max():.3f} % at "

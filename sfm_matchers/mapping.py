@@ -431,7 +431,6 @@ def _adjust_robustly(
     pycolmap.ObservationManager(model).filter_all_points3D(
         bounds.filter_max_reproj_error, bounds.filter_min_tri_angle
     )
-    model.update_point_3d_errors()
 
 
 def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:

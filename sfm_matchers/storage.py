@@ -353,7 +353,7 @@ def _check_numbers(file: h5py.File, name: str, key: str, array: np.ndarray) -> n
 
 
 def _check_finite(file: h5py.File, name: str, key: str, array: np.ndarray) -> np.ndarray:
-    if not np.isfinite(_check_numbers(file, name, key, array)).all():
+    if not np.isfinite(array).all():
         raise InputError(f"{file.filename}: {key} of {name!r} are not all finite")
     return array
 
@@ -412,7 +412,6 @@ def read_features(file: h5py.File, name: str) -> dict[str, np.ndarray]:
     arrays["keypoints"] = read_keypoints(file, name)
     if "descriptors" not in arrays:
         raise InputError(f"{file.filename} holds no descriptors for image {name!r}")
-    _check_finite(file, name, "descriptors", arrays["descriptors"])
     count, dimension = len(arrays["keypoints"]), len(np.atleast_1d(arrays["descriptors"]))
     shapes = {"descriptors": (dimension, count), "image_size": (2,)}
     shapes |= dict.fromkeys(("scores", "keypoint_scores", "scales", "oris"), (count,))
@@ -423,6 +422,7 @@ def read_features(file: h5py.File, name: str) -> dict[str, np.ndarray]:
                 f"{file.filename}: {key} of {name!r} have the shape {arrays[key].shape}, "
                 f"expected {shapes[key]} for its {count} keypoints"
             )
+    _check_finite(file, name, "descriptors", arrays["descriptors"])
     return arrays
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
@@ -31,6 +32,10 @@ def write_database(path: Path, seed: int) -> pycolmap.Reconstruction:
     return truth
 
 
+def map_database(folder: Path, **options: Any) -> pycolmap.Reconstruction:
+    return reconstruct(folder / "database.db", folder, folder / "sparse", **options)[0]
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     ("mapper", "gain"),
@@ -42,12 +47,11 @@ def test_observations_some_pixels_off_hardly_count(
     truth = write_database(tmp_path / "database.db", seed)
 
     def error(robust: bool) -> float:
-        database_path, model_dir = tmp_path / "database.db", tmp_path / "sparse"
-        models = reconstruct(database_path, tmp_path, model_dir, mapper, robust=robust)
-        assert models[0].num_reg_images() == 8
-        stored = pycolmap.Reconstruction(model_dir / "0")
-        assert (stored.image(1).projection_center() == models[0].image(1).projection_center()).all()
-        return compare_models(models[0], truth).center_errors.mean()
+        model = map_database(tmp_path, mapper=mapper, robust=robust)
+        assert model.num_reg_images() == 8
+        stored = pycolmap.Reconstruction(tmp_path / "sparse" / "0")
+        assert (stored.image(1).projection_center() == model.image(1).projection_center()).all()
+        return compare_models(model, truth).center_errors.mean()
 
     assert error(robust=True) < gain * error(robust=False)
 
@@ -55,10 +59,8 @@ def test_observations_some_pixels_off_hardly_count(
 def test_the_robust_adjustment_refines_only_what_the_mapper_refines(tmp_path: Path) -> None:
     truth = write_database(tmp_path / "database.db", 0)
 
-    def params(**options: object) -> np.ndarray:
-        database_path, model_dir = tmp_path / "database.db", tmp_path / "sparse"
-        model = reconstruct(database_path, tmp_path, model_dir, robust=True, **options)[0]
-        return model.cameras[1].params
+    def params(**options: Any) -> np.ndarray:
+        return map_database(tmp_path, robust=True, **options).cameras[1].params
 
     known = truth.cameras[1].params
     assert (params() != known).any()
