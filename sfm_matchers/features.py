@@ -10,7 +10,7 @@ best first always, as in MambaGlue's published training on SuperPoint.
 | front-end | by | order | code and weights |
 |---|---|---|---|
 | ``sift`` | pycolmap | COLMAP's: octaves from fine to coarse | free; no weights |
-| ``aliked-n16`` | kornia | best first | BSD-3-Clause |
+| ``aliked-n16``, ``aliked-n16rot`` | kornia | best first | BSD-3-Clause |
 | ``disk`` | kornia | row by row | Apache-2.0 |
 | ``superpoint`` | transformers | best first | non-commercial, to be accepted by the user |
 """
@@ -21,6 +21,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
@@ -204,7 +205,7 @@ class NetworkExtractor(ABC):
 
 
 class AlikedExtractor(NetworkExtractor):
-    """ALIKED-n16 (Zhao et al., IEEE TIM 2023) by kornia, with the authors' weights.
+    """ALIKED (Zhao et al., IEEE TIM 2023) by kornia, with the authors' weights.
 
     Order: best first. Keypoints are sub-pixel. A photo without any keypoint above the threshold
     gives those above its mean score, as in the authors' code.
@@ -214,6 +215,8 @@ class AlikedExtractor(NetworkExtractor):
         detection_threshold: score 0..1 of a keypoint before its sub-pixel refinement; the authors'
             default. 0 gives the best `max_num_keypoints`, whatever their scores.
         device: torch device.
+        name: which of the authors' networks: ``aliked-n16``, or ``aliked-n16rot``, trained on
+            turned photos too.
 
     Raises:
         WeightsError: the weights are missing or damaged; the message says what to do.
@@ -226,13 +229,15 @@ class AlikedExtractor(NetworkExtractor):
         max_num_keypoints: int = MAX_NUM_KEYPOINTS,
         detection_threshold: float = 0.2,
         device: str = "cpu",
+        *,
+        name: str = "aliked-n16",
     ) -> None:
         from kornia.feature import ALIKED
 
         _check_limit(max_num_keypoints)
-        network = ALIKED("aliked-n16", max_num_keypoints, detection_threshold)
+        network = ALIKED(name, max_num_keypoints, detection_threshold)
         # A constant of kornia's detector, which the authors' file does not hold.
-        _load_weights(network, "aliked-n16", constants=("dkd.hw_grid",))
+        _load_weights(network, name, constants=("dkd.hw_grid",))
         super().__init__(network, device)
 
     def _detect(self, images: Tensor) -> list[Features]:
@@ -403,7 +408,8 @@ def _to_features(keypoints: Tensor, descriptors: Tensor, scores: Tensor) -> Feat
 
 EXTRACTORS: dict[str, Callable[..., FeatureExtractor]] = {
     "sift": SiftExtractor,
-    "aliked-n16": AlikedExtractor,
+    "aliked-n16": partial(AlikedExtractor, name="aliked-n16"),
+    "aliked-n16rot": partial(AlikedExtractor, name="aliked-n16rot"),
     "disk": DiskExtractor,
     "superpoint": SuperPointExtractor,
 }

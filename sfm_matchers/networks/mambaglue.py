@@ -279,6 +279,14 @@ def fold_projections(following: nn.Module, projections: Sequence[nn.Module | Non
     following.bias.copy_(bias)
 
 
+def half_of(layer: nn.Linear) -> nn.Linear:
+    """A linear layer on the first half of the inputs."""
+    half = nn.Linear(layer.in_features // 2, layer.out_features).to(layer.weight)
+    half.weight.data.copy_(layer.weight[:, : half.in_features])
+    half.bias.data.copy_(layer.bias)
+    return half
+
+
 class MambaMixer(nn.Module):
     """The Mamba branch of the mixer: a selective scan along the keypoints, and a branch without.
 
@@ -354,14 +362,31 @@ class MambaAttentionMixer(nn.Module):
         self.num_heads = num_heads
         self.Wqkv = nn.Linear(dim, 3 * dim)
         self.out_proj: nn.Module = nn.Linear(dim, dim)
-        self.mamba_mixer = MambaMixer(dim)
+        self.mamba_mixer: MambaMixer | None = MambaMixer(dim)
         self.ffn = feed_forward(4 * dim, dim)
 
+    @property
+    def is_branch_silent(self) -> bool:
+        """True if nothing of what the Mamba branch says is heard, as in LightGlue."""
+        if self.mamba_mixer is None:
+            return True
+        weight = cast(nn.Linear, self.ffn[0]).weight
+        return not bool(weight[:, weight.shape[1] // 2 :].any())
+
     def fuse(self) -> None:
-        """Fold the projections of the messages into the layer that joins them."""
-        of_mamba = self.mamba_mixer.out_proj
-        fold_projections(self.ffn[0], [None, self.out_proj, of_mamba, of_mamba])
-        self.out_proj = self.mamba_mixer.out_proj = nn.Identity()
+        """Fold the projections of the messages into the layer that joins them.
+
+        A silent branch is taken out: it need not be computed.
+        """
+        if self.mamba_mixer is None or self.is_branch_silent:
+            self.mamba_mixer = None
+            self.ffn[0] = half_of(cast(nn.Linear, self.ffn[0]))
+            fold_projections(self.ffn[0], [None, self.out_proj])
+        else:
+            of_mamba = self.mamba_mixer.out_proj
+            fold_projections(self.ffn[0], [None, self.out_proj, of_mamba, of_mamba])
+            self.mamba_mixer.out_proj = nn.Identity()
+        self.out_proj = nn.Identity()
 
     def forward(self, states: Tensor, encoding: Tensor, valid: Tensor | None) -> Tensor:
         """Update (B, M, dim) states within one image; encoding (2, B, 1, M, head_dim)."""
@@ -369,8 +394,9 @@ class MambaAttentionMixer(nn.Module):
         qkv = self.Wqkv(states).unflatten(-1, (self.num_heads, -1, 3))
         query, key, value = qkv.permute(4, 0, 2, 1, 3).contiguous()
         attention = attend(rotate(encoding, query), rotate(encoding, key), value, valid)
-        scanned, unscanned = self.mamba_mixer(states, valid)
-        messages = [self.out_proj(attention), scanned, unscanned]
+        messages = [self.out_proj(attention)]
+        if self.mamba_mixer is not None:
+            messages += self.mamba_mixer(states, valid)
         return states + self.ffn(torch.cat([states, *messages], dim=-1))
 
 
@@ -615,6 +641,12 @@ class MambaGlue(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
+
+    @property
+    def has_silent_branch(self) -> bool:
+        """True if the Mamba branch of no layer is heard: the network is LightGlue."""
+        mixers = [m for m in self.modules() if isinstance(m, MambaAttentionMixer)]
+        return all(mixer.is_branch_silent for mixer in mixers)
 
     def fuse(self) -> MambaGlue:
         """Fold what is linear into one layer, for inference; the function stays the same."""

@@ -46,6 +46,7 @@ CONTAINERS = ("state_dict", "model", "extractor")
 IGNORED_LIBRARIES = ("lightning.", "pytorch_lightning.", "omegaconf.", "yacs.", "numpy.")
 
 FINGERPRINT_DIGITS = 16
+SILENT = "the Mamba branch is silent"
 EIGHT_BITS_FROM = 4096  # weights; smaller tensors are few
 
 
@@ -232,10 +233,11 @@ def _build(network: str, config: dict[str, Any], path: Path, stored: StateDict) 
         return jamma
     if network == "mambaglue":
         from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
-        from sfm_matchers.weights import convert_mambaglue
 
         mambaglue = MambaGlue(MambaGlueConfig(**config))
-        _load_strictly(mambaglue, stored, convert_mambaglue.convert, path)
+        _load_strictly(mambaglue, stored, convert_sparse, path)
+        if mambaglue.has_silent_branch:
+            logger.warning("%s: LightGlue's weights in MambaGlue's shape: %s", path.name, SILENT)
         return mambaglue
 
     from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
@@ -246,6 +248,19 @@ def _build(network: str, config: dict[str, Any], path: Path, stored: StateDict) 
         eloftr.fuse()
     _load_strictly(eloftr, stored, convert_efficient_loftr.convert, path)
     return eloftr.fuse()
+
+
+def convert_sparse(stored: StateDict) -> StateDict:
+    """Return MambaGlue's state dict of a checkpoint of MambaGlue's or LightGlue's.
+
+    Raises:
+        WeightsError: it is of neither; the message names a tensor.
+    """
+    from sfm_matchers.weights import convert_lightglue, convert_mambaglue
+
+    if convert_lightglue.is_lightglue(stored):
+        stored = convert_lightglue.convert(stored)
+    return convert_mambaglue.convert(stored)
 
 
 def _load_strictly(

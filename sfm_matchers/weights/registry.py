@@ -126,6 +126,17 @@ OFFICIAL = (
         sha256="5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
     ),
     Checkpoint(
+        name="aliked-n16rot/official",
+        network="aliked-n16rot",
+        file_name="aliked-n16rot.pth",
+        url="https://github.com/Shiaoming/ALIKED/raw/main/models/aliked-n16rot.pth",
+        licence="BSD-3-Clause",
+        trained_on="MegaDepth and homographies, photos turned against each other",
+        layout="authors, state dict",
+        size=2_738_325,
+        sha256="ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
+    ),
+    Checkpoint(
         name="disk/official",
         network="disk",
         file_name="depth-save.pth",
