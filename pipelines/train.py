@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,13 +15,15 @@ import torch
 from sfm_matchers.benchmark_pairs import read_posed_pairs
 from sfm_matchers.errors import InputError, SfmMatchersError
 from sfm_matchers.training.loop import Trainer, TrainingOptions
+from sfm_matchers.training.mambaglue_task import Start
 from sfm_matchers.training.megadepth import load_megadepth
 from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
-from sfm_matchers.training.tasks import FINE_TASKS, TASKS
+from sfm_matchers.training.sparse_pairs import MODELS
+from sfm_matchers.training.tasks import TASKS, TaskOptions, make_task
 
 logger = logging.getLogger("sfm_matchers.train")
 
-CONFS = {"jamma": "jamma", "eloftr": "eloftr", "mambaglue": "sift+mambaglue"}  # of trained weights
+FEATURES = ("sift", *MODELS)
 
 
 def main(
@@ -32,11 +34,15 @@ def main(
     *,
     megadepth_dir: Path | None = None,
     scene_info_dir: Path | None = None,
+    hold_out: Sequence[str] = (),
     validation_pairs: Path | None = None,
     validation_images: Path | None = None,
     device: str = "auto",
     initial_weights: Path | None = None,
     only_fine: bool = False,
+    features: str = "sift",
+    inherited_rate: float = Start.rate,
+    stay_close: float = Start.stay_close,
 ) -> None:
     """Train `matcher` on the photographs of a folder, or go on where `output` stands.
 
@@ -48,20 +54,28 @@ def main(
         megadepth_dir: posed photographs with depth in the layout of `training.megadepth`; half of
             the batches are made of them.
         scene_info_dir: their indices; `megadepth_dir/scene_info` by default.
+        hold_out: scenes of these that are kept for validation besides.
         validation_pairs: list of real pairs whose poses are estimated at every validation; see
             `benchmark_pairs.read_posed_pairs`.
         validation_images: what its names are relative to; by default its own folder.
         device: auto, cpu, cuda or cuda:N.
-        initial_weights: checkpoint or weights to start from.
-        only_fine: train what follows the coarse matches alone; a key of `FINE_TASKS`.
+        initial_weights: checkpoint or weights to start from; for MambaGlue LightGlue's too.
+        only_fine: train what follows the coarse matches alone.
+        features: front-end of MambaGlue, one of `FEATURES`.
+        inherited_rate: see `Start.rate`.
+        stay_close: see `Start.stay_close`.
 
     Raises:
         InputError: unknown matcher, no photographs, or a checkpoint of another run in `output`.
     """
-    tasks = FINE_TASKS if only_fine else TASKS
-    if matcher not in tasks:
-        what = "only the fine stage of " if only_fine else ""
-        raise InputError(f"cannot train {what}{matcher!r}: choose one of {', '.join(tasks)}")
+    if initial_weights is not None and not initial_weights.is_file():
+        raise InputError(f"no file {initial_weights}: give a checkpoint or weights to start from")
+    is_sparse = matcher == "mambaglue"
+    start = None
+    if is_sparse and initial_weights is not None:
+        start = Start(initial_weights, inherited_rate, stay_close)
+    options_of_task = TaskOptions(features, start, output / "features")
+    task = make_task(matcher, options_of_task, only_fine=only_fine)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = list_photographs(photo_dir)
@@ -72,22 +86,23 @@ def main(
     logger.info("%d photographs to train on, %d held out", len(training), len(validation))
     if megadepth_dir is not None:
         scene_info_dir = scene_info_dir or megadepth_dir / "scene_info"
-        training.posed, validation.posed = load_megadepth(megadepth_dir, scene_info_dir)
+        training.posed, validation.posed = load_megadepth(megadepth_dir, scene_info_dir, hold_out)
     measure = None
     if validation_pairs is not None:
         image_dir = validation_images or validation_pairs.parent
-        measure = _pose_measure(matcher, validation_pairs, image_dir, device)
-    trainer = Trainer(tasks[matcher](), options, training, output, torch.device(device))
+        conf = f"{features}+mambaglue" if is_sparse else matcher
+        measure = _pose_measure(conf, validation_pairs, image_dir, device)
+    trainer = Trainer(task, options, training, output, torch.device(device))
     if trainer.resume():
         logger.info("going on from step %d of %d", trainer.step, options.steps)
-    elif initial_weights is not None:
+    elif initial_weights is not None and not is_sparse:
         trainer.load_initial_weights(initial_weights)
     trainer.run(validation, measure)
     logger.info("weights after %d pairs: %s", trainer.pairs, output / "weights.safetensors")
 
 
 def _pose_measure(
-    matcher: str, pairs_file: Path, image_dir: Path, device: str
+    conf: str, pairs_file: Path, image_dir: Path, device: str
 ) -> Callable[[Path], dict[str, float]]:
     """A function that measures exported weights on real pairs."""
     from pipelines.evaluate import evaluate_pairs  # needs pycolmap, training itself does not
@@ -95,9 +110,7 @@ def _pose_measure(
     read_posed_pairs(pairs_file, image_dir)  # a bad list should not stop a run hours later
 
     def measure(weights: Path) -> dict[str, float]:
-        result = evaluate_pairs(
-            pairs_file, image_dir, CONFS[matcher], weights=str(weights), device=device
-        )
+        result = evaluate_pairs(pairs_file, image_dir, conf, weights=str(weights), device=device)
         logger.info("%s", result.summary())
         auc5, auc10, auc20 = result.auc["OpenCV MAGSAC++"]
         areas = {"pose_auc5": auc5, "pose_auc10": auc10, "pose_auc20": auc20}
@@ -142,7 +155,40 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=defaults.workers, help="threads that share a batch on a CPU"
     )
-    parser.add_argument("--init", type=Path, help="checkpoint.pt or weights to start from")
+    parser.add_argument(
+        "--hold_out",
+        nargs="*",
+        default=[],
+        metavar="SCENE",
+        help="scenes of MEGADEPTH_DIR to validate on, besides one in ten",
+    )
+    parser.add_argument(
+        "--features",
+        choices=FEATURES,
+        default="sift",
+        help="front-end of mambaglue (default: sift); features of networks are computed once and "
+        "kept in OUTPUT/features",
+    )
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="weights to start from: checkpoint.pt or weights.safetensors of a run; for mambaglue "
+        "any of MambaGlue's or LightGlue's, of the same features or others",
+    )
+    parser.add_argument(
+        "--inherited_rate",
+        type=float,
+        default=Start.rate,
+        help="mambaglue with --init: share of the learning rate that all but the Mamba branch has "
+        f"(default: {Start.rate:g})",
+    )
+    parser.add_argument(
+        "--stay_close",
+        type=float,
+        default=Start.stay_close,
+        help="mambaglue with --init of the same features: weight of the cross-entropy to what the "
+        f"start says of each keypoint (default: {Start.stay_close:g})",
+    )
     parser.add_argument(
         "--only_fine",
         action="store_true",
@@ -173,11 +219,15 @@ if __name__ == "__main__":
             ),
             megadepth_dir=arguments.megadepth_dir,
             scene_info_dir=arguments.scene_info_dir,
+            hold_out=arguments.hold_out,
             validation_pairs=arguments.validation_pairs,
             validation_images=arguments.validation_images,
             device=arguments.device,
             initial_weights=arguments.init,
             only_fine=arguments.only_fine,
+            features=arguments.features,
+            inherited_rate=arguments.inherited_rate,
+            stay_close=arguments.stay_close,
         )
     except SfmMatchersError as error:
         raise SystemExit(f"error: {error}") from None

@@ -50,7 +50,7 @@ from sfm_matchers.training.supervision import (
     window_points,
 )
 from sfm_matchers.training.surfaces import Reliefs, RoundBodies
-from sfm_matchers.training.tasks import TASKS
+from sfm_matchers.training.tasks import TASKS, TaskOptions, make_task
 from sfm_matchers.weights.loading import load_network, load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
 
@@ -451,7 +451,7 @@ def test_exported_weights_load_into_the_network(photographs: Photographs, tmp_pa
 def test_exported_weights_say_what_they_are_for(
     matcher: str, photographs: Photographs, tmp_path: Path
 ) -> None:
-    task = TASKS[matcher]()
+    task = make_task(matcher, TaskOptions())
     Trainer(task, TrainingOptions(steps=2), photographs, tmp_path, CPU).save()
     path = str(tmp_path / "weights.safetensors")
     features = {"features": "sift"} if matcher == "mambaglue" else {}
@@ -490,7 +490,7 @@ def test_jamma_overfits_a_tiny_set(photographs: Photographs) -> None:
 
 @pytest.mark.parametrize("name", list(TASKS))
 def test_pairs_that_share_nothing_give_a_finite_loss(name: str, photographs: Photographs) -> None:
-    task = TASKS[name]()
+    task = make_task(name, TaskOptions())
     network = task.build_network(photographs, CPU).train()
     generator = torch.Generator().manual_seed(1)
     batch = sample_homography_pairs(

@@ -26,7 +26,7 @@ from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs, load_photographs
 from sfm_matchers.training.sift_features import extract_sift
-from sfm_matchers.training.tasks import TASKS
+from sfm_matchers.training.tasks import TASKS, TaskOptions, make_task
 
 CPU = torch.device("cpu")
 TINY_MAMBAGLUE = MambaGlueConfig(features="sift", keypoint_order="score", num_layers=2, dim=64)
@@ -214,7 +214,9 @@ def test_mambaglue_pairs_without_keypoints_have_no_part(photographs: Photographs
 
 
 def _tiny_task(name: str) -> TrainingTask:
-    task = MambaGlueTask(TINY_MAMBAGLUE, 1000) if name == "mambaglue" else TASKS[name]()
+    task: TrainingTask = MambaGlueTask(TINY_MAMBAGLUE, 1000)
+    if name != "mambaglue":
+        task = make_task(name, TaskOptions())
     if isinstance(task, JamMaTask | EfficientLoFTRTask):
         task.fine_share, task.windows = 1.0, 16
     return task

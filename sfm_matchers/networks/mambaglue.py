@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -144,6 +144,15 @@ class LocalFeatures:
             return self.num_keypoints.long()
         batch, most = self.keypoints.shape[:2]
         return torch.full((batch,), most, device=self.keypoints.device)
+
+    def select(self, pairs: Tensor | Sequence[int]) -> LocalFeatures:
+        """Keep the pairs chosen by a (B,) mask or by their indices."""
+        present = {
+            item.name: value[pairs]
+            for item in fields(self)
+            if (value := getattr(self, item.name)) is not None
+        }
+        return LocalFeatures(**present)
 
     def require(self, field: str) -> Tensor:
         """Return a field that may be None, or raise InputError where it is."""
@@ -679,8 +688,15 @@ class MambaGlue(nn.Module):
         self._write_matches(last, work, matches)
         return matches
 
-    def forward_layers(self, features0: LocalFeatures, features1: LocalFeatures) -> LayerOutputs:
+    def forward_layers(
+        self, features0: LocalFeatures, features1: LocalFeatures, *, only_last: bool = False
+    ) -> LayerOutputs:
         """Run all layers on all keypoints and return what the training loss needs.
+
+        Args:
+            features0: of images 0.
+            features1: of images 1.
+            only_last: compute the assignment of the last layer alone, and no confidence.
 
         Raises:
             InputError: the features do not fit the network or each other, or an image has no
@@ -693,6 +709,8 @@ class MambaGlue(nn.Module):
         valid0, valid1 = work.points0.valid, work.points1.valid
         for number in range(self.config.num_layers):
             work = self._run_layer(number, work)
+            if only_last and number < self.config.num_layers - 1:
+                continue
             states0, states1 = in_given_order(work.points0), in_given_order(work.points1)
             head = self.log_assignment[number]
             outputs.log_assignments.append(head(states0, states1, valid0, valid1))

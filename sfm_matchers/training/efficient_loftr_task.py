@@ -30,7 +30,7 @@ from sfm_matchers.training.efficient_loftr_supervision import (
     local_loss,
 )
 from sfm_matchers.training.homographies import sample_homography_pairs
-from sfm_matchers.training.loop import TrainedNetwork
+from sfm_matchers.training.loop import OneRate, TrainedNetwork
 from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
@@ -66,7 +66,7 @@ def to_gray(images: Tensor) -> Tensor:
     return (images * weights).sum(1, keepdim=True)
 
 
-class EfficientLoFTRTask:
+class EfficientLoFTRTask(OneRate):
     """Efficient LoFTR: the authors' losses, after a warm-up with a plainer coarse one.
 
     At first the coarse loss is the cross-entropy over the rows and the columns of the logits, then

@@ -19,7 +19,7 @@ from sfm_matchers.networks.jamma import (
     JamMaFeatures,
 )
 from sfm_matchers.training.homographies import sample_homography_pairs
-from sfm_matchers.training.loop import TrainedNetwork
+from sfm_matchers.training.loop import OneRate, TrainedNetwork
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, PairGeometry
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.training.schedule import (
@@ -52,7 +52,7 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean) / images.new_tensor(IMAGE_STD).view(3, 1, 1)
 
 
-class JamMaTask:
+class JamMaTask(OneRate):
     """JamMa: cross-entropy at the coarse and the fine level, regression of the offsets.
 
     Cells without a partner are told to the network too. The fine stage costs more than the rest per

@@ -8,12 +8,12 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,6 @@ from sfm_matchers.networks.precision import has_fast_bfloat16
 from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.export import load_half_precision, save_half_precision
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
-from sfm_matchers.training.pair_batch import PairBatch
 from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.weights.registry import WeightsMetadata
 
@@ -40,6 +39,16 @@ VALIDATION_NAME = "validation.csv"
 CURVES_NAME = "metrics.png"
 
 WeightsMeasure = Callable[[Path], dict[str, float]]
+
+
+class OneRate:
+    """A training task in which everything learns at the same pace, and has nothing to set."""
+
+    settings: Mapping[str, str] = MappingProxyType({})
+
+    def learning_rates(self, network: nn.Module) -> Mapping[str, Tensor | float]:
+        """See `TrainingTask.learning_rates`."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class TrainingTask(Protocol):
     """What the loop needs to know of one network."""
 
     trains: TrainedNetwork
+    settings: Mapping[str, str]
+    """What else decides the course of a run; a run goes on with the same only."""
 
     def build_network(self, photographs: Photographs, device: torch.device) -> nn.Module:
         """Make the network with its initial weights, which may depend on the photographs."""
@@ -67,14 +78,18 @@ class TrainingTask(Protocol):
         progress: float,
         generator: torch.Generator,
         device: torch.device,
-    ) -> PairBatch:
+    ) -> Sized:
         """Make training pairs; `progress` runs from 0 to 1 and sets their difficulty."""
         ...
 
     def losses(
-        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+        self, network: nn.Module, batch: Any, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar to minimise and scalars to record."""
+        ...
+
+    def learning_rates(self, network: nn.Module) -> Mapping[str, Tensor | float]:
+        """Shares of the learning rate; see `MatrixAndScalarOptimizer`."""
         ...
 
     def validate(
@@ -155,7 +170,10 @@ class Trainer:
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = MatrixAndScalarOptimizer(
-            self.network, options.learning_rate, options.weight_decay
+            self.network,
+            options.learning_rate,
+            options.weight_decay,
+            task.learning_rates(self.network),
         )
         # The setting is one of each thread; `_flushed_denormals` says why.
         self.workers = ThreadPoolExecutor(
@@ -234,6 +252,7 @@ class Trainer:
         """Write checkpoint, exported weights, metrics and curves; each file is replaced whole."""
         state = {
             "options": asdict(self.options),
+            "settings": dict(self.task.settings),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -310,6 +329,12 @@ class Trainer:
                     f"{path} was made with {key}={state['options'][key]}, now "
                     f"{getattr(self.options, key)}: give the same value or another --output"
                 )
+        settings = dict(self.task.settings)
+        if state.get("settings", {}) != settings:
+            raise InputError(
+                f"{path} was made with {state.get('settings')}, now {settings}: give the same "
+                "options or another --output"
+            )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         try:

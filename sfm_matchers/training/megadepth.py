@@ -10,7 +10,10 @@ Intrinsics are taken in pixels with (0, 0) the centre of the top-left one, as Lo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -28,6 +31,9 @@ from sfm_matchers.training.photographs import is_held_out
 
 # LoFTR's recipe has 0.2, which takes much of what is hidden for visible.
 MAX_RELATIVE_DEPTH_ERROR = 0.05
+# Pairs are drawn uniformly over bins of overlap: most pairs of a scene are either easy or hopeless.
+OVERLAP_BINS = np.linspace(0.1, 0.7, 7)
+MEMORY_LIMIT = 4 * 1024**3  # bytes of decoded photos and depth maps; then the oldest go
 
 
 @dataclass
@@ -57,7 +63,7 @@ class ResizedDepthGeometry:
 
 @dataclass
 class PosedPhotographs:
-    """Scenes of photos with depth, from which training pairs are drawn; read when needed.
+    """Scenes of photos with depth, from which training pairs are drawn; read when first needed.
 
     Attributes:
         folder: what the paths in the scenes are relative to.
@@ -66,6 +72,8 @@ class PosedPhotographs:
 
     folder: Path
     scenes: list[SceneInfo]
+    _decoded: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def sample_pairs(
         self,
@@ -86,13 +94,32 @@ class PosedPhotographs:
         Raises:
             InputError: a file is missing or cannot be read.
         """
-        drawn = [self._draw(generator) for _ in range(batch_size)]
+        drawn = [self.draw_pair(generator) for _ in range(batch_size)]
         sides = [
-            [self._read(scene, pair[side], image_size) for scene, pair in drawn] for side in (0, 1)
+            [self._fitted(scene, pair[side], image_size) for scene, pair in drawn]
+            for side in (0, 1)
         ]
         images, scales, depths = ([_stack(side, k) for side in sides] for k in range(3))
+        geometry = self.geometry(drawn, (depths[0], depths[1]), (scales[0], scales[1]), device)
+        return PairBatch(images[0].to(device), images[1].to(device), geometry)
+
+    def geometry(
+        self,
+        drawn: Sequence[tuple[SceneInfo, tuple[int, int]]],
+        depths: tuple[Tensor, Tensor],
+        scales: tuple[Tensor, Tensor],
+        device: torch.device | str,
+    ) -> ResizedDepthGeometry:
+        """The truth between B pairs of photos of one scene each.
+
+        Args:
+            drawn: scenes, and indices of their photos.
+            depths: of both photos, (B, H, W), padded with zeros.
+            scales: sides of the photos over those of the images, (B, 2) for either.
+            device: where the tensors are put.
+        """
         pairs = [scene.posed_pair(*pair) for scene, pair in drawn]
-        geometry = DepthGeometry(
+        photos = DepthGeometry(
             depths[0].to(device),
             depths[1].to(device),
             _float_stack([pair.intrinsics0 for pair in pairs]).to(device),
@@ -100,27 +127,52 @@ class PosedPhotographs:
             _float_stack([pair.cam1_from_cam0 for pair in pairs]).to(device),
             MAX_RELATIVE_DEPTH_ERROR,
         )
-        resized = ResizedDepthGeometry(geometry, scales[0].to(device), scales[1].to(device))
-        return PairBatch(images[0].to(device), images[1].to(device), resized)
+        return ResizedDepthGeometry(photos, scales[0].to(device), scales[1].to(device))
 
-    def _draw(self, generator: torch.Generator) -> tuple[SceneInfo, tuple[int, int]]:
+    def draw_pair(self, generator: torch.Generator) -> tuple[SceneInfo, tuple[int, int]]:
+        """Draw a scene and two of its photos: a bin of overlap, and a pair in it."""
         scene = self.scenes[int(torch.randint(len(self.scenes), (), generator=generator))]
-        pair = scene.pairs[int(torch.randint(len(scene.pairs), (), generator=generator))].tolist()
+        bins = np.digitize(scene.overlaps, OVERLAP_BINS)
+        filled = [k for k in range(1, len(OVERLAP_BINS)) if (bins == k).any()]
+        candidates = scene.pairs
+        if filled:
+            chosen = filled[int(torch.randint(len(filled), (), generator=generator))]
+            candidates = scene.pairs[bins == chosen]
+        pair = candidates[int(torch.randint(len(candidates), (), generator=generator))].tolist()
         if torch.rand((), generator=generator) < 0.5:
             pair = pair[::-1]
         return scene, (pair[0], pair[1])
 
-    def _read(
-        self, scene: SceneInfo, index: int, image_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Image (3, H, W) in 0..1, scale (2,) back to the photo, depth map of the photo."""
+    def read(self, scene: SceneInfo, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A photo (H, W, 3) uint8 and its depth map (H, W) float32; decoded once.
+
+        Raises:
+            InputError: a file is missing or cannot be read.
+        """
         name, depth_name = scene.image_paths[index], scene.depth_paths[index]
         if name is None or depth_name is None:
             raise InputError(f"photo {index} of a scene with {len(scene.pairs)} pairs has no path")
+        with self._lock:
+            if name in self._decoded:
+                self._decoded.move_to_end(name)
+                return self._decoded[name]
         photo, depth = read_image(self.folder / name), _read_depth(self.folder / depth_name)
-        height, width = photo.shape[:2]
-        if depth.shape != (height, width):
+        if depth.shape != photo.shape[:2]:
             raise InputError(f"{depth_name} has the shape {depth.shape}, its photo {photo.shape}")
+        with self._lock:
+            self._decoded[name] = photo, depth
+            total = sum(photo.nbytes + depth.nbytes for photo, depth in self._decoded.values())
+            while total > MEMORY_LIMIT and len(self._decoded) > 1:
+                oldest = self._decoded.popitem(last=False)[1]
+                total -= oldest[0].nbytes + oldest[1].nbytes
+        return photo, depth
+
+    def _fitted(
+        self, scene: SceneInfo, index: int, image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Image (3, H, W) in 0..1, scale (2,) back to the photo, depth map of the photo."""
+        photo, depth = self.read(scene, index)
+        height, width = photo.shape[:2]
         factor = min(1.0, image_size[0] / height, image_size[1] / width)
         rows, columns = max(1, round(height * factor)), max(1, round(width * factor))
         resized = np.asarray(cv2.resize(photo, (columns, rows), interpolation=cv2.INTER_AREA))
@@ -129,7 +181,9 @@ class PosedPhotographs:
         return image, torch.tensor([width / columns, height / rows]), torch.from_numpy(depth)
 
 
-def load_megadepth(folder: Path, scene_info: Path) -> tuple[PosedPhotographs, PosedPhotographs]:
+def load_megadepth(
+    folder: Path, scene_info: Path, hold_out: Sequence[str] = ()
+) -> tuple[PosedPhotographs, PosedPhotographs]:
     """Read the indices of all scenes: those to train on, and those held out.
 
     One scene in ten is held out, by a hash of the name of its index up to the first "_", because
@@ -138,9 +192,10 @@ def load_megadepth(folder: Path, scene_info: Path) -> tuple[PosedPhotographs, Po
     Args:
         folder: holds the photos and the depth maps.
         scene_info: folder of the indices.
+        hold_out: names of further scenes to hold out.
 
     Raises:
-        InputError: there are no indices, or one cannot be read.
+        InputError: there are no indices, one cannot be read, or a scene to hold out is none.
     """
     files = sorted(scene_info.glob("*.npz"))
     scenes = {file: read_scene_info(file) for file in files}
@@ -148,7 +203,10 @@ def load_megadepth(folder: Path, scene_info: Path) -> tuple[PosedPhotographs, Po
     if not scenes:
         raise InputError(f"no scene_info files with pairs (*.npz) in {scene_info}")
     names = {file: file.stem.split("_")[0] for file in scenes}
+    if unknown := set(hold_out) - set(names.values()):
+        raise InputError(f"no scene {min(unknown)!r} to hold out in {scene_info}")
     chosen = {name for name in names.values() if is_held_out(name)} or {min(names.values())}
+    chosen |= set(hold_out)
     held_out = [file for file in scenes if names[file] in chosen]
     kept = [file for file in scenes if names[file] not in chosen] or held_out
     return (

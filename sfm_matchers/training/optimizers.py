@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,9 +87,19 @@ class MatrixAndScalarOptimizer:
         network: those of its parameters that require gradients are trained.
         learning_rate: until `set_learning_rate` says another.
         weight_decay: on what has two dimensions or more.
+        rates: of some parameters, by name, the share of the learning rate that they have: a number
+            or a tensor that broadcasts over the parameter.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        rates: Mapping[str, Tensor | float] | None = None,
+    ) -> None:
+        parameters = dict(network.named_parameters())
+        self._rates = [(parameters[name], rate) for name, rate in (rates or {}).items()]
         self._kernels = _mixing_kernels(network)
         # Views: Muon takes matrices only, and what it writes here is the network's.
         self._matrices = [kernel.detach().view(len(kernel), -1) for kernel in self._kernels]
@@ -110,10 +121,14 @@ class MatrixAndScalarOptimizer:
 
     def step(self) -> None:
         """Update the parameters by their gradients."""
+        # An optimizer has one rate for a whole tensor, and its steps do not grow with gradients.
+        before = [parameter.detach().clone() for parameter, _ in self._rates]
         for kernel, matrix in zip(self._kernels, self._matrices, strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
         for optimizer in self._optimizers:
             optimizer.step()
+        for (parameter, rate), old in zip(self._rates, before, strict=True):
+            parameter.data.copy_(old + (parameter.detach() - old) * rate)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""

@@ -51,27 +51,47 @@ def sample_scheduled_pairs(
         max_turn: degrees, 0 to 180, by which users turn cameras between photos that the network
             is to match.
     """
-    sizes = next(sizes for until, sizes in SIZES.items() if progress <= until)
-    size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-    count = max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
     if photographs.posed and float(torch.rand((), generator=generator)) < POSED_SHARE:
+        size, count = _draw_size(batch_size, progress, generator)
         batch = photographs.posed.sample_pairs(count, size, generator=generator, device=device)
     else:
-        strength = EASIEST + (HARDEST - EASIEST) * min(1.0, progress / HARDEST_FROM)
-        with_parallax = float(torch.rand((), generator=generator)) < PARALLAX_SHARE
-        sample = sample_parallax_pairs if with_parallax else sample_homography_pairs
-        is_turned = float(torch.rand((), generator=generator)) < TURNED_SHARE
-        batch = sample(
-            photographs,
-            count,
-            size,
-            strength=strength,
-            generator=generator,
-            device=device,
-            max_turn=max_turn if is_turned else 0.0,
-        )
+        batch = sample_made_pairs(photographs, batch_size, progress, generator, device, max_turn)
     is_mismatched = float(torch.rand((), generator=generator)) < MISMATCHED_SHARE
     return batch.mismatched() if is_mismatched and len(batch) > 1 else batch
+
+
+def sample_made_pairs(
+    photographs: Photographs,
+    batch_size: float,
+    progress: float,
+    generator: torch.Generator,
+    device: torch.device,
+    max_turn: float,
+) -> PairBatch:
+    """Pairs made of single photographs; arguments as `sample_scheduled_pairs`."""
+    size, count = _draw_size(batch_size, progress, generator)
+    strength = EASIEST + (HARDEST - EASIEST) * min(1.0, progress / HARDEST_FROM)
+    with_parallax = float(torch.rand((), generator=generator)) < PARALLAX_SHARE
+    sample = sample_parallax_pairs if with_parallax else sample_homography_pairs
+    is_turned = float(torch.rand((), generator=generator)) < TURNED_SHARE
+    return sample(
+        photographs,
+        count,
+        size,
+        strength=strength,
+        generator=generator,
+        device=device,
+        max_turn=max_turn if is_turned else 0.0,
+    )
+
+
+def _draw_size(
+    batch_size: float, progress: float, generator: torch.Generator
+) -> tuple[tuple[int, int], int]:
+    """Height and width of images, and how many pairs of them make a batch."""
+    sizes = next(sizes for until, sizes in SIZES.items() if progress <= until)
+    size = sizes[int(torch.randint(len(sizes), (), generator=generator))]
+    return size, max(1, round(batch_size * REFERENCE_AREA / (size[0] * size[1])))
 
 
 def validation_sets(
