@@ -121,10 +121,10 @@ class MambaGlueTask:
         inherited = convert_sparse(load_state_dict_file(self.start.path))
         own = network.state_dict()
         positions = inherited["posenc.Wr.weight"]
-        self._has_new_input = positions.shape != own["posenc.Wr.weight"].shape
-        if self._has_new_input:
-            inherited |= self._new_input(network, inherited)
+        self._has_new_input = positions.shape[1] != own["posenc.Wr.weight"].shape[1]
         try:
+            if self._has_new_input:
+                inherited |= self._new_input(network, inherited)
             network.load_state_dict(inherited)
         except RuntimeError as error:
             raise InputError(f"{self.start.path} holds weights of another network") from error
