@@ -1,6 +1,7 @@
-"""Make a file of weights to ship of what a training run has written.
+"""Make a file of weights to ship, of what a training run has written or of others' weights.
 
     python -m pipelines.bundle --weights RUN/weights.safetensors --output jamma.safetensors
+    python -m pipelines.bundle --official aliked-n16rot --output aliked-n16rot.safetensors
 
 Several files become one, their mean: of runs that began with the same weights it is often as good
 as the best of them, whatever the pairs.
@@ -76,6 +77,40 @@ def bundle(
     save_bundled(mean, output, described, eight_bits=eight_bits)
 
 
+def bundle_official(name: str, output: Path) -> None:
+    """Write the authors' weights of a network in half precision, under their licence.
+
+    Args:
+        name: a network with an official checkpoint in the registry.
+        output: the file to write.
+
+    Raises:
+        InputError: there is none.
+        WeightsError: it cannot be had.
+    """
+    from sfm_matchers.weights import (
+        WeightsMetadata,
+        fetch,
+        find_checkpoint,
+        load_state_dict_file,
+        save_bundled,
+    )
+
+    checkpoint = find_checkpoint(f"{name}/official")
+    if checkpoint is None:
+        raise InputError(f"there are no official weights of {name!r}")
+    described = WeightsMetadata(
+        checkpoint.network,
+        checkpoint.trained_on,
+        steps=0,
+        metrics={},
+        features=checkpoint.features,
+        licence=checkpoint.licence,
+        note="the authors' weights, in half precision",
+    )
+    save_bundled(load_state_dict_file(fetch(checkpoint)), output, described)
+
+
 def _metadata(weights: Path) -> WeightsMetadata:
     from sfm_matchers.weights.registry import WeightsMetadata
 
@@ -92,13 +127,14 @@ def _metadata(weights: Path) -> WeightsMetadata:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--weights",
         type=Path,
         nargs="+",
-        required=True,
         help="weights.safetensors of a training run, or of several: their mean",
     )
+    source.add_argument("--official", metavar="NETWORK", help="the authors' weights of a network")
     parser.add_argument("--output", type=Path, required=True, help="the file to write")
     parser.add_argument(
         "--trained_on", help="what they were trained on in all (default: what the last file says)"
@@ -113,14 +149,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
 
     def job() -> int:
-        bundle(
-            given.weights,
-            given.output,
-            trained_on=given.trained_on,
-            eight_bits=given.eight_bits,
-            licence=given.licence,
-            note=given.note,
-        )
+        if given.official:
+            bundle_official(given.official, given.output)
+        else:
+            bundle(
+                given.weights,
+                given.output,
+                trained_on=given.trained_on,
+                eight_bits=given.eight_bits,
+                licence=given.licence,
+                note=given.note,
+            )
         print(f"{given.output}: {given.output.stat().st_size / 1e6:.1f} MB")
         return 0
 

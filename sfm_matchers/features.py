@@ -42,7 +42,7 @@ from .images import (
     to_original,
 )
 from .storage import StagedFile, fingerprint
-from .weights import Checkpoint, fetch, find_checkpoint, load_state_dict_file
+from .weights import Checkpoint, default_source, fetch, find_checkpoint, load_state_dict_file
 
 
 @dataclass(frozen=True)
@@ -368,24 +368,25 @@ def _check_limit(max_num_keypoints: int) -> None:
 
 def _require_superpoint_licence() -> None:
     if os.environ.get(SUPERPOINT_VARIABLE) != "1":
-        checkpoint = _official("superpoint")
+        checkpoint = cast(Checkpoint, find_checkpoint("superpoint/official"))
         raise InputError(
             f"superpoint's licence ({checkpoint.licence}) allows {checkpoint.allows}: "
             f"set {SUPERPOINT_VARIABLE}=1 to accept it, or use sift, aliked-n16 or disk"
         )
 
 
-def _official(name: str) -> Checkpoint:
-    return cast(Checkpoint, find_checkpoint(f"{name}/official"))
-
-
 def _load_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) -> None:
-    """Fill a front-end with its official weights; `constants` are entries that their file lacks.
+    """Fill a front-end with its bundled weights, else the authors' file.
+
+    Args:
+        network: changed in place.
+        name: as the registry has it.
+        constants: entries that the authors' files lack.
 
     Raises:
         WeightsError: they cannot be had, or are those of another network.
     """
-    path = fetch(_official(name))
+    path = fetch(cast(Checkpoint, find_checkpoint(f"{name}/{default_source(name)}")))
     own = network.state_dict()
     state_dict = {**{key: own[key] for key in constants}, **load_state_dict_file(path)}
     try:

@@ -118,6 +118,7 @@ class MambaGlueMatcher:
         self.device = torch.device(device)
         self.batch_size = _batch_size(self.device)
         self.resize_max = resize_max
+        self.layers_run: list[int] = []
 
     def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """See `SparseMatcher.match`. Scores are MambaGlue's assignment probabilities."""
@@ -130,6 +131,7 @@ class MambaGlueMatcher:
         """See `SparseBatchMatcher.match_batch`."""
         images0, images1 = zip(*pairs, strict=True)
         output = self.network(self._features(images0), self._features(images1))
+        self.layers_run = output.stop.tolist()
         matches0 = output.matches0.to(torch.int32).cpu().numpy()
         scores0 = output.matching_scores0.float().cpu().numpy()
         scores0 = np.where(matches0 >= 0, scores0, 0)

@@ -62,6 +62,17 @@ class SparseBatchMatcher(SparseMatcher, Protocol):
         """Do what `match` does for each pair."""
 
 
+@runtime_checkable
+class EarlyExitMatcher(SparseBatchMatcher, Protocol):
+    """A sparse matcher that runs fewer layers on easy pairs.
+
+    Attributes:
+        layers_run: for each pair of the last batch, the layers that it took.
+    """
+
+    layers_run: list[int]
+
+
 @dataclass(frozen=True)
 class EncodedImage:
     """What a detector-free network knows of one image alone; reused over the image's pairs.

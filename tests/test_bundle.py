@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import shared_path
 
 from pipelines.bundle import main
 from sfm_matchers.networks.jamma import JamMa
 from sfm_matchers.training.export import save_half_precision
-from sfm_matchers.weights import WeightsMetadata, load_network
+from sfm_matchers.weights import WeightsMetadata, load_network, load_state_dict_file
 
 METADATA = WeightsMetadata(
     "jamma",
@@ -92,3 +93,22 @@ def test_files_of_different_networks_have_no_mean(
     assert main(["--weights", str(exported), str(other), "--output", str(path)]) == 2
     assert "not of one network" in capsys.readouterr().err
     assert not path.exists()
+
+
+def test_others_weights_keep_their_licence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official = shared_path("weights/aliked-n16rot.pth")
+    monkeypatch.setenv("SFM_MATCHERS_CACHE", str(tmp_path))
+    (tmp_path / "aliked-n16rot.pth").write_bytes(official.read_bytes())
+    path = tmp_path / "half.safetensors"
+    assert main(["--official", "aliked-n16rot", "--output", str(path)]) == 0
+    metadata = WeightsMetadata.from_file(path)
+    assert metadata is not None
+    assert (metadata.network, metadata.licence) == ("aliked-n16rot", "BSD-3-Clause")
+    before, after = (load_state_dict_file(file) for file in (official, path))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name].to(tensor), tensor, rtol=1e-3, atol=1e-6)
+    assert main(["--official", "nothing", "--output", str(path)]) == 2
+    assert "no official weights of 'nothing'" in capsys.readouterr().err

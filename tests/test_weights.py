@@ -511,7 +511,9 @@ def test_absent_bundled_weights_say_what_else_to_use() -> None:
     )
     with pytest.raises(WeightsError) as error:
         load_network("mambaglue", "official", features="aliked")
-    assert one_line(error).endswith("'official', nor is that a file: use --weights PATH")
+    assert one_line(error).endswith(
+        "'official', nor is that a file: use --weights lightglue or --weights PATH"
+    )
 
 
 def test_an_unknown_network_and_an_absent_file_are_named(tmp_path: Path) -> None:

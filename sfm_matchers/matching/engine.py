@@ -25,6 +25,7 @@ from ..images import inside_mask, quarters_to_upright, read_photo, turned
 from ..protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
+    EarlyExitMatcher,
     EncodedImage,
     SparseBatchMatcher,
     SparseMatcher,
@@ -205,11 +206,14 @@ def _match_features_of(
         results = matcher.match_batch(features)
     else:
         results = [matcher.match(*both) for both in features]
-    for pair, (matches0, scores0) in zip(pairs, results, strict=True):
+    layers = matcher.layers_run if isinstance(matcher, EarlyExitMatcher) else None
+    for index, (pair, (matches0, scores0)) in enumerate(zip(pairs, results, strict=True)):
         arrays: dict[str, np.ndarray] = {
             "matches0": matches0.astype(np.int32),
             "matching_scores0": scores0.astype(np.float16),
         }
+        if layers is not None:
+            arrays["layers_run"] = np.asarray(layers[index], np.int8)
         yield pair, arrays
 
 
