@@ -102,8 +102,8 @@ class MambaGlueTask:
                 "rate": str(start.rate),
                 "stay_close": str(start.stay_close),
             }
-        # Descriptors of ALIKED and DISK do not turn with the image.
-        self.max_turn = ANY_TURN if config.front_end.has_scale_and_orientation else UPRIGHT
+        # DISK's descriptors do not turn with the image.
+        self.max_turn = UPRIGHT if config.features == "disk" else ANY_TURN
         self.pairs = SparsePairs(FeatureSource(config.features), Kept(kept), self.max_turn)
         self._reference: MambaGlue | None = None
         self._has_new_input = False

@@ -51,6 +51,7 @@ MADE_BATCH_SIZE = 12  # pairs of `REFERENCE_AREA`, fewer of larger images
 # Views of a posed photograph.
 MAX_LOG2_REDUCTION = 1.0
 ROLL = 12.0  # degrees, standard deviation
+TURNED_VIEWS = 0.5  # of one kind of views: the share that is turned by any angle allowed
 
 Image = dict[str, Tensor]
 """One image of a pair: ``image_size`` (2,), and for each of M keypoints a row of ``keypoints`` (2),
@@ -58,7 +59,7 @@ Image = dict[str, Tensor]
 (2) in the image that the truth speaks of, and what `PairGeometry.warp` says of these: ``warped``
 (2) and ``visible``."""
 
-MODELS = {"aliked": "aliked-n16", "disk": "disk"}  # front-ends that are networks
+MODELS = {"aliked": "aliked-n16rot", "disk": "disk"}  # front-ends that are networks
 PER_KEYPOINT = ("keypoints", "descriptors", "scores", "scales", "oris")
 
 
@@ -316,7 +317,7 @@ class SparsePairs:
         photo_from_view = np.eye(2, 3)
         if number:
             angle = float(torch.randn((), generator=generator)) * ROLL
-            if number == VIEWS - 1:
+            if number == VIEWS - 1 and _uniform(generator) < TURNED_VIEWS:
                 angle += (2 * _uniform(generator) - 1) * self.max_turn
             scale = 2.0 ** (-MAX_LOG2_REDUCTION * _uniform(generator))
             size = (round(width * scale), round(height * scale))
