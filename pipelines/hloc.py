@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from sfm_matchers.matching import Executor
 
 MAX_KEYPOINTS = 8192  # hloc's default
-NO_WEIGHTS = ("sift", "nearest_neighbor")
+NO_WEIGHTS = ("sift", "nearest_neighbor", "colmap_nearest_neighbor")
 KINDS = {
     "extract_features": "local or global features, images",
     "match_features": "sparse, features",

@@ -6,13 +6,19 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
+
+NamedPair = tuple[str, str]
+"""Names of two photos."""
+
+SparseMatches = tuple[np.ndarray, np.ndarray]
+"""What `SparseMatcher.match` returns."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Matches:
 class SparseMatcher(Protocol):
     """Matches between two sets of local features."""
 
-    def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    def match(self, features0: Arrays, features1: Arrays) -> SparseMatches:
         """Match two images' features, given as the datasets of a feature file.
 
         Returns:
@@ -56,9 +62,7 @@ class SparseBatchMatcher(SparseMatcher, Protocol):
 
     batch_size: int
 
-    def match_batch(
-        self, pairs: Sequence[tuple[Arrays, Arrays]]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
+    def match_batch(self, pairs: Sequence[tuple[Arrays, Arrays]]) -> list[SparseMatches]:
         """Do what `match` does for each pair."""
 
 
@@ -71,6 +75,16 @@ class EarlyExitMatcher(SparseBatchMatcher, Protocol):
     """
 
     layers_run: list[int]
+
+
+@runtime_checkable
+class SparseListMatcher(SparseMatcher, Protocol):
+    """A sparse matcher that keeps what it computes of a photo; results are the same."""
+
+    def match_list(
+        self, pairs: Sequence[NamedPair], features_of: Callable[[str], Arrays]
+    ) -> Iterator[tuple[NamedPair, SparseMatches]]:
+        """Do what `match` does for each pair of a list; not always in its order."""
 
 
 @dataclass(frozen=True)

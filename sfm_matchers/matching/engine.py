@@ -18,17 +18,21 @@ from typing import Generic, TypeVar
 import h5py
 import numpy as np
 
+from .. import colmap_matching
 from ..closer_looks import CloserLook, closer_looks
 from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
 from ..images import inside_mask, quarters_to_upright, read_photo, turned
 from ..protocols import (
+    Arrays,
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EarlyExitMatcher,
     EncodedImage,
     SparseBatchMatcher,
+    SparseListMatcher,
     SparseMatcher,
+    SparseMatches,
 )
 from ..quarter_turns import QuarterTurns, unturned_matches
 from ..storage import (
@@ -41,7 +45,7 @@ from ..storage import (
     read_fingerprint,
 )
 from .executors import Executor, InProcess, MatchedPair, MatchPairs
-from .plan import cut
+from .plan import COARSE, FINE, Grain, cut
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +88,8 @@ def match_features(
         sources = {name: _source(features, name) for pair in pairs for name in pair}
     wanted = _wanted(pairs, conf, weights_fingerprint, sources)
     task = FeatureMatching(load_matcher, Path(feature_path))
-    return _complete(task, pairs, wanted, match_path, executor or InProcess())
+    grain = COARSE if conf.model.get("name") == colmap_matching.NAME else FINE
+    return _complete(task, pairs, wanted, match_path, executor or InProcess(), grain)
 
 
 def match_images(
@@ -144,6 +149,7 @@ def _complete(
     wanted: Mapping[str, str],
     path: Path,
     executor: Executor,
+    grain: Grain = FINE,
 ) -> list[Pair]:
     """Match the pairs that the file lacks, or holds of other inputs or settings."""
     staged = StagedFile(path, wanted)
@@ -161,7 +167,7 @@ def _complete(
     left_out: dict[str, str] = {}
     if todo:
         # The plan is that of all pairs, so that it does not depend on what is done already.
-        shards = [shard.only(todo) for shard in cut(pairs, wanted, executor.num_workers)]
+        shards = [shard.only(todo) for shard in cut(pairs, wanted, executor.num_workers, grain)]
         left_out = executor.run(task, shards, staged.path)
     if not executor.shares_with_others:
         # Opened again, it has what the executor has added.
@@ -192,29 +198,37 @@ class FeatureMatching:
             )
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                for batch in _in_batches(pairs, getattr(matcher, "batch_size", 1)):
-                    yield from _match_features_of(matcher, batch, cached)
+                return _match_features(matcher, pairs, cached.get)
 
             yield match
 
 
-def _match_features_of(
-    matcher: SparseMatcher, pairs: Sequence[Pair], cached: _Cache[str, dict[str, np.ndarray]]
+def _match_features(
+    matcher: SparseMatcher, pairs: Sequence[Pair], features_of: Callable[[str], Arrays]
 ) -> Iterator[MatchedPair]:
-    features = [(cached.get(name0), cached.get(name1)) for name0, name1 in pairs]
-    if isinstance(matcher, SparseBatchMatcher):
-        results = matcher.match_batch(features)
+    if isinstance(matcher, SparseListMatcher):
+        for pair, matches in matcher.match_list(pairs, features_of):
+            yield pair, _match_arrays(matches)
+    elif isinstance(matcher, SparseBatchMatcher):
+        for batch in _in_batches(pairs, matcher.batch_size):
+            features = [(features_of(name0), features_of(name1)) for name0, name1 in batch]
+            for index, matches in enumerate(matcher.match_batch(features)):
+                arrays = _match_arrays(matches)
+                if isinstance(matcher, EarlyExitMatcher):
+                    arrays["layers_run"] = np.asarray(matcher.layers_run[index], np.int8)
+                yield batch[index], arrays
     else:
-        results = [matcher.match(*both) for both in features]
-    layers = matcher.layers_run if isinstance(matcher, EarlyExitMatcher) else None
-    for index, (pair, (matches0, scores0)) in enumerate(zip(pairs, results, strict=True)):
-        arrays: dict[str, np.ndarray] = {
-            "matches0": matches0.astype(np.int32),
-            "matching_scores0": scores0.astype(np.float16),
-        }
-        if layers is not None:
-            arrays["layers_run"] = np.asarray(layers[index], np.int8)
-        yield pair, arrays
+        for name0, name1 in pairs:
+            matches = matcher.match(features_of(name0), features_of(name1))
+            yield (name0, name1), _match_arrays(matches)
+
+
+def _match_arrays(matches: SparseMatches) -> dict[str, np.ndarray]:
+    matches0, scores0 = matches
+    return {
+        "matches0": matches0.astype(np.int32),
+        "matching_scores0": scores0.astype(np.float16),
+    }
 
 
 def _in_batches(pairs: Sequence[Pair], size: int) -> Iterator[Sequence[Pair]]:

@@ -7,6 +7,7 @@ it is dropped. Consecutive pairs form a shard, the unit of work of a process.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,25 @@ from ..storage import Pair, fingerprint, names_to_pair
 
 TILE = 16
 PAIRS_PER_SHARD = TILE * TILE
-SHARDS_PER_WORKER = 4  # at least, where there are pairs enough, so that all end at about one time
+SHARDS_PER_WORKER = 4  # or so, where there are pairs enough, so that all end at about one time
+
+
+@dataclass(frozen=True)
+class Grain:
+    """How finely a list of pairs is cut.
+
+    Attributes:
+        tile: photos; a shard has no more pairs than its square.
+        shards_per_worker: or so, where there are pairs enough.
+    """
+
+    tile: int = TILE
+    shards_per_worker: int = SHARDS_PER_WORKER
+
+
+FINE = Grain()
+# For matchers that take longer to get a photo ready than to match two.
+COARSE = Grain(tile=64, shards_per_worker=1)
 
 
 @dataclass(frozen=True)
@@ -36,20 +55,23 @@ class Shard:
         return replace(self, pairs=tuple(pair for pair in self.pairs if pair in pairs))
 
 
-def ordered_for_reuse(pairs: Sequence[Pair]) -> list[Pair]:
+def ordered_for_reuse(pairs: Sequence[Pair], tile: int = TILE) -> list[Pair]:
     """Order pairs so that those that share photos are close to each other."""
     names = sorted({name for pair in pairs for name in pair})
     number = {name: index for index, name in enumerate(names)}
 
     def place(pair: Pair) -> tuple[int, int, int, int]:
         first, second = number[pair[0]], number[pair[1]]
-        return first // TILE, second // TILE, first, second
+        return first // tile, second // tile, first, second
 
     return sorted(pairs, key=place)
 
 
 def cut(
-    pairs: Sequence[Pair], fingerprints: Mapping[str, str], num_workers: int = 1
+    pairs: Sequence[Pair],
+    fingerprints: Mapping[str, str],
+    num_workers: int = 1,
+    grain: Grain = FINE,
 ) -> list[Shard]:
     """Cut the pairs into shards.
 
@@ -57,9 +79,11 @@ def cut(
         pairs: image names; each pair once.
         fingerprints: of each pair's group, from `names_to_pair`.
         num_workers: how many work on them at once.
+        grain: how finely.
     """
-    ordered = ordered_for_reuse(pairs)
-    size = min(PAIRS_PER_SHARD, max(1, len(ordered) // (SHARDS_PER_WORKER * num_workers)))
+    ordered = ordered_for_reuse(pairs, grain.tile)
+    num_shards = grain.shards_per_worker * num_workers
+    size = min(grain.tile**2, max(1, math.ceil(len(ordered) / num_shards)))
     shards = []
     for start in range(0, len(ordered), size):
         chosen = tuple(ordered[start : start + size])
