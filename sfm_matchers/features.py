@@ -18,12 +18,15 @@ best first always, as in MambaGlue's published training on SuperPoint.
 from __future__ import annotations
 
 import os
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pycolmap
@@ -41,7 +44,10 @@ from .images import (
     resize_image,
     to_original,
 )
+from .mapping import quiet_colmap, read_image_ids
+from .memory import available_memory
 from .storage import StagedFile, fingerprint
+from .threads import num_threads
 from .weights import Checkpoint, default_source, fetch, find_checkpoint, load_state_dict_file
 
 
@@ -112,12 +118,33 @@ class FeatureExtractor(Protocol):
         """Return the features of each of some RGB images of one size, (B, H, W, 3) uint8."""
 
 
+@runtime_checkable
+class ParallelFeatureExtractor(FeatureExtractor, Protocol):
+    """A front-end that works on several images at once, whatever their sizes; results are the same.
+
+    Attributes:
+        batch_photos: how many are best given together.
+    """
+
+    batch_photos: int
+
+    def extract_all(self, images: Sequence[np.ndarray]) -> list[Features]:
+        """Return the features of each of some RGB images (H, W, 3) uint8."""
+
+
 # ---------------------------------------------------------------------------------------------
 # SIFT
+
+PHOTOS_PER_THREAD = 4
+PARALLEL_PIXELS = 128 * 1024**2  # of the photos that are given together: 400 MB
+SIFT_BYTES_PER_PIXEL = 300  # the pyramid, which begins at twice the image's size
+MEMORY_SHARE = 0.25  # of what is free
 
 
 class SiftExtractor:
     """COLMAP's SIFT with RootSIFT descriptors (L1 root, 0..255/512 as in COLMAP's database).
+
+    COLMAP's threads work on images of a folder only, and fill a database: both are temporary ones.
 
     Order: COLMAP's, octave by octave from fine to coarse; a keypoint with two orientations appears
     twice. Scores are the scales, since COLMAP prefers large features when it must choose.
@@ -137,27 +164,64 @@ class SiftExtractor:
         peak_threshold: float = 0.02 / 3,
         device: str = "cpu",
     ) -> None:
-        options = pycolmap.FeatureExtractionOptions()
-        options.sift.max_num_features = max_num_features
-        options.sift.peak_threshold = peak_threshold
-        self._extractor = pycolmap.FeatureExtractor.create(options, pycolmap.Device.cpu)
+        self._options = pycolmap.FeatureExtractionOptions()
+        self._options.sift.max_num_features = max_num_features
+        self._options.sift.peak_threshold = peak_threshold
+        self._num_threads = num_threads()
+        # With one thread, each photo is safe when it is done; with more, few wait for the last.
+        self.batch_photos = 1 if self._num_threads == 1 else PHOTOS_PER_THREAD * self._num_threads
 
     def extract(self, images: np.ndarray) -> list[Features]:
         """See `FeatureExtractor.extract`."""
-        return [self._extract_one(image) for image in images]
+        return self.extract_all(images)
 
-    def _extract_one(self, image: np.ndarray) -> Features:
-        bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image)).clone_as_grey()
-        keypoints, descriptors = self._extractor.extract(bitmap)
-        table = pycolmap.keypoints_to_matrix(keypoints).reshape(-1, 4)
-        return Features(
-            # COLMAP's origin is the corner of the top-left pixel.
-            keypoints=table[:, :2].astype(np.float32) - 0.5,
-            descriptors=descriptors.data.T.astype(np.float16) / np.float16(512),
-            scores=table[:, 2].astype(np.float32),
-            scales=table[:, 2].astype(np.float32),
-            orientations=table[:, 3].astype(np.float32),
+    def extract_all(self, images: Sequence[np.ndarray]) -> list[Features]:
+        """See `ParallelFeatureExtractor.extract_all`."""
+        options = self._options
+        options.max_image_size = max(max(image.shape) for image in images)  # as large as they are
+        options.num_threads = self._threads_for(
+            max(image.shape[0] * image.shape[1] for image in images)
         )
+        names = [f"{number}.bmp" for number in range(len(images))]
+        with tempfile.TemporaryDirectory(prefix="sfm-matchers-") as name:
+            folder = Path(name)
+            for name, image in zip(names, images, strict=True):
+                bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image)).clone_as_grey()
+                bitmap.write(folder / name)
+            with quiet_colmap():
+                pycolmap.extract_features(
+                    folder / "database.db",
+                    folder,
+                    names,
+                    pycolmap.CameraMode.PER_IMAGE,
+                    extraction_options=options,
+                    device=pycolmap.Device.cpu,
+                )
+            with pycolmap.Database.open(folder / "database.db") as database:
+                ids = read_image_ids(database)
+                return [_read_sift(database, ids[name]) for name in names]
+
+    def _threads_for(self, pixels: int) -> int:
+        """As many threads as find memory for an image of so many pixels each."""
+        memory = available_memory()
+        if memory is None:
+            return self._num_threads
+        fitting = int(MEMORY_SHARE * memory / (SIFT_BYTES_PER_PIXEL * pixels))
+        return max(1, min(self._num_threads, fitting))
+
+
+def _read_sift(database: pycolmap.Database, image_id: int) -> Features:
+    """Read what COLMAP has found in an image."""
+    x, y, a11, a12, a21, a22 = database.read_keypoints(image_id).reshape(-1, 6).T
+    scales = (np.sqrt(a11 * a11 + a21 * a21) + np.sqrt(a12 * a12 + a22 * a22)) / np.float32(2)
+    return Features(
+        # COLMAP's origin is the corner of the top-left pixel.
+        keypoints=np.stack([x, y], axis=1) - np.float32(0.5),
+        descriptors=database.read_descriptors(image_id).data.T.astype(np.float16) / np.float16(512),
+        scores=scales,
+        scales=scales,
+        orientations=np.arctan2(a21, a11),
+    )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -407,6 +471,8 @@ def _to_features(keypoints: Tensor, descriptors: Tensor, scores: Tensor) -> Feat
 # ---------------------------------------------------------------------------------------------
 # Choosing and extracting
 
+READ_AHEAD = 4  # photos decoded by a thread while the front-end works
+
 EXTRACTORS: dict[str, Callable[..., FeatureExtractor]] = {
     "sift": SiftExtractor,
     "aliked-n16": partial(AlikedExtractor, name="aliked-n16"),
@@ -472,7 +538,7 @@ def extract_features(
         photos = _read_photos(conf, image_dir, missing, mask_dir, image_fingerprints, unusable)
         label = f"Features ({conf['model']['name']})"
         with tqdm(total=len(missing), desc=label, unit="photo") as progress:
-            for batch in _batches(photos, extractor.batch_pixels):
+            for batch in _batches(photos, extractor):
                 staged.add(_extract_batch(extractor, batch), wanted)
                 progress.update(len(batch))
         if unusable:
@@ -517,14 +583,25 @@ def _read_photos(
     image_fingerprints: Mapping[str, str],
     unusable: dict[str, str],
 ) -> Iterator[_Photo]:
-    """Read photos; those that cannot be used are noted with the reason."""
-    for name in names:
+    """Read photos, some ahead; those that cannot be used are noted with the reason."""
+
+    def read(name: str) -> _Photo | None:
         try:
             image, mask = read_photo(image_dir, name, mask_dir, image_fingerprints[name])
         except InputError as error:
             unusable[name] = str(error)
-        else:
-            yield _prepare_photo(conf, name, image, mask)
+            return None
+        return _prepare_photo(conf, name, image, mask)
+
+    with ThreadPoolExecutor(1) as thread:
+        coming: deque[Future[_Photo | None]] = deque()
+        for name in names:
+            coming.append(thread.submit(read, name))
+            if len(coming) > READ_AHEAD and (photo := coming.popleft().result()):
+                yield photo
+        while coming:
+            if photo := coming.popleft().result():
+                yield photo
 
 
 def _prepare_photo(
@@ -536,14 +613,18 @@ def _prepare_photo(
     return _Photo(name, size, resized, mask)
 
 
-def _batches(photos: Iterable[_Photo], batch_pixels: int) -> Iterator[list[_Photo]]:
-    """Put neighbours of one size together, up to `batch_pixels`."""
+def _batches(photos: Iterable[_Photo], extractor: FeatureExtractor) -> Iterator[list[_Photo]]:
+    """Put neighbours together that the front-end takes together."""
     batch: list[_Photo] = []
     for photo in photos:
         if batch:
-            first = batch[0].resized.pixels
-            pixels = (len(batch) + 1) * first.shape[0] * first.shape[1]
-            if photo.resized.pixels.shape != first.shape or pixels > batch_pixels:
+            shape = photo.resized.pixels.shape
+            pixels = sum(one.resized.pixels.size // 3 for one in (*batch, photo))
+            if isinstance(extractor, ParallelFeatureExtractor):
+                is_full = len(batch) == extractor.batch_photos or pixels > PARALLEL_PIXELS
+            else:
+                is_full = shape != batch[0].resized.pixels.shape or pixels > extractor.batch_pixels
+            if is_full:
                 yield batch
                 batch = []
         batch.append(photo)
@@ -556,7 +637,11 @@ def _extract_batch(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return the datasets of a feature file for photos that the front-end sees at one size."""
     entries = {}
-    found = extractor.extract(np.stack([photo.resized.pixels for photo in photos]))
+    images = [photo.resized.pixels for photo in photos]
+    if isinstance(extractor, ParallelFeatureExtractor):
+        found = extractor.extract_all(images)
+    else:
+        found = extractor.extract(np.stack(images))
     for photo, features in zip(photos, found, strict=True):
         features = features.to_original(photo.resized.scale)
         chosen = inside_mask(features.keypoints, photo.mask)

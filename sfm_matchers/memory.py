@@ -1,12 +1,30 @@
-"""Giving freed memory back to the system."""
+"""How much memory there is, and giving freed memory back to the system."""
 
 from __future__ import annotations
 
 import ctypes
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 TRIM_SECONDS = 10.0
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process can still take; None where the system does not tell."""
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kilobytes = {line.split(":")[0]: line.split()[1] for line in lines}
+        found.append(1024 * int(kilobytes["MemAvailable"]))
+        group = Path("/sys/fs/cgroup")  # a container's own limit, "max" if it has none
+        limit, used = (
+            (group / f"memory.{name}").read_text().strip() for name in ("max", "current")
+        )
+        found.append(max(0, int(limit) - int(used)))
+    except (OSError, ValueError, KeyError, IndexError):
+        pass
+    return min(found, default=None)
 
 
 class FreedMemory:

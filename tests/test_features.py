@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pycolmap
 import pytest
 import safetensors.torch
 import torch
@@ -30,6 +31,8 @@ from sfm_matchers.features import (
     MIN_SIDE,
     SUPERPOINT_VARIABLE,
     Features,
+    ParallelFeatureExtractor,
+    SiftExtractor,
     extract_features,
     extract_image,
     load_extractor,
@@ -592,3 +595,65 @@ def test_features_of_a_network_reach_the_file(name: str, tmp_path: Path) -> None
     assert found["textured.png"]["descriptors"].shape == (128, 30)
     assert found["textured.png"]["keypoints"].max() > 64
     assert found["tiny.png"]["keypoints"].shape == (0, 2)
+
+
+# ---------------------------------------------------------------------------------------------
+# COLMAP's threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sift_of_photos_of_any_sizes_is_that_of_each_alone(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "num_threads", lambda: threads)
+    extractor = load_extractor({"name": "sift"})
+    assert isinstance(extractor, ParallelFeatureExtractor)
+    assert extractor.batch_photos == (1 if threads == 1 else 8)
+    sizes = [(131, 75), (1, 1), (75, 131), (200, 5), (160, 120)]
+    images = [texture(size, seed) for seed, size in enumerate(sizes)]
+    for image, found in zip(images, extractor.extract_all(images), strict=True):
+        bitmap = pycolmap.Bitmap.from_array(image).clone_as_grey()
+        by_itself = pycolmap.FeatureExtractor.create(device=pycolmap.Device.cpu)
+        keypoints, descriptors = by_itself.extract(bitmap)
+        table = pycolmap.keypoints_to_matrix(keypoints).reshape(-1, 4)
+        np.testing.assert_array_equal(found.keypoints + 0.5, table[:, :2])
+        np.testing.assert_allclose(found.scales, table[:, 2], rtol=1e-6)
+        np.testing.assert_allclose(found.orientations, table[:, 3], atol=1e-6)
+        np.testing.assert_array_equal(found.descriptors.T * 512, descriptors.data)
+        alone = extractor.extract(image[None])[0]
+        for name in ("keypoints", "scales", "orientations", "descriptors"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(alone, name))
+    assert len(found.scores) > 20
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"), [(None, 8), (10**12, 8), (4 * 3 * 300 * 10**6, 3), (10, 1)]
+)
+def test_sift_takes_as_many_threads_as_there_is_memory_for(
+    memory: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "num_threads", lambda: 8)
+    monkeypatch.setattr(features, "available_memory", lambda: memory)
+    assert SiftExtractor()._threads_for(10**6) == expected
+
+
+def test_files_of_sift_do_not_depend_on_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for seed in range(5):
+        photo = texture((120 + 10 * (seed % 2), 90), seed)
+        cv2.imwrite(str(tmp_path / "photos" / f"{seed}.png"), photo)
+    names = [f"{seed}.png" for seed in range(5)]
+    digests = {name: fingerprint_of(tmp_path / "photos", name) for name in names}
+    conf = {"output": "feats", "model": {"name": "sift"}, "preprocessing": {"resize_max": 100}}
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(features, "num_threads", lambda threads=threads: threads)
+        path = tmp_path / f"{threads}.h5"
+        assert extract_features(conf, tmp_path / "photos", digests, path) == names
+        found.append(read_all(path))
+    assert all(len(found[0][name]["keypoints"]) > 10 for name in names)
+    for name in names:
+        for key, array in found[0][name].items():
+            np.testing.assert_array_equal(found[1][name][key], array)
