@@ -36,6 +36,10 @@ UNDECODED_FORMATS = ("GIF", "WEBP")
 # Pixels. No detector is more exact, and a smaller scale would make the adjustment ill-conditioned.
 MIN_ROBUST_SCALE = 0.1
 
+# Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
+# steps move cameras by less than a hundredth of their error.
+ROBUST_TOLERANCE = 1e-5
+
 # COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
 MIN_MODEL_SIZE = 3
 
@@ -420,6 +424,7 @@ def _adjust_robustly(
     logger.info("Last adjustment of a model of %d photos", model.num_reg_images())
     errors = np.concatenate(list(reprojection_errors(model).values()))
     adjustment.print_summary = False
+    adjustment.ceres.solver_options.function_tolerance = ROBUST_TOLERANCE
     adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     adjustment.ceres.loss_function_scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
     config = pycolmap.BundleAdjustmentConfig()
