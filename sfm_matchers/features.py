@@ -173,7 +173,7 @@ class SiftExtractor:
 
     def extract(self, images: np.ndarray) -> list[Features]:
         """See `FeatureExtractor.extract`."""
-        return self.extract_all(images)
+        return self.extract_all(list(images))
 
     def extract_all(self, images: Sequence[np.ndarray]) -> list[Features]:
         """See `ParallelFeatureExtractor.extract_all`."""

@@ -37,7 +37,7 @@ UNDECODED_FORMATS = ("GIF", "WEBP")
 MIN_ROBUST_SCALE = 0.1
 
 # Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
-# steps move cameras by less than a hundredth of their error.
+# steps move cameras by a few hundredths of their error at most.
 ROBUST_TOLERANCE = 1e-5
 
 # COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
