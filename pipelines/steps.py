@@ -19,6 +19,7 @@ import pycolmap
 
 from pipelines.command import run_guarded
 from pipelines.options import RETRIEVALS, make_executor
+from sfm_matchers import colmap_matching
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import (
     InputError,
@@ -36,14 +37,9 @@ from sfm_matchers.localization import (
     count_by_status,
     failed_query,
 )
-from sfm_matchers.matchers import (
-    default_device,
-    load_detector_free_matcher,
-    load_sparse_matcher,
-    matcher_weights_fingerprint,
-)
 from sfm_matchers.matching import Executor, match_features, match_images
 from sfm_matchers.pairs import query_pairs
+from sfm_matchers.protocols import SparseMatcher
 from sfm_matchers.retrieval import extract_vlad
 from sfm_matchers.storage import (
     Pair,
@@ -242,7 +238,8 @@ def choose_matching(
     Raises:
         InputError: unknown matcher or device, or options that contradict each other.
     """
-    conf, device = load_conf(options.matcher), default_device(options.device)
+    conf = load_conf(options.matcher)
+    device = _device(conf, options.device)
     executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
     return Matching(conf, options.weights, device, executor)
 
@@ -319,7 +316,7 @@ class MatchingJob:
             pairs,
             self.fingerprints(_names(pairs)),
             asdict(replace(self.conf, min_inlier_ratio=0)),  # only verification looks at it
-            matcher_weights_fingerprint(self.conf, self.matching.weights),
+            _weights_fingerprint(self.matching),
         )
         raw_path = _correspondence_path(match_path)
         is_dropped = not raw_path.exists() and feature_path.exists() and match_path.exists()
@@ -366,17 +363,19 @@ class MatchingJob:
             "matching",
             lambda: match_features(
                 conf,
-                partial(load_sparse_matcher, conf, self.matching.weights, self.matching.device),
+                partial(_load_sparse_matcher, conf, self.matching.weights, self.matching.device),
                 pairs,
                 feature_path,
                 match_path,
-                matcher_weights_fingerprint(conf, self.matching.weights),
+                _weights_fingerprint(self.matching),
                 self.matching.executor,
             ),
         )
         return feature_path, match_path
 
     def _match_images(self, conf: DetectorFreeConf, pairs: Sequence[Pair], raw_path: Path) -> None:
+        from sfm_matchers.matchers import load_detector_free_matcher
+
         self.steps.timed(
             "matching",
             lambda: match_images(
@@ -389,7 +388,7 @@ class MatchingJob:
                 self.fingerprints(_names(pairs)),
                 raw_path,
                 self.mask_dir,
-                matcher_weights_fingerprint(conf, self.matching.weights),
+                _weights_fingerprint(self.matching),
                 self.matching.executor,
             ),
         )
@@ -424,6 +423,37 @@ class MatchingJob:
                 existing=existing,
             ),
         )
+
+
+# COLMAP's matcher needs no torch, whose import takes as long as matching twenty pairs.
+
+
+def _is_colmaps(conf: Conf) -> bool:
+    return conf.model.get("name") == colmap_matching.NAME
+
+
+def _device(conf: Conf, device: str) -> str:
+    if device == "auto" and _is_colmaps(conf):
+        return "cpu"
+    from sfm_matchers.matchers import default_device
+
+    return default_device(device)
+
+
+def _load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMatcher:
+    if _is_colmaps(conf):
+        return colmap_matching.load(conf)
+    from sfm_matchers.matchers import load_sparse_matcher
+
+    return load_sparse_matcher(conf, weights, device)
+
+
+def _weights_fingerprint(matching: Matching) -> str:
+    if _is_colmaps(matching.conf):
+        return ""
+    from sfm_matchers.matchers import matcher_weights_fingerprint
+
+    return matcher_weights_fingerprint(matching.conf, matching.weights)
 
 
 def _correspondence_path(match_path: Path) -> Path:

@@ -8,7 +8,6 @@ from functools import partial
 import numpy as np
 
 from .confs import DetectorFreeConf
-from .least_squares_matching import least_squares_matching
 from .overlap import match_overlap
 from .protocols import DetectorFreeMatcher, Matches
 
@@ -23,5 +22,7 @@ def closer_looks(matcher: DetectorFreeMatcher, conf: DetectorFreeConf) -> list[p
     if conf.match_overlap:
         looks.append(partial(match_overlap, matcher))
     if conf.least_squares_matching:
+        from .least_squares_matching import least_squares_matching
+
         looks.append(partial(least_squares_matching, device=getattr(matcher, "device", "cpu")))
     return looks

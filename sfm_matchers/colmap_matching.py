@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pycolmap
 
+from .confs import SparseConf, build
 from .errors import InputError
 from .mapping import quiet_colmap
 from .protocols import Arrays, NamedPair, SparseMatches
+from .threads import num_threads
 
 NAME = "colmap_nearest_neighbor"  # in a conf
 
@@ -110,6 +113,18 @@ class ColmapNearestNeighborMatcher:
             pycolmap.match_image_pairs(
                 database_path, self._options, pairing, few_matches_too, cancellation_token=stop
             )
+
+
+def load(conf: SparseConf) -> ColmapNearestNeighborMatcher:
+    """Build the matcher of a conf whose model has the name `NAME`.
+
+    Raises:
+        InputError: unknown option, or one that cannot be.
+    """
+    options = {key: value for key, value in conf.model.items() if key != "name"}
+    options["num_threads"] = num_threads()  # a process of several has its share of the cores
+    where = f"conf {conf.name}, model"
+    return cast(ColmapNearestNeighborMatcher, build(ColmapNearestNeighborMatcher, options, where))
 
 
 def _of_few_photos(pairs: Sequence[NamedPair]) -> Iterator[list[NamedPair]]:

@@ -26,12 +26,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import pycolmap
-import torch
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from .confs import build
@@ -48,7 +46,10 @@ from .mapping import quiet_colmap, read_image_ids
 from .memory import available_memory
 from .storage import StagedFile, fingerprint
 from .threads import num_threads
-from .weights import Checkpoint, default_source, fetch, find_checkpoint, load_state_dict_file
+from .weights import Checkpoint, default_source, find_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -250,18 +251,22 @@ class NetworkExtractor(ABC):
     descriptor_dim: ClassVar[int]
 
     def __init__(self, network: nn.Module, device: str) -> None:
+        import torch
+
         self.network = network.eval().to(device)
         self.device = torch.device(device)
         self.batch_pixels = CUDA_BATCH_PIXELS if self.device.type == "cuda" else 0
 
-    @torch.inference_mode()
     def extract(self, images: np.ndarray) -> list[Features]:
         """See `FeatureExtractor.extract`."""
+        import torch
+
         if min(images.shape[1:3]) < MIN_SIDE:
             nothing = torch.zeros(0, self.descriptor_dim)
             return [_to_features(nothing[:, :2], nothing, nothing[:, 0])] * len(images)
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
-        return self._detect(pixels)
+        with torch.inference_mode():
+            pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+            return self._detect(pixels)
 
     @abstractmethod
     def _detect(self, images: Tensor) -> list[Features]:
@@ -450,6 +455,8 @@ def _load_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) 
     Raises:
         WeightsError: they cannot be had, or are those of another network.
     """
+    from .weights import fetch, load_state_dict_file
+
     path = fetch(cast(Checkpoint, find_checkpoint(f"{name}/{default_source(name)}")))
     own = network.state_dict()
     state_dict = {**{key: own[key] for key in constants}, **load_state_dict_file(path)}

@@ -21,7 +21,6 @@ import torch
 
 from . import colmap_matching
 from .closer_looks import closer_looks
-from .colmap_matching import ColmapNearestNeighborMatcher
 from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
 from .errors import InputError, one_line
 from .features import extract_image, load_extractor
@@ -180,23 +179,12 @@ def _batch_size(device: torch.device) -> int:
 
 
 def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> NearestNeighborMatcher:
-    options = {**_model_options(conf), "device": device}
+    options = {key: value for key, value in conf.model.items() if key != "name"}
     where = f"conf {conf.name}, model"
-    return cast(NearestNeighborMatcher, build(NearestNeighborMatcher, options, where))
-
-
-def _load_colmap_nearest_neighbor(
-    conf: SparseConf, weights: str, device: str
-) -> ColmapNearestNeighborMatcher:
-    # A process of several has its share of the cores by torch's number of threads.
-    options = {**_model_options(conf), "num_threads": torch.get_num_threads()}
-    where = f"conf {conf.name}, model"
-    return cast(ColmapNearestNeighborMatcher, build(ColmapNearestNeighborMatcher, options, where))
-
-
-def _model_options(conf: Conf) -> dict[str, Any]:
-    """The matcher's own options."""
-    return {key: value for key, value in conf.model.items() if key != "name"}
+    return cast(
+        NearestNeighborMatcher,
+        build(NearestNeighborMatcher, {**options, "device": device}, where),
+    )
 
 
 def _load_mambaglue(conf: SparseConf, weights: str, device: str) -> MambaGlueMatcher:
@@ -211,7 +199,7 @@ def _network_options(conf: Conf, config_type: type, device: str) -> dict[str, An
     Raises:
         InputError: the network takes no such option.
     """
-    options = _model_options(conf)
+    options = {key: value for key, value in conf.model.items() if key != "name"}
     allowed = [item.name for item in fields(config_type)]
     check_keys(options, allowed, f"conf {conf.name}, model")
     options = {"precision": default_precision(torch.device(device).type), **options}
@@ -223,7 +211,7 @@ def _network_options(conf: Conf, config_type: type, device: str) -> dict[str, An
 
 SPARSE_MATCHERS: dict[str, Callable[[SparseConf, str, str], SparseMatcher]] = {
     "nearest_neighbor": _load_nearest_neighbor,
-    colmap_matching.NAME: _load_colmap_nearest_neighbor,
+    colmap_matching.NAME: lambda conf, weights, device: colmap_matching.load(conf),
     "mambaglue": _load_mambaglue,
 }
 

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ..errors import InputError, MissingExtraError, SfmMatchersError
 from ..memory import FreedMemory
 from ..storage import Pair, StagedFile, names_to_pair, staged_part
+from ..threads import limit_threads
 from .plan import Shard
 
 logger = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ def _start_worker(task: MatchingTask, counter: Any, num_workers: int) -> None:
         number = counter.value
         counter.value += 1
     _choose_gpu(number)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_workers))
+    limit_threads(max(1, (os.cpu_count() or 1) // num_workers))
     _Worker.match = _Worker.open_things.enter_context(task.opened())
 
 
@@ -274,6 +274,8 @@ def _end_with_parent() -> None:
 
 def _choose_gpu(number: int) -> None:
     """Let this process see one GPU only: each worker has another one, as far as they go."""
+    import torch
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
     if names and names != [""]:
@@ -365,7 +367,7 @@ class _RayWorker:
 
     def __init__(self, task: MatchingTask) -> None:
         self._open_things = ExitStack()
-        torch.set_num_threads(1)
+        limit_threads(1)
         self._match = self._open_things.enter_context(task.opened())
 
     def run(self, shard: Shard, path: Path) -> dict[str, str]:
