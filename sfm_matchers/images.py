@@ -308,12 +308,13 @@ def network_size(
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> ResizedImage:
     """Resize a photo (H, W[, 3]) uint8 to `size` (width, height), antialiased bicubic."""
-    import torch
-    from torch.nn.functional import interpolate
-
     height, width = image.shape[:2]
     if (width, height) == size:
         return ResizedImage(image, (1.0, 1.0))
+
+    import torch
+    from torch.nn.functional import interpolate
+
     planes = torch.from_numpy(image).reshape(1, height, width, -1).permute(0, 3, 1, 2)
     resized = interpolate(planes, (size[1], size[0]), mode="bicubic", antialias=True)
     pixels = resized[0].permute(1, 2, 0).contiguous().numpy()
