@@ -22,9 +22,10 @@ import argparse
 import importlib.util
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -49,7 +50,7 @@ from sfm_matchers.images import (
     turned,
     unturned,
 )
-from sfm_matchers.matchers import PhotoMatcher, load_matcher
+from sfm_matchers.matchers import load_matcher
 from sfm_matchers.protocols import Matches
 from sfm_matchers.storage import write_text
 
@@ -175,15 +176,49 @@ def evaluate_pairs(
         InputError: a bad list, a missing photo, an unknown matcher, no runs.
         WeightsError: the weights cannot be loaded.
     """
+    pairs = read_posed_pairs(pairs_file, image_dir)
+    return measure_pairs(
+        pairs,
+        image_dir,
+        load_matcher(matcher, weights, device),
+        f"{pairs_file}; matcher {matcher}, weights {weights}",
+        resize_max=resize_max,
+        max_error=max_error,
+        runs=runs,
+        seed=seed,
+    )
+
+
+class ImageMatcher(Protocol):
+    """What matches two images; `matchers.PhotoMatcher` does."""
+
+    def match(self, photo0: np.ndarray, photo1: np.ndarray, /) -> Matches:
+        """Match two RGB images (H, W, 3) uint8; points in their pixels."""
+
+
+def measure_pairs(
+    pairs: Sequence[PosedPair],
+    image_dir: Path,
+    matcher: ImageMatcher,
+    label: str,
+    *,
+    resize_max: int | None = None,
+    max_error: float = 0.5,
+    runs: int = 5,
+    seed: int = 0,
+) -> PairsResult:
+    """As `evaluate_pairs`, for pairs and a matcher at hand; `label` names both in the protocol.
+
+    Raises:
+        InputError: a missing photo, no runs.
+    """
     if runs < 1:
         raise InputError(f"runs is {runs}: estimate each pose at least once")
-    pairs = read_posed_pairs(pairs_file, image_dir)
-    photo_matcher = load_matcher(matcher, weights, device)
     estimators = _available(POSE_ESTIMATORS)
     errors: dict[str, list[list[float]]] = {name: [] for name in estimators}
     precisions, counts = [], []
-    for pair in tqdm(pairs, desc=f"Pairs ({matcher})", unit="pair"):
-        matches = _match_photos(photo_matcher, image_dir, pair, resize_max)
+    for pair in tqdm(pairs, desc="Pairs", unit="pair"):
+        matches = _match_photos(matcher, image_dir, pair, resize_max)
         counts.append(len(matches))
         precisions.append(
             matching_precision(matches.keypoints0, matches.keypoints1, pair, MAX_EPIPOLAR_DISTANCE)
@@ -194,7 +229,7 @@ def evaluate_pairs(
             errors[name].append([_pose_error(name, one, pair, max_error) for one in shuffled])
     size = f"longer side at most {resize_max} px" if resize_max else "full size"
     protocol = (
-        f"protocol: {len(pairs)} pairs of {pairs_file}; matcher {matcher}, weights {weights}; "
+        f"protocol: {len(pairs)} pairs of {label}; "
         f"photos at {size} before the conf's own preprocessing; essential matrix with inlier "
         f"threshold {max_error:g} px of the photo as stored and of the mean focal length, "
         f"confidence {CONFIDENCE:g} (OpenCV); {runs} runs with shuffled matches (seed {seed}), all "
@@ -213,7 +248,7 @@ def evaluate_pairs(
 
 
 def _match_photos(
-    matcher: PhotoMatcher, image_dir: Path, pair: PosedPair, resize_max: int | None
+    matcher: ImageMatcher, image_dir: Path, pair: PosedPair, resize_max: int | None
 ) -> Matches:
     """Match two photos, reduced if need be; points in pixels of the photos as stored."""
     images, to_stored = [], []
