@@ -146,7 +146,7 @@ def _plain_matcher(folder: Path) -> TimedMatcher:
     numbers = itertools.count()
 
     def extract(photo: np.ndarray) -> str:
-        name = f"{next(numbers)}.png"
+        name = f"{next(numbers)}.bmp"  # is neither packed nor unpacked
         cv2.imwrite(str(folder / name), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
         with quiet_colmap():
             pycolmap.extract_features(path, folder, [name])
