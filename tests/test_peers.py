@@ -151,7 +151,7 @@ def test_features_of_a_photo_are_computed_once(photo_set: Path) -> None:
 
     nothing = Matches(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), np.zeros(0))
     matched: list[tuple[int, int]] = []
-    matcher = peers.TimedMatcher(extract, lambda *pair: matched.append(pair) or nothing)
+    matcher = peer_matchers.TimedMatcher(extract, lambda *pair: matched.append(pair) or nothing)
     measure_pairs(pairs, image_dir, matcher, "")
     assert extracted == [(240, 320, 3)] * 3
     assert matched == [(1, 2), (2, 3)]
@@ -159,7 +159,7 @@ def test_features_of_a_photo_are_computed_once(photo_set: Path) -> None:
 
 
 def test_plain_pycolmap(photo_set: Path) -> None:
-    method = peers.Method("pycolmap", "", "-", None)
+    method = peer_matchers.Method("pycolmap", "", "-", None)
     _, image_dir, pairs = peers.read_list(f"{photo_set / 'pairs.txt'}:{photo_set / 'images'}", 1)
     check_pairs(peers.measure_list(method, pairs, image_dir, "", max_error=1.0))
     result = peers.measure_set(method, photo_set)
@@ -171,7 +171,7 @@ def test_models_of_peers_are_by_our_pipeline(
     registered: Path, photo_set: Path, tmp_path: Path
 ) -> None:
     conf = peer_matchers.write_confs(tmp_path)["xfeat+lighterglue"]
-    method = peers.Method("xfeat+lighterglue", str(conf), "-", registered)
+    method = peer_matchers.Method("xfeat+lighterglue", str(conf), "-", registered)
     result = peers.measure_set(method, photo_set)
     assert (result["num_registered"], result["num_photos"]) == (5, 5)
     assert 0 < result["center_error"] < 1
@@ -194,7 +194,7 @@ def test_lightglue_is_imported_without_its_package(registered: Path, tmp_path: P
 
 
 def test_what_fails_is_said_and_the_others_are_measured() -> None:
-    method = peers.Method("nothing", "nothing", "bundled", None)
+    method = peer_matchers.Method("nothing", "nothing", "bundled", None)
     result = peers.alone(peers.measure_list, method, [], Path(), "", 0.5)
     assert "unknown matcher 'nothing'" in result["failure"]
     assert peers.pair_row(result).count("|") == 10
