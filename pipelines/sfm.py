@@ -35,12 +35,14 @@ from pipelines.steps import (
     Steps,
     choose_matching,
     describe_with_vlad,
+    listed,
     run_command,
     start_job,
 )
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
+from sfm_matchers.images import REPORT_PICTURES, is_output
 from sfm_matchers.mapping import (
     MAPPERS,
     CameraOptions,
@@ -207,12 +209,14 @@ def run_shard(options: SfmOptions) -> None:
 
 def _prepare(options: SfmOptions) -> MatchingJob:
     """Check the photos and the options of the matching."""
-    image_dir = Path(options.image_dir)
+    image_dir, outputs = Path(options.image_dir), Path(options.outputs)
+    matching = choose_matching(options, options.shard, merge=options.merge)
+    _keep_photos(image_dir, outputs)
     job = start_job(
-        choose_matching(options, options.shard, merge=options.merge),
+        matching,
         image_dir,
-        Path(options.outputs),
-        mask_dir=options.mask_dir,
+        outputs,
+        mask_dir=None if options.mask_dir is None else Path(options.mask_dir),
         drop_raw_matches=options.drop_raw_matches,
     )
     if len(job.photos) < 2:
@@ -221,6 +225,18 @@ def _prepare(options: SfmOptions) -> MatchingJob:
             "at least, of one scene"
         )
     return job
+
+
+def _keep_photos(image_dir: Path, outputs: Path) -> None:
+    """Raise InputError if the report would take the place of a photo."""
+    if outputs.resolve() != image_dir.resolve() or is_output(outputs):
+        return
+    for name in REPORT_PICTURES:
+        if (outputs / name).exists():
+            raise InputError(
+                f"{outputs / name} would be overwritten by the report: give another folder as "
+                "--outputs, or rename the photo"
+            )
 
 
 def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]:
@@ -287,12 +303,12 @@ def _explain_groups(database_path: Path, models: list[pycolmap.Reconstruction]) 
     lonely = [group[0] for group in groups if len(group) == 1]
     connected = [group for group in groups if len(group) > 1]
     if lonely:
-        logger.warning("%d photo(s) match no other photo: %s", len(lonely), _listed(lonely))
+        logger.warning("%d photo(s) match no other photo: %s", len(lonely), listed(lonely))
     if len(connected) > 1:
         logger.warning(
             "the photos fall into %d groups without verified matches between them: %s",
             len(connected),
-            "; ".join(f"{len(group)} photos ({_listed(group)})" for group in connected),
+            "; ".join(f"{len(group)} photos ({listed(group)})" for group in connected),
         )
     if not models:
         logger.error(
@@ -304,18 +320,15 @@ def _explain_groups(database_path: Path, models: list[pycolmap.Reconstruction]) 
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown}, ... {len(names) - 4} more"
-
-
 def _model_dirs(model_dir: Path) -> list[Path]:
     return sorted((path for path in model_dir.iterdir()), key=lambda path: int(path.name))
 
 
 def _remove_outputs(outputs: Path) -> None:
     """Delete what this pipeline writes, and nothing else."""
+    pictures = REPORT_PICTURES if is_output(outputs) else ()
     patterns = (
+        *pictures,
         "photos.json",
         "steps.json",
         "pairs-*.txt",

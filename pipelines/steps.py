@@ -28,7 +28,14 @@ from sfm_matchers.errors import (
 )
 from sfm_matchers.features import extract_features
 from sfm_matchers.hloc import INSTALL, is_installed
-from sfm_matchers.images import decoded_size, find_images, photo_fingerprint, read_mask
+from sfm_matchers.images import (
+    WayUp,
+    decoded_size,
+    find_images,
+    mask_names,
+    photo_fingerprint,
+    read_mask_and_way_up,
+)
 from sfm_matchers.keypoints import AggregationOptions, Existing, aggregate
 from sfm_matchers.localization import (
     LocalizedQuery,
@@ -146,14 +153,15 @@ def check_photos(
         image_dir: the photos.
         outputs: ``photos.json`` there remembers them.
         names: photos to look at; all in the folder if None. One that is missing is left out.
-        mask_dir: COLMAP-style masks.
+        mask_dir: a folder of masks, or one mask for all, see `images.mask_path`.
 
     Raises:
-        InputError: a mask does not fit its photo.
+        InputError: there is no such folder.
     """
     cache_path = outputs / "photos.json"
     cache = _read_memory(cache_path)
-    names = find_images(image_dir) if names is None else names
+    if names is None:
+        names = find_images(image_dir, outputs=outputs, mask_dir=mask_dir)
 
     def check(name: str) -> dict[str, Any]:
         if not (image_dir / name).is_file():
@@ -176,23 +184,79 @@ def check_photos(
     for name in names:
         if "unreadable" in found[name]:
             logger.warning("left out: %s", found[name]["unreadable"])
-    readable = [name for name in names if "size" in found[name]]
-    if mask_dir is not None:
-        _check_masks(mask_dir, {name: found[name]["size"] for name in readable})
     return {
         name: CheckedPhoto(
-            tuple(found[name]["size"]), photo_fingerprint(found[name]["content"], mask_dir, name)
+            tuple(found[name]["size"]),
+            photo_fingerprint(found[name]["content"], mask_dir, name, image_dir),
         )
-        for name in readable
+        for name in names
+        if "size" in found[name]
     }
 
 
-def _check_masks(mask_dir: Path, sizes: dict[str, tuple[int, int]]) -> None:
-    """Raise InputError if a mask does not fit its photo, and say how many there are."""
-    if not mask_dir.is_dir():
-        raise InputError(f"{mask_dir} is not a folder of masks")
-    masked = [name for name in sizes if read_mask(mask_dir, name, sizes[name]) is not None]
-    logger.info("%d of %d photos have a mask", len(masked), len(sizes))
+def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPhoto]) -> None:
+    """Say how many photos have a mask, and how it lies on those that EXIF turns.
+
+    Args:
+        mask_dir: see `images.mask_path`.
+        image_dir: the photos.
+        photos: from `check_photos`.
+
+    Raises:
+        InputError: there are no masks, none is of a photo, one does not fit its photo, or they do
+            not tell whether they are of photos as stored or set upright.
+    """
+    if not mask_dir.exists():
+        raise InputError(f"{mask_dir} is neither a folder of masks nor a mask")
+    names_by_way: dict[WayUp, list[str]] = {way_up: [] for way_up in WayUp}
+    for name, photo in photos.items():
+        mask = read_mask_and_way_up(mask_dir, name, photo.size, image_dir)
+        if mask is not None:
+            names_by_way[mask.way_up].append(name)
+    masked = {name for names in names_by_way.values() for name in names}
+    without = sorted(photos.keys() - masked)
+    if photos and not masked:
+        expected = " or ".join(str(mask_dir / mask) for mask in mask_names(without[0]))
+        raise InputError(f"{mask_dir} holds no mask of any photo: expected for example {expected}")
+    logger.info(
+        "%d of %d photos have a mask%s",
+        len(masked),
+        len(photos),
+        f"; none: {listed(without)}" if without else "",
+    )
+    _explain_turned_masks(names_by_way, one_for_all=mask_dir.is_file())
+
+
+def _explain_turned_masks(names_by_way: Mapping[WayUp, list[str]], *, one_for_all: bool) -> None:
+    upright, either = names_by_way[WayUp.UPRIGHT], names_by_way[WayUp.EITHER]
+    stored = names_by_way[WayUp.STORED]
+    if upright:
+        logger.info(
+            "%d mask(s) fit the photo set upright, and are turned as its EXIF tells: %s",
+            len(upright),
+            listed(upright),
+        )
+    if not either:
+        return
+    remedy = "remove the EXIF orientation of these photos if their masks fit the stored pixels"
+    if stored or (one_for_all and names_by_way[WayUp.SAME]):
+        raise InputError(
+            f"the masks of {listed(either)} fit the photo as stored and as EXIF sets it upright; "
+            f"other masks are of photos as stored, so this cannot be told: {remedy}"
+        )
+    logger.warning(
+        "%d mask(s) fit the photo as stored and as EXIF sets it upright; they are taken for masks "
+        "of the upright photo, as viewers show it (%s): %s",
+        len(either),
+        listed(either),
+        remedy,
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first four names, and how many more there are."""
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown}, ... {len(names) - 4} more"
 
 
 class MatchingOptions(Protocol):
@@ -257,6 +321,8 @@ def start_job(
     outputs.mkdir(parents=True, exist_ok=True)
     steps = Steps(outputs / "steps.json")
     photos = steps.timed("photos", lambda: check_photos(image_dir, outputs, names, mask_dir))
+    if mask_dir is not None:
+        check_masks(mask_dir, image_dir, photos)
     return MatchingJob(matching, image_dir, outputs, photos, steps, mask_dir, drop_raw_matches)
 
 
@@ -270,7 +336,7 @@ class MatchingJob:
         outputs: where all files go.
         photos: from `check_photos`.
         steps: notes the seconds.
-        mask_dir: COLMAP-style masks.
+        mask_dir: a folder of masks, or one mask for all photos.
         drop_raw_matches: delete a detector-free matcher's correspondences once keypoints are made
             of them. They are not needed until pairs, photos or settings change; then all pairs
             are matched again.

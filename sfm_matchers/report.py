@@ -24,7 +24,7 @@ import numpy as np
 import pycolmap
 
 from .errors import InputError
-from .images import read_image
+from .images import REPORT_PICTURES, read_image
 from .mapping import point_positions, read_image_ids, reprojection_errors
 from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
 from .visualization import (
@@ -92,7 +92,7 @@ def write_report(
     pictures["match_graph.png"] = draw_match_graph(matrix[0], graph.names[::block])
     if model is not None:
         pictures["model.png"] = draw_model(scene.points, scene.colors, scene.frusta)
-    for name in ("model.png", "match_graph.png", "strongest_pair.png", "weakest_pair.png"):
+    for name in REPORT_PICTURES:
         if name in pictures:
             write_image(output_dir / name, pictures[name])
         else:
