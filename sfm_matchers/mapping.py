@@ -39,6 +39,10 @@ MIN_ROBUST_SCALE = 0.1
 # Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
 # steps move cameras by a few hundredths of their error at most.
 ROBUST_TOLERANCE = 1e-5
+# Of the longer side: focal lengths that are tried for a wide lens where none is known. From a guess
+# far off, as COLMAP's 1.2 may be, the mapper ends in a model that is bent, or of two photos.
+WIDE_FOCAL_LENGTHS = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5)
+MAX_TRIED_PAIRS = 20
 
 # COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
 MIN_MODEL_SIZE = 3
@@ -192,8 +196,83 @@ def import_matches(
     return num_matched
 
 
+def guess_wide_focal_lengths(database_path: Path) -> None:
+    """Guess the focal length of fisheye and FOV cameras that have none from EXIF.
+
+    Of a wide lens the matches of a pair tell it: the number of those that fit one essential matrix
+    within a pixel has its maximum within a tenth of the truth. Looked at are the strongest pairs of
+    one camera's photos, of all such cameras' where it has but one.
+    """
+    with pycolmap.Database.open(database_path) as database:
+        cameras = {
+            camera.camera_id: camera
+            for camera in database.read_all_cameras()
+            if (camera.is_perspective_fisheye() or camera.model_name == "FOV")
+            and not camera.has_prior_focal_length
+        }
+        if not cameras:
+            return
+        camera_of = {image.image_id: image.camera_id for image in database.read_all_images()}
+        pair_ids, counts = database.read_num_matches()
+        pairs: dict[int | None, list[tuple[int, int]]] = {}
+        for index in np.argsort(counts)[::-1]:
+            pair = pycolmap.pair_id_to_image_pair(pair_ids[index])
+            camera_ids = {camera_of[image_id] for image_id in pair}
+            if camera_ids <= cameras.keys():
+                pairs.setdefault(None, []).append(pair)
+                if len(camera_ids) == 1:
+                    pairs.setdefault(camera_ids.pop(), []).append(pair)
+        guesses: dict[int | None, float] = {}
+        for camera_id, camera in cameras.items():
+            key = camera_id if camera_id in pairs else None
+            if key not in guesses and key in pairs:
+                guesses[key] = _most_supported(database, pairs[key][:MAX_TRIED_PAIRS], camera_of)
+            if key in guesses:
+                focal_length = guesses[key] * max(camera.width, camera.height)
+                logger.info("Camera %d: focal length about %.0f px", camera_id, focal_length)
+                params = camera.params.copy()
+                params[camera.focal_length_idxs()] = focal_length
+                if camera.model_name == "FOV":  # with 0 it is a pinhole, with 1 nearly a fisheye
+                    params[camera.extra_params_idxs()] = 1.0
+                camera.params = params
+                camera.has_prior_focal_length = True
+                database.update_camera(camera)
+
+
+def _most_supported(
+    database: pycolmap.Database,
+    pairs: Sequence[tuple[int, int]],
+    camera_of: Mapping[int, int],
+) -> float:
+    """Return the focal length, in longer sides, for which most matches fit an essential matrix."""
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = 0
+    support = dict.fromkeys(WIDE_FOCAL_LENGTHS, 0)
+    for pair in pairs:
+        cameras = [database.read_camera(camera_of[image_id]) for image_id in pair]
+        points = [database.read_keypoints(image_id)[:, :2] for image_id in pair]
+        matches = database.read_matches(*pair)
+        sides = [max(camera.width, camera.height) for camera in cameras]
+        options.ransac.max_error = max(1.0, max(sides) / 1000)
+        for guess in WIDE_FOCAL_LENGTHS:
+            guessed = [
+                pycolmap.Camera.create_from_model_name(
+                    camera.camera_id, "SIMPLE_FISHEYE", guess * side, camera.width, camera.height
+                )
+                for camera, side in zip(cameras, sides, strict=True)
+            ]
+            geometry = pycolmap.estimate_calibrated_two_view_geometry(
+                guessed[0], points[0], guessed[1], points[1], matches, options
+            )
+            support[guess] += len(geometry.inlier_matches)
+    return max(support, key=lambda guess: support[guess])
+
+
 def verify_geometry(database_path: Path, min_inlier_ratio: float = 0.0) -> int:
     """Verify all matches of a database by two-view geometry.
+
+    Cameras of a fisheye model count as of known focal length from then on: a guess is good enough
+    to verify with, and without one COLMAP verifies none of their pairs.
 
     Args:
         database_path: the database.
@@ -202,6 +281,11 @@ def verify_geometry(database_path: Path, min_inlier_ratio: float = 0.0) -> int:
     Returns:
         The number of pairs that passed.
     """
+    with pycolmap.Database.open(database_path) as database:
+        for camera in database.read_all_cameras():
+            if camera.is_perspective_fisheye() and not camera.has_prior_focal_length:
+                camera.has_prior_focal_length = True
+                database.update_camera(camera)
     options = pycolmap.TwoViewGeometryOptions(min_inlier_ratio=min_inlier_ratio)
     options.ransac.random_seed = 0
     with quiet_colmap():
@@ -264,6 +348,7 @@ def build_database(
     import_features(temporary, feature_path)
     import_matches(temporary, pairs, match_path, min_match_score)
     if verify:
+        guess_wide_focal_lengths(temporary)
         num_verified = verify_geometry(temporary, min_inlier_ratio)
     else:
         num_verified = accept_matches(temporary)

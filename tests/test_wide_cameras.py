@@ -1,0 +1,140 @@
+"""Fisheye lenses and panoramas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+from PIL import Image
+
+from pipelines.sfm import SfmOptions, run
+from sfm_matchers.images import looks_like_panorama
+from sfm_matchers.mapping import guess_wide_focal_lengths, verify_geometry
+from sfm_matchers.synthetic import Camera, Scene, camera_path, make_scene, render
+
+WIDTH, HEIGHT = 320, 240
+
+
+def faces() -> list[np.ndarray]:
+    """Rotations of a camera to the six sides of a cube: ahead, right, left, up, down, back."""
+    turns = ([0, 0, 0], [0, 1, 0], [0, -1, 0], [1, 0, 0], [-1, 0, 0], [0, 2, 0])
+    return [cv2.Rodrigues(np.array(turn) * np.pi / 2)[0] for turn in turns]
+
+
+def render_wide(scene: Scene, camera: pycolmap.Camera, pose: np.ndarray) -> np.ndarray:
+    """A photo (H, W, 3) by any camera of COLMAP's, from six of a pinhole."""
+    face = Camera.from_field_of_view(192, 192, 90)
+    columns, rows = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
+    pixels = np.stack([columns, rows], axis=-1).reshape(-1, 2) + 0.5
+    directions = np.array(camera.cam_ray_from_img(pixels))
+    seen = [directions @ turn.T for turn in faces()]
+    nearest = np.stack([rays[:, 2] for rays in seen], axis=1).argmax(axis=1)
+    photo = np.zeros((len(pixels), 3), dtype=np.uint8)
+    for index, (turn, rays) in enumerate(zip(faces(), seen, strict=True)):
+        if not (nearest == index).any():
+            continue
+        places = rays[:, :2] / np.maximum(rays[:, 2:], 1e-6) * face.fx + face.cx
+        places = places.astype(np.float32).reshape(camera.height, camera.width, 2)
+        image = render(scene, face, turn @ pose).image
+        image = cv2.remap(image, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        photo[nearest == index] = image.reshape(-1, 3)[nearest == index]
+    return photo.reshape(camera.height, camera.width, 3)
+
+
+def write_wide_photos(folder: Path, camera: pycolmap.Camera, count: int) -> np.ndarray:
+    """Write photos of a room; return the true centres (N, 3)."""
+    folder.mkdir()
+    scene = make_scene(3, kind="room", texture_size=384)
+    poses = camera_path(scene, count, 1)
+    for index, pose in enumerate(poses):
+        photo = render_wide(scene, camera, pose)
+        cv2.imwrite(str(folder / f"{index}.png"), photo[..., ::-1])
+    return np.array([-pose[:, :3].T @ pose[:, 3] for pose in poses])
+
+
+def center_error(model: pycolmap.Reconstruction, centers: np.ndarray) -> float:
+    """Mean error of the camera centres, as a share of the extent."""
+    images = sorted(model.images.values(), key=lambda image: image.name)
+    found = np.array([image.projection_center() for image in images])
+    world_from_model = pycolmap.estimate_sim3d(found, centers)
+    errors = np.linalg.norm(world_from_model * found - centers, axis=1)
+    return float(errors.mean() / np.linalg.norm(np.ptp(centers, axis=0)))
+
+
+def test_a_fisheye_of_unknown_focal_length_gives_a_model(tmp_path: Path) -> None:
+    params = [0.5 * WIDTH, WIDTH / 2, HEIGHT / 2, 0.02]
+    camera = pycolmap.Camera(
+        model="SIMPLE_RADIAL_FISHEYE", width=WIDTH, height=HEIGHT, params=params
+    )
+    centers = write_wide_photos(tmp_path / "photos", camera, 7)
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out", camera_model="OPENCV_FISHEYE")
+    (model,) = run(options).models
+    assert model.num_reg_images() == 7
+    assert center_error(model, centers) < 0.002
+    (found,) = model.cameras.values()
+    assert abs(found.focal_length_x - 0.5 * WIDTH) < 0.02 * WIDTH
+
+
+def test_panoramas_are_pointed_out_and_exact(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    camera = pycolmap.Camera(model="EQUIRECTANGULAR", width=512, height=256, params=[512, 256])
+    centers = write_wide_photos(tmp_path / "photos", camera, 4)
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out", camera_model="EQUIRECTANGULAR")
+    (model,) = run(options).models
+    assert model.num_reg_images() == 4
+    assert center_error(model, centers) < 0.005
+    assert "panoramas" not in caplog.text
+    run(SfmOptions(tmp_path / "photos", tmp_path / "out"))
+    assert "4 of 4 photos look like panoramas" in caplog.text
+    assert "need --camera_model EQUIRECTANGULAR" in caplog.text
+
+
+def test_what_looks_like_a_panorama(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "sphere.png")
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
+    xmp = b'<rdf:Description GPano:ProjectionType="equirectangular"/>'
+    Image.new("RGB", (64, 40)).save(tmp_path / "cropped.jpg", xmp=xmp)
+    found = {path.name for path in tmp_path.iterdir() if looks_like_panorama(path)}
+    assert found == {"sphere.png", "cropped.jpg"}
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "FOV"])
+def test_the_focal_length_of_a_fisheye_is_guessed_from_matches(
+    tmp_path: Path, model: str, share: float
+) -> None:
+    """Points all around two cameras of an equidistant lens, half a pixel off."""
+    rng = np.random.default_rng(0)
+    truth = pycolmap.Camera(
+        model="SIMPLE_FISHEYE", width=WIDTH, height=HEIGHT, params=[share * WIDTH, 160, 120]
+    )
+    points = rng.normal(size=(4000, 3)) * 3 + [0, 0, 2]
+    turn = cv2.Rodrigues(np.array([0.05, 0.3, 0.02]))[0]
+    pixels = [
+        np.array(truth.img_from_cam(seen)) for seen in (points, points @ turn.T + [1, 0.1, 0.3])
+    ]
+    inside = np.ones(len(points), dtype=bool)
+    for xy in pixels:
+        inside &= np.isfinite(xy).all(axis=1) & ((xy > 0) & (xy < [WIDTH, HEIGHT])).all(axis=1)
+    path = tmp_path / "database.db"
+    with pycolmap.Database.open(path) as database:
+        camera = pycolmap.Camera.create_from_model_name(1, model, 1.2 * WIDTH, WIDTH, HEIGHT)
+        camera_id = database.write_camera(camera)
+        ids = []
+        for name, xy in zip("ab", pixels, strict=True):
+            ids.append(database.write_image(pycolmap.Image(name=name, camera_id=camera_id)))
+            noisy = xy[inside] + rng.normal(0, 0.5, (inside.sum(), 2))
+            database.write_keypoints(ids[-1], noisy.astype(np.float32))
+        matches = np.repeat(np.arange(inside.sum(), dtype=np.uint32)[:, None], 2, axis=1)
+        database.write_matches(*ids, matches)
+    guess_wide_focal_lengths(path)
+    assert verify_geometry(path) == 1
+    with pycolmap.Database.open(path) as database:
+        found = database.read_camera(camera_id)
+        inliers = database.read_two_view_geometry(*ids).inlier_matches
+    assert abs(found.focal_length_x / WIDTH - share) < 0.2 * share
+    assert len(inliers) > 0.95 * inside.sum()
