@@ -21,7 +21,7 @@ import argparse
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from pipelines.steps import (
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
-from sfm_matchers.images import REPORT_PICTURES, is_output
+from sfm_matchers.images import REPORT_PICTURES, is_output, looks_like_panorama
 from sfm_matchers.mapping import (
     MAPPERS,
     CameraOptions,
@@ -67,6 +67,8 @@ from sfm_matchers.storage import (
 )
 
 logger = logging.getLogger("sfm_matchers.sfm")
+
+PANORAMIC_MODEL = "EQUIRECTANGULAR"
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,12 @@ def run(options: SfmOptions) -> SfmResult:
     if options.overwrite:
         _remove_outputs(Path(options.outputs))
     job = _prepare(options)
-    outputs, steps, photos = job.outputs, job.steps, job.photos
+    image_dir, outputs, steps, photos = job.image_dir, job.outputs, job.steps, job.photos
+    _point_out_panoramas(options.camera_model, image_dir, photos)
     pairs_path, pairs = make_pairs(options, job)
     feature_path, match_path = job.match(pairs, pairs_path.stem)
 
-    headers = {name: read_photo_header(options.image_dir / name) for name in photos}
+    headers = {name: read_photo_header(image_dir / name) for name in photos}
     cameras = group_photos(headers, options.camera_mode)
     logger.info("Cameras: %s", cameras.reason)
     database_path, model_dir = outputs / "database.db", outputs / "sparse"
@@ -145,7 +148,7 @@ def run(options: SfmOptions) -> SfmResult:
         if not (database_path.exists() and steps.is_done("database.db", source)):
             build_database(
                 database_path,
-                options.image_dir,
+                image_dir,
                 cameras,
                 camera_options,
                 pairs,
@@ -161,7 +164,7 @@ def run(options: SfmOptions) -> SfmResult:
             return [pycolmap.Reconstruction(path) for path in _model_dirs(model_dir)]
         models = reconstruct(
             database_path,
-            options.image_dir,
+            image_dir,
             model_dir,
             options.mapper,
             fixed_intrinsics=bool(options.camera_params),
@@ -177,7 +180,7 @@ def run(options: SfmOptions) -> SfmResult:
     report = write_report(
         outputs,
         models[0] if models else None,
-        options.image_dir,
+        image_dir,
         pairs,
         feature_path,
         match_path,
@@ -225,6 +228,30 @@ def _prepare(options: SfmOptions) -> MatchingJob:
             "at least, of one scene"
         )
     return job
+
+
+def _point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str]) -> None:
+    """Say so if photos look like panoramas and the camera model is another one, or the reverse."""
+    names = sorted(photos)
+    spheres = [name for name in names if looks_like_panorama(image_dir / name)]
+    if spheres and camera_model != PANORAMIC_MODEL:
+        logger.warning(
+            "%d of %d photos look like panoramas (%s): whole spheres need --camera_model %s",
+            len(spheres),
+            len(names),
+            listed(spheres),
+            PANORAMIC_MODEL,
+        )
+    others = sorted(set(names).difference(spheres))
+    if others and camera_model == PANORAMIC_MODEL:
+        logger.warning(
+            "%d of %d photos are not twice as wide as high (%s): --camera_model %s is for whole "
+            "spheres only",
+            len(others),
+            len(names),
+            listed(others),
+            PANORAMIC_MODEL,
+        )
 
 
 def _keep_photos(image_dir: Path, outputs: Path) -> None:
@@ -381,7 +408,11 @@ def build_parser() -> argparse.ArgumentParser:
         choices=CAMERA_MODES,
         help="which photos share a camera; auto decides from EXIF and sizes (default: %(default)s)",
     )
-    add("--camera_model", help="COLMAP's name (default: %(default)s)")
+    add(
+        "--camera_model",
+        help="COLMAP's name, such as OPENCV_FISHEYE for fisheye lenses or EQUIRECTANGULAR for "
+        "panoramas of 360 degrees (default: %(default)s)",
+    )
     add(
         "--camera_params",
         help="known intrinsics in COLMAP's order, comma-separated, in pixels; they are kept as "
@@ -390,7 +421,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--mask_dir",
         type=Path,
-        help="masks, COLMAP's convention: MASK_DIR/PHOTO.png, black pixels are ignored",
+        help="masks, whose black pixels are ignored: a folder with one for each photo, called "
+        "a.jpg.png or a.png for a.jpg, or a file, the mask of every photo. Transparent parts of "
+        "photos are ignored without one",
     )
     add(
         "--drop_raw_matches",
