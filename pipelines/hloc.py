@@ -312,6 +312,7 @@ def pairs_from_poses(given: argparse.Namespace) -> None:
 def reconstruction(given: argparse.Namespace) -> None:
     """A COLMAP model: ``sfm_dir/database.db``, ``models/``, and the largest model in `sfm_dir`."""
     from sfm_matchers.cameras import group_photos, read_photo_header
+    from sfm_matchers.diagnosis import explain, poor_photos, read_match_graph
     from sfm_matchers.mapping import CameraOptions, build_database, reconstruct
     from sfm_matchers.storage import list_groups, read_pairs
 
@@ -327,12 +328,13 @@ def reconstruction(given: argparse.Namespace) -> None:
     logger.info("cameras: %s", cameras.reason)
     given.sfm_dir.mkdir(parents=True, exist_ok=True)
     database_path = given.sfm_dir / "database.db"
+    pairs = read_pairs(given.pairs, names)
     build_database(
         database_path,
         given.image_dir,
         cameras,
         camera_options,
-        read_pairs(given.pairs, names),
+        pairs,
         given.features,
         given.matches,
         min_match_score=given.min_match_score,
@@ -345,7 +347,9 @@ def reconstruction(given: argparse.Namespace) -> None:
         incremental_options=mapper_options,
     )
     if not models:
-        raise InputError("no model came out: no two images have enough verified matches")
+        graph = read_match_graph(database_path, pairs, None)
+        reason = explain(graph, models, poor_photos(graph, given.image_dir)).reason
+        raise InputError(f"no model came out: {reason.removeprefix('no model: ')}")
     models[0].write(given.sfm_dir)
     print(models[0].summary())
 

@@ -32,15 +32,14 @@ from pipelines.options import add_matching_options, take_defaults
 from pipelines.steps import (
     CheckedPhoto,
     MatchingJob,
-    Steps,
     choose_matching,
     describe_with_vlad,
-    listed,
     run_command,
     start_job,
 )
 from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
 from sfm_matchers.confs import SparseConf
+from sfm_matchers.diagnosis import Explanation, explain, listed, poor_photos, read_match_graph
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import REPORT_PICTURES, is_output, looks_like_panorama
 from sfm_matchers.mapping import (
@@ -48,7 +47,6 @@ from sfm_matchers.mapping import (
     CameraOptions,
     build_database,
     reconstruct,
-    verified_groups,
 )
 from sfm_matchers.pairs import (
     exhaustive_pairs,
@@ -125,7 +123,7 @@ def run(options: SfmOptions) -> SfmResult:
         _remove_outputs(Path(options.outputs))
     job = _prepare(options)
     image_dir, outputs, steps, photos = job.image_dir, job.outputs, job.steps, job.photos
-    _point_out_panoramas(options.camera_model, image_dir, photos)
+    panoramas = point_out_panoramas(options.camera_model, image_dir, photos)
     pairs_path, pairs = make_pairs(options, job)
     feature_path, match_path = job.match(pairs, pairs_path.stem)
 
@@ -176,7 +174,13 @@ def run(options: SfmOptions) -> SfmResult:
 
     steps.timed("verification", database)
     models = steps.timed("mapping", mapping)
-    summary = summarize(options, photos, pairs, cameras.reason, models, steps)
+    graph = read_match_graph(database_path, pairs, models[0] if models else None)
+    faults = poor_photos(graph, image_dir, job.mask_dir)
+    explanation = explain(graph, models, faults, panoramas)
+    _log(explanation, has_model=bool(models))
+    summary = summarize(
+        options, photos, pairs, cameras.reason, models, explanation.reason, steps.seconds
+    )
     report = write_report(
         outputs,
         models[0] if models else None,
@@ -186,8 +190,8 @@ def run(options: SfmOptions) -> SfmResult:
         match_path,
         database_path,
         summary,
+        faults,
     )
-    _explain_groups(database_path, models)
     return SfmResult(models, summary, report)
 
 
@@ -230,28 +234,36 @@ def _prepare(options: SfmOptions) -> MatchingJob:
     return job
 
 
-def _point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str]) -> None:
-    """Say so if photos look like panoramas and the camera model is another one, or the reverse."""
+def point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str]) -> str:
+    """Say so if photos look like panoramas and the camera model is another one, or the reverse.
+
+    Returns:
+        What was said, as it may be the reason if no model comes out; "" if nothing.
+    """
     names = sorted(photos)
     spheres = [name for name in names if looks_like_panorama(image_dir / name)]
-    if spheres and camera_model != PANORAMIC_MODEL:
-        logger.warning(
-            "%d of %d photos look like panoramas (%s): whole spheres need --camera_model %s",
-            len(spheres),
-            len(names),
-            listed(spheres),
-            PANORAMIC_MODEL,
-        )
     others = sorted(set(names).difference(spheres))
-    if others and camera_model == PANORAMIC_MODEL:
-        logger.warning(
-            "%d of %d photos are not twice as wide as high (%s): --camera_model %s is for whole "
-            "spheres only",
-            len(others),
-            len(names),
-            listed(others),
-            PANORAMIC_MODEL,
+    said = ""
+    if spheres and camera_model != PANORAMIC_MODEL:
+        said = (
+            f"{len(spheres)} of {len(names)} photos look like panoramas ({listed(spheres)}): whole "
+            f"spheres need --camera_model {PANORAMIC_MODEL}"
         )
+    elif others and camera_model == PANORAMIC_MODEL:
+        said = (
+            f"{len(others)} of {len(names)} photos are not twice as wide as high "
+            f"({listed(others)}): --camera_model {PANORAMIC_MODEL} is for whole spheres only"
+        )
+    if said:
+        logger.warning("%s", said)
+    return said
+
+
+def _log(explanation: Explanation, *, has_model: bool) -> None:
+    for line in explanation.details:
+        logger.warning("%s", line)
+    if explanation.reason:
+        logger.log(logging.WARNING if has_model else logging.ERROR, "%s", explanation.reason)
 
 
 def _keep_photos(image_dir: Path, outputs: Path) -> None:
@@ -297,9 +309,10 @@ def summarize(
     pairs: list[Pair],
     camera_reason: str,
     models: list[pycolmap.Reconstruction],
-    steps: Steps,
+    reason: str,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the lines of the printed summary."""
+    """Return the lines of the printed summary; `reason` as of `diagnosis.Explanation`."""
     summary: dict[str, Any] = {"model": "none"}
     if models:
         model = models[0]
@@ -313,6 +326,8 @@ def summarize(
         if len(models) > 1:
             sizes = ", ".join(str(model.num_reg_images()) for model in models[1:])
             summary["further models"] = f"{len(models) - 1}, of {sizes} images"
+    if reason:
+        summary["reason"] = reason
     summary["settings"] = {
         "matcher": options.matcher,
         "weights": options.weights,
@@ -320,31 +335,8 @@ def summarize(
         "cameras": camera_reason,
         "mapper": options.mapper,
     }
-    summary["seconds"] = {name: round(value, 1) for name, value in steps.seconds.items()}
+    summary["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     return summary
-
-
-def _explain_groups(database_path: Path, models: list[pycolmap.Reconstruction]) -> None:
-    """Say why photos are not in the model, where the verified matches tell."""
-    groups = verified_groups(database_path)
-    lonely = [group[0] for group in groups if len(group) == 1]
-    connected = [group for group in groups if len(group) > 1]
-    if lonely:
-        logger.warning("%d photo(s) match no other photo: %s", len(lonely), listed(lonely))
-    if len(connected) > 1:
-        logger.warning(
-            "the photos fall into %d groups without verified matches between them: %s",
-            len(connected),
-            "; ".join(f"{len(group)} photos ({listed(group)})" for group in connected),
-        )
-    if not models:
-        logger.error(
-            "no model: %s",
-            "no two photos have enough verified matches"
-            if not connected
-            else "no pair of photos with verified matches was good enough to start from (too few "
-            "matches, or too little parallax)",
-        )
 
 
 def _model_dirs(model_dir: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from pipelines.command import run_guarded
 from pipelines.options import RETRIEVALS, make_executor
 from sfm_matchers import colmap_matching
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
+from sfm_matchers.diagnosis import listed
 from sfm_matchers.errors import (
     InputError,
     MissingExtraError,
@@ -251,12 +252,6 @@ def _explain_turned_masks(names_by_way: Mapping[WayUp, list[str]], *, one_for_al
         listed(either),
         remedy,
     )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first four names, and how many more there are."""
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown}, ... {len(names) - 4} more"
 
 
 class MatchingOptions(Protocol):

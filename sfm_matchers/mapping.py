@@ -569,26 +569,3 @@ def _color_points_of_undecoded(model: pycolmap.Reconstruction, image_dir: Path) 
 def _is_undecoded(path: Path) -> bool:
     with open_photo(path) as photo:
         return photo.format in UNDECODED_FORMATS
-
-
-def verified_groups(database_path: Path) -> list[list[str]]:
-    """Return the groups of photos connected by verified matches, largest first; names sorted."""
-    with pycolmap.Database.open(database_path) as database:
-        names = {image.image_id: image.name for image in database.read_all_images()}
-        pair_ids, geometries = database.read_two_view_geometries()
-    group_of = {image_id: image_id for image_id in names}
-
-    def root(image_id: int) -> int:
-        while group_of[image_id] != image_id:
-            group_of[image_id] = group_of[group_of[image_id]]
-            image_id = group_of[image_id]
-        return image_id
-
-    for pair_id, geometry in zip(pair_ids, geometries, strict=True):
-        if len(geometry.inlier_matches):
-            id0, id1 = pycolmap.pair_id_to_image_pair(pair_id)
-            group_of[root(id0)] = root(id1)
-    groups: dict[int, list[str]] = {}
-    for image_id, name in names.items():
-        groups.setdefault(root(image_id), []).append(name)
-    return sorted((sorted(group) for group in groups.values()), key=lambda g: (-len(g), g))

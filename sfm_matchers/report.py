@@ -23,9 +23,10 @@ import cv2
 import numpy as np
 import pycolmap
 
+from .diagnosis import MatchGraph, count, likely_reason, read_match_graph
 from .errors import InputError
 from .images import REPORT_PICTURES, read_image
-from .mapping import point_positions, read_image_ids, reprojection_errors
+from .mapping import point_positions, reprojection_errors
 from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
 from .visualization import (
     count_palette,
@@ -56,6 +57,7 @@ def write_report(
     match_path: Path,
     database_path: Path,
     summary: Mapping[str, Any],
+    faults: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``report.html`` and its pictures into a folder, replacing older ones.
 
@@ -73,6 +75,7 @@ def write_report(
         summary: what else to show. A value that is itself a mapping becomes a table named by its
             key, such as ``{"settings": {"matcher": "jamma"}}``; the table ``seconds`` is drawn as
             bars. All other values stand together in one table.
+        faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
 
     Returns:
         The path of ``report.html``.
@@ -82,7 +85,7 @@ def write_report(
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    graph = _read_match_graph(Path(database_path), pairs, model)
+    graph = read_match_graph(Path(database_path), pairs, model)
     images = _image_statistics(graph, model)
     scene = _build_scene(model, graph)
     drawn_pairs = _draw_pairs(graph, Path(image_dir), Path(feature_path), Path(match_path))
@@ -104,7 +107,7 @@ def write_report(
             "tiles": _tiles_html(graph, images, model),
             "summary": _summary_html(summary),
             "scene_note": html.escape(_scene_note(scene, model)),
-            "unregistered": _unregistered_html(graph, images),
+            "unregistered": _unregistered_html(graph, images, faults),
             "pairs": _pairs_html(drawn_pairs),
             "images": _images_html(images, _read_thumbnails(Path(image_dir), graph.names)),
             "data": _script_data(graph.names, scene, matrix, block),
@@ -117,24 +120,6 @@ def write_report(
 
 # ---------------------------------------------------------------------------------------------
 # What the database and the model know
-
-
-@dataclass(frozen=True)
-class _MatchGraph:
-    """Images as nodes, pairs as edges; an image is its row in `names`."""
-
-    names: list[str]
-    num_keypoints: np.ndarray  # (N,) int
-    edges: np.ndarray  # (P, 2) int, rows of `names`
-    matches: np.ndarray  # (P,) int, before verification
-    verified: np.ndarray  # (P,) int
-    database_path: Path
-    image_ids: dict[str, int]  # by name, in the database
-
-    def verified_of(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the other images of an image's pairs, and the verified matches of each."""
-        mine = (self.edges == image).any(axis=1)
-        return self.edges[mine].sum(axis=1) - image, self.verified[mine]
 
 
 @dataclass(frozen=True)
@@ -157,56 +142,7 @@ class _Scene:
     num_points_total: int
 
 
-def _read_match_graph(
-    database_path: Path, pairs: Sequence[Pair], model: pycolmap.Reconstruction | None
-) -> _MatchGraph:
-    if not database_path.exists():  # pycolmap would create an empty one
-        raise InputError(f"{database_path} does not exist: import the matches before the report")
-    with pycolmap.Database.open(str(database_path)) as database:
-        image_ids = read_image_ids(database)
-        name_of = {image_id: name for name, image_id in image_ids.items()}
-        keypoints_of = {
-            name: database.num_keypoints_for_image(image_id) for name, image_id in image_ids.items()
-        }
-        raw = _counts_by_pair(*database.read_num_matches(), name_of)
-        verified = _counts_by_pair(*database.read_two_view_geometry_num_inliers(), name_of)
-
-    names = set(image_ids) | {name for pair in pairs for name in pair}
-    if model is not None:
-        names |= {image.name for image in model.images.values()}
-    ordered = sorted(names, key=_natural_key)
-    row_of = {name: row for row, name in enumerate(ordered)}
-    every_pair = (
-        {frozenset(pair) for pair in pairs if pair[0] != pair[1]} | set(raw) | set(verified)
-    )
-    edges = sorted(sorted(row_of[name] for name in pair) for pair in every_pair)
-    keys = [frozenset((ordered[a], ordered[b])) for a, b in edges]
-    return _MatchGraph(
-        names=ordered,
-        num_keypoints=np.array([keypoints_of.get(name, 0) for name in ordered], dtype=np.int64),
-        edges=np.array(edges, dtype=np.int64).reshape(-1, 2),
-        matches=np.array([raw.get(key, 0) for key in keys], dtype=np.int64),
-        verified=np.array([verified.get(key, 0) for key in keys], dtype=np.int64),
-        database_path=database_path,
-        image_ids=image_ids,
-    )
-
-
-def _counts_by_pair(
-    pair_ids: Sequence[int], counts: Sequence[int], name_of: Mapping[int, str]
-) -> dict[frozenset[str], int]:
-    id_pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
-    keys = (frozenset((name_of[id0], name_of[id1])) for id0, id1 in id_pairs)
-    return dict(zip(keys, counts, strict=True))
-
-
-def _natural_key(name: str) -> tuple[list[Any], str]:
-    """Sort ``img2`` before ``img10``."""
-    parts = re.split(r"([0-9]+)", name)  # texts at even places, numbers at odd ones
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
-
-
-def _image_statistics(graph: _MatchGraph, model: pycolmap.Reconstruction | None) -> list[_ImageRow]:
+def _image_statistics(graph: MatchGraph, model: pycolmap.Reconstruction | None) -> list[_ImageRow]:
     errors = {} if model is None else reprojection_errors(model)
     rows = []
     for name, num_keypoints in zip(graph.names, graph.num_keypoints.tolist(), strict=True):
@@ -216,39 +152,11 @@ def _image_statistics(graph: _MatchGraph, model: pycolmap.Reconstruction | None)
     return rows
 
 
-def _likely_reason(image: int, graph: _MatchGraph, registered: np.ndarray) -> str:
-    """Say why an image was not registered, from its verified matches."""
-    others, verified = graph.verified_of(image)
-    if graph.num_keypoints[image] == 0 and not verified.any():
-        return "no keypoints" if len(others) else "no keypoints, and in no pair"
-    if len(others) == 0:
-        return "in no pair: it was never matched"
-    if not verified.any():
-        return f"none of its {_count(len(others), 'pair')} passed geometric verification"
-    best = f"its best pair has {_count(int(verified.max()), 'verified match', 'verified matches')}"
-    if not registered.any():
-        return f"no model was built; {best}"
-    in_model = registered[others] & (verified > 0)
-    if not in_model.any():
-        return f"verified pairs lead only to photos that are not registered either; {best}"
-    needed = pycolmap.IncrementalMapperOptions().abs_pose_min_num_inliers
-    most = int(verified[in_model].max())
-    if most < needed:
-        return (
-            f"at most {_count(most, 'verified match', 'verified matches')} with a registered "
-            f"photo; a pose needs {needed} that see 3D points"
-        )
-    return (
-        f"{most} verified matches with a registered photo, but no pose agreed with enough of "
-        "the 3D points (repeated structure, wrong intrinsics, or few long tracks)"
-    )
-
-
 # ---------------------------------------------------------------------------------------------
 # The model for drawing
 
 
-def _build_scene(model: pycolmap.Reconstruction | None, graph: _MatchGraph) -> _Scene:
+def _build_scene(model: pycolmap.Reconstruction | None, graph: MatchGraph) -> _Scene:
     if model is None:
         none = np.zeros((0, 3))
         return _Scene(none, none.astype(np.uint8), np.zeros((0, 5, 3)), [], 0)
@@ -335,14 +243,14 @@ def _scene_note(scene: _Scene, model: pycolmap.Reconstruction | None) -> str:
         return "No model was built, so there is nothing to show in 3D."
     shown, total = len(scene.points), scene.num_points_total
     share = f"{shown:,} points" if shown == total else f"{shown:,} of {total:,} points"
-    return f"{share}, {_count(len(scene.frusta), 'camera')}. Up is estimated."
+    return f"{share}, {count(len(scene.frusta), 'camera')}. Up is estimated."
 
 
 # ---------------------------------------------------------------------------------------------
 # Match graph
 
 
-def _match_matrix(graph: _MatchGraph) -> tuple[np.ndarray, int]:
+def _match_matrix(graph: MatchGraph) -> tuple[np.ndarray, int]:
     """Return the match graph as a symmetric matrix of at most MAX_MATRIX rows.
 
     Returns:
@@ -361,7 +269,7 @@ def _match_matrix(graph: _MatchGraph) -> tuple[np.ndarray, int]:
 
 
 def _draw_pairs(
-    graph: _MatchGraph, image_dir: Path, feature_path: Path, match_path: Path
+    graph: MatchGraph, image_dir: Path, feature_path: Path, match_path: Path
 ) -> dict[str, tuple[str, np.ndarray]]:
     """Draw the pair with the most and the one with the fewest verified matches.
 
@@ -378,13 +286,16 @@ def _draw_pairs(
             name0, name1 = (graph.names[row] for row in graph.edges[edge])
             picture = _draw_pair(graph, name0, name1, image_dir, feature_path, match_path)
             if picture is not None:
-                count = _count(int(graph.verified[edge]), "verified match", "verified matches")
-                drawn[label] = (f"{label.capitalize()} pair: {name0} and {name1}, {count}", picture)
+                matches = count(int(graph.verified[edge]), "verified match", "verified matches")
+                drawn[label] = (
+                    f"{label.capitalize()} pair: {name0} and {name1}, {matches}",
+                    picture,
+                )
     return drawn
 
 
 def _draw_pair(
-    graph: _MatchGraph,
+    graph: MatchGraph,
     name0: str,
     name1: str,
     image_dir: Path,
@@ -491,23 +402,19 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def _count(number: int, noun: str, plural: str | None = None) -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def _number(value: float, digits: int, unit: str = "") -> str:
     return f"{value:.{digits}f}{unit}" if np.isfinite(value) else "–"
 
 
 def _subtitle(images: Sequence[_ImageRow], model: pycolmap.Reconstruction | None) -> str:
     if model is None:
-        return f"No model could be built from {_count(len(images), 'photo')}."
+        return f"No model could be built from {count(len(images), 'photo')}."
     registered = sum(image.registered for image in images)
-    return f"{registered:,} of {_count(len(images), 'photo')} registered."
+    return f"{registered:,} of {count(len(images), 'photo')} registered."
 
 
 def _tiles_html(
-    graph: _MatchGraph, images: Sequence[_ImageRow], model: pycolmap.Reconstruction | None
+    graph: MatchGraph, images: Sequence[_ImageRow], model: pycolmap.Reconstruction | None
 ) -> str:
     registered = sum(image.registered for image in images)
     tiles = {"photos registered": f"{registered:,} <small>of {len(images):,}</small>"}
@@ -548,14 +455,16 @@ def _table_html(title: str, table: Mapping[str, Any]) -> str:
     return f"<table class=facts><caption>{caption}</caption>{''.join(lines)}</table>"
 
 
-def _unregistered_html(graph: _MatchGraph, images: Sequence[_ImageRow]) -> str:
+def _unregistered_html(
+    graph: MatchGraph, images: Sequence[_ImageRow], faults: Mapping[str, str] | None
+) -> str:
     registered = np.array([image.registered for image in images], dtype=bool)
     missing = np.flatnonzero(~registered).tolist()
     if not missing:
         return "<p>Every photo is registered.</p>"
     lines = [
         f"<tr><td>{html.escape(images[image].name)}</td>"
-        f"<td>{html.escape(_likely_reason(image, graph, registered))}</td></tr>"
+        f"<td>{html.escape(likely_reason(image, graph, registered, faults))}</td></tr>"
         for image in missing
     ]
     head = "<tr><th>Photo</th><th>Likely reason</th></tr>"

@@ -17,6 +17,7 @@ import pycolmap
 import pytest
 
 from sfm_matchers import report
+from sfm_matchers.diagnosis import MatchGraph, likely_reason
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import read_image
 from sfm_matchers.report import write_report
@@ -369,7 +370,7 @@ def test_names_are_in_natural_order(scene):
 )
 def test_likely_reason(image, reason):
     edges = {(0, 1): 900, (1, 2): 12, (3, 4): 80, (0, 5): 400, (0, 7): 0, (0, 8): 0}
-    graph = report._MatchGraph(
+    graph = MatchGraph(
         names=[f"{row}.jpg" for row in range(9)],
         num_keypoints=np.array([1000] * 8 + [0]),
         edges=np.array(list(edges)),
@@ -379,8 +380,8 @@ def test_likely_reason(image, reason):
         image_ids={},
     )
     registered = np.arange(9) < 2
-    assert reason in report._likely_reason(image, graph, registered)
-    no_model = report._likely_reason(3, graph, np.zeros(9, dtype=bool))
+    assert reason in likely_reason(image, graph, registered)
+    no_model = likely_reason(3, graph, np.zeros(9, dtype=bool))
     assert no_model == "no model was built; its best pair has 80 verified matches"
 
 
