@@ -151,6 +151,7 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     allowed = [item.name for item in fields(conf_type) if item.name != "name"]
     check_keys(content, allowed, where)
     _check_part(content, where, ["resize_max", *_SWITCHES])
+    _check_output(content, "matches-", where)
     if "features" in content:
         features, part = content["features"], f"{where}, features"
         check_keys(features, ["output", "model", "preprocessing"], part)
@@ -158,6 +159,7 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
             if key not in features:
                 raise InputError(f"{part}: {key!r} is missing")
         _check_part(features, part, ["resize_max"])
+        _check_output(features, "feats-", part)
     try:
         return conf_type(name=name, **content)
     except TypeError as error:
@@ -183,6 +185,15 @@ def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequ
         if not isinstance(preprocessing.get(key, False), bool):
             found = preprocessing[key]
             raise InputError(f"{where}: {key!r} must be true or false, found {found!r}")
+
+
+def _check_output(content: Mapping[str, Any], beginning: str, where: str) -> None:
+    """Check a stem that the names of other files are made of, and by which a run knows its own."""
+    stem = content.get("output", beginning)
+    if not stem.startswith(beginning) or set(stem) & set("/\\"):
+        raise InputError(
+            f"{where}: 'output' must be a name that begins with {beginning!r}, found {stem!r}"
+        )
 
 
 def check_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None:

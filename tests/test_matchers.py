@@ -174,6 +174,25 @@ def test_a_share_of_inliers_beyond_0_and_1_is_named(tmp_path: Path, share: float
         load_conf(str(path))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "wrong"),
+    [
+        ("jamma", "output: matches-jamma", "output: jamma"),
+        ("jamma", "output: matches-jamma", "output: sub/matches-jamma"),
+        ("sift", "output: feats-sift", "output: sift"),
+    ],
+)
+def test_outputs_of_other_names_are_refused_before_anything_is_matched(
+    tmp_path: Path, name: str, given: str, wrong: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    text = (CONF_DIR / f"{name}.yaml").read_text()
+    assert given in text
+    path.write_text(text.replace(given, wrong))
+    with pytest.raises(InputError, match="'output' must be a name that begins with"):
+        load_conf(str(path))
+
+
 def test_unknown_matcher_and_device_are_named() -> None:
     with pytest.raises(InputError, match="did you mean 'jamma'"):
         load_matcher("jama")
