@@ -73,18 +73,18 @@ PANORAMIC_MODEL = "EQUIRECTANGULAR"
 class SfmOptions:
     """What to reconstruct, and how. The command line has the same names and defaults."""
 
-    image_dir: Path
-    outputs: Path
-    matcher: str = "sift"
-    pairs: str = "exhaustive"
+    image_dir: str | Path
+    outputs: str | Path
+    matcher: str | Path = "sift"
+    pairs: str | Path = "exhaustive"
     num_matched: int = 20
     mapper: str = "incremental"
     mapper_threads: int = 1
     camera_mode: str = "auto"
     camera_model: str = "SIMPLE_RADIAL"
     camera_params: str = ""
-    mask_dir: Path | None = None
-    weights: str = "bundled"
+    mask_dir: str | Path | None = None
+    weights: str | Path = "bundled"
     device: str = "auto"
     workers: int | None = None
     ray: str | None = None
@@ -205,8 +205,9 @@ def run_shard(options: SfmOptions) -> None:
     """
     if options.overwrite:
         raise InputError("--overwrite would delete what other shards have done")
-    Path(options.outputs).mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(options.outputs):
+    outputs = Path(options.outputs)
+    outputs.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(outputs):
         job = _prepare(options)
         pairs_path, pairs = make_pairs(options, job)
         if isinstance(job.conf, SparseConf):
@@ -281,7 +282,7 @@ def _keep_photos(image_dir: Path, outputs: Path) -> None:
 def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]:
     """Choose the pairs of photos to match and write them to ``pairs-*.txt``."""
     names, outputs = sorted(job.photos), job.outputs
-    label = options.pairs
+    label = str(options.pairs)
     if options.pairs == "exhaustive":
         pairs = exhaustive_pairs(names)
     elif options.pairs == "sequential":
@@ -329,8 +330,8 @@ def summarize(
     if reason:
         summary["reason"] = reason
     summary["settings"] = {
-        "matcher": options.matcher,
-        "weights": options.weights,
+        "matcher": str(options.matcher),
+        "weights": str(options.weights),
         "pairs": f"{len(pairs)} ({options.pairs})",
         "cameras": camera_reason,
         "mapper": options.mapper,
@@ -453,7 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_summary(result)
         return 0 if result.models else 1
 
-    return run_command(options.outputs, job, options.shard)
+    return run_command(Path(options.outputs), job, options.shard)
 
 
 if __name__ == "__main__":

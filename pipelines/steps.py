@@ -258,10 +258,10 @@ class MatchingOptions(Protocol):
     """What the options of all pipelines say about matching."""
 
     @property
-    def matcher(self) -> str: ...
+    def matcher(self) -> str | Path: ...
 
     @property
-    def weights(self) -> str: ...
+    def weights(self) -> str | Path: ...
 
     @property
     def device(self) -> str: ...
@@ -297,10 +297,10 @@ def choose_matching(
     Raises:
         InputError: unknown matcher or device, or options that contradict each other.
     """
-    conf = load_conf(options.matcher)
+    conf = load_conf(str(options.matcher))
     device = _device(conf, options.device)
     executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
-    return Matching(conf, options.weights, device, executor)
+    return Matching(conf, str(options.weights), device, executor)
 
 
 def start_job(
@@ -657,7 +657,7 @@ def choose_query_pairs(
     job: MatchingJob,
     queries: Sequence[Query],
     database: Iterable[str],
-    listed: Path | None,
+    listed: str | Path | None,
     num_matched: int,
     retrieval: str,
 ) -> tuple[list[Pair], str]:
@@ -673,14 +673,14 @@ def choose_query_pairs(
 
 
 def listed_pairs(
-    job: MatchingJob, path: Path, queries: Iterable[str], database: Iterable[str]
+    job: MatchingJob, path: str | Path, queries: Iterable[str], database: Iterable[str]
 ) -> tuple[list[Pair], str]:
     """Read (query, photo of the map) pairs; those of unknown photos are left out, and counted.
 
     Raises:
         InputError: no such file, or no pair is of a query and a photo of the map.
     """
-    queries, database = set(queries), set(database)
+    path, queries, database = Path(path), set(queries), set(database)
     if not path.is_file():
         raise InputError(f"{path} is not a file of pairs")
     listed = read_pairs(path, queries | database)

@@ -259,6 +259,27 @@ def test_other_mappers(photos: Path, finished: Path, tmp_path: Path, mapper: str
     assert result.models[0].num_reg_images() >= 8
 
 
+def test_paths_may_be_text(photos: Path, finished: Path, tmp_path: Path) -> None:
+    outputs = tmp_path / "out"
+    shutil.copytree(finished, outputs)
+    mask = tmp_path / "mask.png"
+    cv2.imwrite(str(mask), np.full((240, 320), 255, np.uint8))
+    conf = tmp_path / "mine.yaml"
+    shutil.copy(CONF_DIR / "sift.yaml", conf)
+    pairs = tmp_path / "pairs-mine.txt"
+    write_pairs(pairs, [(f"000{index}.jpg", f"000{index + 1}.jpg") for index in range(4)])
+    for kind in (str, Path):
+        options = SfmOptions(
+            kind(photos / "images"),
+            kind(outputs),
+            kind(conf),
+            kind(pairs),
+            mask_dir=kind(mask),
+            overwrite=True,
+        )
+        assert run(options).report.is_file()
+
+
 def test_known_intrinsics_stay(photos: Path, tmp_path: Path) -> None:
     truth = next(iter(pycolmap.Reconstruction(photos / "truth").cameras.values()))
     params = ",".join(map(str, truth.params))
@@ -281,6 +302,12 @@ def test_overwrite_deletes_what_runs_wrote_and_nothing_else(photos: Path, tmp_pa
     assert (outputs / "feats-sift.h5").stat().st_mtime_ns > before
     assert not left_by_a_kill.exists()
     assert (outputs / "notes.txt").exists()
+    (outputs / "of my own.png").touch()
+    for path in images.iterdir():  # then no picture takes the place of an old one
+        path.unlink()
+    with pytest.raises(InputError, match=r"holds 0 photo"):
+        run(SfmOptions(images, outputs, overwrite=True))
+    assert [path.name for path in outputs.glob("*.png")] == ["of my own.png"]
 
 
 def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path) -> None:
