@@ -29,20 +29,23 @@ def take_defaults(parser: argparse.ArgumentParser, options: type[DataclassInstan
     parser.set_defaults(**{k: value for k, value in named.items() if value is not MISSING})
 
 
-def add_matching_options(add: Add, *, shards: bool = False) -> None:
+def add_matching_options(add: Add, *, shards: bool = False, auto: str = "") -> None:
     """Add ``--matcher``, ``--weights`` and ``--device``, and which processes match.
 
     Args:
         add: the parser's.
         shards: the command can do a part of its work.
+        auto: what the command does with ``--matcher auto``; "" if it has no such choice.
     """
+    choices = ([f"auto ({auto})"] if auto else []) + conf_names()
     add(
         "--matcher",
-        help=f"one of {', '.join(conf_names())}, or a conf file .yaml (default: %(default)s)",
+        help=f"one of {', '.join(choices)}, or a conf file .yaml (default: %(default)s)",
     )
     add(
         "--weights",
-        help="bundled, official (downloaded), or a checkpoint file (default: %(default)s)",
+        help="bundled, official or lightglue (downloaded), or a checkpoint file "
+        "(default: %(default)s)",
     )
     add("--device", choices=("auto", "cpu", "cuda", "mps"), help="default: %(default)s")
     add_executor_options(add, shards=shards)

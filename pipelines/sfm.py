@@ -37,11 +37,12 @@ from pipelines.steps import (
     run_command,
     start_job,
 )
-from sfm_matchers.cameras import CAMERA_MODES, group_photos, read_photo_header
+from sfm_matchers.cameras import CAMERA_MODES, CameraGroups, group_photos, read_photo_header
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.diagnosis import Explanation, explain, listed, poor_photos, read_match_graph
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import REPORT_PICTURES, is_output, looks_like_panorama
+from sfm_matchers.joined_features import join_features, join_matches
 from sfm_matchers.mapping import (
     MAPPERS,
     CameraOptions,
@@ -59,7 +60,9 @@ from sfm_matchers.storage import (
     Pair,
     file_fingerprint,
     fingerprint,
+    mean_layers_run,
     one_at_a_time,
+    read_pairs,
     unique_pairs,
     write_pairs,
 )
@@ -68,6 +71,13 @@ logger = logging.getLogger("sfm_matchers.sfm")
 
 PANORAMIC_MODEL = "EQUIRECTANGULAR"
 
+# `--matcher auto`: where SIFT finds enough nothing is as exact for as little time; the photos that
+# it leaves out of the model are matched again by the second.
+AUTO = "auto"
+AUTO_MATCHERS = ("sift", "aliked+mambaglue")
+
+Matched = tuple[Path, Path]  # the feature file and the match file
+
 
 @dataclass(frozen=True)
 class SfmOptions:
@@ -75,7 +85,7 @@ class SfmOptions:
 
     image_dir: str | Path
     outputs: str | Path
-    matcher: str | Path = "sift"
+    matcher: str | Path = AUTO
     pairs: str | Path = "exhaustive"
     num_matched: int = 20
     mapper: str = "incremental"
@@ -125,55 +135,16 @@ def run(options: SfmOptions) -> SfmResult:
     image_dir, outputs, steps, photos = job.image_dir, job.outputs, job.steps, job.photos
     panoramas = point_out_panoramas(options.camera_model, image_dir, photos)
     pairs_path, pairs = make_pairs(options, job)
-    feature_path, match_path = job.match(pairs, pairs_path.stem)
-
     headers = {name: read_photo_header(image_dir / name) for name in photos}
     cameras = group_photos(headers, options.camera_mode)
     logger.info("Cameras: %s", cameras.reason)
-    database_path, model_dir = outputs / "database.db", outputs / "sparse"
-    min_inlier_ratio = job.conf.min_inlier_ratio
-    source = fingerprint(
-        pairs,
-        file_fingerprint(feature_path),
-        file_fingerprint(match_path),
-        cameras.groups,
-        options.camera_model,
-        options.camera_params,
-        min_inlier_ratio,
-    )
-
-    def database() -> None:
-        if not (database_path.exists() and steps.is_done("database.db", source)):
-            build_database(
-                database_path,
-                image_dir,
-                cameras,
-                camera_options,
-                pairs,
-                feature_path,
-                match_path,
-                min_inlier_ratio=min_inlier_ratio,
-            )
-            steps.set_done("database.db", source)
-
-    def mapping() -> list[pycolmap.Reconstruction]:
-        model_source = fingerprint(source, options.mapper)
-        if model_dir.exists() and steps.is_done("sparse", model_source):
-            return [pycolmap.Reconstruction(path) for path in _model_dirs(model_dir)]
-        models = reconstruct(
-            database_path,
-            image_dir,
-            model_dir,
-            options.mapper,
-            fixed_intrinsics=bool(options.camera_params),
-            num_threads=options.mapper_threads,
-            robust=True,
-        )
-        steps.set_done("sparse", model_source)
-        return models
-
-    steps.timed("verification", database)
-    models = steps.timed("mapping", mapping)
+    mapping = _Mapping(options, job, cameras, camera_options, pairs)
+    matched, matcher = job.match(pairs, pairs_path.stem), str(options.matcher)
+    if matcher == AUTO:
+        matched, matcher = _match_again(mapping, matched, pairs_path.stem)
+    models = mapping.models(matched)
+    feature_path, match_path = matched
+    database_path = outputs / "database.db"
     graph = read_match_graph(database_path, pairs, models[0] if models else None)
     faults = poor_photos(graph, image_dir, job.mask_dir)
     explanation = explain(graph, models, faults, panoramas)
@@ -181,6 +152,9 @@ def run(options: SfmOptions) -> SfmResult:
     summary = summarize(
         options, photos, pairs, cameras.reason, models, explanation.reason, steps.seconds
     )
+    summary["settings"]["matcher"] = matcher
+    if (layers := mean_layers_run(match_path, pairs)) is not None:
+        summary["settings"]["matcher"] += f" ({layers:.1f} layers each)"
     report = write_report(
         outputs,
         models[0] if models else None,
@@ -193,6 +167,117 @@ def run(options: SfmOptions) -> SfmResult:
         faults,
     )
     return SfmResult(models, summary, report)
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """From matches to models; what is current is kept."""
+
+    options: SfmOptions
+    job: MatchingJob
+    cameras: CameraGroups
+    camera_options: CameraOptions
+    pairs: list[Pair]
+
+    def source(self, matched: Matched) -> str:
+        """Fingerprint of all that the models of some matches depend on."""
+        return fingerprint(self._database_source(matched), self.options.mapper)
+
+    def _database_source(self, matched: Matched) -> str:
+        return fingerprint(
+            self.pairs,
+            file_fingerprint(matched[0]),
+            file_fingerprint(matched[1]),
+            self.cameras.groups,
+            self.options.camera_model,
+            self.options.camera_params,
+            self.job.conf.min_inlier_ratio,
+        )
+
+    def models(self, matched: Matched) -> list[pycolmap.Reconstruction]:
+        """Verify the matches and reconstruct: models, the largest first."""
+        self.job.steps.timed("verification", lambda: self._verify(matched))
+        models: list[pycolmap.Reconstruction] = self.job.steps.timed(
+            "mapping", lambda: self._reconstruct(matched)
+        )
+        return models
+
+    def _verify(self, matched: Matched) -> None:
+        path, source = self.job.outputs / "database.db", self._database_source(matched)
+        if path.exists() and self.job.steps.is_done(path.name, source):
+            return
+        build_database(
+            path,
+            self.job.image_dir,
+            self.cameras,
+            self.camera_options,
+            self.pairs,
+            *matched,
+            min_inlier_ratio=self.job.conf.min_inlier_ratio,
+        )
+        self.job.steps.set_done(path.name, source)
+
+    def _reconstruct(self, matched: Matched) -> list[pycolmap.Reconstruction]:
+        model_dir, source = self.job.outputs / "sparse", self.source(matched)
+        if model_dir.exists() and self.job.steps.is_done("sparse", source):
+            return [pycolmap.Reconstruction(path) for path in _model_dirs(model_dir)]
+        models = reconstruct(
+            self.job.outputs / "database.db",
+            self.job.image_dir,
+            model_dir,
+            self.options.mapper,
+            fixed_intrinsics=bool(self.options.camera_params),
+            num_threads=self.options.mapper_threads,
+            robust=True,
+        )
+        self.job.steps.set_done("sparse", source)
+        return models
+
+
+def _match_again(mapping: _Mapping, first: Matched, label: str) -> tuple[Matched, str]:
+    """Match the photos that the first matcher leaves out of its model with a stronger one.
+
+    Returns:
+        The matches of both, and what was done, for the summary.
+    """
+    job, steps = mapping.job, mapping.job.steps
+    again_path, source = job.outputs / f"{label}-again.txt", mapping.source(first)
+    if not (again_path.exists() and steps.is_done(again_path.name, source)):
+        write_pairs(again_path, pairs_across_models(mapping.models(first), mapping.pairs))
+        steps.set_done(again_path.name, source)
+    again = read_pairs(again_path)
+    if not again:
+        return first, f"{AUTO}: {AUTO_MATCHERS[0]}"
+    logger.info(
+        "%s leaves photos out of its model: %s matches %d pairs", *AUTO_MATCHERS, len(again)
+    )
+    matching = choose_matching(replace(mapping.options, matcher=AUTO_MATCHERS[1]))
+    second = replace(job, matching=matching).match(again, again_path.stem)
+    both = (job.outputs / "feats-auto.h5", job.outputs / f"matches-auto_{label}.h5")
+    source = fingerprint(*map(file_fingerprint, (*first, *second)))
+    if not (all(path.exists() for path in both) and steps.is_done(both[1].name, source)):
+        join_features(first[0], second[0], both[0])
+        join_matches(mapping.pairs, first, second, both[1])
+        steps.set_done(both[1].name, source)
+    described = f"{AUTO}: {AUTO_MATCHERS[0]}, then {AUTO_MATCHERS[1]} for {len(again)} pairs"
+    if (layers := mean_layers_run(second[1], again)) is not None:
+        described += f" ({layers:.1f} layers each)"
+    return both, described
+
+
+def pairs_across_models(
+    models: Sequence[pycolmap.Reconstruction], pairs: Iterable[Pair]
+) -> list[Pair]:
+    """Return the pairs that are not of two photos of one model."""
+    model_of: dict[str, int] = {}
+    for number, model in enumerate(models):
+        for image_id in model.reg_image_ids():
+            model_of.setdefault(model.image(image_id).name, number)
+    return [
+        (name0, name1)
+        for name0, name1 in pairs
+        if name0 not in model_of or model_of[name0] != model_of.get(name1)
+    ]
 
 
 def run_shard(options: SfmOptions) -> None:
@@ -218,6 +303,10 @@ def run_shard(options: SfmOptions) -> None:
 def _prepare(options: SfmOptions) -> MatchingJob:
     """Check the photos and the options of the matching."""
     image_dir, outputs = Path(options.image_dir), Path(options.outputs)
+    if options.matcher == AUTO:
+        if options.shard is not None or options.merge:
+            raise InputError(f"shards need a --matcher other than {AUTO}, which decides on the way")
+        options = replace(options, matcher=AUTO_MATCHERS[0])
     matching = choose_matching(options, options.shard, merge=options.merge)
     _keep_photos(image_dir, outputs)
     job = start_job(
@@ -377,7 +466,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--image_dir", type=Path, required=True, help="folder of photos, searched recursively")
     add("--outputs", type=Path, required=True, help="folder for all results; made if missing")
-    add_matching_options(add, shards=True)
+    first, second = AUTO_MATCHERS
+    add_matching_options(
+        add, shards=True, auto=f"{first}, then {second} for the photos that it leaves out"
+    )
     add(
         "--pairs",
         metavar="exhaustive|sequential|retrieval|FILE",

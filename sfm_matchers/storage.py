@@ -484,6 +484,23 @@ def read_matches(
     return matches, scores.astype(np.float32)
 
 
+def mean_layers_run(path: Path, pairs: Iterable[Pair]) -> float | None:
+    """Return how many layers a matcher with early exit took for a pair; None for other matchers.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    layers: list[float] = []
+    with open_h5(path) as file:
+        for pair in pairs:
+            found = find_pair(file, *pair)
+            run = read_numbers(file, found[0], "layers_run") if found else None
+            if run is None:  # none of the others has it either
+                break
+            layers.append(float(run))
+    return sum(layers) / len(layers) if layers else None
+
+
 def read_correspondences(
     file: h5py.File, name0: str, name1: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
