@@ -33,7 +33,7 @@ from pipelines.steps import (
     start_job,
     triangulated_map,
 )
-from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.errors import InputError
 from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -41,6 +41,7 @@ from sfm_matchers.localization import (
     read_queries,
     write_results,
 )
+from sfm_matchers.models import read_model
 from sfm_matchers.nvm import read_nvm
 from sfm_matchers.pairs import covisibility_pairs
 from sfm_matchers.storage import write_pairs
@@ -172,11 +173,7 @@ def read_reference(dataset: Path, version: str) -> pycolmap.Reconstruction:
     if version == "1.0":
         models = dataset / "3D-models"
         return read_nvm(models / "aachen_cvpr2018_db.nvm", models / "database_intrinsics.txt")
-    path = dataset / "3D-models" / "aachen_v_1_1"
-    try:
-        return pycolmap.Reconstruction(path)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+    return read_model(dataset / "3D-models" / "aachen_v_1_1")
 
 
 def build_parser() -> argparse.ArgumentParser:

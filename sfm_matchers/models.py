@@ -1,0 +1,127 @@
+"""COLMAP models as users have them: the folder or one above it, by COLMAP or by hand."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import pycolmap
+
+from .errors import InputError, one_line
+from .storage import read_text
+
+logger = logging.getLogger(__name__)
+
+# Where a model lies below the folder that users name.
+SUBFOLDERS = ("", "0", "sparse/0", "sparse")
+TABLES = ("cameras", "images", "points3D")
+WORDS_OF_IMAGE = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; a name may have more
+
+
+def read_model(path: str | Path) -> pycolmap.Reconstruction:
+    """Read a COLMAP model.
+
+    Text models written by hand may lack ``points3D.txt``, and the second line of each image in
+    ``images.txt``, which COLMAP leaves empty where there are no points.
+
+    Args:
+        path: its folder, or one that holds it as ``0``, ``sparse/0`` or ``sparse``.
+
+    Raises:
+        InputError: there is no model, or it cannot be read.
+    """
+    folder = _model_folder(Path(path))
+    if folder != Path(path):
+        logger.info("The model is %s", folder)
+    try:
+        if _is_by_hand(folder):
+            return _read_by_hand(folder)
+        return pycolmap.Reconstruction(folder)
+    except (ValueError, RuntimeError, OSError, IndexError) as error:
+        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+
+
+def _model_folder(path: Path) -> Path:
+    """The folder of a model, or `path` itself if there is none."""
+    for subfolder in SUBFOLDERS:
+        folder = path / subfolder
+        if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
+            others = sorted(other.name for other in folder.parent.glob("[0-9]*") if other.is_dir())
+            if subfolder.endswith("0") and len(others) > 1:
+                logger.warning("%s holds %d models, %s is taken", folder.parent, len(others), "0")
+            return folder
+    return path
+
+
+def _is_by_hand(folder: Path) -> bool:
+    """True for a text model that COLMAP would not read, or read wrongly."""
+    has_text = (folder / "cameras.txt").is_file() and (folder / "images.txt").is_file()
+    if not has_text or (folder / "cameras.bin").is_file():
+        return False
+    has_points = (folder / "points3D.txt").is_file()
+    return not has_points or _lacks_lines(_content(folder / "images.txt"))
+
+
+def _content(path: Path) -> list[str]:
+    """The lines of a table, without comments and what follows the last text."""
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    lines = [line for line in lines if not line.startswith("#")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _lacks_lines(lines: list[str]) -> bool:
+    """True if an image stands where the points of the one before should."""
+    return any(_is_image(line) for line in lines[1::2]) or any(not line for line in lines[::2])
+
+
+def _is_image(line: str) -> bool:
+    words = line.split(maxsplit=WORDS_OF_IMAGE)  # the points of an image may be thousands
+    if len(words) < WORDS_OF_IMAGE:
+        return False
+    try:
+        int(words[0]), int(words[8])
+        [float(word) for word in words[1:8]]
+    except ValueError:
+        return False
+    # The points of an image are triples of numbers, the last of each whole.
+    return not _are_points(line.split())
+
+
+def _are_points(words: list[str]) -> bool:
+    if len(words) % 3:
+        return False
+    try:
+        [float(word) for word in words]
+        [int(word) for word in words[2::3]]
+    except ValueError:
+        return False
+    return True
+
+
+def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
+    """Read a copy of the model that has what COLMAP expects."""
+    lines = _content(folder / "images.txt")
+    if _lacks_lines(lines):
+        lines = [line for line in lines if line]
+        complete: list[str] = []
+        for index, line in enumerate(lines):
+            if not _is_image(line):
+                complete.append(line)
+                continue
+            complete.append(line)
+            if index + 1 == len(lines) or _is_image(lines[index + 1]):
+                complete.append("")
+        lines = complete
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for table in ("cameras", "points3D", "rigs", "frames"):
+            if (folder / f"{table}.txt").is_file():
+                shutil.copy(folder / f"{table}.txt", copy)
+        if not (copy / "points3D.txt").exists():
+            (copy / "points3D.txt").write_text("", encoding="utf-8")
+        (copy / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return pycolmap.Reconstruction(copy)

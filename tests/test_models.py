@@ -1,0 +1,109 @@
+"""COLMAP models as users have them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.models import read_model
+
+NAMES = ["a.jpg", "cam1/b.jpg", "0003", "d.jpg", "e.jpg"]
+
+
+@pytest.fixture
+def model() -> pycolmap.Reconstruction:
+    """Five photos; the second and third see a point."""
+    model = pycolmap.Reconstruction()
+    camera = pycolmap.Camera(
+        model="PINHOLE", width=64, height=48, params=[60, 60, 32, 24], camera_id=1
+    )
+    model.add_camera_with_trivial_rig(camera)
+    for image_id, name in enumerate(NAMES, start=1):
+        keypoints = np.array([[1.5, 2.5], [3.5, 4.5], [30.25, 20.5], [9.0, 9.0]])
+        image = pycolmap.Image(
+            name=name,
+            keypoints=keypoints if image_id in (2, 3) else np.zeros((0, 2)),
+            camera_id=1,
+            image_id=image_id,
+        )
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), [image_id, 0, 0])
+        model.add_image_with_trivial_frame(image, pose)
+    elements = [pycolmap.TrackElement(image_id, 0) for image_id in (2, 3)]
+    model.add_point3D(np.ones(3), pycolmap.Track(elements), np.zeros(3, np.uint8))
+    return model
+
+
+def poses_of(model: pycolmap.Reconstruction) -> dict[str, float]:
+    return {i.name: float(i.cam_from_world().translation[0]) for i in model.images.values()}
+
+
+EXPECTED = {name: float(index) for index, name in enumerate(NAMES, start=1)}
+
+
+def write_by_hand(model: pycolmap.Reconstruction, folder: Path, *, points: bool) -> Path:
+    """Cameras and images only, without the second lines where they are empty."""
+    folder.mkdir()
+    model.write_text(folder)
+    lines = (folder / "images.txt").read_text().split("\n")
+    kept = [line for line in lines if line.strip()]
+    if not points:
+        kept = [line for line in kept if line.split()[-1] not in ("-1", "1") or "jpg" in line]
+        (folder / "points3D.txt").unlink()
+    (folder / "images.txt").write_text("\n".join(kept))
+    (folder / "rigs.txt").unlink()
+    (folder / "frames.txt").unlink()
+    return folder
+
+
+def test_images_without_their_empty_second_lines(
+    model: pycolmap.Reconstruction, tmp_path: Path
+) -> None:
+    found = read_model(write_by_hand(model, tmp_path / "points", points=True))
+    assert poses_of(found) == EXPECTED
+    assert [found.images[i].num_points2D() for i in range(1, 6)] == [0, 4, 4, 0, 0]
+    assert found.num_points3D() == 1
+    found = read_model(write_by_hand(model, tmp_path / "none", points=False))
+    assert poses_of(found) == EXPECTED
+    assert found.num_points3D() == 0
+
+
+@pytest.mark.parametrize("write", ["write_text", "write_binary"])
+def test_models_of_colmap_are_read_as_they_are(
+    model: pycolmap.Reconstruction, tmp_path: Path, write: str
+) -> None:
+    getattr(model, write)(tmp_path)
+    found = read_model(str(tmp_path))
+    assert poses_of(found) == EXPECTED
+    assert [found.images[i].num_points2D() for i in range(1, 6)] == [0, 4, 4, 0, 0]
+
+
+@pytest.mark.parametrize("below", ["", "0", "sparse/0", "sparse"])
+def test_the_model_is_found_below_the_folder(
+    model: pycolmap.Reconstruction, tmp_path: Path, below: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / below
+    folder.mkdir(parents=True, exist_ok=True)
+    model.write(folder)
+    if below.endswith("0"):
+        (folder.parent / "1").mkdir()
+    with caplog.at_level(logging.INFO):
+        assert poses_of(read_model(tmp_path)) == EXPECTED
+    assert ("The model is" in caplog.text) == bool(below)
+    assert ("holds 2 models" in caplog.text) == below.endswith("0")
+
+
+def test_what_is_no_model_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a COLMAP model"):
+        read_model(tmp_path)
+    for name in ("cameras.txt", "images.txt"):
+        (tmp_path / name).write_text("this is\nno table\n")
+    with pytest.raises(InputError, match="is not a COLMAP model"):
+        read_model(tmp_path)
+    (tmp_path / "images.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not a COLMAP model"):
+        read_model(tmp_path)
