@@ -30,7 +30,7 @@ from sfm_matchers.confs import (
     conf_names,
     load_conf,
 )
-from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.errors import InputError
 from sfm_matchers.hloc import (
     INSTALL,
     default_weights,
@@ -324,6 +324,7 @@ def reconstruction(given: argparse.Namespace) -> None:
     mapper_options = _mapper_options(given.mapper_options)
     names = list_groups(given.features)
     headers = {name: read_photo_header(given.image_dir / name) for name in names}
+    camera_options.check({name: header.size for name, header in headers.items()})
     cameras = group_photos(headers, given.camera_mode.lower())
     logger.info("cameras: %s", cameras.reason)
     given.sfm_dir.mkdir(parents=True, exist_ok=True)
@@ -485,12 +486,9 @@ def _needed(given: argparse.Namespace, name: str) -> Path:
 
 
 def _model(path: Path) -> Any:
-    import pycolmap
+    from sfm_matchers.models import read_model
 
-    try:
-        return pycolmap.Reconstruction(path)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+    return read_model(path)
 
 
 def _names(listed: str | None, features: Path | None, options: str) -> list[str]:

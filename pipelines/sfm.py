@@ -22,7 +22,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,13 @@ from sfm_matchers.confs import SparseConf
 from sfm_matchers.diagnosis import Explanation, explain, listed, poor_photos, read_match_graph
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import REPORT_PICTURES, is_output, looks_like_panorama
+from sfm_matchers.intrinsics import find_camera, read_cameras
 from sfm_matchers.joined_features import join_features, join_matches
 from sfm_matchers.mapping import (
     MAPPERS,
     CameraOptions,
     build_database,
+    check_mapper,
     reconstruct,
 )
 from sfm_matchers.pairs import (
@@ -93,6 +95,7 @@ class SfmOptions:
     camera_mode: str = "auto"
     camera_model: str = "SIMPLE_RADIAL"
     camera_params: str = ""
+    cameras: str | Path | None = None
     mask_dir: str | Path | None = None
     weights: str | Path = "bundled"
     device: str = "auto"
@@ -125,20 +128,23 @@ def run(options: SfmOptions) -> SfmResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
-    camera_options = CameraOptions(options.camera_model, options.camera_params)
-    camera_options.reader_options()  # a wrong model is said now, not after an hour of matching
-    if options.mapper not in MAPPERS:
-        raise InputError(f"unknown mapper {options.mapper!r}, expected {', '.join(MAPPERS)}")
+    camera_options = _camera_options(options)
+    check_mapper(options.mapper)
     if options.overwrite:
         _remove_outputs(Path(options.outputs))
     job = _prepare(options)
     image_dir, outputs, steps, photos = job.image_dir, job.outputs, job.steps, job.photos
-    panoramas = point_out_panoramas(options.camera_model, image_dir, photos)
+    fixed = {name for name in photos if camera_options.of(name).is_fixed}
+    check_mapper(options.mapper, some_fixed=0 < len(fixed) < len(photos))
+    others = [name for name in photos if find_camera(camera_options.given, name) is None]
+    panoramas = point_out_panoramas(options.camera_model, image_dir, others)
     pairs_path, pairs = make_pairs(options, job)
     headers = {name: read_photo_header(image_dir / name) for name in photos}
     cameras = group_photos(headers, options.camera_mode)
+    sizes = {name: photo.size for name, photo in photos.items()}
+    cameras = camera_options.split(cameras, sizes, options.camera_mode)
     logger.info("Cameras: %s", cameras.reason)
-    mapping = _Mapping(options, job, cameras, camera_options, pairs)
+    mapping = _Mapping(options, job, cameras, camera_options, fixed, pairs)
     matched, matcher = job.match(pairs, pairs_path.stem), str(options.matcher)
     if matcher == AUTO:
         matched, matcher = _match_again(mapping, matched, pairs_path.stem)
@@ -177,6 +183,7 @@ class _Mapping:
     job: MatchingJob
     cameras: CameraGroups
     camera_options: CameraOptions
+    fixed: set[str]
     pairs: list[Pair]
 
     def source(self, matched: Matched) -> str:
@@ -192,6 +199,7 @@ class _Mapping:
             self.options.camera_model,
             self.options.camera_params,
             self.job.conf.min_inlier_ratio,
+            *([asdict(camera) for camera in self.camera_options.given]),
         )
 
     def models(self, matched: Matched) -> list[pycolmap.Reconstruction]:
@@ -226,7 +234,7 @@ class _Mapping:
             self.job.image_dir,
             model_dir,
             self.options.mapper,
-            fixed_intrinsics=bool(self.options.camera_params),
+            fixed_intrinsics=self.fixed,
             num_threads=self.options.mapper_threads,
             robust=True,
         )
@@ -301,7 +309,11 @@ def run_shard(options: SfmOptions) -> None:
 
 
 def _prepare(options: SfmOptions) -> MatchingJob:
-    """Check the photos and the options of the matching."""
+    """Check the photos and the options of the matching and of the cameras.
+
+    What is wrong with them is said now, not after an hour of matching.
+    """
+    camera_options = _camera_options(options)
     image_dir, outputs = Path(options.image_dir), Path(options.outputs)
     if options.matcher == AUTO:
         if options.shard is not None or options.merge:
@@ -321,7 +333,16 @@ def _prepare(options: SfmOptions) -> MatchingJob:
             f"{image_dir} holds {len(job.photos)} photo(s) that can be decoded; a model needs two "
             "at least, of one scene"
         )
+    camera_options.check({name: photo.size for name, photo in job.photos.items()})
     return job
+
+
+def _camera_options(options: SfmOptions) -> CameraOptions:
+    """What is known of the cameras."""
+    given = read_cameras(options.cameras) if options.cameras else []
+    cameras = CameraOptions(options.camera_model, options.camera_params, given)
+    cameras.reader_options()
+    return cameras
 
 
 def point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str]) -> str:
@@ -502,6 +523,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--camera_params",
         help="known intrinsics in COLMAP's order, comma-separated, in pixels; they are kept as "
         "they are (default: from EXIF, and refined)",
+    )
+    add(
+        "--cameras",
+        type=Path,
+        metavar="FILE",
+        help="intrinsics of photos by folder or name: lines 'PATTERN MODEL PARAMS [fixed|start]', "
+        "such as 'left/* OPENCV 900,900,640,360,0,0,0,0 fixed'; start: refined from there",
     )
     add(
         "--mask_dir",

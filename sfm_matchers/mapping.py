@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,14 @@ from tqdm import tqdm
 from .cameras import CameraGroups
 from .errors import InputError
 from .images import open_photo, read_image
+from .intrinsics import (
+    GivenCamera,
+    Size,
+    check_given,
+    find_camera,
+    format_params,
+    parse_params,
+)
 from .storage import Pair, holds, open_h5, read_keypoints, read_matches, unique_pairs
 
 logger = logging.getLogger(__name__)
@@ -50,37 +58,66 @@ MIN_MODEL_SIZE = 3
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """Camera model for new photos.
+    """Camera models of new photos, and what is known of their intrinsics.
 
     Attributes:
         model: COLMAP camera model.
         params: known intrinsics in COLMAP's order, comma-separated, in pixels ("" = estimate them,
             starting from EXIF). Known intrinsics are kept as they are while mapping.
+        given: cameras of single photos, which go before the others.
     """
 
     model: str = "SIMPLE_RADIAL"
     params: str = ""
+    given: Sequence[GivenCamera] = ()
 
-    def reader_options(self) -> pycolmap.ImageReaderOptions:
-        """Return pycolmap's options.
+    def of(self, name: str) -> GivenCamera:
+        """What is known of the camera of a photo.
+
+        Raises:
+            InputError: unknown camera model, or parameters that are none of it.
+        """
+        params = tuple(parse_params(self.model, self.params))
+        return find_camera(self.given, name) or GivenCamera("*", self.model, params)
+
+    def check(self, sizes: Mapping[str, Size]) -> None:
+        """Compare what is known with the photos: name -> size.
+
+        Raises:
+            InputError: see `intrinsics.check_given`.
+        """
+        params = tuple(parse_params(self.model, self.params))
+        if self.given or params:
+            others = [GivenCamera("*", self.model, params)] if params else []
+            check_given([*self.given, *others], sizes)
+
+    def split(self, cameras: CameraGroups, sizes: Mapping[str, Size], mode: str) -> CameraGroups:
+        """Photos that share a camera: those of one line of `given` and one size do.
+
+        In the mode ``per_image`` all photos have their own, as before.
+        """
+        if not self.given or mode == "per_image":
+            return cameras
+        groups: dict[Any, list[str]] = {}
+        for index, group in enumerate(cameras.groups):
+            for name in group:
+                line = find_camera(self.given, name)
+                key = (index, None) if line is None else (line, sizes[name])
+                groups.setdefault(key, []).append(name)
+        lines = sum(isinstance(key[0], GivenCamera) for key in groups)
+        reason = f"{lines} camera(s) given; {cameras.reason}"
+        return CameraGroups(list(groups.values()), reason)
+
+    def reader_options(self, name: str = "") -> pycolmap.ImageReaderOptions:
+        """Return pycolmap's options for a photo.
 
         Raises:
             InputError: unknown camera model, or the wrong number of parameters.
         """
-        if self.model not in pycolmap.CameraModelId.__members__ or self.model == "INVALID":
-            models = ", ".join(sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"}))
-            raise InputError(f"unknown camera model {self.model!r}, expected one of {models}")
-        if self.params:
-            camera = pycolmap.Camera.create_from_model_name(1, self.model, 1.0, 1, 1)
-            try:
-                accepted = camera.set_params_from_string(self.params)
-            except (ValueError, RuntimeError):
-                accepted = False
-            if not accepted:
-                raise InputError(
-                    f"--camera_params: {self.model} takes {camera.params_info}, got {self.params!r}"
-                )
-        return pycolmap.ImageReaderOptions(camera_model=self.model, camera_params=self.params)
+        camera = self.of(name)
+        return pycolmap.ImageReaderOptions(
+            camera_model=camera.model, camera_params=format_params(camera.params)
+        )
 
 
 @contextlib.contextmanager
@@ -102,10 +139,11 @@ def create_database(
     Raises:
         InputError: a photo that COLMAP does not decode is not an image.
     """
-    mode, reader_options = pycolmap.CameraMode.SINGLE, options.reader_options()
+    mode = pycolmap.CameraMode.SINGLE
     pycolmap.Database.open(database_path).close()  # creates it
     with quiet_colmap(pycolmap.logging.FATAL):
         for names in cameras.groups:
+            reader_options = options.reader_options(names[0])
             pycolmap.import_images(database_path, image_dir, mode, names, reader_options)
         with pycolmap.Database.open(database_path) as database:
             camera_ids = {image.name: image.camera_id for image in database.read_all_images()}
@@ -113,6 +151,7 @@ def create_database(
             undecoded = [name for name in names if name not in camera_ids]
             shared_id = next((camera_ids[name] for name in names if name in camera_ids), -1)
             if undecoded:
+                reader_options = options.reader_options(names[0])
                 reader_options.existing_camera_id = shared_id
                 _import_undecoded(database_path, image_dir, undecoded, reader_options)
 
@@ -362,7 +401,7 @@ def reconstruct(
     model_dir: Path,
     mapper: str = "incremental",
     *,
-    fixed_intrinsics: bool = False,
+    fixed_intrinsics: bool | Collection[str] = False,
     num_threads: int = 1,
     robust: bool = False,
     incremental_options: Mapping[str, Any] | None = None,
@@ -377,7 +416,8 @@ def reconstruct(
         image_dir: the photos, for the colours of the points.
         model_dir: replaced if it exists.
         mapper: ``incremental``, ``global`` or ``hierarchical``.
-        fixed_intrinsics: keep the cameras' intrinsics as they are in the database.
+        fixed_intrinsics: keep the cameras' intrinsics as they are in the database; or the names of
+            the photos whose cameras' are kept.
         num_threads: of the mapper. One thread gives the same model every time; more are faster
             where there are hundreds of photos (-1: one per core).
         robust: adjust the models once more, such that observations some pixels off hardly count.
@@ -388,10 +428,11 @@ def reconstruct(
         The models, largest first; empty if none came out.
 
     Raises:
-        InputError: unknown mapper.
+        InputError: unknown mapper, or one that cannot keep the intrinsics of some cameras only.
     """
-    if mapper not in MAPPERS:
-        raise InputError(f"unknown mapper {mapper!r}, expected one of {', '.join(MAPPERS)}")
+    check_mapper(mapper)
+    fixed, fixed_intrinsics = _fixed_cameras(database_path, fixed_intrinsics)
+    check_mapper(mapper, some_fixed=bool(fixed))
     temporary = model_dir.with_name(model_dir.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     work_dir = temporary / "work"
@@ -403,6 +444,7 @@ def reconstruct(
             work_dir,
             mapper,
             fixed_intrinsics,
+            fixed,
             num_threads,
             robust,
             incremental_options or {},
@@ -421,12 +463,40 @@ def reconstruct(
     return ordered
 
 
+def check_mapper(mapper: str, *, some_fixed: bool = False) -> None:
+    """Check a mapper's name, and that it can keep the intrinsics of some cameras only.
+
+    Raises:
+        InputError: unknown mapper, or it cannot.
+    """
+    if mapper not in MAPPERS:
+        raise InputError(f"unknown mapper {mapper!r}, expected one of {', '.join(MAPPERS)}")
+    if some_fixed and mapper == "global":
+        raise InputError(
+            "the global mapper refines all cameras or none: take another, or give all cameras fixed"
+        )
+
+
+def _fixed_cameras(
+    database_path: Path, fixed_intrinsics: bool | Collection[str]
+) -> tuple[set[int], bool]:
+    """Ids of the cameras that are kept where only some are, and whether all are."""
+    if isinstance(fixed_intrinsics, bool):
+        return set(), fixed_intrinsics
+    with pycolmap.Database.open(database_path) as database:
+        images = database.read_all_images()
+    fixed = {image.camera_id for image in images if image.name in fixed_intrinsics}
+    is_all = len(fixed) == len({image.camera_id for image in images})
+    return (set() if is_all else fixed), is_all
+
+
 def _run_mapper(
     database_path: Path,
     image_dir: Path,
     work_dir: Path,
     mapper: str,
     fixed_intrinsics: bool,
+    fixed_cameras: set[int],
     num_threads: int,
     robust: bool,
     incremental_options: Mapping[str, Any],
@@ -445,6 +515,7 @@ def _run_mapper(
         incremental.random_seed = 0
         incremental.num_threads = num_threads
         incremental.min_model_size = MIN_MODEL_SIZE
+        incremental.constant_cameras = fixed_cameras
         if fixed_intrinsics:
             incremental.ba_refine_focal_length = incremental.ba_refine_extra_params = False
             incremental.mapper.abs_pose_refine_focal_length = False
@@ -462,7 +533,7 @@ def _run_mapper(
         adjustment.ceres.solver_options.num_threads = num_threads
         for model in models.values():
             if model.num_points3D():
-                _adjust_robustly(model, adjustment)
+                _adjust_robustly(model, adjustment, fixed_cameras)
     return list(models.values())
 
 
@@ -496,7 +567,9 @@ def _map_incrementally(
 
 
 def _adjust_robustly(
-    model: pycolmap.Reconstruction, adjustment: pycolmap.BundleAdjustmentOptions
+    model: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    fixed_cameras: Collection[int] = (),
 ) -> None:
     """Adjust a model once more under a Cauchy loss, refining what `adjustment` says.
 
@@ -515,6 +588,8 @@ def _adjust_robustly(
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():
         config.add_image(image_id)
+    for camera_id in fixed_cameras:
+        config.set_constant_cam_intrinsics(camera_id)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
     bounds = pycolmap.IncrementalMapperOptions()

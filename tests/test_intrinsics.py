@@ -1,0 +1,277 @@
+"""Intrinsics as users give them: parsed, held against the photos, and of a map's cameras."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from sfm_matchers.cameras import CameraGroups
+from sfm_matchers.errors import InputError
+from sfm_matchers.intrinsics import (
+    camera_models,
+    camera_with,
+    check_camera,
+    check_given,
+    check_one_size,
+    copy_intrinsics,
+    find_camera,
+    format_params,
+    intrinsics_of_map,
+    parse_params,
+    read_cameras,
+    turned_camera,
+)
+from sfm_matchers.mapping import CameraOptions
+
+SIZE = (1024, 768)
+LANDSCAPE = [900.0, 905.0, 520.0, 380.0]
+
+
+def camera(params: list[float], model: str = "PINHOLE", size=SIZE) -> pycolmap.Camera:
+    return pycolmap.Camera(model=model, width=size[0], height=size[1], params=params)
+
+
+@pytest.mark.parametrize("text", ["1,2,3,0.5", "1, 2, 3, .5", "1,2,3,0.5,", " 1 2 3 5e-1 "])
+def test_params_are_parsed_as_users_write_them(text: str) -> None:
+    assert parse_params("SIMPLE_RADIAL", text) == [1, 2, 3, 0.5]
+    assert parse_params("SIMPLE_RADIAL", format_params([1, 2, 3, 0.5])) == [1, 2, 3, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2", "takes f, cx, cy, k: 4 numbers, got '1,2'"),
+        ("1,2,,3", "takes f, cx, cy, k, got"),
+        ("1,2,3,x", "takes f, cx, cy, k, got"),
+        ("1,2,3,nan", "finite"),
+        ("1,2,3,inf", "finite"),
+    ],
+)
+def test_wrong_params_are_named(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_params("SIMPLE_RADIAL", text)
+    with pytest.raises(InputError, match=message):
+        CameraOptions(params=text).reader_options()
+
+
+def test_unknown_models_are_named() -> None:
+    with pytest.raises(InputError, match="unknown camera model 'FISH'"):
+        parse_params("FISH", "1")
+    assert parse_params("OPENCV", "") == []
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ([-900, 905, 520, 380], "the focal length is -900, it must be above 0"),
+        ([0, 905, 520, 380], "must be above 0"),
+        ([3600, 3620, 2080, 1520], "outside the photo.*photos of 4096 x 3072.*900,905,520,380"),
+        ([1800, 1810, 1024, 768], "outside the photo.*photos of 2048 x 1536"),
+        ([450, 452, 260, 190], "far from the middle.*photos of 512 x 384"),
+        ([225, 226, 130, 95], "far from the middle.*photos of 256 x 192"),
+        ([1350, 1357, 780, 570], "far from the middle.*photos of 1536 x 1152"),
+        ([900, 520, 905, 380], "look like fx,cx,fy,cy, COLMAP's order is fx,fy,cx,cy"),
+        ([520, 380, 900, 905], "look like cx,cy,fx,fy"),
+        ([900, 905, 380, 520], "look like fx,fy,cy,cx"),
+        ([0.88, 0.88, 0.5, 0.5], "outside the photo.*normalised"),
+        ([28, 28, 512, 384], "0.0273 times the longer side"),
+        ([20000, 20000, 512, 384], "19.5 times the longer side"),
+        ([900, 905, 150, 384], "far from the middle"),
+        ([900, 905, 1030, 384], "outside the photo"),
+        ([900, 2000, 512, 384], "far apart"),
+    ],
+)
+def test_params_that_are_not_of_the_photos_are_refused(params: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=f"^--camera_params: [^\n]*{message}"):
+        check_camera(camera(params), "--camera_params")
+
+
+@pytest.mark.parametrize(
+    "params", [LANDSCAPE, [110, 110, 512, 384], [9000, 9000, 512, 384], [900, 900, 440, 420]]
+)
+def test_params_of_the_photos_pass(params: list[float]) -> None:
+    check_camera(camera(params), "--camera_params")
+
+
+def test_what_is_unlikely_may_be_given_in_a_file(caplog: pytest.LogCaptureFixture) -> None:
+    cropped = camera([900, 905, 800, 200])
+    with pytest.raises(InputError, match="in a file, --cameras"):
+        check_camera(cropped, "--camera_params")
+    with caplog.at_level(logging.WARNING):
+        check_camera(cropped, "cameras.txt, line 1", is_deliberate=True)
+    assert "far from the middle" in caplog.text
+    with pytest.raises(InputError, match="outside the photo"):
+        check_camera(camera([900, 905, 1800, 200]), "cameras.txt, line 1", is_deliberate=True)
+
+
+def test_every_model_passes_as_colmap_makes_it() -> None:
+    for model in camera_models():
+        check_camera(camera_with(model, 900, SIZE), model)
+
+
+def test_photos_of_several_sizes_do_not_share_parameters() -> None:
+    check_one_size("--camera_params", {"a.jpg": SIZE, "b.jpg": SIZE})
+    with pytest.raises(
+        InputError,
+        match=r"these have 2: 2 of 1024 x 768 \(a.jpg\), 1 of 768 x 1024 \(c.jpg\).*--cameras",
+    ):
+        check_one_size("--camera_params", {"a.jpg": SIZE, "b.jpg": SIZE, "c.jpg": SIZE[::-1]})
+
+
+def test_a_file_of_cameras(tmp_path: Path) -> None:
+    path = tmp_path / "cameras.txt"
+    path.write_text(
+        "# pattern, model, parameters\n"
+        "left/* PINHOLE 900,905,520,380 fixed\n"
+        "right PINHOLE 910 905 520 380 start\n"
+        "my photo.jpg, SIMPLE_RADIAL, 900, 512, 384, 0.1\n"
+        "query/a.jpg SIMPLE_RADIAL 1024 768 900 512 384 0.1\n"
+        "fish/* OPENCV_FISHEYE\n"
+    )
+    cameras = read_cameras(path)
+    assert [c.pattern for c in cameras] == [
+        "left/*",
+        "right",
+        "my photo.jpg",
+        "query/a.jpg",
+        "fish/*",
+    ]
+    assert [c.is_fixed for c in cameras] == [True, False, True, True, False]
+    assert cameras[3].size == SIZE
+    found = [
+        find_camera(cameras, name)
+        for name in ("left/1.jpg", "right/x/1.jpg", "my photo.jpg", "query/a.jpg", "other.jpg")
+    ]
+    assert found == [*cameras[:4], None]
+    assert cameras[0].camera(SIZE).params.tolist() == LANDSCAPE
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("left/*", "expected PATTERN MODEL"),
+        ("left/* PINHOLES 1,2,3,4", "expected PATTERN MODEL"),
+        ("left/* PINHOLE 1,2,3", "line 2: PINHOLE takes fx, fy, cx, cy: 4 numbers"),
+        ("left/* PINHOLE 1,2,3,x", "line 2: PINHOLE takes fx, fy, cx, cy, got"),
+        ("a.jpg PINHOLE 1024.5 768 900 905 520 380", "whole numbers"),
+        ("a.jpg PINHOLE 1024 768 900 905 2080 1520", "outside the photo"),
+    ],
+)
+def test_wrong_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "cameras.txt"
+    path.write_text(f"# cameras\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        read_cameras(path)
+
+
+def test_given_cameras_are_held_against_their_photos(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cameras.txt"
+    path.write_text("left PINHOLE 900,905,520,380\nnobody PINHOLE 900,905,520,380\n")
+    cameras = read_cameras(path)
+    check_given(cameras, {"left/a.jpg": SIZE, "b.jpg": (1, 1)})
+    assert "line 2: no photo is meant by nobody" in caplog.text
+    with pytest.raises(InputError, match=r"line 1: one set .* 768 x 1024 \(left/b.jpg\)"):
+        check_given(cameras, {"left/a.jpg": SIZE, "left/b.jpg": SIZE[::-1]})
+    with pytest.raises(InputError, match="no photo is called or lies in left"):
+        check_given(cameras, {"a.jpg": SIZE})
+    path.write_text("a.jpg PINHOLE 512 384 450,452,260,190\n")
+    with pytest.raises(InputError, match=r"a.jpg has 1024 x 768 pixels, the line says 512 x 384"):
+        check_given(read_cameras(path), {"a.jpg": SIZE})
+
+
+def test_photos_of_a_line_share_a_camera(tmp_path: Path) -> None:
+    path = tmp_path / "cameras.txt"
+    path.write_text("left PINHOLE 900,905,520,380 start\n")
+    options = CameraOptions(given=read_cameras(path))
+    sizes = {name: SIZE for name in ("a.jpg", "b.jpg", "left/a.jpg", "left/b.jpg")}
+    alone = CameraGroups([[name] for name in sizes], "one each")
+    assert options.split(alone, sizes, "auto").groups == [
+        ["a.jpg"],
+        ["b.jpg"],
+        ["left/a.jpg", "left/b.jpg"],
+    ]
+    assert options.split(alone, sizes, "per_image") == alone
+    assert options.of("left/a.jpg").model == "PINHOLE"
+    assert options.of("a.jpg").model == "SIMPLE_RADIAL"
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["PINHOLE", "OPENCV", "FULL_OPENCV", "OPENCV_FISHEYE", "SIMPLE_RADIAL", "FOV", "DIVISION"],
+)
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_camera_sees_the_turned_photo(model: str, quarters: int) -> None:
+    rng = np.random.default_rng(0)
+    one = camera_with(model, 900, SIZE)
+    params = one.params * rng.uniform(0.95, 1.05, len(one.params))
+    params[list(one.extra_params_idxs())] += rng.uniform(-0.01, 0.01, len(one.extra_params_idxs()))
+    one.params = params
+    points = rng.uniform([-0.4, -0.4, 1], [0.4, 0.4, 1], (20, 3))
+    x, y = one.img_from_cam(points).T
+    width, height = SIZE
+    for _ in range(quarters):
+        x, y = height - y, x
+        width, height = height, width
+        points = points @ np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1]])  # (x, y) to (-y, x)
+    turned = turned_camera(one, quarters)
+    assert (turned.width, turned.height) == (width, height)
+    np.testing.assert_allclose(turned.img_from_cam(points), np.stack([x, y], axis=1), atol=1e-6)
+
+
+def test_models_without_known_turn_are_left_out() -> None:
+    assert turned_camera(camera_with("THIN_PRISM_FISHEYE", 900, SIZE)) is None
+
+
+def test_intrinsics_move_to_freer_models() -> None:
+    one = camera([900, 520, 380, 0.1], "SIMPLE_RADIAL")
+    assert copy_intrinsics(one, "RADIAL").params.tolist() == [900, 520, 380, 0.1, 0]
+    two = copy_intrinsics(camera(LANDSCAPE), "OPENCV")
+    assert two.params.tolist() == [*LANDSCAPE, 0, 0, 0, 0]
+    assert copy_intrinsics(two, "RADIAL").params.tolist() == [902.5, 520, 380, 0, 0]
+
+
+def a_map(
+    *cameras: pycolmap.Camera, counts: tuple[int, ...] = (1, 1, 1)
+) -> pycolmap.Reconstruction:
+    model, image_id = pycolmap.Reconstruction(), 0
+    for camera_id, (one, count) in enumerate(zip(cameras, counts, strict=False), start=1):
+        one.camera_id = camera_id
+        model.add_camera_with_trivial_rig(one)
+        for _ in range(count):
+            image_id += 1
+            image = pycolmap.Image(name=f"{image_id}.jpg", camera_id=camera_id, image_id=image_id)
+            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    return model
+
+
+def test_a_maps_cameras_of_a_size_and_shape() -> None:
+    model = a_map(
+        camera(LANDSCAPE),
+        camera([1200, 1200, 512, 384]),
+        camera([500, 320, 240, -0.1], "SIMPLE_RADIAL", (640, 480)),
+        counts=(1, 2, 1),
+    )
+    found = intrinsics_of_map(model, SIZE)
+    assert [one.source for one in found] == [
+        "camera 2 of the map",
+        "camera 1 of the map",
+        "camera 3 of the map, scaled",
+    ]
+    assert found[2].camera.params.tolist() == [800, 512, 384, -0.1]
+    upright = intrinsics_of_map(model, (768, 1024))
+    assert {one.source.partition(", ")[2] for one in upright} == {"turned", "scaled, turned"}
+    assert all((one.camera.width, one.camera.height) == (768, 1024) for one in upright)
+    centres = [one.camera.params[2:].tolist() for one in upright if "camera 1" in one.source]
+    assert centres == [[768 - 380, 520], [380, 1024 - 520]]  # either way round
+    assert intrinsics_of_map(model, (1000, 1000)) == []
+
+
+def test_equal_cameras_of_a_map_count_once() -> None:
+    cameras = [camera([900, 905, 520, 380 + 0.01 * index]) for index in range(3)]
+    assert len(intrinsics_of_map(a_map(*cameras), SIZE)) == 1
