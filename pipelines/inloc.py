@@ -92,7 +92,8 @@ def run(options: InlocOptions) -> InlocResult:
     )
     feature_path, match_path = job.match(pairs, label)
     scan_options = ScanOptions(
-        LocalizationOptions(max_error=options.ransac_thresh), options.skip_matches
+        LocalizationOptions(max_error=options.ransac_thresh, check_intrinsics=False),
+        options.skip_matches,
     )
     results += job.steps.timed(
         "localization",

@@ -18,9 +18,8 @@ import argparse
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import pycolmap
@@ -41,8 +40,20 @@ from pipelines.steps import (
     start_job,
     triangulated_map,
 )
-from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.errors import InputError
 from sfm_matchers.images import find_images
+from sfm_matchers.intrinsics import (
+    GUESSED_FOCAL_LENGTH,
+    GivenCamera,
+    Intrinsics,
+    Size,
+    camera_with,
+    check_given,
+    find_camera,
+    intrinsics_of_map,
+    parse_params,
+    read_cameras,
+)
 from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
@@ -52,13 +63,11 @@ from sfm_matchers.localization import (
     write_results,
 )
 from sfm_matchers.localization_report import write_localization_report
-from sfm_matchers.mapping import CameraOptions
+from sfm_matchers.models import read_model
 from sfm_matchers.pairs import covisibility_pairs, pose_pairs
 from sfm_matchers.storage import write_pairs
 
 logger = logging.getLogger("sfm_matchers.localize")
-
-GUESSED_FOCAL_LENGTH = 1.2  # of the longer side, COLMAP's value: where EXIF has none
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class LocalizeOptions:
     camera_from_map: bool = False
     camera_model: str = "SIMPLE_RADIAL"
     camera_params: str = ""
+    cameras: Path | None = None
     estimate_focal_length: bool = False
     ransac_thresh: float = 12.0
     retrieval: str = "vlad"
@@ -103,15 +113,17 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     """
     outputs = Path(options.outputs)
     matching = choose_matching(options)
-    CameraOptions(options.camera_model, options.camera_params).reader_options()
+    cameras = given_cameras(options)
     image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, options.queries)
     reference = read_map(options.map, options.map_images, map_prefix)
+    say_what_is_not_in_the_map(options, reference, map_prefix)
     database = sorted(image.name for image in reference.images.values())
     new_names = [query_prefix + name for name in find_images(options.queries)]
     query_names = sorted(set(new_names).difference(database))
     if not query_names:
         raise InputError(f"{options.queries} holds no photo that is not in the map")
     job = start_job(matching, image_dir, outputs, [*database, *query_names])
+    queries = make_queries(job, query_names, query_prefix, cameras, reference, options)
 
     if reference.num_points3D():
         label = f"pairs-db-covis{options.num_covis}"
@@ -122,7 +134,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     write_pairs(outputs / f"{label}.txt", pairs)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
-    readable, results = split_readable(job, make_queries(job, query_names, reference, options))
+    readable, results = split_readable(job, queries)
     loc_pairs, label = choose_query_pairs(
         job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
@@ -139,7 +151,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
         ),
     )
     poses, model_dir = outputs / "poses.txt", outputs / "model"
-    log_path = write_results(poses, results)
+    log_path = write_results(poses, results, keep_folders=True)
     extended = add_to_model(model, results)
     model_dir.mkdir(exist_ok=True)
     extended.write(model_dir)
@@ -181,10 +193,7 @@ def read_map(path: Path, map_images: Path, prefix: str) -> pycolmap.Reconstructi
     Raises:
         InputError: it is no COLMAP model, or none of its photos is there.
     """
-    try:
-        model = pycolmap.Reconstruction(path)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+    model = read_model(path)
     names = [image.name for image in model.images.values()]
     missing = [name for name in names if not (Path(map_images) / name).is_file()]
     if len(missing) == len(names):
@@ -197,22 +206,74 @@ def read_map(path: Path, map_images: Path, prefix: str) -> pycolmap.Reconstructi
     return model
 
 
+def say_what_is_not_in_the_map(
+    options: LocalizeOptions, reference: pycolmap.Reconstruction, prefix: str
+) -> None:
+    """Count the photos beside those of the map that are neither in its model nor queries."""
+    folder, others = Path(options.map_images).resolve(), []
+    elsewhere = [Path(path).resolve() for path in (options.queries, options.outputs)]
+    known = {image.name for image in reference.images.values()}
+    for name in find_images(folder):
+        parents = (folder / name).resolve().parents
+        if prefix + name not in known and not any(path in parents for path in elsewhere):
+            others.append(name)
+    if others:
+        logger.warning(
+            "%d photos of %s are not in the model and have no part, such as %s: give them as "
+            "--queries to get their poses",
+            len(others),
+            options.map_images,
+            others[0],
+        )
+
+
+def given_cameras(options: LocalizeOptions) -> list[GivenCamera]:
+    """The intrinsics that the options give, those of a file before those of all queries.
+
+    Raises:
+        InputError: they cannot be understood.
+    """
+    cameras = read_cameras(options.cameras) if options.cameras else []
+    params = parse_params(options.camera_model, options.camera_params)
+    return cameras + ([GivenCamera("*", options.camera_model, tuple(params))] if params else [])
+
+
 def make_queries(
     job: MatchingJob,
     names: Sequence[str],
+    prefix: str,
+    cameras: Sequence[GivenCamera],
     model: pycolmap.Reconstruction,
     options: LocalizeOptions,
 ) -> list[Query]:
-    """Queries with intrinsics: given, of the map's camera of their size, or from EXIF.
+    """Queries with what their intrinsics may be: given, of the map's cameras, or from EXIF.
 
     Where there is none of them, the focal length is a guess, to be estimated with the pose.
+
+    Args:
+        job: the photos.
+        names: of the queries.
+        prefix: what of each leads to the folder of the queries.
+        cameras: given by the user, for names with or without it.
+        model: the map.
+        options: of this pipeline.
+
+    Raises:
+        InputError: given intrinsics are not of these photos.
     """
-    queries = [
-        _make_query(name, job.photos[name].size, job.image_dir, model, options)
-        if name in job.photos
-        else Query(name, pycolmap.Camera())
-        for name in names
-    ]
+    cameras = [replace(camera, pattern=camera.pattern.removeprefix(prefix)) for camera in cameras]
+    sizes = {name: job.photos[name].size for name in names if name in job.photos}
+    if cameras:
+        check_given(cameras, {name.removeprefix(prefix): size for name, size in sizes.items()})
+    queries = []
+    for name in names:
+        given = find_camera(cameras, name.removeprefix(prefix))
+        if name not in sizes:
+            queries.append(Query(name, pycolmap.Camera()))
+        elif given is not None:
+            queries.append(_query_of_given_camera(name, sizes[name], given))
+        else:
+            queries.append(_make_query(name, sizes[name], job.image_dir, model, options))
     guessed = [query.name for query in queries if query.focal_length_is_guess]
     if guessed:
         logger.warning(
@@ -225,34 +286,42 @@ def make_queries(
     return queries
 
 
+def _query_of_given_camera(name: str, size: Size, given: GivenCamera) -> Query:
+    if given.params:
+        return Query(name, given.camera(size), source=given.where, may_change=given.is_start)
+    camera = camera_with(given.model, GUESSED_FOCAL_LENGTH * max(size), size)
+    return Query(name, camera, focal_length_is_guess=True, source=given.where, may_change=True)
+
+
 def _make_query(
     name: str,
-    size: tuple[int, int],
+    size: Size,
     image_dir: Path,
     model: pycolmap.Reconstruction,
     options: LocalizeOptions,
 ) -> Query:
-    width, height = size
-    if options.camera_params:
-        params = [float(value) for value in options.camera_params.split(",")]
-        given = pycolmap.Camera(
-            model=options.camera_model, width=width, height=height, params=params
-        )
-        return Query(name, given)
-    if options.camera_from_map:
-        cameras = (model.cameras[image.camera_id] for image in model.images.values())
-        used = Counter(
-            camera.camera_id for camera in cameras if (camera.width, camera.height) == size
-        )
-        if used:
-            return Query(name, model.cameras[used.most_common(1)[0][0]])
-        logger.warning("%s: no camera of the map has %d x %d pixels", name, width, height)
+    """A query whose intrinsics the user does not give."""
+    candidates = intrinsics_of_map(model, size)
+    if not (options.camera_from_map and candidates):
+        if options.camera_from_map:
+            logger.warning("%s: no camera of the map has the shape %d x %d", name, *size)
+        candidates += _intrinsics_of_exif(image_dir / name)
+    if not candidates:
+        camera = camera_with("SIMPLE_RADIAL", GUESSED_FOCAL_LENGTH * max(size), size)
+        return Query(name, camera, focal_length_is_guess=True, source="no EXIF", may_change=True)
+    first, *others = candidates
+    may_change = not options.camera_from_map or "of the map" not in first.source
+    return Query(
+        name, first.camera, source=first.source, alternatives=others, may_change=may_change
+    )
+
+
+def _intrinsics_of_exif(path: Path) -> list[Intrinsics]:
     try:
-        camera = pycolmap.infer_camera_from_image(image_dir / name)
+        camera = pycolmap.infer_camera_from_image(path)
     except (ValueError, RuntimeError):  # COLMAP reads fewer formats
-        guess = GUESSED_FOCAL_LENGTH * max(size)
-        camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", guess, width, height)
-    return Query(name, camera, focal_length_is_guess=not camera.has_prior_focal_length)
+        return []
+    return [Intrinsics(camera, "EXIF")] if camera.has_prior_focal_length else []
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -263,7 +332,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--map", type=Path, required=True, help="folder of a COLMAP model")
+    add("--map", type=Path, required=True, help="folder of a COLMAP model, or above its sparse/0")
     add("--map_images", type=Path, required=True, help="folder its names are relative to")
     add("--queries", type=Path, required=True, help="folder of photos to localize")
     add("--outputs", type=Path, default=Path("outputs/localize"), help="default: %(default)s")
@@ -271,8 +340,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--camera_from_map",
         action="store_true",
-        help="queries have the camera of the map of their size (default: the focal length is "
-        "from EXIF, or estimated with the pose)",
+        help="queries have a camera of the map, of their size or shape (default: these cameras, "
+        "EXIF's and an estimate are compared by what the matches support)",
     )
     add(
         "--camera_params",
@@ -281,6 +350,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--camera_model",
         help="of --camera_params (default: %(default)s)",
+    )
+    add(
+        "--cameras",
+        type=Path,
+        metavar="FILE",
+        help="intrinsics of single queries: lines 'name MODEL width height params...' as Aachen's "
+        "query lists, or 'PATTERN MODEL PARAMS [fixed|start]'",
     )
     add(
         "--estimate_focal_length",

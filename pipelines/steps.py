@@ -44,6 +44,7 @@ from sfm_matchers.localization import (
     Status,
     count_by_status,
     failed_query,
+    intrinsics_by_source,
 )
 from sfm_matchers.matching import Executor, match_features, match_images
 from sfm_matchers.pairs import query_pairs
@@ -746,6 +747,8 @@ def print_localization(
             f"; median inliers {np.median([r.num_inliers for r in posed]):.0f}" if posed else ""
         )
         print(f"{condition}: {len(chosen)} queries: {counts}{inliers}")
+    for line in intrinsics_by_source(results):
+        print(f"intrinsics: {line}")
     for name, path in files.items():
         print(f"{name}: {path}")
     print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))

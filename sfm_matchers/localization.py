@@ -28,6 +28,18 @@ import pycolmap
 from tqdm import tqdm
 
 from .errors import InputError, one_line
+from .intrinsics import Intrinsics, impossibility
+from .resectioning import (
+    FREEDOMS,
+    WRONG_MOVE,
+    Matches,
+    Solution,
+    best_of,
+    better_intrinsics,
+    doubt,
+    guesses,
+    solve,
+)
 from .storage import Pair, open_h5, read_keypoints, read_matches, read_text, write_text
 
 logger = logging.getLogger(__name__)
@@ -53,11 +65,18 @@ class Query:
         camera: with intrinsics in COLMAP's convention.
         focal_length_is_guess: the camera's focal length is only where to start from: it is
             estimated with the pose. A wrong one gives a wrong pose that many matches support.
+        source: whence the intrinsics come, in the user's words.
+        alternatives: intrinsics to compare with `camera`, which is preferred.
+        may_change: intrinsics that the matches contradict are replaced by an estimate. Those that
+            are known stay, and the pose is of low confidence.
     """
 
     name: str
     camera: pycolmap.Camera
     focal_length_is_guess: bool = False
+    source: str = "as given"
+    alternatives: Sequence[Intrinsics] = ()
+    may_change: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,8 @@ class LocalizationOptions:
         covisibility_clustering: estimate a pose from each group of retrieved photos that share 3D
             points, and keep the one with most inliers.
         estimate_focal_length: refine the focal length of each query with its pose.
+        check_intrinsics: hold them against the matches. Points that are inexact together, as those
+            of scans are, look like wrong intrinsics.
     """
 
     max_error: float = 12.0
@@ -78,6 +99,7 @@ class LocalizationOptions:
     confident_ratio: float = 0.1
     covisibility_clustering: bool = False
     estimate_focal_length: bool = False
+    check_intrinsics: bool = True
 
     def __post_init__(self) -> None:
         if not self.max_error > 0:
@@ -94,7 +116,7 @@ class LocalizedQuery:
         camera: as given, or with the estimated focal length.
         cam_from_world: the pose; None where it failed. Of status `FALLBACK`, that of
             `database_names[0]`.
-        reason: why there is no pose of its own, or "".
+        reason: why there is no pose of its own, or what speaks against it, or "".
         database_names: photos of the map that it was matched with, in the order of retrieval.
         num_matches: 2D-3D matches, several per keypoint included.
         keypoints: (N, 2) of the query, in COLMAP's convention, one row per 2D-3D match.
@@ -102,6 +124,7 @@ class LocalizedQuery:
         point_ids: (N,) ids of these in the model; empty where there is no model.
         inliers: (N,) bool.
         covariance: (6, 6) of the pose (rotation, translation), or None.
+        intrinsics: whence the camera's come, and why.
     """
 
     name: str
@@ -116,6 +139,7 @@ class LocalizedQuery:
     point_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     inliers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
     covariance: np.ndarray | None = None
+    intrinsics: str = ""
 
     @property
     def num_inliers(self) -> int:
@@ -156,6 +180,7 @@ class LocalizedQuery:
                 "height": self.camera.height,
                 "params": self.camera.params.tolist(),
             },
+            "intrinsics": self.intrinsics,
             "database_names": self.database_names,
         }
 
@@ -221,6 +246,8 @@ class _Map:
         self.image_ids = {
             image.name: image_id for image_id, image in model.images.items() if image.has_pose
         }
+        centres = np.array([model.images[i].projection_center() for i in self.image_ids.values()])
+        self.extent = float(np.linalg.norm(np.ptp(centres, axis=0))) if len(centres) else np.inf
         self.point_ids = functools.lru_cache(maxsize=CACHED_IMAGES)(self._read_point_ids)
 
     def pose(self, name: str) -> pycolmap.Rigid3d:
@@ -265,7 +292,12 @@ def _localize(
         points = [lookup.model.points3D[int(point_id)].xyz for point_id in point_ids]
         points3D = np.array(points, dtype=np.float64).reshape(-1, 3)
         found = estimate_pose(
-            query, keypoints[index] + np.float32(0.5), points3D, num_matches, options
+            query,
+            keypoints[index] + np.float32(0.5),
+            points3D,
+            num_matches,
+            options,
+            lookup.extent,
         )
         found.database_names, found.point_ids = names, point_ids
         if best is None or found.num_inliers > best.num_inliers:
@@ -336,15 +368,17 @@ def estimate_pose(
     points3D: np.ndarray,
     num_matches: int,
     options: LocalizationOptions,
+    extent: float = np.inf,
 ) -> LocalizedQuery:
-    """Estimate a pose by LO-RANSAC (COLMAP's, seeded) and refine it on its inliers.
+    """Estimate a pose, with the intrinsics that the matches support best.
 
     Args:
-        query: its name and camera.
+        query: its name, camera, and what else its intrinsics may be.
         keypoints: (N, 2) in COLMAP's convention.
         points3D: (N, 3).
         num_matches: to note.
         options: see `LocalizationOptions`.
+        extent: of the map's cameras: errors of the pose are measured by it.
 
     Returns:
         Status `LOCALIZED` or `LOW_CONFIDENCE`, or `FAILED` without a pose.
@@ -361,33 +395,93 @@ def estimate_pose(
     if len(keypoints) < 4:
         result.reason = f"{len(keypoints)} matches with 3D points, at least 4 are needed"
         return result
-    camera = copy.copy(query.camera)  # its focal length may change
-    estimation = pycolmap.AbsolutePoseEstimationOptions()
-    estimation.ransac.max_error = options.max_error
-    estimation.ransac.random_seed = 0
-    refinement = pycolmap.AbsolutePoseRefinementOptions()
-    if options.estimate_focal_length or query.focal_length_is_guess:
-        estimation.estimate_focal_length = refinement.refine_focal_length = True
+    matches = Matches(
+        np.asarray(keypoints, dtype=np.float64),
+        np.asarray(points3D, dtype=np.float64),
+        options.max_error,
+        extent,
+    )
     try:
-        found = pycolmap.estimate_and_refine_absolute_pose(
-            keypoints, points3D, camera, estimation, refinement, return_covariance=True
-        )
+        chosen = _choose_intrinsics(query, matches, options)
     except (ValueError, RuntimeError) as error:
         result.reason = f"its camera cannot be used: {one_line(error)}"
         return result
-    if found is None:
+    if chosen is None:
         result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
         return result
-    result.camera = camera
-    result.cam_from_world = found["cam_from_world"]
-    result.inliers = np.asarray(found["inlier_mask"], dtype=bool)
-    result.covariance = found.get("covariance")
-    confident = (
-        result.num_inliers >= options.confident_inliers
-        and result.inlier_ratio >= options.confident_ratio
-    )
+    found, result.intrinsics, result.reason = chosen
+    result.camera, result.cam_from_world = found.camera, found.cam_from_world
+    result.inliers, result.covariance = found.inliers, found.covariance
+    if result.reason:
+        logger.warning("%s: low confidence: %s", query.name, result.reason)
+    confident = _is_confident(found, options) and not result.reason
     result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
     return result
+
+
+def _is_confident(solution: Solution, options: LocalizationOptions) -> bool:
+    count = solution.num_inliers
+    ratio = count / len(solution.inliers)
+    return count >= options.confident_inliers and ratio >= options.confident_ratio
+
+
+def _choose_intrinsics(
+    query: Query, matches: Matches, options: LocalizationOptions
+) -> tuple[Solution, str, str] | None:
+    """The pose for the intrinsics that the matches support best.
+
+    Returns:
+        The solution; whence its intrinsics come, and why; and what speaks against them, or "".
+        None where there is no pose.
+    """
+    estimated = options.estimate_focal_length
+    may_change = query.may_change or query.focal_length_is_guess or estimated
+    solved: list[tuple[str, Solution]] = []
+    for candidate in (Intrinsics(query.camera, query.source), *query.alternatives):
+        is_guess = estimated or (query.focal_length_is_guess and candidate.camera is query.camera)
+        found = solve(matches, candidate.camera, estimate_focal_length=is_guess)
+        if found is not None:
+            source = candidate.source + (", focal length estimated" if is_guess else "")
+            solved.append((source, found))
+    best = best_of(found for _, found in solved)
+    if may_change and options.check_intrinsics and not (best and _is_confident(best, options)):
+        size = (query.camera.width, query.camera.height)
+        solved += [("estimated", guess) for guess in guesses(matches, size)]
+        best = best_of(found for _, found in solved)
+    if best is None:
+        return None
+    source = next(source for source, found in solved if found is best)
+    others = [f"{name}: {found.summary()}" for name, found in solved if found is not best]
+    text = f"{source} ({'; '.join([best.summary(), *others])})" if others else source
+    if not options.check_intrinsics:
+        return best, text, ""
+    level = int("estimated" in source)  # the focal length
+    if (better := better_intrinsics(best)) is not None:
+        estimate, level = better
+        what = FREEDOMS[level - 1]
+        is_wrong = estimate.moves_from(best) > WRONG_MOVE
+        if not may_change:
+            return best, text, _contradiction(best, estimate, what) if is_wrong else ""
+        if is_wrong and not query.focal_length_is_guess and not estimated:
+            logger.warning(
+                "%s: %s: %s; they are estimated",
+                query.name,
+                source,
+                _contradiction(best, estimate, what),
+            )
+        others = [f"{name}: {found.summary()}" for name, found in solved]
+        best = estimate
+        text = f"{what} estimated ({'; '.join([best.summary(), *others])})"
+    return best, text, doubt(best, level) if may_change else ""
+
+
+def _contradiction(solution: Solution, better: Solution, what: str) -> str:
+    """One line: the matches contradict what of a solution's intrinsics, and what fits better."""
+    focal_lengths = [found.camera.mean_focal_length() for found in (better, solution)]
+    return (
+        f"the matches contradict the {what} of its intrinsics: {better.summary()} with a focal "
+        f"length of {focal_lengths[0]:.0f} px, {solution.summary()} with {focal_lengths[1]:.0f} px"
+    )
 
 
 def failed_query(
@@ -522,6 +616,8 @@ def _parse_query(words: Sequence[str]) -> Query:
     if min(focal_lengths) <= 0 or not np.isfinite(params).all():
         raise ValueError("the focal length must be positive")
     camera.params = params
+    if impossible := impossibility(camera):
+        raise ValueError(impossible)
     return Query(name, camera)
 
 
@@ -543,7 +639,11 @@ def write_queries(path: Path, queries: Iterable[Query]) -> None:
 
 
 def write_results(
-    path: Path, results: Sequence[LocalizedQuery], *, prepend_camera_name: bool = False
+    path: Path,
+    results: Sequence[LocalizedQuery],
+    *,
+    prepend_camera_name: bool = False,
+    keep_folders: bool = False,
 ) -> Path:
     """Write a submission file, and beside it a log with the status of each query.
 
@@ -555,6 +655,7 @@ def write_results(
         path: of the submission.
         results: of all queries.
         prepend_camera_name: write ``folder/name`` instead of ``name``, as some benchmarks ask.
+        keep_folders: write whole names, which no benchmark takes.
 
     Returns:
         The path of the log.
@@ -566,6 +667,7 @@ def write_results(
             continue
         parts = result.name.split("/")
         name = "/".join(parts[-2:]) if prepend_camera_name else parts[-1]
+        name = result.name if keep_folders else name
         names[name] += 1
         numbers = [*_quaternion(result.cam_from_world), *result.cam_from_world.translation]
         lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]))
@@ -609,13 +711,13 @@ def pose_errors(
 ) -> dict[str, tuple[float, float]]:
     """Distance of the centres (units of the map) and angle (degrees) for each true pose.
 
-    Both are infinite where there is no pose. Names are compared without their folders, which
-    submission files do not have.
+    Both are infinite where there is no pose. Of a name that is not there as a whole the folders do
+    not count, which submission files do not have.
     """
     found = {name.rpartition("/")[2]: pose for name, pose in poses.items()}
     errors = {}
     for name, true in truth.items():
-        pose = found.get(name.rpartition("/")[2])
+        pose = poses.get(name, found.get(name.rpartition("/")[2]))
         errors[name] = (np.inf, np.inf)
         if pose is not None:
             offset = pose.inverse().translation - true.inverse().translation
@@ -653,3 +755,25 @@ def count_by_status(results: Iterable[LocalizedQuery]) -> dict[str, int]:
     """Number of queries of each status, those without any included."""
     counts = Counter(result.status for result in results)
     return {status.value: counts[status] for status in Status}
+
+
+MAX_LISTED = 3  # queries of one source of intrinsics that are named
+
+
+def intrinsics_by_source(results: Iterable[LocalizedQuery]) -> list[str]:
+    """Whence the intrinsics of queries come, a line for each source; why, of a single query.
+
+    Those of queries without a choice, as benchmarks give them, are not listed.
+    """
+    groups: dict[str, list[LocalizedQuery]] = {}
+    for result in results:
+        source = result.intrinsics.partition(" (")[0]
+        if source and source != Query.source:
+            groups.setdefault(source, []).append(result)
+    lines = []
+    for source, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        names = ", ".join(result.name for result in group[:MAX_LISTED])
+        names += ", ..." if len(group) > MAX_LISTED else ""
+        text = source if len(group) > 1 else group[0].intrinsics
+        lines.append(f"{len(group)} of {text}: {names}")
+    return lines

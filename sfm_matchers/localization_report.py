@@ -57,7 +57,8 @@ def write_localization_report(
 <p>{counts}. The map has {model.num_reg_images()} photos and {model.num_points3D()} points.</p>
 <p>Inliers are matches with points of the map that support the pose; share is theirs of all matches;
 position &plusmn; is its standard deviation as the inliers suggest, in the units of the map.</p>
-<table><tr><th>photo<th>what became of it<th>inliers<th>share<th>position &plusmn;<th>focal length
+<table><tr><th>photo<th>what became of it<th>inliers<th>share<th>position &plusmn;
+<th>focal length<th>intrinsics
 {rows}</table>
 {"".join(figures)}
 </html>
@@ -75,6 +76,7 @@ def _row(result: LocalizedQuery) -> str:
         f'<td class="number">{100 * result.inlier_ratio:.0f} %',
         f'<td class="number">{_uncertainty(result)}',
         f'<td class="number">{_focal_length(result)}',
+        f"<td>{html.escape(result.intrinsics)}",
     ]
     return "<tr>" + "".join(cells) + "\n"
 

@@ -47,7 +47,7 @@ class ScanOptions:
     """
 
     localization: LocalizationOptions = field(
-        default_factory=lambda: LocalizationOptions(max_error=MAX_ERROR)
+        default_factory=lambda: LocalizationOptions(max_error=MAX_ERROR, check_intrinsics=False)
     )
     skip_matches: int = 0
 

@@ -1,0 +1,188 @@
+"""Which intrinsics of a query its matches support; scenes of points, with exact truth."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pycolmap
+import pytest
+
+from sfm_matchers import resectioning
+from sfm_matchers.intrinsics import Intrinsics, camera_with
+from sfm_matchers.localization import (
+    LocalizationOptions,
+    LocalizedQuery,
+    Query,
+    Status,
+    estimate_pose,
+)
+from sfm_matchers.resectioning import Matches
+
+SIZE = (640, 480)
+EXTENT = 4.0
+POSE = pycolmap.Rigid3d(pycolmap.Rotation3d([0.1, -0.2, 0.05]), [0.3, -0.2, 0.5])
+
+
+def lens(model: str, focal_length: float, *distortion: float) -> pycolmap.Camera:
+    camera = camera_with(model, focal_length, SIZE)
+    params = camera.params.copy()
+    params[list(camera.extra_params_idxs())[: len(distortion)]] = distortion
+    camera.params = params
+    return camera
+
+
+LENSES = {
+    "pinhole": lens("PINHOLE", 600),
+    "wide": lens("SIMPLE_RADIAL", 500, -0.25),
+    "fisheye": lens("OPENCV_FISHEYE", 300, 0.02, -0.005),
+    "long": lens("SIMPLE_RADIAL", 1500),
+}
+
+
+def matches_of(
+    camera: pycolmap.Camera, count: int = 300, wrong: float = 0.2, noise: float = 0.4
+) -> Matches:
+    """Matches with a scene of some depth; a share of them is wrong."""
+    rng = np.random.default_rng(3)
+    pixels = rng.uniform(0, SIZE, (count, 2))
+    rays = np.column_stack([camera.cam_from_img(pixels), np.ones(count)])
+    depths = 6 + 3 * np.sin(pixels[:, 0] / 90) * np.cos(pixels[:, 1] / 70)
+    points = POSE.inverse() * (rays * depths[:, None])
+    keypoints = pixels + rng.normal(0, noise, (count, 2))
+    bad = rng.random(count) < wrong
+    keypoints[bad] = rng.uniform(0, SIZE, (bad.sum(), 2))
+    return Matches(keypoints, points, 12.0, EXTENT)
+
+
+def localized(query: Query, matches: Matches, **options: bool) -> tuple[LocalizedQuery, float]:
+    """What became of a query, and its error in percent of the extent."""
+    found = estimate_pose(
+        query,
+        matches.keypoints,
+        matches.points,
+        len(matches.points),
+        LocalizationOptions(**options),
+        matches.extent,
+    )
+    assert found.cam_from_world is not None
+    offset = found.cam_from_world.inverse().translation - POSE.inverse().translation
+    return found, 100 * float(np.linalg.norm(offset)) / EXTENT
+
+
+def scaled(camera: pycolmap.Camera, factor: float) -> pycolmap.Camera:
+    other, params = copy.copy(camera), camera.params.copy()
+    params[list(camera.focal_length_idxs())] *= factor
+    other.params = params
+    return other
+
+
+def test_each_of_the_maps_cameras_is_tried() -> None:
+    for name, camera in LENSES.items():
+        others = [Intrinsics(lens, other) for other, lens in LENSES.items() if other != name]
+        first, *rest = [*others, Intrinsics(camera, name)]
+        query = Query("q", first.camera, source=first.source, alternatives=rest)
+        found, error = localized(query, matches_of(camera))
+        assert found.status == Status.LOCALIZED
+        assert error < 0.5
+        assert found.intrinsics.startswith(f"{name} (")
+        assert all(other.source in found.intrinsics for other in others)  # and how they fared
+
+
+@pytest.mark.parametrize("name", LENSES)
+@pytest.mark.parametrize("start", ["pinhole", "long", "nothing"])
+def test_a_lens_that_is_not_the_maps_is_estimated(name: str, start: str) -> None:
+    camera = lens("SIMPLE_RADIAL", 768) if start == "nothing" else LENSES[start]
+    query = Query("q", camera, start == "nothing", "the map's", may_change=True)
+    found, error = localized(query, matches_of(LENSES[name]))
+    assert found.status == Status.LOCALIZED
+    assert error < 3
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.5])
+@pytest.mark.parametrize("name", LENSES)
+def test_known_intrinsics_that_the_matches_contradict_are_said(name: str, factor: float) -> None:
+    wrong = scaled(LENSES[name], factor)
+    found, error = localized(Query("q", wrong), matches_of(LENSES[name]))
+    assert error > 3
+    assert found.status == Status.LOW_CONFIDENCE
+    assert "the matches contradict the" in found.reason
+    assert f"with {wrong.mean_focal_length():.0f} px" in found.reason
+    assert found.camera.params.tolist() == wrong.params.tolist()
+    right, error = localized(Query("q", LENSES[name]), matches_of(LENSES[name]))
+    assert right.status == Status.LOCALIZED
+    assert not right.reason
+    assert error < 0.5
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.98, 1.02, 1.5])
+def test_exif_is_where_an_estimate_starts(factor: float) -> None:
+    exif = lens("SIMPLE_RADIAL", 600 * factor)
+    found, error = localized(
+        Query("q", exif, source="EXIF", may_change=True), matches_of(LENSES["pinhole"])
+    )
+    assert found.status == Status.LOCALIZED
+    assert error < 0.7
+    assert found.intrinsics.startswith("focal length estimated (")
+    assert "EXIF: " in found.intrinsics
+
+
+def test_exifs_focal_length_stays_where_it_is_right() -> None:
+    exif = lens("SIMPLE_RADIAL", 600.5)
+    found, error = localized(
+        Query("q", exif, source="EXIF", may_change=True), matches_of(LENSES["pinhole"])
+    )
+    assert found.intrinsics == "EXIF"
+    assert found.camera.params[0] == 600.5
+    assert error < 0.5
+
+
+@pytest.mark.parametrize("corner", [(160, 120), (0, 0), (320, 0), (320, 240)])
+def test_a_cropped_photo_is_told_by_its_matches(corner: tuple[int, int]) -> None:
+    every, size = matches_of(LENSES["pinhole"], 1500), (320, 240)
+    keypoints = every.keypoints - corner
+    inside = ((keypoints > 0) & (keypoints < size)).all(axis=1)
+    cropped = Matches(keypoints[inside], every.points[inside], 12.0, EXTENT)
+    # EXIF's focal length is in millimetres: of the whole photo.
+    exif = camera_with("SIMPLE_RADIAL", 300, size)
+    found, error = localized(Query("q", exif, source="EXIF", may_change=True), cropped)
+    assert error < 3 or found.status == Status.LOW_CONFIDENCE
+    assert "EXIF: " in found.intrinsics
+    known, error = localized(Query("q", exif), cropped)
+    assert error > 5
+    assert known.status == Status.LOW_CONFIDENCE
+
+
+def test_scans_are_not_held_against_intrinsics() -> None:
+    wrong = scaled(LENSES["pinhole"], 1.2)
+    found, _ = localized(Query("q", wrong), matches_of(LENSES["pinhole"]), check_intrinsics=False)
+    assert found.status == Status.LOCALIZED
+
+
+def test_few_matches_hardly_determine_a_focal_length() -> None:
+    """A wall seen from the front."""
+    rng = np.random.default_rng(1)
+    camera = lens("SIMPLE_RADIAL", 600)
+    points = np.column_stack([rng.uniform(-1.5, 1.5, (60, 2)), rng.normal(6, 0.02, 60)])
+    keypoints = camera.img_from_cam(points) + rng.normal(0, 0.3, (60, 2))
+    guess = Query("q", lens("SIMPLE_RADIAL", 768), True, may_change=True)
+    found = estimate_pose(guess, keypoints, points, 60, LocalizationOptions(), EXTENT)
+    assert found.status == Status.LOW_CONFIDENCE
+    assert "hardly determine the focal length" in found.reason
+    known = estimate_pose(Query("q", camera), keypoints, points, 60, LocalizationOptions(), EXTENT)
+    assert known.status == Status.LOCALIZED
+
+
+def test_errors_of_wrong_intrinsics_are_alike_beside_each_other() -> None:
+    matches = matches_of(LENSES["fisheye"])
+    right = resectioning.solve(matches, LENSES["fisheye"])
+    wrong = resectioning.solve(matches, LENSES["pinhole"])
+    assert abs(resectioning.coherence(right)) < 0.2
+    assert resectioning.coherence(wrong) > resectioning.MAX_COHERENCE
+
+
+def test_results_repeat() -> None:
+    query = Query("q", LENSES["long"], may_change=True)
+    one, two = (localized(query, matches_of(LENSES["wide"]))[0] for _ in range(2))
+    assert one.cam_from_world.matrix().tolist() == two.cam_from_world.matrix().tolist()
+    assert query.camera.params.tolist() == LENSES["long"].params.tolist()
