@@ -74,18 +74,18 @@ logger = logging.getLogger("sfm_matchers.localize")
 class LocalizeOptions:
     """What to localize, and how. The command line has the same names and defaults."""
 
-    map: Path
-    map_images: Path
-    queries: Path
-    outputs: Path
+    map: str | Path
+    map_images: str | Path
+    queries: str | Path
+    outputs: str | Path
     matcher: str = "sift"
     num_covis: int = 20
     num_loc: int = 20
-    loc_pairs: Path | None = None
+    loc_pairs: str | Path | None = None
     camera_from_map: bool = False
     camera_model: str = "SIMPLE_RADIAL"
     camera_params: str = ""
-    cameras: Path | None = None
+    cameras: str | Path | None = None
     estimate_focal_length: bool = False
     ransac_thresh: float = 12.0
     retrieval: str = "vlad"
@@ -118,7 +118,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     reference = read_map(options.map, options.map_images, map_prefix)
     say_what_is_not_in_the_map(options, reference, map_prefix)
     database = sorted(image.name for image in reference.images.values())
-    new_names = [query_prefix + name for name in find_images(options.queries)]
+    new_names = [query_prefix + name for name in find_images(Path(options.queries))]
     query_names = sorted(set(new_names).difference(database))
     if not query_names:
         raise InputError(f"{options.queries} holds no photo that is not in the map")
@@ -136,7 +136,12 @@ def run(options: LocalizeOptions) -> LocalizeResult:
 
     readable, results = split_readable(job, queries)
     loc_pairs, label = choose_query_pairs(
-        job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
+        job,
+        readable,
+        database,
+        Path(options.loc_pairs) if options.loc_pairs else None,
+        options.num_loc,
+        options.retrieval,
     )
     feature_path, match_path = job.match(
         loc_pairs, label, map_features=map_features, existing="keep"
@@ -166,7 +171,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     return LocalizeResult(results, extended, files, job.steps.seconds)
 
 
-def common_image_dir(map_images: Path, queries: Path) -> tuple[Path, str, str]:
+def common_image_dir(map_images: str | Path, queries: str | Path) -> tuple[Path, str, str]:
     """The folder that holds both, and what leads from there to each, to put before names.
 
     Raises:
@@ -187,7 +192,7 @@ def common_image_dir(map_images: Path, queries: Path) -> tuple[Path, str, str]:
     return common, prefixes[0], prefixes[1]
 
 
-def read_map(path: Path, map_images: Path, prefix: str) -> pycolmap.Reconstruction:
+def read_map(path: str | Path, map_images: str | Path, prefix: str) -> pycolmap.Reconstruction:
     """Read the model, with `prefix` before the names of its photos.
 
     Raises:
@@ -380,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 0
 
-    return run_command(options.outputs, job)
+    return run_command(Path(options.outputs), job)
 
 
 if __name__ == "__main__":
