@@ -627,18 +627,19 @@ def point_positions(model: pycolmap.Reconstruction, point_ids: Sequence[int]) ->
 def _color_points_of_undecoded(model: pycolmap.Reconstruction, image_dir: Path) -> None:
     """Colour the points that COLMAP left black because it does not decode their photos."""
     for image in sorted(model.images.values(), key=lambda image: image.name):
-        seen = [
-            (point.xy, model.points3D[point.point3D_id])
-            for point in image.get_observation_points2D()
-        ]
-        black = [(xy, point) for xy, point in seen if not point.color.any()]
         with contextlib.suppress(InputError):  # the photos may be gone by now
-            if not black or not _is_undecoded(image_dir / image.name):
+            if not _is_undecoded(image_dir / image.name):
                 continue
+            seen = [
+                (point.xy, model.points3D[point.point3D_id])
+                for point in image.get_observation_points2D()
+            ]
             photo = read_image(image_dir / image.name)
-            for xy, point in black:
-                column, row = np.clip(xy.astype(int), 0, (photo.shape[1] - 1, photo.shape[0] - 1))
-                point.color = photo[row, column]
+            for xy, point in seen:
+                if not point.color.any():
+                    last = (photo.shape[1] - 1, photo.shape[0] - 1)
+                    column, row = np.clip(xy.astype(int), 0, last)
+                    point.color = photo[row, column]
 
 
 def _is_undecoded(path: Path) -> bool:
