@@ -18,13 +18,17 @@ changed:
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import math
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pycolmap
 
@@ -34,6 +38,7 @@ from pipelines.steps import (
     MatchingJob,
     choose_matching,
     describe_with_vlad,
+    read_memory,
     run_command,
     start_job,
 )
@@ -58,6 +63,13 @@ from sfm_matchers.pairs import (
     sequential_pairs,
 )
 from sfm_matchers.report import write_report
+from sfm_matchers.shared_cameras import (
+    OwnCameras,
+    listed_focal_lengths,
+    median_error,
+    regrouped,
+    try_own_cameras,
+)
 from sfm_matchers.storage import (
     Pair,
     file_fingerprint,
@@ -67,6 +79,7 @@ from sfm_matchers.storage import (
     read_pairs,
     unique_pairs,
     write_pairs,
+    write_text,
 )
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -77,8 +90,6 @@ PANORAMIC_MODEL = "EQUIRECTANGULAR"
 # it leaves out of the model are matched again by the second.
 AUTO = "auto"
 AUTO_MATCHERS = ("sift", "aliked+mambaglue")
-
-Matched = tuple[Path, Path]  # the feature file and the match file
 
 
 @dataclass(frozen=True)
@@ -144,16 +155,22 @@ def run(options: SfmOptions) -> SfmResult:
     sizes = {name: photo.size for name, photo in photos.items()}
     cameras = camera_options.split(cameras, sizes, options.camera_mode)
     logger.info("Cameras: %s", cameras.reason)
-    mapping = _Mapping(options, job, cameras, camera_options, fixed, pairs)
     matched, matcher = job.match(pairs, pairs_path.stem), str(options.matcher)
+    build = _Build(options, job, camera_options, fixed, pairs, *matched)
     if matcher == AUTO:
-        matched, matcher = _match_again(mapping, matched, pairs_path.stem)
-    models = mapping.models(matched)
-    feature_path, match_path = matched
+        build, matcher = _match_again(build, cameras, pairs_path.stem)
+    guessed = set()
+    if options.camera_mode == "auto" and not options.camera_params:
+        guessed = {name for name in others if not headers[name].has_exif_camera}
+    cameras, models = _build_and_check_cameras(build, cameras, guessed)
+    feature_path, match_path = build.feature_path, build.match_path
     database_path = outputs / "database.db"
     graph = read_match_graph(database_path, pairs, models[0] if models else None)
     faults = poor_photos(graph, image_dir, job.mask_dir)
-    explanation = explain(graph, models, faults, panoramas)
+    hint = panoramas
+    if not hint and any(len(group) > 1 and guessed.issuperset(group) for group in cameras.groups):
+        hint = "photos of several cameras need --camera_mode per_image or per_folder"
+    explanation = explain(graph, models, faults, hint)
     _log(explanation, has_model=bool(models))
     summary = summarize(
         options, photos, pairs, cameras.reason, models, explanation.reason, steps.seconds
@@ -176,101 +193,217 @@ def run(options: SfmOptions) -> SfmResult:
 
 
 @dataclass(frozen=True)
-class _Mapping:
-    """From matches to models; what is current is kept."""
+class _Build:
+    """Database and models of matched photos; those that are there already are taken."""
 
     options: SfmOptions
     job: MatchingJob
-    cameras: CameraGroups
     camera_options: CameraOptions
     fixed: set[str]
-    pairs: list[Pair]
+    pairs: Sequence[Pair]
+    feature_path: Path
+    match_path: Path
 
-    def source(self, matched: Matched) -> str:
-        """Fingerprint of all that the models of some matches depend on."""
-        return fingerprint(self._database_source(matched), self.options.mapper)
-
-    def _database_source(self, matched: Matched) -> str:
+    def source(self, cameras: CameraGroups) -> str:
+        """Return the fingerprint of what a database is made of."""
         return fingerprint(
             self.pairs,
-            file_fingerprint(matched[0]),
-            file_fingerprint(matched[1]),
-            self.cameras.groups,
+            file_fingerprint(self.feature_path),
+            file_fingerprint(self.match_path),
+            cameras.groups,
             self.options.camera_model,
             self.options.camera_params,
             self.job.conf.min_inlier_ratio,
             *([asdict(camera) for camera in self.camera_options.given]),
         )
 
-    def models(self, matched: Matched) -> list[pycolmap.Reconstruction]:
-        """Verify the matches and reconstruct: models, the largest first."""
-        self.job.steps.timed("verification", lambda: self._verify(matched))
-        models: list[pycolmap.Reconstruction] = self.job.steps.timed(
-            "mapping", lambda: self._reconstruct(matched)
+    def __call__(
+        self, cameras: CameraGroups, folder: Path | None = None
+    ) -> list[pycolmap.Reconstruction]:
+        """Return the models, made in the outputs, or afresh in a folder of their own."""
+        steps = self.job.steps
+        database_path = (folder or self.job.outputs) / "database.db"
+        model_dir = (folder or self.job.outputs) / "sparse"
+        source = self.source(cameras)
+        model_source = fingerprint(source, self.options.mapper)
+
+        def database() -> None:
+            if folder is None and database_path.exists() and steps.is_done("database.db", source):
+                return
+            build_database(
+                database_path,
+                self.job.image_dir,
+                cameras,
+                self.camera_options,
+                self.pairs,
+                self.feature_path,
+                self.match_path,
+                min_inlier_ratio=self.job.conf.min_inlier_ratio,
+            )
+            if folder is None:
+                steps.set_done("database.db", source)
+
+        def mapping() -> list[pycolmap.Reconstruction]:
+            if folder is None and model_dir.exists() and steps.is_done("sparse", model_source):
+                return [pycolmap.Reconstruction(path) for path in _model_dirs(model_dir)]
+            models = reconstruct(
+                database_path,
+                self.job.image_dir,
+                model_dir,
+                self.options.mapper,
+                fixed_intrinsics=self.fixed,
+                num_threads=self.options.mapper_threads,
+                robust=True,
+            )
+            if folder is None:
+                steps.set_done("sparse", model_source)
+            return models
+
+        steps.timed("verification", database)
+        return cast(list[pycolmap.Reconstruction], steps.timed("mapping", mapping))
+
+    def take(self, cameras: CameraGroups, folder: Path) -> None:
+        """Put the database and the models that were made in a folder into the outputs."""
+        for name in ("sparse", "database.db"):
+            target = self.job.outputs / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(folder / name, target)
+        source = self.source(cameras)
+        self.job.steps.set_done("database.db", source)
+        self.job.steps.set_done("sparse", fingerprint(source, self.options.mapper))
+
+
+MAX_CAMERA_TRIALS = 3
+SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
+
+
+def _build_and_check_cameras(
+    build: _Build, cameras: CameraGroups, guessed: set[str]
+) -> tuple[CameraGroups, list[pycolmap.Reconstruction]]:
+    """Make the models, and make them again with other cameras if they contradict the first ones.
+
+    Args:
+        build: makes them.
+        cameras: which photos share one.
+        guessed: photos of which only their size says so.
+
+    Returns:
+        The cameras and the models that agree best.
+    """
+    memory_path = build.job.outputs / "cameras.json"
+    first_source = fingerprint(build.source(cameras), build.options.mapper)
+    memory = read_memory(memory_path)
+    if memory.get("source") == first_source:
+        cameras = CameraGroups(memory["groups"], memory["reason"])
+        logger.info("Cameras: %s", cameras.reason)
+        return cameras, build(cameras)
+    models = build(cameras)
+    by_size = cameras.groups
+    shared = {name for group in by_size if len(group) > 1 for name in group} & guessed
+    first_error = median_error(models[0], shared) if models else math.inf
+    for _ in range(MAX_CAMERA_TRIALS if shared else 0):
+        if not models or not shared.intersection(image.name for image in models[0].images.values()):
+            break
+        own = build.job.steps.timed("cameras", partial(try_own_cameras, models[0], shared))
+        groups = regrouped(by_size, own.focal_lengths)
+        if not own.contradicts and len(groups) >= len(cameras.groups):
+            break
+        others = _with_other_cameras(build, groups, models[0], own, first_error)
+        if others is None:
+            if own.contradicts:
+                cameras = _doubtful(cameras, own)
+            break
+        cameras, models = others
+    remembered = {"source": first_source, "groups": cameras.groups, "reason": cameras.reason}
+    write_text(memory_path, json.dumps(remembered, indent=1))
+    return cameras, models
+
+
+def _with_other_cameras(
+    build: _Build,
+    groups: list[list[str]],
+    model: pycolmap.Reconstruction,
+    own: OwnCameras,
+    first_error: float,
+) -> tuple[CameraGroups, list[pycolmap.Reconstruction]] | None:
+    """Make the models again with other cameras; None if they are not better than this one.
+
+    `first_error` is the median reprojection error with one camera per size.
+    """
+    folder = build.job.outputs / "cameras.tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        models = build(CameraGroups(groups), folder)
+        error = median_error(models[0], own.focal_lengths) if models else math.inf
+        # Fewer cameras than before have less freedom.
+        limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
+        if not error < limit or models[0].num_reg_images() < model.num_reg_images():
+            return None
+        focal_lengths = {
+            image.name: models[0].cameras[image.camera_id].mean_focal_length()
+            for image in models[0].images.values()
+            if image.name in own.focal_lengths
+        }
+        reason = (
+            f"{len(focal_lengths)} photos without EXIF are of one size, but not of one camera, as "
+            f"the reprojection errors tell (median {error:.2f} px now, {first_error:.2f} px "
+            f"before): {len(groups)} camera(s), of focal lengths "
+            f"{listed_focal_lengths(groups, focal_lengths)}"
         )
-        return models
-
-    def _verify(self, matched: Matched) -> None:
-        path, source = self.job.outputs / "database.db", self._database_source(matched)
-        if path.exists() and self.job.steps.is_done(path.name, source):
-            return
-        build_database(
-            path,
-            self.job.image_dir,
-            self.cameras,
-            self.camera_options,
-            self.pairs,
-            *matched,
-            min_inlier_ratio=self.job.conf.min_inlier_ratio,
-        )
-        self.job.steps.set_done(path.name, source)
-
-    def _reconstruct(self, matched: Matched) -> list[pycolmap.Reconstruction]:
-        model_dir, source = self.job.outputs / "sparse", self.source(matched)
-        if model_dir.exists() and self.job.steps.is_done("sparse", source):
-            return [pycolmap.Reconstruction(path) for path in _model_dirs(model_dir)]
-        models = reconstruct(
-            self.job.outputs / "database.db",
-            self.job.image_dir,
-            model_dir,
-            self.options.mapper,
-            fixed_intrinsics=self.fixed,
-            num_threads=self.options.mapper_threads,
-            robust=True,
-        )
-        self.job.steps.set_done("sparse", source)
-        return models
+        if any(len(group) == 1 for group in groups):
+            reason += f"; this is not certain: {SAFER_CAMERAS}"
+        cameras = CameraGroups(groups, reason)
+        logger.warning("Cameras: %s", reason)
+        build.take(cameras, folder)
+        return cameras, models
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _match_again(mapping: _Mapping, first: Matched, label: str) -> tuple[Matched, str]:
+def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:
+    """Say that the photos may be of other cameras."""
+    warning = (
+        f"the median reprojection error is {own.shared_error:.2f} px, and {own.own_error:.2f} px "
+        "with a camera for each photo: they may be of several cameras, and the model wrong: "
+        f"{SAFER_CAMERAS}"
+    )
+    logger.warning("Cameras: %s", warning)
+    return CameraGroups(cameras.groups, f"{cameras.reason}; {warning}")
+
+
+def _match_again(build: _Build, cameras: CameraGroups, label: str) -> tuple[_Build, str]:
     """Match the photos that the first matcher leaves out of its model with a stronger one.
 
     Returns:
-        The matches of both, and what was done, for the summary.
+        What builds the models of the matches of both, and what was done, for the summary.
     """
-    job, steps = mapping.job, mapping.job.steps
-    again_path, source = job.outputs / f"{label}-again.txt", mapping.source(first)
+    job, steps = build.job, build.job.steps
+    first = (build.feature_path, build.match_path)
+    again_path = job.outputs / f"{label}-again.txt"
+    source = fingerprint(build.source(cameras), build.options.mapper)
     if not (again_path.exists() and steps.is_done(again_path.name, source)):
-        write_pairs(again_path, pairs_across_models(mapping.models(first), mapping.pairs))
+        write_pairs(again_path, pairs_across_models(build(cameras), build.pairs))
         steps.set_done(again_path.name, source)
     again = read_pairs(again_path)
     if not again:
-        return first, f"{AUTO}: {AUTO_MATCHERS[0]}"
+        return build, f"{AUTO}: {AUTO_MATCHERS[0]}"
     logger.info(
         "%s leaves photos out of its model: %s matches %d pairs", *AUTO_MATCHERS, len(again)
     )
-    matching = choose_matching(replace(mapping.options, matcher=AUTO_MATCHERS[1]))
+    matching = choose_matching(replace(build.options, matcher=AUTO_MATCHERS[1]))
     second = replace(job, matching=matching).match(again, again_path.stem)
     both = (job.outputs / "feats-auto.h5", job.outputs / f"matches-auto_{label}.h5")
     source = fingerprint(*map(file_fingerprint, (*first, *second)))
     if not (all(path.exists() for path in both) and steps.is_done(both[1].name, source)):
         join_features(first[0], second[0], both[0])
-        join_matches(mapping.pairs, first, second, both[1])
+        join_matches(build.pairs, first, second, both[1])
         steps.set_done(both[1].name, source)
     described = f"{AUTO}: {AUTO_MATCHERS[0]}, then {AUTO_MATCHERS[1]} for {len(again)} pairs"
     if (layers := mean_layers_run(second[1], again)) is not None:
         described += f" ({layers:.1f} layers each)"
-    return both, described
+    return replace(build, feature_path=both[0], match_path=both[1]), described
 
 
 def pairs_across_models(
@@ -461,6 +594,8 @@ def _remove_outputs(outputs: Path) -> None:
         *pictures,
         "photos.json",
         "steps.json",
+        "cameras.json",
+        "cameras.tmp",
         "pairs-*.txt",
         "feats-*.h5*",
         "global-feats-*.h5*",

@@ -127,10 +127,10 @@ class Steps:
         write_text(self.path, json.dumps({**self._read(), name: source}, indent=1))
 
     def _read(self) -> dict[str, str]:
-        return _read_memory(self.path)
+        return read_memory(self.path)
 
 
-def _read_memory(path: Path) -> dict[str, Any]:
+def read_memory(path: Path) -> dict[str, Any]:
     """What an earlier run noted; nothing if there was none, or if the file is damaged."""
     if not path.exists():
         return {}
@@ -161,7 +161,7 @@ def check_photos(
         InputError: there is no such folder.
     """
     cache_path = outputs / "photos.json"
-    cache = _read_memory(cache_path)
+    cache = read_memory(cache_path)
     if names is None:
         names = find_images(image_dir, outputs=outputs, mask_dir=mask_dir)
 

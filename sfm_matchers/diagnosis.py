@@ -257,8 +257,8 @@ def explain(
         graph: of the run.
         models: what came out, the largest first.
         faults: from `poor_photos`.
-        hint: what is known of the photos beforehand and may be the reason that matches are not
-            verified, such as that they look like panoramas.
+        hint: what is known of the photos beforehand and may be the reason where there are matches,
+            such as that they look like panoramas.
     """
     faults = faults or {}
     registered = {image.name for image in models[0].images.values()} if models else set()
@@ -271,7 +271,7 @@ def explain(
         return Explanation(f"no model: {_why_no_model(graph, faults, hint)}", tuple(details))
     reason = (
         f"{len(missing)} of {len(graph.names)} photos are not in the model: "
-        f"{_weakest_link(graph, registered, models)}{f'; {hint}' if hint else ''}"
+        f"{_weakest_link(graph, registered, models, hint)}"
     )
     return Explanation(reason, tuple(details))
 
@@ -453,7 +453,10 @@ def is_rotation(homography: np.ndarray | None, cameras: Sequence[pycolmap.Camera
 
 
 def _weakest_link(
-    graph: MatchGraph, registered: set[str], models: Sequence[pycolmap.Reconstruction]
+    graph: MatchGraph,
+    registered: set[str],
+    models: Sequence[pycolmap.Reconstruction],
+    hint: str,
 ) -> str:
     """What connects the registered photos with the others, and what to try."""
     inside = np.array([name in registered for name in graph.names])
@@ -469,7 +472,7 @@ def _weakest_link(
     return (
         f"{elsewhere}the strongest link is {first} and {second}, "
         f"{_why_no_pose(int(verified[best]))}: photos between them, more pairs (--pairs), or "
-        "another --matcher may help"
+        f"another --matcher may help{f'; {hint}' if hint else ''}"
     )
 
 

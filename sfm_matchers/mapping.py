@@ -52,6 +52,8 @@ ROBUST_TOLERANCE = 1e-5
 WIDE_FOCAL_LENGTHS = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5)
 MAX_TRIED_PAIRS = 20
 
+MIN_OBSERVATIONS = 4  # of a registered photo: three points do not determine its pose
+
 # COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
 MIN_MODEL_SIZE = 3
 
@@ -533,7 +535,7 @@ def _run_mapper(
         adjustment.ceres.solver_options.num_threads = num_threads
         for model in models.values():
             if model.num_points3D():
-                _adjust_robustly(model, adjustment, fixed_cameras)
+                adjust_robustly(model, adjustment, fixed_cameras)
     return list(models.values())
 
 
@@ -566,7 +568,7 @@ def _map_incrementally(
         )
 
 
-def _adjust_robustly(
+def adjust_robustly(
     model: pycolmap.Reconstruction,
     adjustment: pycolmap.BundleAdjustmentOptions,
     fixed_cameras: Collection[int] = (),
@@ -593,9 +595,11 @@ def _adjust_robustly(
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
     bounds = pycolmap.IncrementalMapperOptions()
-    pycolmap.ObservationManager(model).filter_all_points3D(
-        bounds.filter_max_reproj_error, bounds.filter_min_tri_angle
-    )
+    manager = pycolmap.ObservationManager(model)
+    manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
+    # Photos that no point supports any more are not registered.
+    for frame_id in manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS):
+        manager.deregister_frame(frame_id)
 
 
 def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:

@@ -1,0 +1,70 @@
+"""Photos without EXIF of one size that are of one camera, and that are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+from pipelines.sfm import SfmOptions, run
+from sfm_matchers.shared_cameras import regrouped, try_own_cameras
+from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
+
+
+def write_photos(folder: Path, degrees: tuple[float, ...], count: int) -> np.ndarray:
+    """Write photos without EXIF of cameras with these fields of view in turn; return centres."""
+    folder.mkdir()
+    scene = make_scene(3, kind="room", texture_size=384)
+    poses = camera_path(scene, count, 1)
+    for index, pose in enumerate(poses):
+        camera = Camera.from_field_of_view(320, 240, degrees[index % len(degrees)])
+        photo = render(scene, camera, pose, random_appearance(index), seed=index).image
+        cv2.imwrite(str(folder / f"{index}.png"), photo[..., ::-1])
+    return np.array([-pose[:, :3].T @ pose[:, 3] for pose in poses])
+
+
+def center_error(model: pycolmap.Reconstruction, centers: np.ndarray) -> float:
+    """Mean error of the camera centres, as a share of the extent."""
+    names = {image.name: image for image in model.images.values()}
+    found = np.array([names[f"{index}.png"].projection_center() for index in range(len(centers))])
+    world_from_model = pycolmap.estimate_sim3d(found, centers)
+    errors = np.linalg.norm(world_from_model * found - centers, axis=1)
+    return float(errors.mean() / np.linalg.norm(np.ptp(centers, axis=0)))
+
+
+def test_two_cameras_of_one_size_are_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    centers = write_photos(tmp_path / "photos", (65, 50), 8)
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out")
+    result = run(options)
+    assert center_error(result.models[0], centers) < 0.005
+    assert len(result.models[0].cameras) == 2
+    assert "not of one camera, as the reprojection errors tell (median 0." in caplog.text
+    assert "2 camera(s), of focal lengths 25" in result.summary["settings"]["cameras"]
+    assert not (tmp_path / "out" / "cameras.tmp").exists()
+
+    before = (tmp_path / "out" / "sparse" / "0" / "points3D.bin").stat().st_mtime_ns
+    again = run(options)
+    assert (tmp_path / "out" / "sparse" / "0" / "points3D.bin").stat().st_mtime_ns == before
+    assert again.summary["settings"]["cameras"] == result.summary["settings"]["cameras"]
+
+
+def test_one_camera_stays_one(tmp_path: Path) -> None:
+    centers = write_photos(tmp_path / "photos", (65,), 6)
+    result = run(SfmOptions(tmp_path / "photos", tmp_path / "out"))
+    assert center_error(result.models[0], centers) < 0.005
+    assert "taken for one camera per size, 1 camera(s)" in result.summary["settings"]["cameras"]
+    own = try_own_cameras(result.models[0], [f"{index}.png" for index in range(6)])
+    assert not own.contradicts
+    assert len(own.focal_lengths) == 6
+    assert len(result.models[0].cameras) == 1  # left as it was
+
+
+def test_groups_are_split_where_focal_lengths_are() -> None:
+    groups = [["a", "b", "c", "d", "e"], ["f", "g"], ["h"]]
+    focal_lengths = {"a": 500, "b": 700, "c": 505, "d": 695, "f": 300, "g": 303}
+    assert regrouped(groups, focal_lengths) == [["a", "c"], ["b", "d"], ["e"], ["f", "g"], ["h"]]
