@@ -85,6 +85,12 @@ class Features:
         x, y = self.keypoints.T
         return self.select(np.lexsort((x, y, -self.scores))[:limit])
 
+    def largest(self, limit: int | None) -> Features:
+        """Return the features with the highest scores, `limit` at most, in the order they have."""
+        if limit is None or len(self.scores) <= limit:
+            return self
+        return self.select(np.sort(np.argsort(-self.scores, kind="stable")[:limit]))
+
     def to_original(self, scale: tuple[float, float]) -> Features:
         """Map features of a resized image to the photo; `scale` is original / resized (x, y)."""
         keypoints = to_original(self.keypoints, scale)
@@ -154,6 +160,7 @@ class SiftExtractor:
         max_num_features: COLMAP's limit. It counts locations per octave, so that some more
             features can come out.
         peak_threshold: difference-of-Gaussians contrast, COLMAP's default 0.02 / 3.
+        max_num_keypoints: the largest ones stay; None keeps all.
         device: has no effect: SIFT runs on the CPU, so that every machine finds the same features.
     """
 
@@ -163,8 +170,12 @@ class SiftExtractor:
         self,
         max_num_features: int = 8192,
         peak_threshold: float = 0.02 / 3,
+        max_num_keypoints: int | None = None,
         device: str = "cpu",
     ) -> None:
+        if max_num_keypoints is not None:
+            _check_limit(max_num_keypoints)
+        self._max_num_keypoints = max_num_keypoints
         self._options = pycolmap.FeatureExtractionOptions()
         self._options.sift.max_num_features = max_num_features
         self._options.sift.peak_threshold = peak_threshold
@@ -200,7 +211,8 @@ class SiftExtractor:
                 )
             with pycolmap.Database.open(folder / "database.db") as database:
                 ids = read_image_ids(database)
-                return [_read_sift(database, ids[name]) for name in names]
+                found = [_read_sift(database, ids[name]) for name in names]
+        return [features.largest(self._max_num_keypoints) for features in found]
 
     def _threads_for(self, pixels: int) -> int:
         """As many threads as find memory for an image of so many pixels each."""
