@@ -168,7 +168,8 @@ def run(options: SfmOptions) -> SfmResult:
     graph = read_match_graph(database_path, pairs, models[0] if models else None)
     faults = poor_photos(graph, image_dir, job.mask_dir)
     hint = panoramas
-    if not hint and any(len(group) > 1 and guessed.issuperset(group) for group in cameras.groups):
+    is_guess = any(len(group) > 1 and guessed.issuperset(group) for group in cameras.groups)
+    if models and is_guess and not hint:
         hint = "photos of several cameras need --camera_mode per_image or per_folder"
     explanation = explain(graph, models, faults, hint)
     _log(explanation, has_model=bool(models))

@@ -371,12 +371,15 @@ def _why_no_model(graph: MatchGraph, faults: Mapping[str, str], hint: str) -> st
 
 def _why_no_start(graph: MatchGraph) -> str:
     """What is wrong with the strongest verified pairs as the first two photos of a model."""
-    needed = pycolmap.IncrementalMapperOptions().init_min_num_inliers // 2  # where it gives up
+    wanted = pycolmap.IncrementalMapperOptions().init_min_num_inliers
+    needed = wanted // 2  # where the mapper gives up
     most = int(graph.verified.max())
+    too_few = (
+        f"the best has {count(most, 'verified match', 'verified matches')}, {wanted} are wanted: "
+        "photos with more overlap, or another --matcher, may help"
+    )
     if most < needed:
-        return (
-            f"the best has {count(most, 'verified match', 'verified matches')}, {needed} are needed"
-        )
+        return too_few
     strongest = np.argsort(graph.verified)[::-1][:MAX_LOOKED_AT]
     strongest = strongest[graph.verified[strongest] >= needed]
     kinds, angles = [], []
@@ -404,6 +407,8 @@ def _why_no_start(graph: MatchGraph) -> str:
             f"too little parallax, at most {best:.1f} degrees between two rays to a point: walk "
             "further between photos"
         )
+    if most < wanted:
+        return too_few
     return (
         f"the strongest pair has {most} verified matches and the parallax is {best:.0f} degrees, "
         "so the intrinsics may be wrong (--camera_model, --camera_params)"
