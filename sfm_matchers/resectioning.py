@@ -35,6 +35,8 @@ LEAST_INLIERS = 16
 WRONG_MOVE, MAX_UNCERTAINTY = 0.03, 0.02
 # Least extent of a map, of the distance of the points: photos may be taken from one place.
 LEAST_EXTENT = 0.2
+# Points that give the 11 numbers of a projection.
+LEAST_LINEAR = 6
 # Matches that intrinsics are estimated from: enough for a dozen numbers.
 MAX_MATCHES = 1000
 MAX_STEPS = 30
@@ -232,7 +234,9 @@ def better_intrinsics(start: Solution) -> tuple[Solution, int] | None:
     if start.num_inliers < LEAST_INLIERS:
         return None
     every = start.matches
-    start = replace(start, matches=every.some(_evenly(np.arange(len(every.points)))))
+    halves = (np.flatnonzero(start.inliers), np.flatnonzero(~start.inliers))
+    some = np.concatenate([_evenly(half, MAX_MATCHES // 2) for half in halves])
+    start = replace(start, matches=every.some(some))
     found = freed(start, len(FREEDOMS))
     if not found.is_clearly_better(start) and coherence(start) < MAX_COHERENCE:
         return None
@@ -251,11 +255,11 @@ def better_intrinsics(start: Solution) -> tuple[Solution, int] | None:
     return _refined(replace(levels[level], matches=every)), level + 1
 
 
-def _evenly(indices: np.ndarray) -> np.ndarray:
-    """At most `MAX_MATCHES` of some indices."""
-    if len(indices) <= MAX_MATCHES:
+def _evenly(indices: np.ndarray, most: int = MAX_MATCHES) -> np.ndarray:
+    """At most so many of some indices."""
+    if len(indices) <= most:
         return indices
-    return indices[np.linspace(0, len(indices) - 1, MAX_MATCHES).astype(int)]
+    return indices[np.linspace(0, len(indices) - 1, most).astype(int)]
 
 
 def _most_supported(solutions: Iterable[Solution]) -> Solution:
@@ -270,6 +274,8 @@ def solve_linearly(start: Solution) -> Solution | None:
     """
     keypoints = start.matches.keypoints[start.inliers]
     points = start.matches.points[start.inliers]
+    if len(points) < LEAST_LINEAR:
+        return None
     image, world = _normalization(keypoints), _normalization(points)
     x, y = (_homogeneous(keypoints) @ image.T)[:, :2].T
     rows = _homogeneous(points) @ world.T
