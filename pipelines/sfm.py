@@ -76,6 +76,8 @@ from sfm_matchers.storage import (
     fingerprint,
     mean_layers_run,
     one_at_a_time,
+    open_h5,
+    read_keypoints,
     read_pairs,
     unique_pairs,
     write_pairs,
@@ -385,9 +387,12 @@ def _match_again(build: _Build, cameras: CameraGroups, label: str) -> tuple[_Bui
     again_path = job.outputs / f"{label}-again.txt"
     source = fingerprint(build.source(cameras), build.options.mapper)
     if not (again_path.exists() and steps.is_done(again_path.name, source)):
-        write_pairs(again_path, pairs_across_models(build(cameras), build.pairs))
+        with open_h5(first[0]) as features:  # without keypoints a photo is blank
+            usable = {name for name in job.photos if len(read_keypoints(features, name))}
+        pairs = [pair for pair in build.pairs if usable.issuperset(pair)]
+        write_pairs(again_path, pairs_across_models(build(cameras), pairs))
         steps.set_done(again_path.name, source)
-    again = read_pairs(again_path)
+    again = read_pairs(again_path, job.photos)
     if not again:
         return build, f"{AUTO}: {AUTO_MATCHERS[0]}"
     logger.info(

@@ -102,9 +102,9 @@ def test_offline_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_matcher_without_published_weights_says_so() -> None:
-    source, needs = doctor._choose("mambaglue-aliked", doctor.weights())
+    source, needs = doctor._choose("mambaglue-doghardnet", doctor.weights())
     assert source is None
-    assert "mambaglue-aliked" in needs[0]
+    assert "mambaglue-doghardnet" in needs[0]
     assert "--weights PATH" in needs[0]
 
 
