@@ -388,7 +388,8 @@ def _match_again(build: _Build, cameras: CameraGroups, label: str) -> tuple[_Bui
     source = fingerprint(build.source(cameras), build.options.mapper)
     if not (again_path.exists() and steps.is_done(again_path.name, source)):
         with open_h5(first[0]) as features:  # without keypoints a photo is blank
-            usable = {name for name in job.photos if len(read_keypoints(features, name))}
+            names = {name for pair in build.pairs for name in pair}
+            usable = {name for name in names if len(read_keypoints(features, name))}
         pairs = [pair for pair in build.pairs if usable.issuperset(pair)]
         write_pairs(again_path, pairs_across_models(build(cameras), pairs))
         steps.set_done(again_path.name, source)

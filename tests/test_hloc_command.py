@@ -18,7 +18,7 @@ from sfm_matchers.localization import Query, read_poses, write_queries
 from sfm_matchers.storage import list_groups, read_pairs, write_pairs
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
-SIFT = "feats-sift-n4096"
+SIFT = "feats-sift-n2048"
 MATCHES = f"{SIFT}_matches-sift-NN-ratio_pairs"
 
 
@@ -42,7 +42,7 @@ def matched(photos: Path) -> Path:
     """Features of all photos and matches of all pairs, by the command."""
     out = photos / "out"
     folders = ("--image-dir", photos / "images", "--export-dir", out)
-    assert hloc("extract_features", *folders, "--conf", "sift-n4096") == 0
+    assert hloc("extract_features", *folders, "--conf", "sift-n2048") == 0
     features = out / f"{SIFT}.h5"
     pairs = out / "pairs.txt"
     assert hloc("pairs_from_exhaustive", "--output", pairs, "--features", features) == 0
@@ -83,7 +83,7 @@ def test_help_lists_the_confs_and_imports_nothing_heavy() -> None:
         "print([m for m in ('torch', 'pycolmap', 'h5py', 'cv2', 'kornia') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    for name in ("superpoint+mambaglue", "jamma", "eloftr_aachen", "sift-n4096"):
+    for name in ("superpoint+mambaglue", "jamma", "eloftr_aachen", "sift-n2048"):
         assert f"  {name} " in run.stdout
     for line in (
         "superpoint, images; weights: official (Magic Leap, non-commercial)",

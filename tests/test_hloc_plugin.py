@@ -148,7 +148,7 @@ def test_confs_are_added_once_and_overwrite_nothing(hloc: None) -> None:
     assert {"eloftr", "eloftr_opt", "eloftr_aachen", "jamma_aachen"} <= set(match_dense.confs)
     sparse = importlib.import_module("hloc.match_features").confs
     assert {"sift+mambaglue", "aliked+mambaglue", "disk+mambaglue"} <= set(sparse)
-    assert "sift-n4096" in importlib.import_module("hloc.extract_features").confs
+    assert "sift-n2048" in importlib.import_module("hloc.extract_features").confs
     path = importlib.import_module("hloc.matchers").__path__
     assert len(set(path)) == len(list(path))
     outputs = [conf["output"] for conf in match_dense.confs.values()]
@@ -240,7 +240,7 @@ def test_front_end_gives_hloc_what_it_gives_us(hloc: None, photos: list[np.ndarr
     from sfm_matchers.features import load_extractor
 
     plugin.register()
-    model = load("extractors", plugin.extractor_confs()["sift-n4096"]["model"])
+    model = load("extractors", plugin.extractor_confs()["sift-n2048"]["model"])
     output = model({"image": as_input(photos[0], gray=False)})
     expected = load_extractor({"name": "sift", "max_num_features": 4096}).extract(photos[0][None])[
         0

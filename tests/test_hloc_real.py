@@ -23,7 +23,7 @@ if not plugin.is_installed():
 if importlib.util.find_spec("torchvision") is None:
     pytest.skip("hloc needs torchvision, which is not installed", allow_module_level=True)
 
-SIFT = "feats-sift-n4096"
+SIFT = "feats-sift-n2048"
 NUM_PHOTOS = 5
 
 
@@ -49,7 +49,7 @@ def theirs(photos: Path) -> tuple[Path, Path, Path]:
     """Pairs, features in float16 and matches, made by hloc's steps: our SIFT, its matcher."""
     out = photos / "theirs"
     extract = step("extract_features")
-    features = extract.main(extract.confs["sift-n4096"], photos / "images", out)
+    features = extract.main(extract.confs["sift-n2048"], photos / "images", out)
     pairs = out / "pairs.txt"
     step("pairs_from_exhaustive").main(pairs, features=features)
     match = step("match_features")
@@ -161,7 +161,7 @@ def test_hloc_reconstructs_from_our_files_and_we_from_its(
     assert pycolmap.Reconstruction(tmp_path / "from_theirs").num_reg_images() == NUM_PHOTOS + 1
 
     out = tmp_path / "ours"
-    arguments = ["--image_dir", photos / "images", "--export_dir", out, "--conf", "sift-n4096"]
+    arguments = ["--image_dir", photos / "images", "--export_dir", out, "--conf", "sift-n2048"]
     assert main(["extract_features", *map(str, arguments)]) == 0
     arguments = ["--pairs", pairs, "--export_dir", out, "--features", SIFT, "--conf", "sift"]
     assert main(["match_features", *map(str, arguments)]) == 0

@@ -130,12 +130,12 @@ def test_changed_photo_is_noticed(
 ) -> None:
     images = copy_of(photos, tmp_path / "images")
     outputs = tmp_path / "out"
-    run(SfmOptions(images, outputs))
+    run(SfmOptions(images, outputs, "sift"))
     with h5py.File(outputs / "feats-sift.h5") as file:
         before = {name: file[name].attrs["fingerprint"] for name in file}
     shutil.copy(photos / "images" / "0007.jpg", images / "0001.jpg")
     with caplog.at_level(logging.INFO):
-        run(SfmOptions(images, outputs))
+        run(SfmOptions(images, outputs, "sift"))
     with h5py.File(outputs / "feats-sift.h5") as file:
         changed = [name for name in file if file[name].attrs["fingerprint"] != before[name]]
     assert changed == ["0001.jpg"]
@@ -150,7 +150,7 @@ def test_keypoints_on_masked_pixels_never_arrive(photos: Path, tmp_path: Path) -
     mask[:, :160] = 0
     for index in range(9):
         cv2.imwrite(str(masks / f"000{index}.jpg.png"), mask)
-    run(SfmOptions(photos / "images", tmp_path / "out", mask_dir=masks))
+    run(SfmOptions(photos / "images", tmp_path / "out", "sift", mask_dir=masks))
     with pycolmap.Database.open(tmp_path / "out" / "database.db") as database:
         columns = [
             database.read_keypoints(image.image_id)[:, 0] for image in database.read_all_images()
@@ -159,7 +159,7 @@ def test_keypoints_on_masked_pixels_never_arrive(photos: Path, tmp_path: Path) -
     mask_path = masks / "0000.jpg.png"
     cv2.imwrite(str(mask_path), mask[:100])
     with pytest.raises(InputError, match=r"0000\.jpg\.png is 320x100"):
-        run(SfmOptions(photos / "images", tmp_path / "out", mask_dir=masks))
+        run(SfmOptions(photos / "images", tmp_path / "out", "sift", mask_dir=masks))
 
 
 def test_odd_names_and_unreadable_photos(
@@ -220,7 +220,7 @@ def test_two_places_are_two_groups(
     images = copy_of(photos, tmp_path / "images", count=5)
     for path in (other / "images").glob("*.jpg"):
         shutil.copy(path, images / f"other-{path.name}")
-    run(SfmOptions(images, tmp_path / "out"))
+    run(SfmOptions(images, tmp_path / "out", "sift"))
     assert "groups without verified matches between them" in caplog.text
 
 
@@ -245,7 +245,7 @@ def test_pairs_from_order_and_from_similarity(photos: Path, tmp_path: Path, pair
 def test_pairs_from_a_file(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listed = tmp_path / "pairs-mine.txt"
     listed.write_text("0000.jpg 0001.jpg\r\n\r\n0001.jpg 0000.jpg\n0002.jpg ghost.jpg\n")
-    run(SfmOptions(photos / "images", tmp_path / "out", pairs=str(listed)))
+    run(SfmOptions(photos / "images", tmp_path / "out", "sift", pairs=str(listed)))
     assert "ghost.jpg" in caplog.text
     match_path = tmp_path / "out" / "matches-sift-NN-ratio_pairs-mine.h5"
     assert list_groups(match_path) == ["0000.jpg/0001.jpg"]
@@ -293,7 +293,7 @@ def test_known_intrinsics_stay(photos: Path, tmp_path: Path) -> None:
 def test_overwrite_deletes_what_runs_wrote_and_nothing_else(photos: Path, tmp_path: Path) -> None:
     images = copy_of(photos, tmp_path / "images")
     outputs = tmp_path / "out"
-    run(SfmOptions(images, outputs))
+    run(SfmOptions(images, outputs, "sift"))
     left_by_a_kill = outputs / ".steps.json.0123abcd.tmp"
     left_by_a_kill.touch()
     (outputs / "notes.txt").touch()
