@@ -27,7 +27,7 @@ from sfm_matchers.training.homographies import (
     sample_homography_pairs,
 )
 from sfm_matchers.training.jamma_task import JamMaFineTask, JamMaTask, _shift_some, _transfer_errors
-from sfm_matchers.training.loop import TrainedNetwork, Trainer, TrainingOptions
+from sfm_matchers.training.loop import OneRate, TrainedNetwork, Trainer, TrainingOptions
 from sfm_matchers.training.mambaglue_task import MambaGlueTask
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
 from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
@@ -336,7 +336,7 @@ def test_confident_precision_counts_cells_without_partner_as_wrong() -> None:
     assert confident_precision(probability, truth, 1.0) == 1
 
 
-class _TinyTask:
+class _TinyTask(OneRate):
     """A small convolutional matcher: the loop's own behaviour shows in seconds."""
 
     trains = TrainedNetwork("tiny", features="sift", config={"coarse_threshold": 0.3})
