@@ -162,7 +162,9 @@ def run(options: SfmOptions) -> SfmResult:
     if matcher == AUTO:
         build, matcher = _match_again(build, cameras, pairs_path.stem)
     guessed = set()
-    if options.camera_mode == "auto" and not options.camera_params:
+    # Panoramas have no focal length to tell cameras apart by.
+    told_by_size = options.camera_mode == "auto" and not options.camera_params
+    if told_by_size and options.camera_model != PANORAMIC_MODEL:
         guessed = {name for name in others if not headers[name].has_exif_camera}
     cameras, models = _build_and_check_cameras(build, cameras, guessed)
     feature_path, match_path = build.feature_path, build.match_path

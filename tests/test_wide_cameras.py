@@ -88,7 +88,7 @@ def test_panoramas_are_pointed_out_and_exact(
     assert model.num_reg_images() == 4
     assert center_error(model, centers) < 0.005
     assert "panoramas" not in caplog.text
-    run(SfmOptions(tmp_path / "photos", tmp_path / "out"))
+    run(SfmOptions(tmp_path / "photos", tmp_path / "out", "sift"))
     assert "4 of 4 photos look like panoramas" in caplog.text
     assert "need --camera_model EQUIRECTANGULAR" in caplog.text
 

@@ -36,7 +36,8 @@ def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(photos: Path, outputs: Path, *options: str) -> int:
-    return sfm.main(["--image_dir", str(photos), "--outputs", str(outputs), *options])
+    arguments = ["--image_dir", str(photos), "--outputs", str(outputs), "--matcher", "sift"]
+    return sfm.main([*arguments, *options])
 
 
 def test_sift_does_without_torch(photos: Path, tmp_path: Path) -> None:
