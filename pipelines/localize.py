@@ -18,7 +18,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -40,6 +40,7 @@ from pipelines.steps import (
     start_job,
     triangulated_map,
 )
+from sfm_matchers.diagnosis import fault_of_photo
 from sfm_matchers.errors import InputError
 from sfm_matchers.images import find_images
 from sfm_matchers.intrinsics import (
@@ -58,6 +59,7 @@ from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
     Query,
+    Status,
     add_to_model,
     localize_queries,
     write_results,
@@ -155,6 +157,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
             localize_queries(model, readable, loc_pairs, feature_path, match_path, localization)
         ),
     )
+    name_faults(results, image_dir)
     poses, model_dir = outputs / "poses.txt", outputs / "model"
     log_path = write_results(poses, results, keep_folders=True)
     extended = add_to_model(model, results)
@@ -327,6 +330,13 @@ def _intrinsics_of_exif(path: Path) -> list[Intrinsics]:
     except (ValueError, RuntimeError):  # COLMAP reads fewer formats
         return []
     return [Intrinsics(camera, "EXIF")] if camera.has_prior_focal_length else []
+
+
+def name_faults(results: Iterable[LocalizedQuery], image_dir: Path) -> None:
+    """Add to the reasons of queries without a pose what is wrong with the photo itself."""
+    for result in results:
+        if result.status is Status.FAILED and (fault := fault_of_photo(image_dir, result.name)):
+            result.reason = f"{result.reason}; the photo is {fault}" if result.reason else fault
 
 
 def build_parser() -> argparse.ArgumentParser:

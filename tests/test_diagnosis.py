@@ -10,9 +10,11 @@ import numpy as np
 import pycolmap
 import pytest
 
+from pipelines.localize import name_faults
 from pipelines.sfm import SfmOptions, SfmResult, run
 from sfm_matchers.confs import CONF_DIR
 from sfm_matchers.diagnosis import MatchGraph, explain, fault_of_photo, is_rotation
+from sfm_matchers.localization import LocalizedQuery, Status
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -168,3 +170,16 @@ def test_groups_say_what_lies_between_them() -> None:
     graph = graph_of({**edges, (1, 2): (14, 0)}, 4)
     (line,) = explain(graph, [model_of(["2.jpg", "3.jpg"])]).details
     assert "the best pair has 14 matches, none verified" in line
+
+
+def test_queries_without_a_pose_are_told_what_is_wrong_with_the_photo(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "dark.png"), np.full((64, 80, 3), 3, np.uint8))
+    noise = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "fine.png"), noise)
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", 80.0, 80, 64)
+    results = [
+        LocalizedQuery(name, Status.FAILED, camera, reason="0 matches")
+        for name in ("dark.png", "fine.png")
+    ]
+    name_faults(results, tmp_path)
+    assert [result.reason for result in results] == ["0 matches; the photo is dark", "0 matches"]
