@@ -232,6 +232,18 @@ def test_a_run_goes_on_with_the_same_start_only(
         trainer(0.2).resume()
 
 
+def test_a_run_may_start_from_the_checkpoint_of_another(
+    photographs: Photographs, tmp_path: Path
+) -> None:
+    options = TrainingOptions(steps=10, batch_size=1)
+    first = Trainer(MambaGlueTask(SIFT), options, photographs, tmp_path / "run", CPU)
+    first.save()
+    path = tmp_path / "run" / "checkpoint.pt"
+    network = MambaGlueTask(SIFT, start=Start(path)).build_network(photographs, CPU)
+    for name, tensor in first.average.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor)
+
+
 def test_a_start_of_another_size_is_refused(photographs: Photographs, start: Path) -> None:
     with pytest.raises(InputError, match="another network"):
         MambaGlueTask(

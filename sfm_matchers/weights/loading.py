@@ -38,8 +38,9 @@ StateDict = dict[str, Tensor]
 
 NETWORKS = ("jamma", "mambaglue", "eloftr")
 
-# Entries under which training programs keep the state dict: Lightning, glue-factory, DISK.
-CONTAINERS = ("state_dict", "model", "extractor")
+# Entries under which training programs keep the state dict: Lightning, glue-factory, DISK, and our
+# own, whose running average is what it exports.
+CONTAINERS = ("state_dict", "model", "extractor", "average")
 
 # Training checkpoints also pickle the state of callbacks, configurations and metrics. Objects of
 # these libraries are read as `_Ignored`; a reference to anything else refuses the whole file.
