@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ PAGES = sorted(
 # Pages for users: the notes are logs, whose commands are those of their day.
 TODAY = [page for page in PAGES if DOCS / "notes" not in page.parents and page.suffix == ".md"]
 
+OURS = ("sfm_matchers", "pipelines", "benchmarks")
 MOST_COLUMNS = 120  # tables excepted
 MOST_LINES = {
     "README.md": 200,
@@ -207,6 +209,17 @@ def test_commands_parse(
         with contextlib.suppress(SystemExit):  # of --help; errors are looked at below
             parser.parse_args(words)
         assert "error:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", TODAY, ids=name_of)
+def test_python_of_a_page_imports_what_there_is(page: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    missing = []
+    for node in ast.walk(ast.parse("\n".join(blocks))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(OURS):
+            module = importlib.import_module(str(node.module))
+            missing += [name.name for name in node.names if not hasattr(module, name.name)]
+    assert missing == []
 
 
 def test_commands_are_found() -> None:
