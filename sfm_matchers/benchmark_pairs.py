@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.images import read_image
+from sfm_matchers.names import check_name
 from sfm_matchers.storage import read_text
 
 FloatArray = NDArray[np.float64]
@@ -195,6 +196,8 @@ def _read_text(path: Path) -> list[PosedPair]:
         fields = line.split()
         if not fields:
             continue
+        for name in fields[:2]:
+            check_name(name, f"{path}, line {number}")
         if len(fields) != 38:
             raise InputError(f"{path}, line {number}: {len(fields)} fields, expected 38")
         try:

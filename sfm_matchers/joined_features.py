@@ -22,6 +22,7 @@ from .storage import (
     open_h5,
     read_keypoints,
     read_matches,
+    read_numbers,
 )
 
 
@@ -46,8 +47,9 @@ def join_features(first: Path, second: Path, output: Path) -> None:
             parts = [read_keypoints(file, name) for file in (file0, file1) if holds(file, name)]
             group = joined.create_group(name)
             group["keypoints"] = np.concatenate(parts)
-            if "image_size" in file0[name]:
-                group["image_size"] = file0[name]["image_size"][()]
+            size = read_numbers(file0, name, "image_size")
+            if size is not None:
+                group["image_size"] = size
 
 
 def join_matches(

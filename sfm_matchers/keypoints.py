@@ -36,6 +36,7 @@ from .storage import (
     Arrays,
     Pair,
     StagedFile,
+    check_points,
     find_pair,
     fingerprint,
     holds,
@@ -616,9 +617,9 @@ def aggregate(
     )
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_h5(correspondence_path))
-        stored_matches = (
-            stack.enter_context(open_h5(match_path)) if match_file.path.exists() else {}
-        )
+        stored_matches = None
+        if match_file.path.exists():
+            stored_matches = stack.enter_context(open_h5(match_path))
         provenance = _Provenance(_find_correspondences(source, pairs), options)
         fixed = _open_fixed_keypoints(
             stack, fixed_features, feature_file, existing, provenance.of_image
@@ -638,10 +639,11 @@ def aggregate(
             if not (
                 all(name in fixed for name in pair)
                 and match_file.is_current(names_to_pair(*pair), provenance.of_pair(pair))
-                and "matches0" in stored_matches[names_to_pair(*pair)]
+                and stored_matches is not None
+                and holds(stored_matches, f"{names_to_pair(*pair)}/matches0")
             )
         ]
-        correspondences = _LazyMapping(todo, lambda pair: read_correspondences(source, *pair))
+        correspondences = _LazyMapping(todo, lambda pair: _read_inside(source, pair, image_sizes))
         results = assemble(correspondences, options, fixed)
         summary = _store(results, len(todo), feature_file, match_file, image_sizes, provenance)
     match_file.commit()
@@ -656,6 +658,16 @@ def aggregate(
             summary.num_matches,
         )
     return summary
+
+
+def _read_inside(
+    file: h5py.File, pair: Pair, image_sizes: Mapping[str, tuple[int, int]]
+) -> Correspondences:
+    """The correspondences of a pair; InputError if they cannot be those of its photos."""
+    points0, points1, scores = read_correspondences(file, *pair)
+    for name, points in zip(pair, (points0, points1), strict=True):
+        check_points(points, image_sizes.get(name), f"{file.filename}: points of {name!r}")
+    return points0, points1, scores
 
 
 def _find_correspondences(file: h5py.File, pairs: Iterable[Pair]) -> dict[Pair, str]:

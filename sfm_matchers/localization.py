@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from .errors import InputError, one_line
 from .intrinsics import Intrinsics, impossibility
+from .names import check_name, name_fault
 from .resectioning import (
     FREEDOMS,
     WRONG_MOVE,
@@ -275,7 +276,8 @@ def _localize(
     clusters = [names]
     if options.covisibility_clustering:
         clusters = covisibility_clusters({name: lookup.point_ids(name) for name in names})
-    keypoints = read_keypoints(features, query.name)
+    size = (query.camera.width, query.camera.height)
+    keypoints = read_keypoints(features, query.name, size)
     best: LocalizedQuery | None = None
     faults: list[str] = []
     for cluster in clusters:
@@ -578,7 +580,11 @@ def read_queries(pattern: str | Path, *, skip_bad_lines: bool = False) -> list[Q
 
 def read_image_names(pattern: str | Path) -> list[str]:
     """Read the first word of each line of a list, or of all lists that a pattern matches."""
-    return [words[0] for path in _matching_files(pattern) for _, words in _lines(path)]
+    return [
+        check_name(words[0], f"{path}, line {number}")
+        for path in _matching_files(pattern)
+        for number, words in _lines(path)
+    ]
 
 
 def _matching_files(pattern: str | Path) -> list[Path]:
@@ -603,6 +609,8 @@ def _parse_query(words: Sequence[str]) -> Query:
     # A name may contain spaces: it ends where the camera model begins.
     at = next((index for index, word in enumerate(words) if index and word in known), 1)
     name, model = " ".join(words[:at]), words[at]
+    if fault := name_fault(name):
+        raise ValueError(fault)
     if model not in known:
         raise ValueError(f"unknown camera model {model}")
     width, height = int(words[at + 1]), int(words[at + 2])
@@ -698,7 +706,8 @@ def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
             raise InputError(f"{path}, line {number}: expected 'name qw qx qy qz tx ty tz'")
         rotation = pycolmap.Rotation3d(np.roll(values[:4], -1))
         rotation.normalize()  # the file's digits are rounded
-        poses[" ".join(words[:-7])] = pycolmap.Rigid3d(rotation, values[4:])
+        name = check_name(" ".join(words[:-7]), f"{path}, line {number}")
+        poses[name] = pycolmap.Rigid3d(rotation, values[4:])
     return poses
 
 

@@ -185,11 +185,12 @@ def import_features(database_path: Path, feature_path: Path) -> None:
         pycolmap.DatabaseTransaction(database),
         open_h5(feature_path) as features,
     ):
-        for name, image_id in read_image_ids(database).items():
+        for image in database.read_all_images():
             keypoints = np.zeros((0, 2))
-            if holds(features, name):
-                keypoints = read_keypoints(features, name)
-            database.write_keypoints(image_id, (keypoints + 0.5).astype(np.float32))
+            if holds(features, image.name):
+                camera = database.read_camera(image.camera_id)
+                keypoints = read_keypoints(features, image.name, (camera.width, camera.height))
+            database.write_keypoints(image.image_id, (keypoints + 0.5).astype(np.float32))
 
 
 def import_matches(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pycolmap
 
 from .errors import InputError, one_line
+from .names import check_name
 from .storage import read_text
 
 logger = logging.getLogger(__name__)
@@ -36,11 +37,13 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
     if folder != Path(path):
         logger.info("The model is %s", folder)
     try:
-        if _is_by_hand(folder):
-            return _read_by_hand(folder)
-        return pycolmap.Reconstruction(folder)
+        read = _read_by_hand if _is_by_hand(folder) else pycolmap.Reconstruction
+        model = read(folder)
     except (ValueError, RuntimeError, OSError, IndexError) as error:
         raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+    for image in model.images.values():
+        check_name(image.name, path)
+    return model
 
 
 def _model_folder(path: Path) -> Path:

@@ -97,7 +97,8 @@ def _localize(
 ) -> LocalizedQuery:
     if not names:
         return failed_query(query, "no photo of the data base was retrieved for it", names, None)
-    keypoints = read_keypoints(features, query.name)
+    size = (query.camera.width, query.camera.height)
+    keypoints = read_keypoints(features, query.name, size)
     all_keypoints, all_points = [np.zeros((0, 2), np.float32)], [np.zeros((0, 3))]
     used, faults = [], []
     for name in names:

@@ -37,8 +37,13 @@ import numpy as np
 
 from .errors import InputError, OutputError, SfmMatchersError, one_line
 from .files import replacing
+from .hdf5_items import check_dataset, check_links, find_item, read_dataset
+from .names import check_name, checked_names, name_fault
 
 logger = logging.getLogger(__name__)
+
+UNKNOWN_SIDE = 1 << 17  # pixels; no photo has more
+CROWD, PLACES_OF_CROWD = 16, 4  # so many keypoints do not share fewer places
 
 COMPRESSED_FROM = 2048  # bytes; smaller arrays do not become smaller
 
@@ -56,19 +61,14 @@ def name_faults(names: Iterable[str]) -> dict[str, str]:
     owners: dict[str, str] = {}
     for name in sorted(set(names)):
         owner = owners.setdefault(name.replace("/", "-"), name)
-        if _breaks_line(name):
-            faults[name] = "the name contains a line break"
-        elif any("\ud800" <= letter <= "\udfff" for letter in name):
-            faults[name] = "the name is not valid UTF-8"
+        fault = name_fault(name)
+        if fault is not None:
+            faults[name] = fault
         elif owner != name:
             faults[name] = (
                 f"the name is the same as {owner!r} in a match file, where '/' is written as '-'"
             )
     return faults
-
-
-def _breaks_line(name: str) -> bool:
-    return "\n" in name or "\r" in name
 
 
 def read_pairs(path: Path, known_names: Iterable[str] | None = None) -> list[Pair]:
@@ -81,7 +81,8 @@ def read_pairs(path: Path, known_names: Iterable[str] | None = None) -> list[Pai
 
     Raises:
         InputError: the file is missing or is not text, or a line is not two names, or is two known
-            ones in several ways; the message gives the file and the line number.
+            ones in several ways, or one cannot be that of a photo; the message gives the file and
+            the line number.
     """
     known = set(known_names or ())
     pairs = []
@@ -97,6 +98,8 @@ def read_pairs(path: Path, known_names: Iterable[str] | None = None) -> list[Pai
                 f"{path}, line {number}: expected two image names, found {line.strip()!r} (names "
                 "with spaces must be those of photos, and fit in one way only)"
             )
+        for name in fitting[0]:
+            check_name(name, f"{path}, line {number}")
         pairs += fitting
     return pairs
 
@@ -113,11 +116,10 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     Names may contain spaces: `read_pairs` understands them, hloc does not.
 
     Raises:
-        InputError: a name contains a line break.
+        InputError: a name that `read_pairs` would refuse.
     """
     for name in sorted({name for pair in pairs for name in pair}):
-        if _breaks_line(name):
-            raise InputError(f"{path}: the name {name!r} contains a line break: rename the file")
+        check_name(name, path)
     write_text(path, "\n".join(f"{name0} {name1}" for name0, name1 in pairs))
 
 
@@ -269,13 +271,12 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
     Raises:
         InputError: the file is missing or is not a readable HDF5 file.
     """
+    if not Path(path).is_file():  # a pipe would never answer
+        raise InputError(f"{path} {'is no file' if Path(path).exists() else 'does not exist'}")
     try:
         file = h5py.File(str(path), "r")
     except Exception as error:  # damage can make h5py fail in any way, here and below
-        reason = "does not exist"
-        if Path(path).exists():
-            reason = f"is not readable HDF5 ({one_line(error)})"
-        raise InputError(f"{path} {reason}") from error
+        raise InputError(f"{path} is not readable HDF5 ({one_line(error)})") from error
     with file:
         yield file
 
@@ -296,24 +297,34 @@ def list_groups(path: Path) -> list[str]:
     """Return the sorted names of all groups that hold datasets (images, or pair groups).
 
     Raises:
-        InputError: the file is missing, damaged, or not HDF5.
+        InputError: the file is missing, damaged, or not HDF5, or a name cannot be that of a photo,
+            or the file points at others.
     """
     names: set[str] = set()
 
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+    def visit(name: str, item: h5py.Dataset | h5py.Group) -> InputError | None:
         group = name.rpartition("/")[0]
-        if isinstance(item, h5py.Dataset) and group:
-            names.add(group)
+        if isinstance(item, h5py.Dataset):
+            try:
+                check_dataset(item)
+            except InputError as error:  # h5py's callbacks must not raise
+                return error
+            if group:
+                names.add(group)
+        return None
 
     with open_h5(path) as file, _naming_damage(path):
-        file.visititems(visit)
-    return sorted(names)
+        check_links(file)
+        fault = file.visititems(visit)
+        if fault is not None:
+            raise fault
+    return sorted(checked_names(names, path))
 
 
 def holds(file: h5py.File, name: str) -> bool:
-    """Return whether a file has a group; an InputError if it is damaged there."""
+    """Return whether a file has a group; an InputError if it is damaged there, or has a link."""
     with _naming_damage(file.filename, name):
-        return name in file
+        return find_item(file, name) is not None
 
 
 def read_fingerprint(file: h5py.File, name: str) -> str | None:
@@ -322,10 +333,11 @@ def read_fingerprint(file: h5py.File, name: str) -> str | None:
     Raises:
         InputError: the file has no such group, or is damaged there.
     """
-    if not holds(file, name):
-        raise InputError(f"{file.filename} holds nothing for {name!r}")
     with _naming_damage(file.filename, name):
-        found = file[name].attrs.get("fingerprint")
+        item = find_item(file, name)
+        if item is None:
+            raise InputError(f"{file.filename} holds nothing for {name!r}")
+        found = item.attrs.get("fingerprint")
     return None if found is None else str(found)
 
 
@@ -336,14 +348,11 @@ def read_group(file: h5py.File, name: str) -> dict[str, np.ndarray]:
         InputError: the file has no such group, or is damaged there.
     """
     with _naming_damage(file.filename, name):
-        group = file.get(name)
+        group = find_item(file, name)
         if not isinstance(group, h5py.Group):
             raise InputError(f"{file.filename} holds nothing for {name!r}")
-        return {
-            key: item[()]
-            for key, item in group.items()
-            if isinstance(item, h5py.Dataset) and item.shape is not None
-        }
+        found = {key: read_dataset(file, f"{name}/{key}") for key in group}
+        return {key: array for key, array in found.items() if array is not None}
 
 
 def _check_numbers(file: h5py.File, name: str, key: str, array: np.ndarray) -> np.ndarray:
@@ -365,10 +374,8 @@ def read_numbers(file: h5py.File, name: str, key: str) -> np.ndarray | None:
         InputError: the dataset is damaged, or holds something else.
     """
     with _naming_damage(file.filename, f"{name}/{key}"):
-        dataset = file.get(f"{name}/{key}")
-        if dataset is None:
-            return None
-        return _check_numbers(file, name, key, np.asarray(dataset[()]))
+        array = read_dataset(file, f"{name}/{key}")
+        return None if array is None else _check_numbers(file, name, key, array)
 
 
 def read_finite_numbers(file: h5py.File, name: str, key: str) -> np.ndarray | None:
@@ -389,16 +396,53 @@ def _read_points(file: h5py.File, name: str, key: str) -> np.ndarray | None:
     return points.astype(np.float32).reshape(-1, 2)
 
 
-def read_keypoints(file: h5py.File, name: str) -> np.ndarray:
+def read_keypoints(file: h5py.File, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return the keypoints (N, 2) float32 of an image; hloc's shape (0,) comes back as (0, 2).
 
+    Args:
+        file: a feature file.
+        name: of the image.
+        size: its (width, height), where that is known; else what the file says counts.
+
     Raises:
-        InputError: there are none, they are of another shape, or the file is damaged there.
+        InputError: there are none, they are of another shape, cannot be those of the image, see
+            `check_points`, or the file is damaged there.
     """
     keypoints = _read_points(file, name, "keypoints")
     if keypoints is None:
         raise InputError(f"{file.filename} holds no keypoints for image {name!r}")
+    if size is None:
+        stored = read_numbers(file, name, "image_size")
+        if stored is not None and stored.shape == (2,) and (stored >= 1).all():
+            size = (int(stored[0]), int(stored[1]))
+    check_points(keypoints, size, f"{file.filename}: keypoints of {name!r}")
     return keypoints
+
+
+def check_points(points: np.ndarray, size: tuple[int, int] | None, where: str) -> None:
+    """Refuse points (N, 2) that cannot be those of a photo of `size` (width, height).
+
+    Detectors may place them a little outside, and files may have width and height in either order:
+    half of the longer side is allowed.
+
+    Raises:
+        InputError: some are not finite or far outside the photo, or nearly all are one point, on
+            which geometry cannot be estimated; `where` says which they are.
+    """
+    if not np.isfinite(points).all():
+        raise InputError(f"{where} are not all finite: extract them again")
+    sides = np.array(size or (UNKNOWN_SIDE, UNKNOWN_SIDE))
+    margin = 0.5 * sides.max()
+    outside = ((points < -margin) | (points > sides + margin)).any(axis=1)
+    if outside.any():
+        x, y = points[np.flatnonzero(outside)[0]]
+        photo = f"its {sides[0]} x {sides[1]} pixels" if size else "any photo"
+        raise InputError(
+            f"{where} lie far outside {photo}, such as ({x:g}, {y:g}): extract them from this photo"
+        )
+    places = np.ascontiguousarray(points, np.float32).view(np.int64)
+    if len(points) >= CROWD and len(np.unique(places)) < PLACES_OF_CROWD:
+        raise InputError(f"{where} are {len(points)}, nearly all one point: extract them again")
 
 
 def read_features(file: h5py.File, name: str) -> dict[str, np.ndarray]:
@@ -432,7 +476,7 @@ def find_pair(file: h5py.File, name0: str, name1: str) -> tuple[str, bool] | Non
         for separator in ("/", "_"):
             for first, second, is_reversed in ((name0, name1, False), (name1, name0, True)):
                 group = names_to_pair(first, second, separator)
-                if group in file:
+                if find_item(file, group) is not None:
                     return group, is_reversed
     return None
 

@@ -17,6 +17,7 @@ import pycolmap
 from tqdm import tqdm
 
 from .errors import InputError
+from .hdf5_items import find_item
 from .mapping import (
     accept_matches,
     import_features,
@@ -26,7 +27,7 @@ from .mapping import (
     verify_geometry,
     write_inliers,
 )
-from .storage import Pair, holds, open_h5
+from .storage import Pair, open_h5
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +131,9 @@ def _check_against_poses(
         open_h5(feature_path) as features,
     ):
         uncertainties = {
-            image_id: float(features[name]["keypoints"].attrs.get("uncertainty", 1.0))
+            image_id: float(keypoints.attrs.get("uncertainty", 1.0))
             for name, image_id in read_image_ids(database).items()
-            if holds(features, f"{name}/keypoints")
+            if (keypoints := find_item(features, f"{name}/keypoints")) is not None
         }
         pair_ids, _ = database.read_num_matches()
         for pair_id in tqdm(pair_ids, desc="Checking matches", unit="pair", leave=False):

@@ -216,8 +216,9 @@ def test_matches_may_be_short_or_turned_or_negative(
     ("keypoints", "reason"),
     [
         (np.zeros((200, 3), np.float32), "have the shape (200, 3)"),
-        (np.full((200, 2), np.nan, np.float32), "no pose fits"),
-        (np.zeros((200, 2), np.float32), "no pose fits"),
+        (np.full((200, 2), np.nan, np.float32), "not all finite"),
+        (np.zeros((200, 2), np.float32), "nearly all one point"),
+        (np.full((200, 2), -1e6, np.float32), "far outside its"),
         (np.zeros(0, np.float32), "which has 0"),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -15,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.localization import read_image_names, read_poses, read_queries
+from sfm_matchers.names import name_fault
 from sfm_matchers.storage import (
     StagedFile,
     exclusive,
@@ -33,7 +37,9 @@ from sfm_matchers.storage import (
 
 quick = settings(max_examples=40, deadline=None)
 
-NAMES = st.text(alphabet="abcdäß/_.0", min_size=1, max_size=8).filter(lambda name: "//" not in name)
+NAMES = st.text(alphabet="abcdäß/_.0", min_size=1, max_size=8).filter(
+    lambda name: "//" not in name and name_fault(name) is None
+)
 
 
 @quick
@@ -46,10 +52,10 @@ def test_pairs_files_round_trip(pairs: list[tuple[str, str]]) -> None:
 
 
 ANY_NAMES = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\n\r\ufeff"),
+    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff"),
     min_size=1,
     max_size=6,
-)
+).filter(lambda name: name_fault(name) is None)
 
 
 @quick
@@ -74,7 +80,8 @@ def test_no_two_pairs_of_faultless_names_share_a_group(names: list[str]) -> None
     usable = sorted(set(names) - name_faults(names).keys())
     groups = [names_to_pair(*pair) for pair in itertools.product(usable, repeat=2)]
     assert len(set(groups)) == len(groups)
-    assert {name.replace("/", "-") for name in usable} == {n.replace("/", "-") for n in names}
+    safe = [name for name in names if name_fault(name) is None]
+    assert {name.replace("/", "-") for name in usable} == {n.replace("/", "-") for n in safe}
     assert unique_pairs(itertools.permutations(usable, 2)) == list(
         itertools.combinations(usable, 2)
     )
@@ -218,3 +225,136 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to"), exclusive(tmp_path / "file" / "out"):
         pass
+
+
+def add_external_link(file: h5py.File, other: Path) -> None:
+    file["a.jpg/keypoints"] = h5py.ExternalLink(str(other), "b.jpg/keypoints")
+
+
+def add_external_group(file: h5py.File, other: Path) -> None:
+    file["a.jpg"] = h5py.ExternalLink(str(other), "b.jpg")
+
+
+def add_soft_link(file: h5py.File, other: Path) -> None:
+    file["a.jpg/keypoints"] = h5py.SoftLink("/c.jpg/keypoints")
+    file["c.jpg"] = h5py.ExternalLink(str(other), "b.jpg")
+
+
+def add_external_storage(file: h5py.File, other: Path) -> None:
+    file.create_dataset("a.jpg/keypoints", (4, 2), "f4", external=[(str(other), 0, 32)])
+
+
+def add_virtual_dataset(file: h5py.File, other: Path) -> None:
+    layout = h5py.VirtualLayout((4, 2), "f4")
+    layout[:] = h5py.VirtualSource(str(other), "b.jpg/keypoints", (4, 2))
+    file.create_virtual_dataset("a.jpg/keypoints", layout)
+
+
+def add_huge_dataset(file: h5py.File, other: Path) -> None:
+    file.create_dataset("a.jpg/keypoints", (1 << 31, 2), "f4", chunks=(1024, 2))
+
+
+@pytest.mark.parametrize(
+    ("add", "reason"),
+    [
+        (add_external_link, "is a link"),
+        (add_external_group, "is a link"),
+        (add_soft_link, "is a link"),
+        (add_external_storage, "is stored in other files"),
+        (add_virtual_dataset, "is stored in other files"),
+        (add_huge_dataset, "MiB"),
+    ],
+)
+def test_hdf5_files_that_point_at_others_are_refused(
+    tmp_path: Path, add: Callable[[h5py.File, Path], None], reason: str
+) -> None:
+    other, path = tmp_path / "other.h5", tmp_path / "features.h5"
+    with h5py.File(other, "w") as file:
+        file["b.jpg/keypoints"] = np.zeros((4, 2), np.float32)
+    with h5py.File(path, "w") as file:
+        add(file, other)
+    uses: list[Callable[[h5py.File], object]] = [
+        lambda file: list_groups(path),
+        lambda file: read_keypoints(file, "a.jpg"),
+        lambda file: read_group(file, "a.jpg"),
+    ]
+    with open_h5(path) as file:
+        for use in uses:
+            with pytest.raises(InputError, match=reason) as caught:
+                use(file)
+            assert str(caught.value).startswith(str(path))
+
+
+def test_a_pipe_is_no_hdf5_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "features.h5")
+    with pytest.raises(InputError, match="is no file"):
+        list_groups(tmp_path / "features.h5")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (np.nan, "are not all finite"),
+        (np.inf, "are not all finite"),
+        (-1e6, "lie far outside its 640 x 480 pixels, such as"),
+        (3e38, "lie far outside its 640 x 480 pixels, such as"),
+    ],
+)
+def test_keypoints_that_cannot_be_those_of_the_photo_are_named(
+    tmp_path: Path, change: float, reason: str
+) -> None:
+    path = tmp_path / "features.h5"
+    keypoints = np.random.default_rng(0).uniform(0, 480, (40, 2)).astype(np.float32)
+    keypoints[7, 1] = change
+    with h5py.File(path, "w") as file:
+        file["a.jpg/keypoints"] = keypoints
+        file["a.jpg/image_size"] = np.array([640, 480])
+        file["same/keypoints"] = np.full((40, 2), 7, np.float32)
+        file["one/keypoints"] = np.full((1, 2), 7, np.float32)
+    with open_h5(path) as file:
+        with pytest.raises(InputError, match=rf"keypoints of 'a.jpg' {reason}"):
+            read_keypoints(file, "a.jpg")
+        with pytest.raises(InputError, match="'same' are 40, nearly all one point"):
+            read_keypoints(file, "same")
+        assert len(read_keypoints(file, "one")) == 1
+
+
+BAD_NAMES = {
+    "../../a.jpg": "leads out of its folder",
+    "day/../../a.jpg": "leads out of its folder",
+    "day\\..\\a.jpg": "leads out of its folder",
+    "/etc/a.jpg": "is not relative",
+    "\\\\server\\a.jpg": "is not relative",
+    "C:\\a.jpg": "is not relative",
+    "a\x1b[2J.jpg": "contains a control character",
+    "a\x00.jpg": "contains a control character",
+}
+
+
+@pytest.mark.parametrize(("name", "fault"), BAD_NAMES.items())
+def test_names_that_lead_elsewhere_are_refused_in_lists(
+    tmp_path: Path, name: str, fault: str
+) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text(f"a.jpg {name}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=fault) as caught:
+        read_pairs(path)
+    assert str(caught.value).startswith(f"{path}, line 1")
+    path.write_text(f"{name}\n", encoding="utf-8")
+    for read in (read_image_names, read_queries, read_poses):
+        path.write_text(f"{name} PINHOLE 640 480 500 500 320 240\n", encoding="utf-8")
+        with pytest.raises(InputError):
+            read(path)
+    assert name_faults([name, "b.jpg"]).keys() == {name}
+
+
+@pytest.mark.parametrize("name", [name for name in BAD_NAMES if "\0" not in name])
+def test_names_that_lead_elsewhere_are_refused_in_hdf5(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "features.h5"
+    with h5py.File(path, "w") as file:
+        file[f"{name}/keypoints"] = np.zeros((4, 2), np.float32)
+    if name.startswith("/"):  # of the root group, so that it is relative
+        assert list_groups(path) == [name[1:]]
+        return
+    with pytest.raises(InputError, match=BAD_NAMES[name]):
+        list_groups(path)
