@@ -7,6 +7,7 @@ never answers.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import h5py
@@ -14,8 +15,8 @@ import numpy as np
 
 from .errors import InputError
 
-# Bytes of one dataset. That of a million keypoints with 256 numbers of half precision each fits.
-MAX_BYTES = 1 << 29
+# Of one dataset. Half a million descriptors of 128 numbers fit.
+MAX_NUMBERS = 1 << 26
 
 
 def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
@@ -35,19 +36,37 @@ def find_item(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group | None:
         _check_link(file, path, file.id.links.get_info(path))
     item = file[path] if path else file
     if isinstance(item, h5py.Dataset):
-        check_dataset(item)
+        _check_dataset(file, path, item.id)
     return item if isinstance(item, h5py.Dataset | h5py.Group) else None
 
 
-def check_links(file: h5py.File) -> None:
-    """Raise InputError if a file has a link to another name or another file, anywhere."""
+def dataset_names(file: h5py.File) -> list[str]:
+    """Return the names of all datasets of a file.
 
-    def visit(path: bytes, info: Any) -> bytes | None:  # h5py's callbacks must not raise
-        return None if info.type == h5py.h5l.TYPE_HARD else path
+    Raises:
+        InputError: as `find_item`, for any item of the file.
+    """
+    links: list[tuple[bytes, Any]] = []
+    datasets: list[bytes] = []
 
-    path = file.id.links.visit(visit, info=True)
-    if path is not None:
-        _check_link(file, path, file.id.links.get_info(path))
+    # h5py's callbacks must not raise; what they return ends the visit.
+    def visit_link(path: bytes, info: Any) -> bool | None:
+        if info.type == h5py.h5l.TYPE_HARD:
+            return None
+        links.append((path, info))
+        return True
+
+    def visit_object(path: bytes, info: Any) -> None:
+        if info.type == h5py.h5o.TYPE_DATASET:
+            datasets.append(path)
+
+    file.id.links.visit(visit_link, info=True)
+    for path, info in links:
+        _check_link(file, path, info)
+    h5py.h5o.visit(file.id, visit_object, info=True)
+    for path in datasets:
+        _check_dataset(file, path, h5py.h5d.open(file.id, path))
+    return [path.decode("utf-8", "surrogateescape") for path in datasets]
 
 
 def _check_link(file: h5py.File, path: bytes, info: Any) -> None:
@@ -58,15 +77,15 @@ def _check_link(file: h5py.File, path: bytes, info: Any) -> None:
         )
 
 
-def check_dataset(dataset: h5py.Dataset) -> None:
-    """Raise InputError if a dataset is stored in other files, or is too large for one photo."""
-    where = f"{dataset.file.filename}: {dataset.name}"
-    if dataset.is_virtual or dataset.external:
-        raise InputError(f"{where} is stored in other files: refused, copy the data into the file")
-    if dataset.shape is not None and dataset.nbytes > MAX_BYTES:
-        raise InputError(
-            f"{where} has {dataset.nbytes >> 20} MiB, and {MAX_BYTES >> 20} at most are read"
-        )
+def _check_dataset(file: h5py.File, path: bytes, dataset: h5py.h5d.DatasetID) -> None:
+    layout = dataset.get_create_plist()
+    fault = None
+    if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
+        fault = "is stored in other files: refused, copy the data into the file"
+    elif math.prod(dataset.shape) > MAX_NUMBERS:
+        fault = f"holds {math.prod(dataset.shape)} numbers; {MAX_NUMBERS} at most are read"
+    if fault is not None:
+        raise InputError(f"{file.filename}: /{path.decode('utf-8', 'replace')} {fault}")
 
 
 def read_dataset(file: h5py.File, name: str) -> np.ndarray | None:

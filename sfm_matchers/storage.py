@@ -37,7 +37,7 @@ import numpy as np
 
 from .errors import InputError, OutputError, SfmMatchersError, one_line
 from .files import replacing
-from .hdf5_items import check_dataset, check_links, find_item, read_dataset
+from .hdf5_items import dataset_names, find_item, read_dataset
 from .names import check_name, checked_names, name_fault
 
 logger = logging.getLogger(__name__)
@@ -300,25 +300,9 @@ def list_groups(path: Path) -> list[str]:
         InputError: the file is missing, damaged, or not HDF5, or a name cannot be that of a photo,
             or the file points at others.
     """
-    names: set[str] = set()
-
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> InputError | None:
-        group = name.rpartition("/")[0]
-        if isinstance(item, h5py.Dataset):
-            try:
-                check_dataset(item)
-            except InputError as error:  # h5py's callbacks must not raise
-                return error
-            if group:
-                names.add(group)
-        return None
-
     with open_h5(path) as file, _naming_damage(path):
-        check_links(file)
-        fault = file.visititems(visit)
-        if fault is not None:
-            raise fault
-    return sorted(checked_names(names, path))
+        groups = {name.rpartition("/")[0] for name in dataset_names(file)}
+    return sorted(checked_names(groups - {""}, path))
 
 
 def holds(file: h5py.File, name: str) -> bool:
