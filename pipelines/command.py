@@ -1,26 +1,202 @@
-"""How every command line ends. Imports nothing heavy."""
+"""How every command line begins and ends. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import importlib
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
-from sfm_matchers.errors import SfmMatchersError
+from sfm_matchers.errors import SfmMatchersError, printable
+
+BAD_INPUT = 2
+PIPE_CLOSED = 128 + 13  # as a shell says of a command that SIGPIPE ended
+
+GOES_ON = "stopped; the same command goes on from here"
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal to stop; whatever ends by Ctrl-C ends by it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
+
+
+def prepare_process() -> None:
+    """Make this process a command: streams that can be used, and signals that end it silently."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_guarded`, see there
+    _speak_utf8()
+    _open_streams()
+    _load_pycolmap()
+
+
+def _load_pycolmap() -> None:
+    """Load it before handlers are set: it sets one of SIGTERM, which prints pages and is undone."""
+    if "pycolmap" in sys.modules:
+        return
+    mask = getattr(signal, "pthread_sigmask", None)
+    if mask is not None:  # until its handler is gone
+        mask(signal.SIG_BLOCK, [signal.SIGTERM])
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pycolmap")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if mask is not None:
+        mask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def _speak_utf8() -> None:
+    """Begin again in UTF-8 where the locale knows ASCII only, which names of files go beyond."""
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _open_streams() -> None:
+    """Put /dev/null in the place of standard streams that are closed.
+
+    Otherwise the next file that is opened gets their number, and messages of libraries written in C
+    end up in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    if not isinstance(sys.stderr, _Forgiving):
+        sys.stderr = _Forgiving(sys.stderr)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+class _Forgiving:
+    """A stream for messages: one that cannot be written is no reason to stop."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def run_guarded(job: Callable[[], int]) -> int:
     """Run a command line; its log goes to stderr.
 
     Returns:
-        What `job` returns; 2 after bad input, said in one line; 130 after Ctrl-C.
+        What `job` returns; 2 after bad input, or where a file cannot be read or written, said in
+        one line; 130 after Ctrl-C, 143 after SIGTERM; 141 if nobody reads the output any more.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return job()
+        with _stopped_by_signals():
+            status = job()
+            return _flush(status)
     except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
+    except _Stopped as stopped:
+        print(GOES_ON, file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        print(GOES_ON, file=sys.stderr)
+        return 128 + signal.SIGINT
+    except MemoryError:
+        return _fail("the memory is not enough: give fewer or smaller photos, or fewer --workers")
+    except BrokenPipeError:
+        _drop_output()
+        return PIPE_CLOSED
+    except OSError as error:
+        if error.errno is None:  # of a library, whose message says little
+            raise
+        where = error.filename or "the output cannot be written"
+        return _fail(f"{where}: {error.strerror}")
+
+
+def _fail(reason: str) -> int:
+    print(f"error: {printable(reason)}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        _flush(BAD_INPUT)
+    return BAD_INPUT
+
+
+def _flush(status: int) -> int:
+    """Write what was printed; a summary that nobody gets is an error."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _drop_output()
+        if error.errno == errno.EPIPE:
+            return PIPE_CLOSED
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return BAD_INPUT
+    return status
+
+
+def _drop_output() -> None:
+    """What is left to print goes nowhere: Python would try again when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the block in order, and a second one at once."""
+    _load_pycolmap()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as of jobs in the background
+        numbers.append(signal.SIGINT)
+    previous = {number: signal.signal(number, _stop) for number in numbers}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise  # what follows is the end of the process: the handlers stay
+    except BaseException:
+        _restore(previous)
+        raise
+    _restore(previous)
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        # None: of a handler that Python does not know, pycolmap's
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, _exit_at_once)
+    raise _Stopped(number)
+
+
+def _exit_at_once(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"stopped\n")
+    os._exit(128 + number)

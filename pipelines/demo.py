@@ -10,7 +10,6 @@ into OUTPUTS/aachen and runs `pipelines.aachen` on it.
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ import pycolmap
 
 from pipelines import aachen
 from pipelines.aachen import AachenOptions
+from pipelines.command import run_guarded
 from pipelines.sfm import SfmOptions, print_summary, run
 from pipelines.steps import print_localization
-from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.evaluation import compare_models
 from sfm_matchers.localization import read_poses, recall_table
 from sfm_matchers.synthetic import KINDS, Camera, make_scene, write_photos
@@ -43,24 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--count", type=int, default=12, help="number of photos (default: 12)")
     add("--seed", type=int, default=0, help="another seed, another place (default: 0)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run_guarded(lambda: show(options.outputs, options))
 
-    photos = options.outputs / "photos"
-    try:
-        if not (photos / "truth" / "images.txt").exists():
-            scene = make_scene(options.seed, kind=options.scene)
-            write_photos(photos, scene, options.count, options.seed)
-        result = run(SfmOptions(photos / "images", options.outputs, options.matcher))
-        print_summary(result)
-        print(f"picture of the model       {options.outputs / 'model.png'}")
-        if not result.models:
-            return 1
-        errors = compare_models(result.models[0], pycolmap.Reconstruction(photos / "truth"))
-        print(f"against the exact truth    {errors.summary()}\n")
-        localize(options.outputs / "aachen", options.matcher, options.seed)
-    except SfmMatchersError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def show(outputs: Path, options: argparse.Namespace) -> int:
+    """Make photos, a model of them, and localize others; print what came out."""
+    photos = outputs / "photos"
+    if not (photos / "truth" / "images.txt").exists():
+        scene = make_scene(options.seed, kind=options.scene)
+        write_photos(photos, scene, options.count, options.seed)
+    result = run(SfmOptions(photos / "images", outputs, options.matcher))
+    print_summary(result)
+    print(f"picture of the model       {outputs / 'model.png'}")
+    if not result.models:
+        return 1
+    errors = compare_models(result.models[0], pycolmap.Reconstruction(photos / "truth"))
+    print(f"against the exact truth    {errors.summary()}\n")
+    localize(outputs / "aachen", options.matcher, options.seed)
     return 0
 
 

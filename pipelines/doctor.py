@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sfm_matchers
+from pipelines.command import run_guarded
 
 DISTRIBUTIONS = {
     "torch": ["torch"],
@@ -312,9 +313,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
-    report = examine()
-    print(json.dumps(report, indent=2) if options.json else describe(report))
-    return 0
+
+    def job() -> int:
+        report = examine()
+        print(json.dumps(report, indent=2) if options.json else describe(report))
+        return 0
+
+    return run_guarded(job)
 
 
 if __name__ == "__main__":

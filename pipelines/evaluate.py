@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,8 +30,9 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from pipelines.command import run_guarded
 from sfm_matchers.benchmark_pairs import PosedPair, read_hpatches, read_posed_pairs
-from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation import (
     CONFIDENCE,
     HOMOGRAPHY_ESTIMATORS,
@@ -366,7 +367,7 @@ def _read_resized(path: Path, resize_min: int) -> tuple[np.ndarray, np.ndarray]:
 # Command line -------------------------------------------------------------------------------------
 
 
-def _parse_arguments() -> argparse.Namespace:
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -425,7 +426,7 @@ def _parse_arguments() -> argparse.Namespace:
     poses.add_argument("--poses", type=Path, required=True, help="submission file")
     poses.add_argument("--truth", type=Path, required=True, help="true poses in the same form")
     poses.add_argument("--output", type=Path, help="write the result as JSON too")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 @dataclass(frozen=True)
@@ -466,14 +467,21 @@ TASKS: dict[str, Callable[..., PairsResult | HomographiesResult | PosesResult]] 
     "poses": evaluate_poses,
 }
 
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = vars(_parse_arguments())
-    task, output = options.pop("task"), options.pop("output")
-    try:
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0, or 2 for bad input."""
+    options = vars(_parse_arguments(arguments))
+
+    def job() -> int:
+        task, output = options.pop("task"), options.pop("output")
         result = TASKS[task](**options)
         if output:
             write_text(output, json.dumps(asdict(result), indent=2) + "\n")
-    except SfmMatchersError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(result.summary())
+        print(result.summary())
+        return 0
+
+    return run_guarded(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command import run_guarded
+from pipelines.command import prepare_process, run_guarded
 from pipelines.options import add_executor_options, make_executor
 from sfm_matchers.confs import (
     Conf,
@@ -770,6 +770,8 @@ def _with_underscores(arguments: Sequence[str]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input, 130 after Ctrl-C."""
+    if arguments is None:
+        prepare_process()
     given = build_parser().parse_args(
         _with_underscores(sys.argv[1:] if arguments is None else arguments)
     )

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from pipelines.command import run_guarded
 from sfm_matchers.benchmark_pairs import read_posed_pairs
-from sfm_matchers.errors import InputError, SfmMatchersError
+from sfm_matchers.errors import InputError
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.mambaglue_task import Start
 from sfm_matchers.training.megadepth import load_megadepth
@@ -198,36 +200,38 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    main(
+        arguments.matcher,
+        arguments.photo_dir,
+        arguments.output,
+        TrainingOptions(
+            steps=arguments.steps,
+            batch_size=arguments.batch_size,
+            learning_rate=arguments.learning_rate,
+            workers=arguments.workers,
+            seed=arguments.seed,
+            time_budget=arguments.time_budget,
+            validate_every=arguments.validate_every,
+        ),
+        megadepth_dir=arguments.megadepth_dir,
+        scene_info_dir=arguments.scene_info_dir,
+        hold_out=arguments.hold_out,
+        validation_pairs=arguments.validation_pairs,
+        validation_images=arguments.validation_images,
+        device=arguments.device,
+        initial_weights=arguments.init,
+        only_fine=arguments.only_fine,
+        features=arguments.features,
+        inherited_rate=arguments.inherited_rate,
+        stay_close=arguments.stay_close,
+    )
+    return 0
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arguments = _parse_arguments()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    try:
-        main(
-            arguments.matcher,
-            arguments.photo_dir,
-            arguments.output,
-            TrainingOptions(
-                steps=arguments.steps,
-                batch_size=arguments.batch_size,
-                learning_rate=arguments.learning_rate,
-                workers=arguments.workers,
-                seed=arguments.seed,
-                time_budget=arguments.time_budget,
-                validate_every=arguments.validate_every,
-            ),
-            megadepth_dir=arguments.megadepth_dir,
-            scene_info_dir=arguments.scene_info_dir,
-            hold_out=arguments.hold_out,
-            validation_pairs=arguments.validation_pairs,
-            validation_images=arguments.validation_images,
-            device=arguments.device,
-            initial_weights=arguments.init,
-            only_fine=arguments.only_fine,
-            features=arguments.features,
-            inherited_rate=arguments.inherited_rate,
-            stay_close=arguments.stay_close,
-        )
-    except SfmMatchersError as error:
-        raise SystemExit(f"error: {error}") from None
+    sys.exit(run_guarded(lambda: _run(arguments)))

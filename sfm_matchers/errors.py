@@ -40,4 +40,13 @@ def one_line(error: BaseException | str) -> str:
 
     Messages of libraries run over pages: of 200 letters the rest is left out.
     """
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable(" ".join(str(error).split())[:200]) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""Return a text with control characters, which could move a cursor, as their codes.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

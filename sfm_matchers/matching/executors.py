@@ -262,6 +262,7 @@ def _start_worker(task: MatchingTask, counter: Any, num_workers: int) -> None:
     _choose_gpu(number)
     limit_threads(max(1, (os.cpu_count() or 1) // num_workers))
     _Worker.match = _Worker.open_things.enter_context(task.opened())
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pycolmap's handler prints pages
 
 
 def _end_with_parent() -> None:
