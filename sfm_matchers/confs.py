@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,8 +17,15 @@ from typing import Any
 import yaml
 
 from .errors import InputError, one_line
+from .names import name_fault
 
 CONF_DIR = Path(__file__).parent / "configs"
+
+# Of a conf file; those of the package have a tenth of each.
+MAX_LETTERS = 1 << 16
+MAX_VALUES = 1000
+MAX_STEM = 100  # letters of `output`, to which names of lists are added
+MAX_SIDE = 1 << 16  # pixels
 
 
 @dataclass(frozen=True)
@@ -125,12 +133,24 @@ def load_conf(name: str) -> Conf:
     Raises:
         InputError: there is no such conf, or it has an unknown, missing or ill-typed key.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else CONF_DIR / f"{name}.yaml"
-    if not path.is_file():
+    is_file = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_file else CONF_DIR / f"{name}.yaml"
+    if not is_file and name not in conf_names():
         raise InputError(f"unknown matcher {name!r}{_suggestion(name, conf_names())}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if not path.is_file():  # a pipe would never answer
+            raise InputError(f"{path} is no conf file; there are {', '.join(conf_names())}")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_LETTERS + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8") from error
+    if len(text) > MAX_LETTERS:
+        raise InputError(f"{path} is no conf: it has more than {MAX_LETTERS} letters")
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not valid YAML: {one_line(error)}") from error
     return parse_conf(path.stem, content, where=str(path))
 
@@ -143,6 +163,7 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     """
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected keys and values")
+    _check_plain(content, where)
     content = dict(content)
     kind = content.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -166,11 +187,36 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
         raise InputError(f"{where}: {error}") from error
 
 
+def _check_plain(content: Any, where: str, budget: int = MAX_VALUES) -> int:
+    """Check that a conf is text, numbers, truths, lists and keys; return what is left of `budget`.
+
+    YAML has other values too, and names for parts, by which few lines can become billions.
+    """
+    budget -= 1
+    if budget < 0:
+        raise InputError(f"{where}: more than {MAX_VALUES} values")
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if not isinstance(key, str):
+                raise InputError(f"{where}: the key {key!r} is not text: put it in quotes")
+            budget = _check_plain(value, where, budget)
+    elif isinstance(content, list):
+        for value in content:
+            budget = _check_plain(value, where, budget)
+    elif isinstance(content, float) and not math.isfinite(content):
+        raise InputError(f"{where}: {content} is not a finite number")
+    elif isinstance(content, int) and abs(content) >= 1 << 31:
+        raise InputError(f"{where}: a number is too large")
+    elif not isinstance(content, str | int | float | None):
+        raise InputError(f"{where}: {one_line(str(content))!r} is neither text nor a number")
+    return budget
+
+
 def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequence[str]) -> None:
     """Check the types of values, and the parts that a conf and its features both have."""
     for key, value in content.items():
         expected, description = _TYPES[key]
-        if not isinstance(value, expected):
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise InputError(f"{where}: {key!r} must be {description}, found {value!r}")
     if "model" in content and not isinstance(content["model"].get("name"), str):
         raise InputError(f"{where}, model: 'name' must be given, as text")
@@ -179,7 +225,7 @@ def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequ
     preprocessing = content.get("preprocessing", {})
     check_keys(preprocessing, preprocessing_keys, f"{where}, preprocessing")
     resize_max = preprocessing.get("resize_max")
-    if resize_max is not None and not (isinstance(resize_max, int) and resize_max > 0):
+    if resize_max is not None and not (type(resize_max) is int and 0 < resize_max <= MAX_SIDE):
         raise InputError(f"{where}: 'resize_max' must be a number of pixels, found {resize_max!r}")
     for key in _SWITCHES:
         if not isinstance(preprocessing.get(key, False), bool):
@@ -190,7 +236,8 @@ def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequ
 def _check_output(content: Mapping[str, Any], beginning: str, where: str) -> None:
     """Check a stem that the names of other files are made of, and by which a run knows its own."""
     stem = content.get("output", beginning)
-    if not stem.startswith(beginning) or set(stem) & set("/\\"):
+    is_name = name_fault(stem) is None and not set(stem) & set("/\\") and len(stem) <= MAX_STEM
+    if not stem.startswith(beginning) or not is_name:
         raise InputError(
             f"{where}: 'output' must be a name that begins with {beginning!r}, found {stem!r}"
         )
@@ -204,13 +251,60 @@ def check_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None
             raise InputError(f"{where}: unknown key {key!r}{_suggestion(key, allowed)}")
 
 
+def check_options(
+    factory: Callable[..., Any], options: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """Return options as keywords of `factory`, each of the type that its default has.
+
+    Raises:
+        InputError: it takes no such option, or one is of another type.
+    """
+    parameters = inspect.signature(factory).parameters
+    check_keys(options, parameters, where)
+    checked = {}
+    for key, value in options.items():
+        default = parameters[key].default
+        expected, description = _type_like(default)
+        is_alike = isinstance(value, expected) and isinstance(value, bool) == (
+            isinstance(default, bool) or (expected is object and isinstance(value, bool))
+        )
+        if isinstance(default, tuple) and is_alike:
+            is_alike = len(value) == len(default) and all(type(side) is int for side in value)
+            value = tuple(value)
+        if not is_alike:
+            raise InputError(f"{where}: {key!r} must be {description}, found {value!r}")
+        checked[key] = value
+    return checked
+
+
+def _type_like(default: Any) -> tuple[Any, str]:
+    """The type of values that may replace a default, and what to call it."""
+    if isinstance(default, bool):
+        return bool, "true or false"
+    if isinstance(default, int):
+        return int, "a whole number"
+    if isinstance(default, float):
+        return int | float, "a number"
+    if isinstance(default, str):
+        return str, "text"
+    if isinstance(default, tuple):
+        return list | tuple, f"{len(default)} whole numbers"
+    if default is None:
+        return int | float | None, "a number, or null"
+    return object, "given"
+
+
 def build(factory: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
-    """Call `factory` with options from a conf; an option it does not take is an InputError."""
-    check_keys(options, inspect.signature(factory).parameters, where)
+    """Call `factory` with options from a conf.
+
+    Raises:
+        InputError: it takes no such option, or not this value of it.
+    """
+    checked = check_options(factory, options, where)
     try:
-        return factory(**options)
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from error
+        return factory(**checked)
+    except (TypeError, OverflowError) as error:
+        raise InputError(f"{where}: {one_line(error)}") from error
 
 
 def _suggestion(key: str, allowed: Iterable[str]) -> str:

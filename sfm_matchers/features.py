@@ -173,8 +173,11 @@ class SiftExtractor:
         max_num_keypoints: int | None = None,
         device: str = "cpu",
     ) -> None:
+        _check_limit(max_num_features, "max_num_features")
         if max_num_keypoints is not None:
             _check_limit(max_num_keypoints)
+        if not 0 < peak_threshold < 1:
+            raise InputError(f"peak_threshold is {peak_threshold}, it must be between 0 and 1")
         self._max_num_keypoints = max_num_keypoints
         self._options = pycolmap.FeatureExtractionOptions()
         self._options.sift.max_num_features = max_num_features
@@ -250,6 +253,7 @@ CUDA_BATCH_PIXELS = 2 * 1024**2
 
 # Keypoints per photo in MambaGlue's published training on MegaDepth.
 MAX_NUM_KEYPOINTS = 2048
+LARGEST_LIMIT = 1_000_000  # keypoints of a photo
 
 
 class NetworkExtractor(ABC):
@@ -442,9 +446,9 @@ class SuperPointExtractor(NetworkExtractor):
         ]
 
 
-def _check_limit(max_num_keypoints: int) -> None:
-    if max_num_keypoints < 1:
-        raise InputError(f"max_num_keypoints is {max_num_keypoints}, it must be at least 1")
+def _check_limit(limit: int, name: str = "max_num_keypoints") -> None:
+    if not isinstance(limit, int) or not 1 <= limit <= LARGEST_LIMIT:
+        raise InputError(f"{name} is {limit}, it must be a whole number, 1 to {LARGEST_LIMIT}")
 
 
 def _require_superpoint_licence() -> None:
@@ -467,11 +471,12 @@ def _load_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) 
     Raises:
         WeightsError: they cannot be had, or are those of another network.
     """
-    from .weights import fetch, load_state_dict_file
+    from .weights import check_finite, fetch, load_state_dict_file
 
     path = fetch(cast(Checkpoint, find_checkpoint(f"{name}/{default_source(name)}")))
     own = network.state_dict()
     state_dict = {**{key: own[key] for key in constants}, **load_state_dict_file(path)}
+    check_finite(state_dict, path)
     try:
         network.load_state_dict(state_dict)
     except RuntimeError as error:

@@ -10,7 +10,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ import torch
 
 from . import colmap_matching
 from .closer_looks import closer_looks
-from .confs import Conf, DetectorFreeConf, SparseConf, build, check_keys, load_conf
+from .confs import Conf, DetectorFreeConf, SparseConf, build, check_options, load_conf
 from .errors import InputError, one_line
 from .features import extract_image, load_extractor
 from .images import network_size, quarters_to_upright, read_image, resize_image, to_original
@@ -200,13 +199,10 @@ def _network_options(conf: Conf, config_type: type, device: str) -> dict[str, An
         InputError: the network takes no such option.
     """
     options = {key: value for key, value in conf.model.items() if key != "name"}
-    allowed = [item.name for item in fields(config_type)]
-    check_keys(options, allowed, f"conf {conf.name}, model")
+    options = check_options(config_type, options, f"conf {conf.name}, model")
     options = {"precision": default_precision(torch.device(device).type), **options}
     logger.info("%s computes in %s", conf.name, options["precision"])
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
-    }
+    return options
 
 
 SPARSE_MATCHERS: dict[str, Callable[[SparseConf, str, str], SparseMatcher]] = {

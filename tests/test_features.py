@@ -316,7 +316,7 @@ def test_an_unknown_front_end_or_option_is_named() -> None:
         load_extractor({"name": "orb"})
     with pytest.raises(InputError, match="did you mean 'max_num_keypoints'"):
         load_extractor({"name": "disk", "max_num_keypoint": 100})
-    with pytest.raises(InputError, match="must be at least 1"):
+    with pytest.raises(InputError, match="must be a whole number, 1 to"):
         load_extractor({"name": "aliked-n16", "max_num_keypoints": 0})
 
 

@@ -118,6 +118,41 @@ def test_weights_recommend_options_of_their_network(tmp_path: Path) -> None:
     one_line(error)
 
 
+HEADERS = {
+    "config a list": {"config": "[1]"},
+    "config of another type": {"config": '{"border": "two"}'},
+    "config not finite": {"config": '{"coarse_threshold": NaN}'},
+    "config beyond all": {"config": "[" * 100_000},
+    "metrics text": {"metrics": '"good"'},
+    "metrics of text": {"metrics": '{"auc": "good"}'},
+    "steps a word": {"steps": "many"},
+    "no licence": {"licence": None},
+}
+
+
+@pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS.keys())
+def test_damaged_headers_are_named(tmp_path: Path, change: dict[str, str | None]) -> None:
+    path = tmp_path / "mine.safetensors"
+    header = {**bundle("jamma").to_header(), **change}
+    stored = {key: value for key, value in header.items() if value is not None}
+    safetensors.torch.save_file({"w": torch.ones(1)}, path, metadata=stored)
+    with pytest.raises(WeightsError, match="header") as error:
+        load_network("jamma", str(path))
+    one_line(error)
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    state_dict = JamMa().state_dict()
+    key = next(iter(state_dict))
+    state_dict[key].view(-1)[0] = value
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(state_dict, path)
+    with pytest.raises(WeightsError, match=rf"1 tensors are not finite \(first: {key}\)"):
+        load_network("jamma", str(path))
+
+
 def test_a_damaged_bundled_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bundled").mkdir()
     (tmp_path / "bundled" / "jamma.safetensors").write_bytes(b"version https://git-lfs")
@@ -273,6 +308,35 @@ def test_no_network_says_what_to_download_and_where_to_put_it(
     with pytest.raises(WeightsError, match="cannot fetch") as error:
         fetch(example(url))
     assert f"download {url} and save it as {cache_dir() / 'x.ckpt'}" in one_line(error)
+
+
+def test_weights_without_a_published_checksum_stay_what_they_were_at_first(
+    server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = example(f"{server}/ok")
+    path = fetch(checkpoint)
+    assert "no checksum of these weights is published" in caplog.text
+    memory = path.with_name("x.ckpt.sha256")
+    assert memory.read_text() == f"{sha256_of_content(tmp_path)}  x.ckpt\n"
+    caplog.clear()
+    assert fetch(checkpoint) == path
+    assert not caplog.text
+    path.write_bytes(b"other")
+    with pytest.raises(WeightsError, match="is not the file that was there at first") as error:
+        fetch(checkpoint)
+    one_line(error)
+    path.unlink()
+    memory.write_text(memory.read_text().replace(sha256_of_content(tmp_path), 64 * "0"))
+    with pytest.raises(WeightsError, match="expected 0000"):
+        fetch(checkpoint)
+    assert not path.exists()
+    memory.write_text("?")
+    with pytest.raises(WeightsError, match="is damaged: delete it"):
+        fetch(checkpoint)
+    memory.unlink()
+    path.write_bytes(b"by hand")
+    assert fetch(checkpoint) == path
+    assert memory.exists()
 
 
 def test_a_file_without_direct_link_is_fetched_by_hand() -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
 from sfm_matchers.networks.coarse_matching import CoarseMatches, match_mutual_maximum, similarity
-from sfm_matchers.networks.precision import check_precision, in_its_precision
+from sfm_matchers.networks.precision import check_positive, check_precision, in_its_precision
 
 CELL = 8  # side of a coarse cell in input pixels, and of a fine window
 AGGREGATION = 4  # the transformer attends on blocks of 4 x 4 coarse cells
@@ -77,6 +77,10 @@ class EfficientLoFTRConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        check_positive(
+            coarse_temperature=self.coarse_temperature,
+            fine_temperature=self.fine_temperature,
+        )
         if self.padding not in ("crop", "pool"):
             raise InputError(f"padding must be 'crop' or 'pool', not {self.padding!r}")
 

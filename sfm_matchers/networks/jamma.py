@@ -33,7 +33,7 @@ from sfm_matchers.networks.coarse_matching import (
     similarity,
 )
 from sfm_matchers.networks.mamba import MambaBlock, run_side_by_side
-from sfm_matchers.networks.precision import check_precision, in_its_precision
+from sfm_matchers.networks.precision import check_positive, check_precision, in_its_precision
 
 CELL = 8  # side of a coarse cell in input pixels
 FINE_CELL = 2  # side of a fine cell in input pixels
@@ -70,6 +70,10 @@ class JamMaConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
+        check_positive(
+            coarse_temperature=self.coarse_temperature,
+            fine_temperature=self.fine_temperature,
+        )
 
 
 class JamMaFeatures(NamedTuple):

@@ -18,6 +18,17 @@ _HAS_COMPILED_PARTS = "_has_compiled_parts"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+def check_positive(**values: float) -> None:
+    """Refuse what must be above 0 and is not, by its name.
+
+    Raises:
+        InputError: it is not.
+    """
+    for name, value in values.items():
+        if not value > 0:
+            raise InputError(f"{name} is {value}, it must be above 0")
+
+
 def check_precision(precision: str) -> None:
     """Refuse what is not one of `PRECISIONS`.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sfm_matchers.weights.download import cache_dir, checkpoint_path, fetch
     from sfm_matchers.weights.loading import (
         NETWORKS,
+        check_finite,
         features_of,
         find_weights,
         load_network,
@@ -32,6 +33,7 @@ __all__ = [
     "WeightsMetadata",
     "all_checkpoints",
     "cache_dir",
+    "check_finite",
     "checkpoint_path",
     "default_source",
     "features_of",

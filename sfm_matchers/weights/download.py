@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import logging
 import os
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -61,8 +62,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
     """
     path = checkpoint_path(checkpoint)
     if path.is_file():
-        if checkpoint.sha256 and file_sha256(path) != checkpoint.sha256:
-            raise WeightsError(f"{path} is damaged (wrong sha256): delete it and run again")
+        _check(path, checkpoint)
         return path
     advice = f"download {checkpoint.url} and save it as {path}"
     if checkpoint.by_hand:
@@ -75,12 +75,76 @@ def fetch(checkpoint: Checkpoint) -> Path:
             f"{checkpoint.name} is missing and SFM_MATCHERS_OFFLINE is set: {advice}"
         )
     try:
-        download(checkpoint.url, path, sha256=checkpoint.sha256, size=checkpoint.size)
+        expected = checkpoint.sha256 or _remembered(path)
+        download(checkpoint.url, path, sha256=expected, size=checkpoint.size)
+        if expected is None:
+            _remember(path)
     except (OSError, http.client.HTTPException) as error:
         raise WeightsError(
             f"cannot fetch {checkpoint.name} ({_reason(error)}): {advice}"
         ) from error
     return path
+
+
+def _check(path: Path, checkpoint: Checkpoint) -> None:
+    """Compare a file that is there with what is published of it, or with what it was at first.
+
+    Raises:
+        WeightsError: it is another one.
+    """
+    if checkpoint.is_bundled:
+        return
+    if checkpoint.sha256:
+        if file_sha256(path) != checkpoint.sha256:
+            raise WeightsError(f"{path} is damaged (wrong sha256): delete it and run again")
+        return
+    remembered = _remembered(path)
+    if remembered is None:
+        _remember(path)
+    elif file_sha256(path) != remembered:
+        raise WeightsError(
+            f"{path} is not the file that was there at first (its sha256 is not the one in "
+            f"{_memory_path(path).name}): delete it and run again; delete both to accept another"
+        )
+
+
+def _memory_path(path: Path) -> Path:
+    """Where the sha256 of a file lies of which none is published, as ``sha256sum`` writes it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _remembered(path: Path) -> str | None:
+    """The sha256 that a file had at first; None if it was never there.
+
+    Raises:
+        WeightsError: what was noted is damaged.
+    """
+    memory_path = _memory_path(path)
+    try:
+        digest = memory_path.read_text(encoding="ascii").split()[0].lower()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, IndexError):
+        digest = ""
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise WeightsError(f"{memory_path} is damaged: delete it, and {path.name} if in doubt")
+    return digest
+
+
+def _remember(path: Path) -> None:
+    """Note the sha256 of a file of which none is published; no other is accepted from then on."""
+    digest = file_sha256(path)
+    logger.warning(
+        "%s: no checksum of these weights is published; this file (sha256 %s) is accepted, another "
+        "one later is not",
+        path,
+        digest,
+    )
+    try:
+        with replacing(_memory_path(path)) as temporary:
+            temporary.write_text(f"{digest}  {path.name}\n", encoding="ascii")
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", _memory_path(path), error.strerror)
 
 
 def download(url: str, path: Path, *, sha256: str | None = None, size: int | None = None) -> None:
@@ -103,8 +167,7 @@ def download(url: str, path: Path, *, sha256: str | None = None, size: int | Non
             digest = _copy(response, file, path.name, url, size)
         if sha256 is not None and digest != sha256:
             raise WeightsError(f"{url} has sha256 {digest}, expected {sha256}: not kept")
-    verdict = "verified" if sha256 else "nothing published to compare with"
-    logger.info("downloaded %s (sha256 %s, %s)", path, digest, verdict)
+    logger.info("downloaded %s (sha256 %s%s)", path, digest, ", verified" if sha256 else "")
 
 
 def _copy(

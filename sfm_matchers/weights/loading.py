@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.confs import check_options
 from sfm_matchers.errors import InputError, WeightsError, one_line
 from sfm_matchers.files import replacing
 from sfm_matchers.stored_precision import SCALE_SUFFIX, to_eight_bits, to_half, widened
@@ -197,14 +198,7 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
     if metadata is not None:
         _check_metadata(metadata, file.path, network, features)
         config = {**metadata.config, **config}
-    try:
-        module = _build(network, config, file.path, load_state_dict_file(file.path))
-    except TypeError as error:  # of the config
-        if metadata is None or not metadata.config:
-            raise
-        raise WeightsError(
-            f"{file.path}: needs another version of this package: {error}"
-        ) from error
+    module = _build(network, config, file.path, load_state_dict_file(file.path))
     _report(file)
     return module.eval()
 
@@ -212,7 +206,7 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
 def _check_metadata(
     metadata: WeightsMetadata, path: Path, network: str, features: str | None
 ) -> None:
-    """Refuse a file of ours that says it belongs to another network or front-end.
+    """Refuse a file of ours that says it belongs to another network or front-end, or version.
 
     Two front-ends with descriptors of one length give files of the same shapes: only the header
     can tell them apart.
@@ -221,6 +215,27 @@ def _check_metadata(
         found = subject_name(metadata.network, metadata.features)
         wanted = subject_name(network, features)
         raise WeightsError(f"{path}: made for {found}, not for {wanted}")
+    try:
+        check_options(_config_type(network), metadata.config, "config")
+    except InputError as error:
+        raise WeightsError(
+            f"{path}: damaged header, or made for another version of this package: {error}"
+        ) from error
+
+
+def _config_type(network: str) -> type:
+    """The config of a network; networks are loaded one at a time."""
+    if network == "jamma":
+        from sfm_matchers.networks.jamma import JamMaConfig
+
+        return JamMaConfig
+    if network == "mambaglue":
+        from sfm_matchers.networks.mambaglue import MambaGlueConfig
+
+        return MambaGlueConfig
+    from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
+
+    return EfficientLoFTRConfig
 
 
 def _build(network: str, config: dict[str, Any], path: Path, stored: StateDict) -> nn.Module:
@@ -297,7 +312,21 @@ def _load_strictly(
         raise WeightsError(
             f"{path}: not the weights of this {type(module).__name__}: {', '.join(faults)}"
         )
+    check_finite(state_dict, path)
     module.load_state_dict(state_dict, strict=True)
+
+
+def check_finite(state_dict: StateDict, path: Path) -> None:
+    """Refuse weights with which a network computes nothing.
+
+    Raises:
+        WeightsError: a tensor holds NaN or infinity.
+    """
+    damaged = [key for key, tensor in state_dict.items() if not tensor.isfinite().all()]
+    if damaged:
+        raise WeightsError(
+            f"{path}: damaged: {len(damaged)} tensors are not finite (first: {damaged[0]})"
+        )
 
 
 def _report(file: WeightsFile) -> None:

@@ -8,12 +8,15 @@ folder `bundled` beside this file and describe themselves in their safetensors h
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sfm_matchers.errors import WeightsError
+from sfm_matchers.errors import WeightsError, one_line
 
 BUNDLED_DIR = Path(__file__).with_name("bundled")
+
+MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
 
 NON_COMMERCIAL = "Magic Leap, non-commercial"
 
@@ -30,7 +33,8 @@ class Checkpoint:
     """One file of weights.
 
     `size` (bytes) and `sha256` are None where nobody has published them: such a file is accepted
-    as it arrives. `caveat` is what a user must hear at load, `note` what is good to know.
+    as it arrives, and no other one later. `caveat` is what a user must hear at load, `note` what is
+    good to know.
     """
 
     name: str
@@ -225,27 +229,45 @@ class WeightsMetadata:
             header = _read_header(path)
             if "network" not in header or "steps" not in header:
                 return None
+            metrics, config = (
+                _numbers(header.get(key, "{}"), key) for key in ("metrics", "config")
+            )
             return cls(
                 network=header["network"],
                 features=header["features"] or None,
                 licence=header["licence"],
                 trained_on=header["trained_on"],
                 steps=int(header["steps"]),
-                metrics=json.loads(header["metrics"]),
+                metrics=metrics,
                 note=header["note"],
-                config=json.loads(header.get("config", "{}")),
+                config=config,
             )
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"{path}: unreadable safetensors header ({error})") from error
+        except Exception as error:  # garbage can make a reader fail in any way
+            raise WeightsError(
+                f"{path}: unreadable safetensors header ({one_line(error)})"
+            ) from error
 
 
 def _read_header(path: Path) -> dict[str, str]:
     """Read the user's entries of a safetensors header; its library would load all of numpy."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError("it is longer than the file")
-        return dict(json.loads(file.read(length)).get("__metadata__", {}))
+        if length > min(path.stat().st_size, MAX_HEADER):
+            raise ValueError("it is longer than the file, or than a header can be")
+        header = json.loads(file.read(length)).get("__metadata__", {})
+    if not all(isinstance(value, str) for value in header.values()):
+        raise ValueError("its entries are not text")
+    return dict(header)
+
+
+def _numbers(text: str, key: str) -> dict[str, float]:
+    """Finite numbers by name, from JSON; truths count too."""
+    numbers = json.loads(text)
+    if not isinstance(numbers, dict) or not all(
+        isinstance(value, int | float) and math.isfinite(value) for value in numbers.values()
+    ):
+        raise ValueError(f"{key} are not numbers by name")
+    return numbers
 
 
 def subject_name(network: str, features: str | None = None) -> str:

@@ -1,0 +1,121 @@
+"""Confs from anywhere: what cannot be used is named in one line, before anything takes time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sfm_matchers.confs import SparseConf, check_options, conf_names, load_conf
+from sfm_matchers.errors import InputError
+from sfm_matchers.matchers import load_sparse_matcher
+from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
+from sfm_matchers.networks.jamma import JamMaConfig
+
+GOOD = """
+kind: detector_free
+output: matches-mine
+model: {name: jamma, fine_threshold: 0.1}
+preprocessing: {resize_max: 832, quarter_turns: true}
+max_error: 1
+cell_size: 1
+"""
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+BAD = {
+    "output in another folder": ("matches-mine", "../../matches-mine"),
+    "absolute output": ("matches-mine", "/tmp/matches-mine"),
+    "output below a folder": ("matches-mine", "matches-/../../mine"),
+    "output of Windows": ("matches-mine", "matches-\\..\\..\\mine"),
+    "output with an escape": ("matches-mine", '"matches-\\e[2J"'),
+    "output with a zero": ("matches-mine", '"matches-\\0"'),
+    "output too long": ("matches-mine", "matches-" + "x" * 300),
+    "output a number": ("matches-mine", "5"),
+    "output a list": ("matches-mine", "[matches-]"),
+    "output null": ("matches-mine", "null"),
+    "a size that is true": ("832", "true"),
+    "a size below 0": ("832", "-832"),
+    "a size beyond all": ("832", "1" + "0" * 400),
+    "a size of text": ("832", "large"),
+    "a number that is true": ("max_error: 1", "max_error: true"),
+    "a number that is none": ("max_error: 1", "max_error: .nan"),
+    "a number without end": ("cell_size: 1", "cell_size: .inf"),
+    "a date": ("fine_threshold: 0.1", "fine_threshold: 2001-01-01"),
+    "a set": ("fine_threshold: 0.1", "fine_threshold: !!set {a}"),
+    "bytes": ("fine_threshold: 0.1", "fine_threshold: !!binary aGVsbG8="),
+    "a key that is no text": ("fine_threshold: 0.1", "5: 0.1"),
+    "a list for keys": ("{name: jamma, fine_threshold: 0.1}", "[jamma]"),
+    "a name that is no text": ("name: jamma", "name: [jamma]"),
+    "a list that holds itself": ("max_error: 1", "max_error: &a [*a]"),
+    "a bomb": ("kind:", f"{BOMB}kind:"),
+    "a tag that runs code": ("0.1", "!!python/object/apply:os.system [ls]"),
+}
+
+
+@pytest.mark.parametrize(("old", "new"), BAD.values(), ids=BAD.keys())
+def test_values_that_cannot_be_are_named(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    load_conf(str(path))
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        load_conf(str(path))
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_conf_file_is_named(tmp_path: Path) -> None:
+    for name in ("gone.yaml", "folder.yaml", "pipe.yaml"):
+        path = tmp_path / name
+        if name == "folder.yaml":
+            path.mkdir()
+        elif name == "pipe.yaml":
+            os.mkfifo(path)
+        with pytest.raises(InputError, match=f"{name} is no conf file"):
+            load_conf(str(path))
+    (tmp_path / "large.yaml").write_text("#" * 100_000)
+    with pytest.raises(InputError, match="more than 65536 letters"):
+        load_conf(str(tmp_path / "large.yaml"))
+    for name in ("../configs/sift", "sift\0", "x" * 5000):
+        with pytest.raises(InputError, match="unknown matcher"):
+            load_conf(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "reason"),
+    [
+        (JamMaConfig, {"fine_threshold": "high"}, "'fine_threshold' must be a number"),
+        (JamMaConfig, {"fine_threshold": True}, "'fine_threshold' must be a number"),
+        (JamMaConfig, {"fine_threshold": None}, "'fine_threshold' must be a number"),
+        (JamMaConfig, {"border": 1.5}, "'border' must be a whole number"),
+        (JamMaConfig, {"precision": 16}, "'precision' must be text"),
+        (EfficientLoFTRConfig, {"skip_softmax": 1}, "'skip_softmax' must be true or false"),
+        (EfficientLoFTRConfig, {"train_hw": [832]}, "'train_hw' must be 2 whole numbers"),
+        (EfficientLoFTRConfig, {"train_hw": 832}, "'train_hw' must be 2 whole numbers"),
+    ],
+)
+def test_options_have_the_types_of_their_defaults(
+    config: type, options: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        check_options(config, options, "here")
+
+
+def test_options_of_our_confs_are_of_their_types() -> None:
+    assert check_options(JamMaConfig, {"fine_threshold": 1}, "here") == {"fine_threshold": 1}
+    sizes = check_options(EfficientLoFTRConfig, {"train_hw": [832, 640]}, "here")
+    assert sizes == {"train_hw": (832, 640)}
+    with pytest.raises(InputError, match="above 0"):
+        JamMaConfig(coarse_temperature=0)
+    confs = [load_conf(name) for name in conf_names()]
+    assert len(confs) == len(conf_names())
+
+
+def test_matchers_refuse_options_of_another_type() -> None:
+    sift = load_conf("sift")
+    assert isinstance(sift, SparseConf)
+    bad = SparseConf("bad", sift.features, sift.output, {**sift.model, "ratio": "high"})
+    with pytest.raises(InputError, match="'ratio' must be a number, found 'high'"):
+        load_sparse_matcher(bad, "", "cpu")
