@@ -24,6 +24,7 @@ CONF_DIR = Path(__file__).parent / "configs"
 # Of a conf file; those of the package have a tenth of each.
 MAX_LETTERS = 1 << 16
 MAX_VALUES = 1000
+MAX_DEPTH = 10
 MAX_STEM = 100  # letters of `output`, to which names of lists are added
 MAX_SIDE = 1 << 16  # pixels
 
@@ -187,22 +188,22 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
         raise InputError(f"{where}: {error}") from error
 
 
-def _check_plain(content: Any, where: str, budget: int = MAX_VALUES) -> int:
+def _check_plain(content: Any, where: str, budget: int = MAX_VALUES, depth: int = 0) -> int:
     """Check that a conf is text, numbers, truths, lists and keys; return what is left of `budget`.
 
     YAML has other values too, and names for parts, by which few lines can become billions.
     """
     budget -= 1
-    if budget < 0:
-        raise InputError(f"{where}: more than {MAX_VALUES} values")
+    if budget < 0 or depth > MAX_DEPTH:
+        raise InputError(f"{where}: more than {MAX_VALUES} values, or {MAX_DEPTH} in one another")
     if isinstance(content, dict):
         for key, value in content.items():
             if not isinstance(key, str):
                 raise InputError(f"{where}: the key {key!r} is not text: put it in quotes")
-            budget = _check_plain(value, where, budget)
+            budget = _check_plain(value, where, budget, depth + 1)
     elif isinstance(content, list):
         for value in content:
-            budget = _check_plain(value, where, budget)
+            budget = _check_plain(value, where, budget, depth + 1)
     elif isinstance(content, float) and not math.isfinite(content):
         raise InputError(f"{where}: {content} is not a finite number")
     elif isinstance(content, int) and abs(content) >= 1 << 31:

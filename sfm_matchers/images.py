@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ REPORT_PICTURES = ("model.png", "match_graph.png", "strongest_pair.png", "weakes
 
 # Of how photos and masks are read. What was computed from them before it was raised is made again.
 _REVISION = 2
+
+BYTES_PER_PIXEL = 6  # at most, while a photo is decoded
+DECODING_BYTES = 1 << 30  # of all photos that are decoded at once; a larger one is decoded alone
 
 # Of 16 bits: if the values lie closer together than this, they are stretched to 8 bits.
 _NARROW_RANGE = 1 << 15
@@ -204,10 +208,48 @@ def read_image(path: Path, *, gray: bool = False, least_side: int | None = None)
             shrink = min(photo.size) // max(1, least_side)
         # OpenCV's flags for half the size are 16 and 17, for a quarter 32 and 33, and so on.
         flags |= next((8 * factor for factor in (8, 4, 2) if factor <= shrink), 0)
-    image = _decode(path, flags)
-    if image.dtype == np.uint16:
-        image = _to_8_bits(image)
-    return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    with _DECODING.share(decoding_bytes(path)):
+        image = _decode(path, flags)
+        if image.dtype == np.uint16:
+            image = _to_8_bits(image)
+        if not gray:
+            for rows in np.array_split(image, max(1, image.nbytes >> 24)):  # in place
+                rows[...] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
+    return image
+
+
+class _Budget:
+    """Bytes that threads share: who would go beyond the total waits, unless alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def share(self, num_bytes: int) -> Iterator[None]:
+        """Hold so many bytes inside the ``with`` block."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + num_bytes <= self._total)
+            self._used += num_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= num_bytes
+                self._changed.notify_all()
+
+
+_DECODING = _Budget(DECODING_BYTES)
+
+
+def decoding_bytes(path: Path) -> int:
+    """Return about how many bytes it takes to decode a photo; 0 of a file that is none."""
+    try:
+        with open_photo(path) as photo:
+            return BYTES_PER_PIXEL * photo.size[0] * photo.size[1]
+    except InputError:
+        return 0
 
 
 def _decode(path: Path, flags: int) -> np.ndarray:
@@ -332,7 +374,8 @@ def decoded_size(path: Path) -> tuple[int, int]:
             # OpenCV before 5 fills what is missing with gray. Pillow refuses it, and is quick at
             # an eighth of the size.
             photo.draft("L", (1, 1))
-            photo.load()
+            with _DECODING.share(decoding_bytes(path)):
+                photo.load()
     height, width = read_image(path, gray=True).shape
     return width, height
 

@@ -22,7 +22,7 @@ from .. import colmap_matching
 from ..closer_looks import CloserLook, closer_looks
 from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
-from ..images import inside_mask, quarters_to_upright, read_photo, turned
+from ..images import decoding_bytes, inside_mask, quarters_to_upright, read_photo, turned
 from ..protocols import (
     Arrays,
     DetectorFreeBatchMatcher,
@@ -55,6 +55,7 @@ Value = TypeVar("Value")
 # Encoded photos kept for reuse over the pairs of a photo.
 ENCODED_CACHE_BYTES = 1 << 30
 READ_AHEAD = 4  # photos decoded by threads while the matcher works
+READ_AHEAD_BYTES = 1 << 29  # of theirs; the largest are decoded when they are needed
 
 
 def match_features(
@@ -279,7 +280,9 @@ class ImageMatching:
         turns = QuarterTurns(matcher) if self.conf.quarter_turns else None
         looks = closer_looks(matcher, self.conf)
         with ThreadPoolExecutor(READ_AHEAD) as threads:
-            photos = _ReadAhead(self._read, threads)
+            photos = _ReadAhead(
+                self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
+            )
 
             def encode(key: tuple[str, int]) -> _Photo:
                 name, quarters = key
@@ -382,26 +385,34 @@ def _num_bytes(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 class _ReadAhead:
-    """Photos decoded by threads before they are asked for."""
+    """Photos decoded by threads before they are asked for, `READ_AHEAD_BYTES` of them at most."""
 
     def __init__(
         self,
         read: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
         threads: ThreadPoolExecutor,
+        num_bytes: Callable[[str], int],
     ) -> None:
         self._read = read
         self._threads = threads
+        self._num_bytes = num_bytes
+        self._bytes_coming: dict[str, int] = {}
         self._coming: dict[str, Future[tuple[np.ndarray, np.ndarray | None]]] = {}
 
     def expect(self, names: Iterable[str]) -> None:
         """Begin to read photos, a few at a time."""
         for name in names:
-            if name not in self._coming and len(self._coming) < READ_AHEAD:
+            if name in self._coming or len(self._coming) >= READ_AHEAD:
+                continue
+            num_bytes = self._num_bytes(name)
+            if num_bytes + sum(self._bytes_coming.values()) <= READ_AHEAD_BYTES:
+                self._bytes_coming[name] = num_bytes
                 self._coming[name] = self._threads.submit(self._read, name)
 
     def get(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return a photo and its mask."""
         coming = self._coming.pop(name, None)
+        self._bytes_coming.pop(name, None)
         return self._read(name) if coming is None else coming.result()
 
 

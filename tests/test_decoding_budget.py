@@ -1,0 +1,68 @@
+"""Large photos are decoded one after the other, small ones side by side."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfm_matchers import images
+from sfm_matchers.images import decoded_size, decoding_bytes, read_image
+from sfm_matchers.matching.engine import READ_AHEAD_BYTES, _ReadAhead
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(100, 1), (20, 4)])
+def test_photos_decoded_at_once_share_a_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, at_once: int
+) -> None:
+    monkeypatch.setattr(images, "_DECODING", images._Budget(6 * 80 * 80))
+    counts, lock, decode, largest = [0], threading.Lock(), cv2.imdecode, [0]
+
+    def slowly(encoded: np.ndarray, flags: int) -> np.ndarray:
+        with lock:
+            counts[0] += 1
+            largest[0] = max(largest[0], counts[0])
+        time.sleep(0.05)
+        with lock:
+            counts[0] -= 1
+        return decode(encoded, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", slowly)
+    paths = [tmp_path / f"{index}.png" for index in range(4)]
+    for path in paths:
+        Image.new("RGB", (side, side), (255, 0, 0)).save(path)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(decoded_size, paths)) == [(side, side)] * 4
+        photos = list(threads.map(read_image, paths))
+    assert largest[0] == at_once
+    assert all((photo == [255, 0, 0]).all() for photo in photos)
+
+
+def test_what_is_no_photo_takes_no_budget(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no photo")
+    assert decoding_bytes(tmp_path / "a.jpg") == 0
+
+
+def test_the_largest_photos_are_not_read_ahead() -> None:
+    sizes = {"a": 1, "b": READ_AHEAD_BYTES, "c": 1}
+    read: list[str] = []
+
+    def decode(name: str) -> tuple[np.ndarray, None]:
+        read.append(name)
+        return np.zeros(1), None
+
+    with ThreadPoolExecutor(1) as threads:
+        ahead = _ReadAhead(decode, threads, sizes.__getitem__)
+        ahead.expect(sizes)
+        ahead.get("a")
+        ahead.get("c")
+        assert sorted(read) == ["a", "c"]
+        ahead.get("b")
+        ahead.expect(["b"])
+        assert sorted(read) in (["a", "b", "c"], ["a", "b", "b", "c"])
