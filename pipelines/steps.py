@@ -172,7 +172,7 @@ def check_photos(
             content = file_fingerprint(image_dir / name)
         except OSError as error:
             return {"unreadable": f"{image_dir / name} cannot be read: {error.strerror}"}
-        if cache.get(name, {}).get("content") == content:
+        if _is_note(cache.get(name), content):
             return dict(cache[name])
         try:
             size = decoded_size(image_dir / name)
@@ -192,8 +192,17 @@ def check_photos(
             photo_fingerprint(found[name]["content"], mask_dir, name, image_dir),
         )
         for name in names
-        if "size" in found[name]
+        if "unreadable" not in found[name]
     }
+
+
+def _is_note(note: Any, content: str) -> bool:
+    """Whether an earlier run noted this of a photo of this content, or something else did."""
+    if not isinstance(note, dict) or note.get("content") != content:
+        return False
+    size = note.get("size")
+    is_size = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
+    return is_size or isinstance(note.get("unreadable"), str)
 
 
 def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPhoto]) -> None:

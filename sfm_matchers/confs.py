@@ -27,6 +27,7 @@ MAX_VALUES = 1000
 MAX_DEPTH = 10
 MAX_STEM = 100  # letters of `output`, to which names of lists are added
 MAX_SIDE = 1 << 16  # pixels
+MAX_LENGTH = 1000  # pixels, of `max_error` and `cell_size`
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     check_keys(content, allowed, where)
     _check_part(content, where, ["resize_max", *_SWITCHES])
     _check_output(content, "matches-", where)
+    if kind == "detector_free" and content.get("preprocessing", {}).get("resize_max", 0) is None:
+        raise InputError(f"{where}: 'resize_max' must be a number of pixels, found null")
     if "features" in content:
         features, part = content["features"], f"{where}, features"
         check_keys(features, ["output", "model", "preprocessing"], part)
@@ -223,6 +226,9 @@ def _check_part(content: Mapping[str, Any], where: str, preprocessing_keys: Sequ
         raise InputError(f"{where}, model: 'name' must be given, as text")
     if not 0 <= (share := content.get("min_inlier_ratio", 0)) <= 1:
         raise InputError(f"{where}: 'min_inlier_ratio' must be a share, 0 to 1, found {share!r}")
+    for key in ("max_error", "cell_size"):
+        if not 0 <= (length := content.get(key, 0)) <= MAX_LENGTH:
+            raise InputError(f"{where}: {key!r} must be 0 to {MAX_LENGTH} pixels, found {length!r}")
     preprocessing = content.get("preprocessing", {})
     check_keys(preprocessing, preprocessing_keys, f"{where}, preprocessing")
     resize_max = preprocessing.get("resize_max")

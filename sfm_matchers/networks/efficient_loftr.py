@@ -81,6 +81,8 @@ class EfficientLoFTRConfig:
             coarse_temperature=self.coarse_temperature,
             fine_temperature=self.fine_temperature,
         )
+        if self.border < 0:
+            raise InputError(f"border is {self.border}, it must be 0 or more")
         if self.padding not in ("crop", "pool"):
             raise InputError(f"padding must be 'crop' or 'pool', not {self.padding!r}")
 

@@ -74,6 +74,8 @@ class JamMaConfig:
             coarse_temperature=self.coarse_temperature,
             fine_temperature=self.fine_temperature,
         )
+        if self.border < 0:
+            raise InputError(f"border is {self.border}, it must be 0 or more")
 
 
 class JamMaFeatures(NamedTuple):
