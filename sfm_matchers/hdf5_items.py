@@ -82,8 +82,8 @@ def _check_dataset(file: h5py.File, path: bytes, dataset: h5py.h5d.DatasetID) ->
     fault = None
     if layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count():
         fault = "is stored in other files: refused, copy the data into the file"
-    elif math.prod(dataset.shape) > MAX_NUMBERS:
-        fault = f"holds {math.prod(dataset.shape)} numbers; {MAX_NUMBERS} at most are read"
+    elif (count := math.prod(dataset.shape or ())) > MAX_NUMBERS:
+        fault = f"holds {count} numbers; {MAX_NUMBERS} at most are read"
     if fault is not None:
         raise InputError(f"{file.filename}: /{path.decode('utf-8', 'replace')} {fault}")
 

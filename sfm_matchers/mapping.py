@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .cameras import CameraGroups
-from .errors import InputError
+from .errors import InputError, one_line
 from .images import open_photo, read_image
 from .intrinsics import (
     GivenCamera,
@@ -440,18 +440,25 @@ def reconstruct(
     shutil.rmtree(temporary, ignore_errors=True)
     work_dir = temporary / "work"
     work_dir.mkdir(parents=True)
-    with quiet_colmap():
-        models = _run_mapper(
-            database_path,
-            image_dir,
-            work_dir,
-            mapper,
-            fixed_intrinsics,
-            fixed,
-            num_threads,
-            robust,
-            incremental_options or {},
-        )
+    try:
+        with quiet_colmap():
+            models = _run_mapper(
+                database_path,
+                image_dir,
+                work_dir,
+                mapper,
+                fixed_intrinsics,
+                fixed,
+                num_threads,
+                robust,
+                incremental_options or {},
+            )
+    except InputError:  # which is a ValueError too
+        raise
+    except (ValueError, RuntimeError) as error:  # a check of COLMAP's own has failed
+        raise InputError(
+            f"COLMAP cannot map these keypoints and matches: {one_line(error)}"
+        ) from error
     ordered = sorted(
         (model for model in models if model.num_points3D()),
         key=lambda model: (-model.num_reg_images(), -model.num_points3D()),
