@@ -423,12 +423,20 @@ def _kind_of_pair(
     """Return ``rotation``, ``plane`` or ``depth``, and the median angle between rays in degrees."""
     kinds = pycolmap.TwoViewGeometryConfiguration
     flat = (kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC)
+    if geometry.config == kinds.CALIBRATED and geometry.E is None:  # of `mapping.write_inliers`
+        options = pycolmap.TwoViewGeometryOptions()
+        options.ransac.random_seed = 0
+        geometry = pycolmap.estimate_calibrated_two_view_geometry(
+            cameras[0], points[0], cameras[1], points[1], geometry.inlier_matches, options
+        )
+        if geometry.config in (kinds.UNDEFINED, kinds.DEGENERATE):
+            return "depth", 0.0
     if geometry.config in flat:
         if geometry.config == kinds.PANORAMIC or is_rotation(geometry.H, cameras):
             return "rotation", 0.0
         return "plane", float("nan")
     pycolmap.estimate_two_view_geometry_pose(cameras[0], points[0], cameras[1], points[1], geometry)
-    return "depth", float(np.degrees(geometry.tri_angle))
+    return "depth", float(np.degrees(max(0.0, geometry.tri_angle)))  # -1: no point has one
 
 
 def is_rotation(homography: np.ndarray | None, cameras: Sequence[pycolmap.Camera]) -> bool:
