@@ -144,7 +144,8 @@ def write_text(path: Path, text: str) -> None:
         OutputError: it cannot be written.
     """
     with _replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Folders may have names that are not UTF-8, which a report tells.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

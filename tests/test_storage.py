@@ -31,8 +31,10 @@ from sfm_matchers.storage import (
     read_keypoints,
     read_matches,
     read_pairs,
+    read_text,
     unique_pairs,
     write_pairs,
+    write_text,
 )
 
 quick = settings(max_examples=40, deadline=None)
@@ -358,3 +360,9 @@ def test_names_that_lead_elsewhere_are_refused_in_hdf5(tmp_path: Path, name: str
         return
     with pytest.raises(InputError, match=BAD_NAMES[name]):
         list_groups(path)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_told_as_it_is_named(tmp_path: Path) -> None:
+    folder = os.fsdecode(b"B\xff")
+    write_text(tmp_path / "report.html", f"outputs in {folder}, Gr\u00f6\u00dfe")
+    assert read_text(tmp_path / "report.html") == "outputs in B\\udcff, Gr\u00f6\u00dfe"
