@@ -219,7 +219,7 @@ def test_command_line_reports_errors_in_one_line(tmp_path: Path) -> None:
     arguments = ["--pairs_file", "absent.txt", "--image_dir", str(tmp_path), "--matcher", "sift"]
     command = [sys.executable, "-m", "pipelines.evaluate", "pairs", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: no file absent.txt")
 
 
