@@ -314,6 +314,7 @@ def reconstruction(given: argparse.Namespace) -> None:
     from sfm_matchers.cameras import group_photos, read_photo_header
     from sfm_matchers.diagnosis import explain, poor_photos, read_match_graph
     from sfm_matchers.mapping import CameraOptions, build_database, reconstruct
+    from sfm_matchers.models import write_model
     from sfm_matchers.storage import list_groups, read_pairs
 
     image_options = dict(_key_value(text) for text in given.image_options)
@@ -351,7 +352,7 @@ def reconstruction(given: argparse.Namespace) -> None:
         graph = read_match_graph(database_path, pairs, None)
         reason = explain(graph, models, poor_photos(graph, given.image_dir)).reason
         raise InputError(f"no model came out: {reason.removeprefix('no model: ')}")
-    models[0].write(given.sfm_dir)
+    write_model(models[0], given.sfm_dir)
     print(models[0].summary())
 
 

@@ -65,7 +65,7 @@ from sfm_matchers.localization import (
     write_results,
 )
 from sfm_matchers.localization_report import write_localization_report
-from sfm_matchers.models import read_model
+from sfm_matchers.models import read_model, write_model
 from sfm_matchers.pairs import covisibility_pairs, pose_pairs
 from sfm_matchers.storage import write_pairs
 
@@ -157,12 +157,12 @@ def run(options: LocalizeOptions) -> LocalizeResult:
             localize_queries(model, readable, loc_pairs, feature_path, match_path, localization)
         ),
     )
+    job.check_photos_unchanged()
     name_faults(results, image_dir)
     poses, model_dir = outputs / "poses.txt", outputs / "model"
     log_path = write_results(poses, results, keep_folders=True)
     extended = add_to_model(model, results)
-    model_dir.mkdir(exist_ok=True)
-    extended.write(model_dir)
+    write_model(extended, model_dir)
     report = write_localization_report(outputs / "report.html", image_dir, model, results)
     files = {
         "poses": poses,

@@ -18,7 +18,6 @@ changed:
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -32,20 +31,22 @@ from typing import Any, cast
 
 import pycolmap
 
+from pipelines.notes import read_memory, write_memory
 from pipelines.options import add_matching_options, take_defaults
 from pipelines.steps import (
     CheckedPhoto,
     MatchingJob,
     choose_matching,
     describe_with_vlad,
-    read_memory,
     run_command,
     start_job,
 )
+from sfm_matchers import revisions
 from sfm_matchers.cameras import CAMERA_MODES, CameraGroups, group_photos, read_photo_header
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.diagnosis import Explanation, explain, listed, poor_photos, read_match_graph
 from sfm_matchers.errors import InputError
+from sfm_matchers.files import temporary_beside
 from sfm_matchers.images import REPORT_PICTURES, is_output, looks_like_panorama
 from sfm_matchers.intrinsics import find_camera, read_cameras
 from sfm_matchers.joined_features import join_features, join_matches
@@ -56,6 +57,7 @@ from sfm_matchers.mapping import (
     check_mapper,
     reconstruct,
 )
+from sfm_matchers.models import read_model
 from sfm_matchers.pairs import (
     exhaustive_pairs,
     pairs_from_file,
@@ -81,7 +83,6 @@ from sfm_matchers.storage import (
     read_pairs,
     unique_pairs,
     write_pairs,
-    write_text,
 )
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -167,6 +168,7 @@ def run(options: SfmOptions) -> SfmResult:
     if told_by_size and options.camera_model != PANORAMIC_MODEL:
         guessed = {name for name in others if not headers[name].has_exif_camera}
     cameras, models = _build_and_check_cameras(build, cameras, guessed)
+    job.check_photos_unchanged()  # the mapper has looked at them too
     feature_path, match_path = build.feature_path, build.match_path
     database_path = outputs / "database.db"
     graph = read_match_graph(database_path, pairs, models[0] if models else None)
@@ -212,6 +214,7 @@ class _Build:
     def source(self, cameras: CameraGroups) -> str:
         """Return the fingerprint of what a database is made of."""
         return fingerprint(
+            revisions.DATABASE,
             self.pairs,
             file_fingerprint(self.feature_path),
             file_fingerprint(self.match_path),
@@ -222,6 +225,10 @@ class _Build:
             *([asdict(camera) for camera in self.camera_options.given]),
         )
 
+    def model_source(self, cameras: CameraGroups) -> str:
+        """Return the fingerprint of what models are made of."""
+        return fingerprint(revisions.MODEL, self.source(cameras), self.options.mapper)
+
     def __call__(
         self, cameras: CameraGroups, folder: Path | None = None
     ) -> list[pycolmap.Reconstruction]:
@@ -230,10 +237,10 @@ class _Build:
         database_path = (folder or self.job.outputs) / "database.db"
         model_dir = (folder or self.job.outputs) / "sparse"
         source = self.source(cameras)
-        model_source = fingerprint(source, self.options.mapper)
+        model_source = self.model_source(cameras)
 
         def database() -> None:
-            if folder is None and database_path.exists() and steps.is_done("database.db", source):
+            if folder is None and steps.is_done("database.db", source):
                 return
             build_database(
                 database_path,
@@ -246,11 +253,11 @@ class _Build:
                 min_inlier_ratio=self.job.conf.min_inlier_ratio,
             )
             if folder is None:
-                steps.set_done("database.db", source)
+                steps.set_done("database.db", source, database_path)
 
         def mapping() -> list[pycolmap.Reconstruction]:
-            if folder is None and model_dir.exists() and steps.is_done("sparse", model_source):
-                return [pycolmap.Reconstruction(path) for path in _model_dirs(model_dir)]
+            if folder is None and steps.is_done("sparse", model_source):
+                return [read_model(path) for path in _model_dirs(model_dir)]
             models = reconstruct(
                 database_path,
                 self.job.image_dir,
@@ -261,7 +268,7 @@ class _Build:
                 robust=True,
             )
             if folder is None:
-                steps.set_done("sparse", model_source)
+                steps.set_done("sparse", model_source, model_dir)
             return models
 
         steps.timed("verification", database)
@@ -269,14 +276,15 @@ class _Build:
 
     def take(self, cameras: CameraGroups, folder: Path) -> None:
         """Put the database and the models that were made in a folder into the outputs."""
-        for name in ("sparse", "database.db"):
-            target = self.job.outputs / name
+        steps, names = self.job.steps, ("database.db", "sparse")
+        targets = [self.job.outputs / name for name in names]
+        steps.forget(*names)
+        for name, target in zip(names, targets, strict=True):
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(folder / name, target)
-        source = self.source(cameras)
-        self.job.steps.set_done("database.db", source)
-        self.job.steps.set_done("sparse", fingerprint(source, self.options.mapper))
+        steps.set_done(names[0], self.source(cameras), targets[0])
+        steps.set_done(names[1], self.model_source(cameras), targets[1])
 
 
 MAX_CAMERA_TRIALS = 3
@@ -297,7 +305,7 @@ def _build_and_check_cameras(
         The cameras and the models that agree best.
     """
     memory_path = build.job.outputs / "cameras.json"
-    first_source = fingerprint(build.source(cameras), build.options.mapper)
+    first_source = fingerprint(revisions.CAMERAS, build.model_source(cameras))
     memory = read_memory(memory_path)
     if memory.get("source") == first_source:
         cameras = CameraGroups(memory["groups"], memory["reason"])
@@ -321,7 +329,7 @@ def _build_and_check_cameras(
             break
         cameras, models = others
     remembered = {"source": first_source, "groups": cameras.groups, "reason": cameras.reason}
-    write_text(memory_path, json.dumps(remembered, indent=1))
+    write_memory(memory_path, remembered)
     return cameras, models
 
 
@@ -336,8 +344,7 @@ def _with_other_cameras(
 
     `first_error` is the median reprojection error with one camera per size.
     """
-    folder = build.job.outputs / "cameras.tmp"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = temporary_beside(build.job.outputs / "cameras")
     folder.mkdir()
     try:
         models = build(CameraGroups(groups), folder)
@@ -387,14 +394,14 @@ def _match_again(build: _Build, cameras: CameraGroups, label: str) -> tuple[_Bui
     job, steps = build.job, build.job.steps
     first = (build.feature_path, build.match_path)
     again_path = job.outputs / f"{label}-again.txt"
-    source = fingerprint(build.source(cameras), build.options.mapper)
-    if not (again_path.exists() and steps.is_done(again_path.name, source)):
+    source = build.model_source(cameras)
+    if not steps.is_done(again_path.name, source):
         with open_h5(first[0]) as features:  # without keypoints a photo is blank
             names = {name for pair in build.pairs for name in pair}
             usable = {name for name in names if len(read_keypoints(features, name))}
         pairs = [pair for pair in build.pairs if usable.issuperset(pair)]
         write_pairs(again_path, pairs_across_models(build(cameras), pairs))
-        steps.set_done(again_path.name, source)
+        steps.set_done(again_path.name, source, again_path)
     again = read_pairs(again_path, job.photos)
     if not again:
         return build, f"{AUTO}: {AUTO_MATCHERS[0]}"
@@ -404,11 +411,11 @@ def _match_again(build: _Build, cameras: CameraGroups, label: str) -> tuple[_Bui
     matching = choose_matching(replace(build.options, matcher=AUTO_MATCHERS[1]))
     second = replace(job, matching=matching).match(again, again_path.stem)
     both = (job.outputs / "feats-auto.h5", job.outputs / f"matches-auto_{label}.h5")
-    source = fingerprint(*map(file_fingerprint, (*first, *second)))
-    if not (all(path.exists() for path in both) and steps.is_done(both[1].name, source)):
+    source = fingerprint(revisions.JOINED, *map(file_fingerprint, (*first, *second)))
+    if not steps.is_done(both[1].name, source):
         join_features(first[0], second[0], both[0])
         join_matches(build.pairs, first, second, both[1])
-        steps.set_done(both[1].name, source)
+        steps.set_done(both[1].name, source, *both)
     described = f"{AUTO}: {AUTO_MATCHERS[0]}, then {AUTO_MATCHERS[1]} for {len(again)} pairs"
     if (layers := mean_layers_run(second[1], again)) is not None:
         described += f" ({layers:.1f} layers each)"
@@ -593,7 +600,8 @@ def summarize(
 
 
 def _model_dirs(model_dir: Path) -> list[Path]:
-    return sorted((path for path in model_dir.iterdir()), key=lambda path: int(path.name))
+    numbered = (path for path in model_dir.iterdir() if path.name.isdecimal())
+    return sorted(numbered, key=lambda path: int(path.name))
 
 
 def _remove_outputs(outputs: Path) -> None:
@@ -604,7 +612,6 @@ def _remove_outputs(outputs: Path) -> None:
         "photos.json",
         "steps.json",
         "cameras.json",
-        "cameras.tmp",
         "pairs-*.txt",
         "feats-*.h5*",
         "global-feats-*.h5*",
@@ -612,11 +619,10 @@ def _remove_outputs(outputs: Path) -> None:
         "correspondences-*.h5*",
         "database.db*",
         "sparse",
-        "sparse.tmp",
         "report.html",
     )
-    left_by_a_kill = [f".{pattern}.*.tmp" for pattern in patterns]
-    for pattern in (*patterns, *left_by_a_kill):
+    seals = [f".{pattern.rstrip('*')}.sha256" for pattern in patterns if "h5" in pattern]
+    for pattern in (*patterns, *seals):
         for path in outputs.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
-import time
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -18,14 +17,18 @@ import numpy as np
 import pycolmap
 
 from pipelines.command import run_guarded
+from pipelines.notes import Steps, read_memory, write_memory
 from pipelines.options import RETRIEVALS, make_executor
-from sfm_matchers import colmap_matching
+from sfm_matchers import colmap_matching, revisions
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.diagnosis import listed
 from sfm_matchers.errors import (
     InputError,
     MissingExtraError,
+    OutputError,
     PhotoChangedError,
+    SfmMatchersError,
+    one_line,
 )
 from sfm_matchers.features import extract_features
 from sfm_matchers.hloc import INSTALL, is_installed
@@ -34,6 +37,7 @@ from sfm_matchers.images import (
     decoded_size,
     find_images,
     mask_names,
+    mask_path,
     photo_fingerprint,
     read_mask_and_way_up,
 )
@@ -47,18 +51,20 @@ from sfm_matchers.localization import (
     intrinsics_by_source,
 )
 from sfm_matchers.matching import Executor, match_features, match_images
+from sfm_matchers.models import read_model
 from sfm_matchers.pairs import query_pairs
 from sfm_matchers.protocols import SparseMatcher
 from sfm_matchers.retrieval import extract_vlad
 from sfm_matchers.storage import (
+    GOES_ON,
     Pair,
     exclusive,
     file_fingerprint,
     fingerprint,
+    is_of_full_disk,
     read_pairs,
     remove_staged,
     write_pairs,
-    write_text,
 )
 from sfm_matchers.triangulation import triangulate
 
@@ -91,54 +97,51 @@ def run_command(outputs: Path, job: Callable[[], int], shard: str | None = None)
                     logger.warning("%s. Beginning again with the photos as they are now", error)
             return job()
 
-    return run_guarded(alone)
+    def within_the_disk() -> int:
+        temporary = Path(tempfile.gettempdir())
+        try:
+            return alone()
+        except SfmMatchersError:
+            raise
+        except Exception as error:  # libraries fail in any way on a full disk
+            if not is_of_full_disk(error, outputs, temporary):
+                raise
+            raise OutputError(
+                f"no space is left for {outputs} or for temporary files in {temporary} "
+                f"({one_line(error)}). {GOES_ON}"
+            ) from error
+
+    return run_guarded(within_the_disk)
 
 
 class CheckedPhoto(NamedTuple):
-    """A photo that can be decoded: its (width, height), and a hash of its content and mask."""
+    """A photo that can be decoded.
+
+    Attributes:
+        size: (width, height).
+        fingerprint: of its content and mask.
+        stamps: of the files of both, when they were read; see `MatchingJob.check_photos_unchanged`.
+    """
 
     size: tuple[int, int]
     fingerprint: str
+    stamps: tuple[Stamp | None, ...] = ()
 
 
-@dataclass
-class Steps:
-    """The steps of one run: their seconds, and what the finished ones were computed from."""
-
-    path: Path
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def timed(self, name: str, step: Callable[[], Any]) -> Any:
-        """Run a step and note its seconds; those of one name add up."""
-        start = time.monotonic()
-        result = step()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-        return result
-
-    def is_done(self, name: str, source: str) -> bool:
-        """True if a finished step was computed from `source`; says so if it has changed."""
-        recorded = self._read().get(name)
-        if recorded is not None and recorded != source:
-            logger.info("%s: photos, matches or settings have changed, it is made again", name)
-        return recorded == source
-
-    def set_done(self, name: str, source: str) -> None:
-        """Note what a finished step was computed from."""
-        write_text(self.path, json.dumps({**self._read(), name: source}, indent=1))
-
-    def _read(self) -> dict[str, str]:
-        return read_memory(self.path)
+Stamp = tuple[int, int, int]
 
 
-def read_memory(path: Path) -> dict[str, Any]:
-    """What an earlier run noted; nothing if there was none, or if the file is damaged."""
-    if not path.exists():
-        return {}
+def _stamp(path: Path | None) -> Stamp | None:
+    """What changes when a file is written or replaced."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        logger.warning("%s is damaged: what it remembers is done again", path)
-        return {}
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def _stamps(image_dir: Path, name: str, mask_dir: Path | None) -> tuple[Stamp | None, ...]:
+    return (_stamp(image_dir / name), _stamp(mask_path(mask_dir, name, image_dir)))
 
 
 def check_photos(
@@ -165,6 +168,8 @@ def check_photos(
     if names is None:
         names = find_images(image_dir, outputs=outputs, mask_dir=mask_dir)
 
+    stamps = {name: _stamps(image_dir, name, mask_dir) for name in names}
+
     def check(name: str) -> dict[str, Any]:
         if not (image_dir / name).is_file():
             return {"unreadable": f"{image_dir / name} is missing"}
@@ -182,7 +187,7 @@ def check_photos(
 
     with ThreadPoolExecutor() as executor:
         found = dict(zip(names, executor.map(check, names), strict=True))
-    write_text(cache_path, json.dumps({**cache, **found}, indent=1))
+    write_memory(cache_path, {**cache, **found})
     for name in names:
         if "unreadable" in found[name]:
             logger.warning("left out: %s", found[name]["unreadable"])
@@ -190,6 +195,7 @@ def check_photos(
         name: CheckedPhoto(
             tuple(found[name]["size"]),
             photo_fingerprint(found[name]["content"], mask_dir, name, image_dir),
+            stamps[name],
         )
         for name in names
         if "unreadable" not in found[name]
@@ -379,25 +385,38 @@ class MatchingJob:
             existing: see `keypoints.aggregate`.
         """
         if isinstance(self.conf, SparseConf):
-            return self._match_features(self.conf, pairs, label)
-        stem = self.conf.output.replace("matches-", "feats-")
+            found = self._match_features(self.conf, pairs, label)
+        else:
+            found = self._match_photos(self.conf, pairs, label, map_features, existing)
+        self.check_photos_unchanged()
+        return found
+
+    def _match_photos(
+        self,
+        conf: DetectorFreeConf,
+        pairs: Sequence[Pair],
+        label: str,
+        map_features: Path | None,
+        existing: Existing,
+    ) -> tuple[Path, Path]:
+        """Match without a detector; see `match`."""
+        stem = conf.output.replace("matches-", "feats-")
         feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
-        match_path = self.outputs / f"{self.conf.output}_{label}.h5"
+        match_path = self.outputs / f"{conf.output}_{label}.h5"
         source = fingerprint(
+            revisions.MATCHES,
+            revisions.KEYPOINTS,
             pairs,
             self.fingerprints(_names(pairs)),
-            asdict(replace(self.conf, min_inlier_ratio=0)),  # only verification looks at it
+            asdict(replace(conf, min_inlier_ratio=0)),  # only verification looks at it
             _weights_fingerprint(self.matching),
         )
         raw_path = _correspondence_path(match_path)
-        is_dropped = not raw_path.exists() and feature_path.exists() and match_path.exists()
-        if not (is_dropped and self.steps.is_done(match_path.name, source)):
-            self._match_images(self.conf, pairs, raw_path)
-            self._aggregate(
-                self.conf, pairs, raw_path, feature_path, match_path, existing, map_features
-            )
+        if raw_path.exists() or not self.steps.is_done(match_path.name, source):
+            self._match_images(conf, pairs, raw_path)
+            self._aggregate(conf, pairs, raw_path, feature_path, match_path, existing, map_features)
         if self.drop_raw_matches:
-            self.steps.set_done(match_path.name, source)
+            self.steps.set_done(match_path.name, source, feature_path, match_path)
             remove_staged(raw_path)
         return feature_path, match_path
 
@@ -408,6 +427,28 @@ class MatchingJob:
         else:
             match_path = self.outputs / f"{self.conf.output}_{label}.h5"
             self._match_images(self.conf, pairs, _correspondence_path(match_path))
+
+    def check_photos_unchanged(self) -> None:
+        """Look whether the photos and masks are those that the run has begun with.
+
+        Raises:
+            PhotoChangedError: some are not, so what was made of them is of no use.
+        """
+        changed = {}
+        for name, photo in self.photos.items():
+            if not photo.stamps or photo.stamps == _stamps(self.image_dir, name, self.mask_dir):
+                continue
+            path = self.image_dir / name
+            try:
+                content = photo_fingerprint(
+                    file_fingerprint(path), self.mask_dir, name, self.image_dir
+                )
+            except OSError:
+                content = ""
+            if content != photo.fingerprint:
+                changed[name] = f"{path} has changed since this run began"
+        if changed:
+            raise PhotoChangedError(changed)
 
     def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
         """Return the fingerprint of each of some photos."""
@@ -563,14 +604,16 @@ def triangulated_map(
         for image in reference.images.values()
         if image.has_pose
     ]
-    source = fingerprint(known, file_fingerprint(match_path), sorted(views))
-    if job.steps.is_done(model_dir.name, source) and (model_dir / "points3D.bin").exists():
-        return pycolmap.Reconstruction(model_dir), feature_path
+    source = fingerprint(
+        revisions.TRIANGULATION, known, file_fingerprint(match_path), sorted(views)
+    )
+    if job.steps.is_done(model_dir.name, source):
+        return read_model(model_dir), feature_path
     model = job.steps.timed(
         "triangulation",
         lambda: triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path),
     )
-    job.steps.set_done(model_dir.name, source)
+    job.steps.set_done(model_dir.name, source, model_dir)
     return model, feature_path
 
 

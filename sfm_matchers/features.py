@@ -32,6 +32,7 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
+from . import revisions
 from .confs import build
 from .errors import InputError, MissingExtraError, PhotoChangedError, WeightsError, one_line
 from .images import (
@@ -554,7 +555,10 @@ def extract_features(
         MissingExtraError, WeightsError: as `load_extractor`.
     """
     staged = StagedFile(feature_path)
-    wanted = {name: fingerprint(conf, digest) for name, digest in image_fingerprints.items()}
+    wanted = {
+        name: fingerprint(revisions.FEATURES, conf, digest)
+        for name, digest in image_fingerprints.items()
+    }
     missing = [name for name in sorted(wanted) if not staged.is_current(name, wanted[name])]
     if missing:
         extractor = load_extractor(conf["model"], device)

@@ -1,29 +1,126 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and what tells whether they have changed."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import hashlib
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+# Of `temporary_beside`; SQLite puts files of its own beside a database.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(-wal|-shm|-journal)?")
+
+# Opening an SQLite database with pycolmap counts up two numbers of its header.
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_SQLITE_COUNTERS = (slice(24, 28), slice(92, 96))
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a name in the folder of `path` that is hidden and nobody else's."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """Give a name in the folder of `path` to write to; it takes its place if the block succeeds.
 
     The folder is made. The name is hidden and nobody else's, so that several processes may write
     the same file.
 
+    Args:
+        path: what is to be replaced.
+        lasting: wait until the disk has the content. It takes milliseconds.
+
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
+        if lasting:
+            flush(temporary)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            for left in path.parent.glob(glob.escape(temporary.name) + "*"):
+                left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: it is there, and empty; what lies at `path` is deleted afterwards.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = temporary_beside(path), temporary_beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in files_below(temporary):
+            flush(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    finally:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until the disk has what was written to a file.
+
+    Raises:
+        OSError: it is not there, or could not be written.
+    """
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def files_below(path: Path) -> list[Path]:
+    """Return a file itself, or all files in a folder and below it, in order; none if not there."""
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def remove_left_behind(folder: Path) -> None:
+    """Delete what killed runs have left half-written in an output folder and those in it.
+
+    No other run may be writing there.
+    """
+    for pattern in (".*.tmp*", "*/.*.tmp*"):
+        for path in list(folder.glob(pattern)):
+            if _TEMPORARY.fullmatch(path.name):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+
+
+def content_hash(path: Path) -> str:
+    """Return a short hash of a file's content, of what opening does not change in it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        block = stream.read(1 << 20)
+        if block.startswith(_SQLITE_MAGIC):
+            head = bytearray(block)
+            for counter in _SQLITE_COUNTERS:
+                head[counter] = bytes(len(head[counter]))
+            block = bytes(head)
+        while block:
+            digest.update(block)
+            block = stream.read(1 << 20)
+    return digest.hexdigest()[:16]

@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from . import revisions
 from .errors import InputError, one_line
 from .storage import file_fingerprint, fingerprint, name_faults
 
@@ -39,9 +40,6 @@ OUTPUT_MARKS = ("photos.json", "steps.json")
 
 # What a run draws into its outputs.
 REPORT_PICTURES = ("model.png", "match_graph.png", "strongest_pair.png", "weakest_pair.png")
-
-# Of how photos and masks are read. What was computed from them before it was raised is made again.
-_REVISION = 2
 
 BYTES_PER_PIXEL = 6  # at most, while a photo is decoded
 DECODING_BYTES = 1 << 30  # of all photos that are decoded at once; a larger one is decoded alone
@@ -512,7 +510,7 @@ def photo_fingerprint(
         mask_dir, name, image_dir: see `mask_path`.
     """
     path = mask_path(mask_dir, name, image_dir)
-    return fingerprint(_REVISION, content, None if path is None else file_fingerprint(path))
+    return fingerprint(revisions.PHOTOS, content, None if path is None else file_fingerprint(path))
 
 
 def read_photo(

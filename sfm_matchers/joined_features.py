@@ -12,7 +12,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .files import replacing
 from .storage import (
     Pair,
     find_pair,
@@ -23,6 +22,7 @@ from .storage import (
     read_keypoints,
     read_matches,
     read_numbers,
+    written_whole,
 )
 
 
@@ -40,7 +40,7 @@ def join_features(first: Path, second: Path, output: Path) -> None:
     with (
         open_h5(first) as file0,
         open_h5(second) as file1,
-        replacing(output) as temporary,
+        written_whole(output) as temporary,
         h5py.File(temporary, "w") as joined,
     ):
         for name in list_groups(first):
@@ -74,7 +74,7 @@ def join_matches(
         open_h5(first[1]) as matches0,
         open_h5(second[0]) as features1,
         open_h5(second[1]) as matches1,
-        replacing(output) as temporary,
+        written_whole(output) as temporary,
         h5py.File(temporary, "w") as joined,
     ):
         for pair in pairs:

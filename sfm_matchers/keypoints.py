@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from . import revisions
 from .errors import InputError
 from .keypoint_refinement import SnappedMatches, refine_keypoints
 from .storage import (
@@ -700,7 +701,8 @@ class _Provenance:
         for pair in sorted(versions):
             for name in pair:
                 sources.setdefault(name, []).append((*pair, versions[pair]))
-        self.of_image = {name: fingerprint(asdict(options), sources[name]) for name in sources}
+        settings = (revisions.KEYPOINTS, asdict(options))
+        self.of_image = {name: fingerprint(settings, sources[name]) for name in sources}
 
     def add_keypoints(self, name: str, keypoints: np.ndarray) -> None:
         content = np.ascontiguousarray(keypoints, dtype=np.float32).tobytes()
@@ -708,7 +710,7 @@ class _Provenance:
 
     def of_pair(self, pair: Pair) -> str:
         keypoints = [self._contents[name] for name in pair]
-        return fingerprint(self.versions[pair], keypoints, self._max_error)
+        return fingerprint(revisions.KEYPOINTS, self.versions[pair], keypoints, self._max_error)
 
 
 def _open_fixed_keypoints(

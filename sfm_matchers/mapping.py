@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .cameras import CameraGroups
-from .errors import InputError, one_line
+from .errors import InputError, SfmMatchersError, one_line
 from .images import open_photo, read_image
 from .intrinsics import (
     GivenCamera,
@@ -32,7 +31,19 @@ from .intrinsics import (
     format_params,
     parse_params,
 )
-from .storage import Pair, holds, open_h5, read_keypoints, read_matches, unique_pairs
+from .models import write_model
+from .storage import (
+    Pair,
+    Space,
+    folder_written_whole,
+    holds,
+    is_of_full_disk,
+    open_h5,
+    read_keypoints,
+    read_matches,
+    unique_pairs,
+    written_whole,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +191,7 @@ def read_image_ids(database: pycolmap.Database) -> dict[str, int]:
 
 def import_features(database_path: Path, feature_path: Path) -> None:
     """Write the keypoints of every photo of the database; a photo without features gets none."""
+    space = Space(database_path.parent)
     with (
         pycolmap.Database.open(database_path) as database,
         pycolmap.DatabaseTransaction(database),
@@ -190,7 +202,14 @@ def import_features(database_path: Path, feature_path: Path) -> None:
             if holds(features, image.name):
                 camera = database.read_camera(image.camera_id)
                 keypoints = read_keypoints(features, image.name, (camera.width, camera.height))
+            space.take(_row_bytes(keypoints.size * 4))
             database.write_keypoints(image.image_id, (keypoints + 0.5).astype(np.float32))
+
+
+def _row_bytes(num_bytes: int) -> int:
+    """Bytes of a row of a database with so much data in it."""
+    page = 4096  # what does not fit into one has pages of its own
+    return 1000 + (num_bytes if num_bytes < page else page * -(-num_bytes // page))
 
 
 def import_matches(
@@ -214,6 +233,7 @@ def import_matches(
         InputError: the match file lacks a pair, or was made with other features.
     """
     num_matched = 0
+    space = Space(database_path.parent)
     with (
         pycolmap.Database.open(database_path) as database,
         pycolmap.DatabaseTransaction(database),
@@ -231,6 +251,7 @@ def import_matches(
             if min_match_score is not None:
                 matches = matches[scores > min_match_score]
             if len(matches):
+                space.take(2 * _row_bytes(8 * len(matches)))  # and what verification adds
                 database.write_matches(
                     image_ids[name0], image_ids[name1], matches.astype(np.uint32)
                 )
@@ -383,19 +404,15 @@ def build_database(
     Returns:
         The number of verified pairs.
     """
-    temporary = database_path.with_name(database_path.name + ".tmp")
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
-    create_database(temporary, image_dir, cameras, camera_options)
-    import_features(temporary, feature_path)
-    import_matches(temporary, pairs, match_path, min_match_score)
-    if verify:
-        guess_wide_focal_lengths(temporary)
-        num_verified = verify_geometry(temporary, min_inlier_ratio)
-    else:
-        num_verified = accept_matches(temporary)
-    os.replace(temporary, database_path)
-    return num_verified
+    with written_whole(database_path) as temporary:
+        Space(database_path.parent).take(1000 * sum(map(len, cameras.groups)))
+        create_database(temporary, image_dir, cameras, camera_options)
+        import_features(temporary, feature_path)
+        import_matches(temporary, pairs, match_path, min_match_score)
+        if verify:
+            guess_wide_focal_lengths(temporary)
+            return verify_geometry(temporary, min_inlier_ratio)
+        return accept_matches(temporary)
 
 
 def reconstruct(
@@ -436,12 +453,10 @@ def reconstruct(
     check_mapper(mapper)
     fixed, fixed_intrinsics = _fixed_cameras(database_path, fixed_intrinsics)
     check_mapper(mapper, some_fixed=bool(fixed))
-    temporary = model_dir.with_name(model_dir.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    work_dir = temporary / "work"
-    work_dir.mkdir(parents=True)
-    try:
-        with quiet_colmap():
+    with folder_written_whole(model_dir) as temporary:
+        work_dir = temporary / "work"
+        work_dir.mkdir()
+        with _naming_failed_checks(temporary), quiet_colmap():
             models = _run_mapper(
                 database_path,
                 image_dir,
@@ -453,24 +468,30 @@ def reconstruct(
                 robust,
                 incremental_options or {},
             )
-    except InputError:  # which is a ValueError too
+        shutil.rmtree(work_dir)
+        ordered = sorted(
+            (model for model in models if model.num_points3D()),
+            key=lambda model: (-model.num_reg_images(), -model.num_points3D()),
+        )
+        for index, model in enumerate(ordered):
+            _color_points_of_undecoded(model, image_dir)
+            write_model(model, temporary / str(index))
+    return ordered
+
+
+@contextlib.contextmanager
+def _naming_failed_checks(folder: Path) -> Iterator[None]:
+    """Turn what a failed check of COLMAP's own raises, unless the disk is full, into one line."""
+    try:
+        yield
+    except SfmMatchersError:  # which may be a ValueError too
         raise
-    except (ValueError, RuntimeError) as error:  # a check of COLMAP's own has failed
+    except (ValueError, RuntimeError) as error:
+        if is_of_full_disk(error, folder):
+            raise
         raise InputError(
             f"COLMAP cannot map these keypoints and matches: {one_line(error)}"
         ) from error
-    ordered = sorted(
-        (model for model in models if model.num_points3D()),
-        key=lambda model: (-model.num_reg_images(), -model.num_points3D()),
-    )
-    for index, model in enumerate(ordered):
-        _color_points_of_undecoded(model, image_dir)
-        (temporary / str(index)).mkdir()
-        model.write(temporary / str(index))
-    shutil.rmtree(work_dir)
-    shutil.rmtree(model_dir, ignore_errors=True)
-    os.replace(temporary, model_dir)
-    return ordered
 
 
 def check_mapper(mapper: str, *, some_fixed: bool = False) -> None:

@@ -1,29 +1,32 @@
-"""COLMAP models as users have them: the folder or one above it, by COLMAP or by hand."""
+"""COLMAP models as users have them, in the folder or below, by COLMAP or by hand; written whole."""
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pycolmap
 
-from .errors import InputError, one_line
+from .errors import InputError, OutputError, one_line
+from .files import flush, temporary_beside
+from .model_tables import TABLES, check_tables, counts_of, has_tables
 from .names import check_name
-from .storage import read_text
+from .storage import GOES_ON, read_text, writing
 
 logger = logging.getLogger(__name__)
 
 # Where a model lies below the folder that users name.
 SUBFOLDERS = ("", "0", "sparse/0", "sparse")
-TABLES = ("cameras", "images", "points3D")
 WORDS_OF_IMAGE = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; a name may have more
 
 
 def read_model(path: str | Path) -> pycolmap.Reconstruction:
-    """Read a COLMAP model.
+    """Read a COLMAP model; every command does it here.
 
+    Nothing in it makes pycolmap take memory without end, or fail later: see `model_tables`.
     Text models written by hand may lack ``points3D.txt``, and the second line of each image in
     ``images.txt``, which COLMAP leaves empty where there are no points.
 
@@ -33,17 +36,65 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
     Raises:
         InputError: there is no model, or it cannot be read.
     """
-    folder = _model_folder(Path(path))
-    if folder != Path(path):
-        logger.info("The model is %s", folder)
     try:
-        read = _read_by_hand if _is_by_hand(folder) else pycolmap.Reconstruction
-        model = read(folder)
-    except (ValueError, RuntimeError, OSError, IndexError) as error:
+        folder = _model_folder(Path(path))
+        if folder != Path(path):
+            logger.info("The model is %s", folder)
+        if has_tables(folder):
+            check_tables(folder)
+            model = pycolmap.Reconstruction(folder)
+        else:
+            by_hand = _is_by_hand(folder)
+            model = _read_by_hand(folder) if by_hand else pycolmap.Reconstruction(folder)
+            _check_as_tables(model)
+    except Exception as error:  # of text that makes no sense pycolmap raises anything
         raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
     for image in model.images.values():
         check_name(image.name, path)
     return model
+
+
+def _check_as_tables(model: pycolmap.Reconstruction) -> None:
+    """Look through a model that was text; raise InputError if it cannot be."""
+    with tempfile.TemporaryDirectory() as name:
+        model.write_binary(name)
+        check_tables(Path(name))
+
+
+def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model into a folder, table by table, after a look whether all of it is there.
+
+    pycolmap says nothing where the disk is full. Other files of the folder stay.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = temporary_beside(folder / "model")
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            model.write(temporary)
+            check_written(model, temporary)
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_written(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raise OutputError if a folder does not hold all of a model; wait until the disk has it."""
+    try:
+        is_whole = check_tables(folder) == counts_of(model)
+    except InputError:
+        is_whole = False
+    if not is_whole:
+        raise OutputError(
+            f"cannot write {folder}: what was written is cut off, is the disk full? {GOES_ON}"
+        )
+    with writing(folder):
+        for table in (*TABLES, "rigs", "frames"):
+            if (folder / f"{table}.bin").exists():
+                flush(folder / f"{table}.bin")
 
 
 def _model_folder(path: Path) -> Path:

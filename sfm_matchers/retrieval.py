@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from . import revisions
 from .errors import InputError
 from .storage import StagedFile, fingerprint, open_h5, read_finite_numbers, read_numbers
 
@@ -53,7 +54,7 @@ def extract_vlad(
     if names and not vocabulary_names:
         raise InputError("there is no photo to learn the vocabulary of the retrieval from")
     learned_from = sorted((name, image_fingerprints[name]) for name in vocabulary_names)
-    source = fingerprint("vlad", NUM_VISUAL_WORDS, learned_from)
+    source = fingerprint(revisions.GLOBAL_DESCRIPTORS, "vlad", NUM_VISUAL_WORDS, learned_from)
     wanted = {name: fingerprint(source, image_fingerprints[name]) for name in names}
     missing = [name for name in names if not staged.is_current(name, wanted[name])]
     if missing:

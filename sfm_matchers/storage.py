@@ -36,7 +36,7 @@ import h5py
 import numpy as np
 
 from .errors import InputError, OutputError, SfmMatchersError, one_line
-from .files import replacing
+from .files import content_hash, remove_left_behind, replacing, replacing_folder
 from .hdf5_items import dataset_names, find_item, read_dataset
 from .names import check_name, checked_names, name_fault
 
@@ -143,35 +143,96 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with _replacing(path) as temporary:
+    with written_whole(path) as temporary:
         # Folders may have names that are not UTF-8, which a report tells.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, *, lasting: bool = True) -> Iterator[Path]:
     """As `files.replacing`.
 
     Raises:
         OutputError: it cannot be written.
     """
+    with writing(path), replacing(path, lasting=lasting) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """As `files.replacing_folder`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(path), replacing_folder(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what libraries raise inside the ``with`` block where they cannot write to `path`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        with replacing(path) as temporary:
-            yield temporary
+        yield
     except SfmMatchersError:
         raise
-    except (OSError, RuntimeError) as error:  # HDF5 has both
-        reason = "no space is left" if _disk_is_full(path.parent) else error
-        raise OutputError(
-            f"cannot write {path}: {reason}. What is done is kept: the same command goes on from it"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        is_full = is_of_full_disk(error, path.parent)
+        if isinstance(error, RuntimeError) and not is_full and "errno" not in str(error):
+            raise  # HDF5 tells the errno, others have computed something
+        reason = "no space is left" if is_full else one_line(error)
+        raise OutputError(f"cannot write {path}: {reason}. {GOES_ON}") from error
+
+
+GOES_ON = "What is done is kept: the same command goes on from it"
+_FULL_DISK = ("no space left", "disk is full", "disk full", "errno = 28", "quota exceeded")
+LEAST_SPACE = 1 << 20  # bytes
+
+
+def is_of_full_disk(error: BaseException, *folders: Path) -> bool:
+    """True if an error says so, or if no space is left in one of the folders."""
+    said = str(error).lower()
+    return any(words in said for words in _FULL_DISK) or any(map(_disk_is_full, folders))
 
 
 def _disk_is_full(folder: Path) -> bool:
     try:
-        return shutil.disk_usage(folder).free < 1 << 20
+        return shutil.disk_usage(folder).free < LEAST_SPACE
     except OSError:
         return False
+
+
+class Space:
+    """Space for an SQLite database: on a full disk pycolmap ends the process, without an error.
+
+    Args:
+        folder: where the database grows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Call it before so many bytes are added to the database.
+
+        Raises:
+            OutputError: there may not be enough space.
+        """
+        self._taken += num_bytes
+        # What is written lies in a journal first, and then in the database too.
+        needed = LEAST_SPACE + 3 * self._taken
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise OutputError(
+                f"cannot write to {self._folder}: no space is left ({free >> 20} MB are free, "
+                f"{(needed >> 20) + 1} MB may be needed). {GOES_ON}"
+            )
 
 
 def names_to_pair(name0: str, name1: str, separator: str = "/") -> str:
@@ -200,6 +261,8 @@ def unique_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
     """Keep other runs out of an output folder; a killed run leaves no lock behind.
 
+    What it left half-written is deleted by the next one that is alone.
+
     Args:
         folder: the output folder.
         share: None for a run that must be alone. The name of a share lets runs with other shares
@@ -225,6 +288,8 @@ def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
             raise InputError(
                 f"another run is working in {folder}: wait for its end, or give another folder"
             ) from error
+        if share is None:
+            remove_left_behind(folder)
         yield
 
 
@@ -571,11 +636,7 @@ def fingerprint(*parts: Any) -> str:
 
 def file_fingerprint(path: Path) -> str:
     """Return a short hash of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return content_hash(path)
 
 
 def _parts_dir(path: Path) -> Path:
@@ -615,7 +676,7 @@ class StagedFile:
         self._part_of: dict[str, Path] = {}
         self._fingerprints: dict[str, str | None] = {}
         if self.path.exists():
-            self._fingerprints |= _read_fingerprints(self.path)
+            self._fingerprints |= _intact_entries(self.path)
         for part in sorted(self._parts_dir.rglob("*.h5")):
             for name, entry_fingerprint in _read_part(part).items():
                 if (wanted or {}).get(name) in (None, entry_fingerprint):
@@ -637,10 +698,15 @@ class StagedFile:
     def add(self, entries: Mapping[str, Arrays], fingerprints: Mapping[str, str]) -> None:
         """Store finished entries (group name -> datasets) so that a killed process keeps them."""
         part = self._parts_dir / f"{self._next_part:08d}.h5"
-        with _replacing(part) as temporary, h5py.File(str(temporary), "w") as file:
+        # Whether a part is whole is seen when it is read: nobody need wait for the disk.
+        with (
+            written_whole(part, lasting=False) as temporary,
+            h5py.File(str(temporary), "w") as file,
+        ):
             for name, arrays in entries.items():
                 group = file.create_group(name)
                 group.attrs["fingerprint"] = fingerprints[name]
+                group.attrs["checksum"] = _checksum(name, fingerprints[name], arrays)
                 for key, array in arrays.items():
                     group.create_dataset(key, data=array, **_compression(array))
         self._next_part += 1
@@ -651,39 +717,88 @@ class StagedFile:
     def commit(self) -> Path:
         """Merge all parts into the file and return its path. Does nothing if there are none."""
         if self._part_of or not self.path.exists():
-            self._merge()
+            self._merge({name: self._part_of.get(name, self.path) for name in self._fingerprints})
         shutil.rmtree(self._parts_dir, ignore_errors=True)
         self._part_of.clear()
         self._next_part = 0
         return self.path
 
-    def _merge(self) -> None:
-        with (
-            _replacing(self.path) as temporary,
-            contextlib.ExitStack() as stack,
-            h5py.File(str(temporary), "w") as merged,
-        ):
-            source: Path | None = None
-            opened: dict[Path, h5py.File] = {}
-            for name in sorted(self._fingerprints):
-                source = self._part_of.get(name, self.path)
-                if source not in opened:
-                    if len(opened) >= 64:
-                        stack.pop_all().close()
-                        opened.clear()
-                    opened[source] = stack.enter_context(open_h5(source))
-                parent = merged.require_group(name.rpartition("/")[0] or "/")
-                self._copy(opened[source], name, parent)
+    def _merge(self, files: Mapping[str, Path]) -> None:
+        """Write entries (name -> the file that holds it) to the file, and its seal."""
+        is_ours = None not in self._fingerprints.values()
+        if is_ours:
+            write_text(_seal_path(self.path), "")
+        else:
+            _seal_path(self.path).unlink(missing_ok=True)
+        copy_entries(files, self.path)
+        if is_ours:
+            _seal(self.path)
 
-    def _copy(self, source: h5py.File, name: str, parent: h5py.Group) -> None:
-        """Raise InputError if the source is damaged, OSError if the target cannot be written."""
-        try:
-            with _naming_damage(source.filename, name):
-                source.copy(name, parent, name=name.rpartition("/")[2])
-        except InputError as error:
-            if _disk_is_full(self.path.parent):
-                raise OSError(str(error)) from error
-            raise
+
+def copy_entries(files: Mapping[str, Path], output: Path) -> None:
+    """Write a file of entries (name -> the file that holds it), in the order of their names.
+
+    Raises:
+        InputError: a file is damaged.
+        OutputError: the new one cannot be written.
+    """
+    with (
+        written_whole(output) as temporary,
+        contextlib.ExitStack() as stack,
+        h5py.File(str(temporary), "w") as merged,
+    ):
+        opened: dict[Path, h5py.File] = {}
+        for name in sorted(files):
+            source = files[name]
+            if source not in opened:
+                if len(opened) >= 64:
+                    stack.pop_all().close()
+                    opened.clear()
+                opened[source] = stack.enter_context(open_h5(source))
+            parent = merged.require_group(name.rpartition("/")[0] or "/")
+            _copy_entry(opened[source], name, parent, output.parent)
+
+
+def _copy_entry(source: h5py.File, name: str, parent: h5py.Group, folder: Path) -> None:
+    """Raise InputError if the source is damaged, OSError if the target cannot be written."""
+    try:
+        with _naming_damage(source.filename, name):
+            source.copy(name, parent, name=name.rpartition("/")[2])
+    except InputError as error:
+        if is_of_full_disk(error, folder):
+            raise OSError(str(error)) from error
+        raise
+
+
+# ---------------------------------------------------------------------------------------------
+# HDF5: noticing damage
+#
+# Every entry has a checksum of its datasets. To read all of them takes long where there are
+# hundreds of thousands, so a small file beside, the seal, has the hash of the file whose entries
+# were found intact; it also says that all of them were made by this program, and can be made again.
+
+
+def _seal_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256")
+
+
+def _seal(path: Path) -> None:
+    write_text(_seal_path(path), file_fingerprint(path))
+
+
+def _is_sealed(path: Path) -> bool:
+    seal = _seal_path(path)
+    return seal.exists() and seal.read_bytes() == file_fingerprint(path).encode()
+
+
+def _checksum(name: str, source: str | None, arrays: Mapping[str, Any]) -> str:
+    """Return a hash of an entry: its name, what it was computed from, its datasets."""
+    digest = hashlib.sha256(repr((name, source)).encode())
+    for key in sorted(arrays):
+        array = np.ascontiguousarray(arrays[key])
+        digest.update(repr((key, array.dtype.str, np.shape(arrays[key]))).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _read_fingerprints(path: Path) -> dict[str, str | None]:
@@ -696,14 +811,82 @@ def _read_fingerprints(path: Path) -> dict[str, str | None]:
         return {name: read_fingerprint(file, name) for name in list_groups(path)}
 
 
-def _read_part(path: Path) -> dict[str, str | None]:
-    """The same of an uncommitted part, which is deleted where it is damaged."""
-    try:
+def _sound_entries(path: Path, *, is_ours: bool) -> tuple[dict[str, str | None], int]:
+    """The same of the entries that are as they were written, and the number of the others.
+
+    Args:
+        path: the file.
+        is_ours: this program has made all of it. Otherwise entries without checksum are of other
+            tools, or of earlier versions, and are taken as they are.
+
+    Raises:
+        InputError: the file cannot be read, or an entry of another tool cannot.
+    """
+    sound: dict[str, str | None] = {}
+    num_damaged = 0
+    with open_h5(path) as file:
+        for name in list_groups(path):
+            source, checksum = None, None
+            try:
+                with _naming_damage(path, name):
+                    source, checksum = map(file[name].attrs.get, ("fingerprint", "checksum"))
+                arrays = read_group(file, name)
+            except InputError:
+                if not is_ours and checksum is None:
+                    raise
+                checksum, arrays = "", {}
+            source = None if source is None else str(source)
+            if (checksum is None and not is_ours) or checksum == _checksum(name, source, arrays):
+                sound[name] = source
+            else:
+                num_damaged += 1
+    return sound, num_damaged
+
+
+def _intact_entries(path: Path) -> dict[str, str | None]:
+    """Return the entries of a file, and what each was computed from.
+
+    A file that is not as it was written is written again, without its damaged entries.
+
+    Raises:
+        InputError: the file cannot be read, and this program cannot make it again.
+    """
+    if _is_sealed(path):
         return _read_fingerprints(path)
+    is_ours = _seal_path(path).exists()
+    is_changed = is_ours and _seal_path(path).stat().st_size > 0
+    try:
+        sound, num_damaged = _sound_entries(path, is_ours=is_ours)
     except InputError as error:
-        logger.warning("%s: what it held is done again", error)
+        if not is_ours:
+            raise
+        logger.warning("%s; all it held is made again", error)
+        path.unlink()
+        return {}
+    if num_damaged or is_changed:
+        logger.warning(
+            "%s is not as it was written: %d of its %d entries are damaged and made again",
+            path,
+            num_damaged,
+            num_damaged + len(sound),
+        )
+        copy_entries(dict.fromkeys(sound, path), path)
+    if None not in sound.values():
+        _seal(path)
+    return sound
+
+
+def _read_part(path: Path) -> dict[str, str | None]:
+    """The same of an uncommitted part, which is deleted where nothing of it can be read."""
+    try:
+        sound, num_damaged = _sound_entries(path, is_ours=True)
+    except InputError as error:
+        logger.warning("%s; what it held is done again", error)
         path.unlink(missing_ok=True)
         return {}
+    if num_damaged:
+        logger.warning("%s: %d damaged entries are done again", path, num_damaged)
+    return sound
 
 
 def _compression(array: np.ndarray) -> dict[str, Any]:
@@ -718,5 +901,6 @@ def _compression(array: np.ndarray) -> dict[str, Any]:
 
 def remove_staged(path: Path) -> None:
     """Delete a staged file together with its unmerged parts."""
-    Path(path).unlink(missing_ok=True)
+    for file in (Path(path), _seal_path(Path(path))):
+        file.unlink(missing_ok=True)
     shutil.rmtree(_parts_dir(path), ignore_errors=True)

@@ -17,6 +17,7 @@ import pycolmap
 from tqdm import tqdm
 
 from .errors import InputError
+from .files import flush, remove_left_behind, temporary_beside
 from .hdf5_items import find_item
 from .mapping import (
     accept_matches,
@@ -27,7 +28,8 @@ from .mapping import (
     verify_geometry,
     write_inliers,
 )
-from .storage import Pair, open_h5
+from .models import check_written
+from .storage import Pair, Space, open_h5, writing
 
 logger = logging.getLogger(__name__)
 
@@ -78,34 +80,39 @@ def triangulate(
     unposed = [image.name for image in reference.images.values() if not image.has_pose]
     if unposed:
         raise InputError(f"the model has no pose of {unposed[0]}: leave it out of the model")
-    temporary = model_dir / "triangulation.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    database_path = temporary / "database.db"
-    create_database_of_model(reference, database_path)
-    import_features(database_path, feature_path)
-    num_matched = import_matches(database_path, pairs, match_path, min_match_score)
-    if verification == "two_view":
-        verify_geometry(database_path)
-    elif verification == "none":
-        accept_matches(database_path)
-    else:
-        _check_against_poses(reference, database_path, feature_path)
-    model = _triangulate_points(reference, database_path, image_dir, temporary)
-    if not model.num_points3D():
-        shutil.rmtree(temporary)
-        raise InputError(
-            f"no 3D point came out of {num_matched} matched pairs: check that {feature_path} and "
-            f"{match_path} belong to the photos of the model, and that its poses are right"
-        )
-    for file in sorted(temporary.iterdir()):
-        os.replace(file, model_dir / file.name)
-    temporary.rmdir()
+    remove_left_behind(model_dir)
+    temporary = temporary_beside(model_dir / "triangulation")
+    try:
+        with writing(model_dir):
+            temporary.mkdir(parents=True)
+            database_path = temporary / "database.db"
+            create_database_of_model(reference, database_path)
+            import_features(database_path, feature_path)
+            num_matched = import_matches(database_path, pairs, match_path, min_match_score)
+            if verification == "two_view":
+                verify_geometry(database_path)
+            elif verification == "none":
+                accept_matches(database_path)
+            else:
+                _check_against_poses(reference, database_path, feature_path)
+            model = _triangulate_points(reference, database_path, image_dir, temporary)
+        if not model.num_points3D():
+            raise InputError(
+                f"no 3D point came out of {num_matched} matched pairs: check that {feature_path} "
+                f"and {match_path} belong to the photos of the model, and that its poses are right"
+            )
+        check_written(model, temporary)
+        flush(database_path)
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, model_dir / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return model
 
 
 def create_database_of_model(model: pycolmap.Reconstruction, database_path: Path) -> None:
     """Create a COLMAP database with the cameras, rigs, frames and images of a model."""
+    Space(database_path.parent).take(1000 * model.num_images())
     with (
         pycolmap.Database.open(database_path) as database,
         pycolmap.DatabaseTransaction(database),

@@ -199,7 +199,7 @@ def test_a_run_without_points_says_so_and_leaves_the_last_model(
 
 
 def test_a_killed_run_is_no_obstacle(inputs: Inputs, tmp_path: Path) -> None:
-    left = tmp_path / "out" / "triangulation.tmp"
+    left = tmp_path / "out" / ".triangulation.0123abcd.tmp"
     left.mkdir(parents=True)
     (left / "database.db").write_bytes(b"half a database")
     inputs.triangulate(tmp_path / "out")

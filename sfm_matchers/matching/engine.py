@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import h5py
 import numpy as np
 
-from .. import colmap_matching
+from .. import colmap_matching, revisions
 from ..closer_looks import CloserLook, closer_looks
 from ..confs import Conf, DetectorFreeConf
 from ..errors import InputError, PhotoChangedError
@@ -137,7 +137,7 @@ def _wanted(
     pairs: Sequence[Pair], conf: Conf, weights_fingerprint: str, sources: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the fingerprint each pair's group must have."""
-    settings = fingerprint(dict(conf.model), getattr(conf, "preprocessing", {}))
+    settings = fingerprint(revisions.MATCHES, dict(conf.model), getattr(conf, "preprocessing", {}))
     return {
         names_to_pair(*pair): fingerprint(settings, weights_fingerprint, *map(sources.get, pair))
         for pair in pairs

@@ -1,0 +1,18 @@
+"""Revisions of the steps' algorithms.
+
+A revision is part of the fingerprint of everything that its step makes. Whoever changes what a
+step makes of the same input raises its number: results of earlier versions are then made again.
+"""
+
+from __future__ import annotations
+
+PHOTOS = 2  # how photos and masks are decoded, and thus everything
+FEATURES = 1
+MATCHES = 1  # of features and of images
+KEYPOINTS = 1  # made of detector-free matches
+GLOBAL_DESCRIPTORS = 1
+DATABASE = 1  # import and verification
+MODEL = 1  # mapping, the last adjustment
+CAMERAS = 1  # which photos share one, as the model tells
+TRIANGULATION = 1
+JOINED = 1  # matches of two matchers
