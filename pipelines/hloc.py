@@ -313,6 +313,7 @@ def reconstruction(given: argparse.Namespace) -> None:
     """A COLMAP model: ``sfm_dir/database.db``, ``models/``, and the largest model in `sfm_dir`."""
     from sfm_matchers.cameras import group_photos, read_photo_header
     from sfm_matchers.diagnosis import explain, poor_photos, read_match_graph
+    from sfm_matchers.files import remove_left_behind
     from sfm_matchers.mapping import CameraOptions, build_database, reconstruct
     from sfm_matchers.models import write_model
     from sfm_matchers.storage import list_groups, read_pairs
@@ -329,6 +330,7 @@ def reconstruction(given: argparse.Namespace) -> None:
     cameras = group_photos(headers, given.camera_mode.lower())
     logger.info("cameras: %s", cameras.reason)
     given.sfm_dir.mkdir(parents=True, exist_ok=True)
+    remove_left_behind(given.sfm_dir)
     database_path = given.sfm_dir / "database.db"
     pairs = read_pairs(given.pairs, names)
     build_database(

@@ -46,7 +46,7 @@ from sfm_matchers.cameras import CAMERA_MODES, CameraGroups, group_photos, read_
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.diagnosis import Explanation, explain, listed, poor_photos, read_match_graph
 from sfm_matchers.errors import InputError
-from sfm_matchers.files import temporary_beside
+from sfm_matchers.files import remove_left_behind, temporary_beside
 from sfm_matchers.images import REPORT_PICTURES, is_output, looks_like_panorama
 from sfm_matchers.intrinsics import find_camera, read_cameras
 from sfm_matchers.joined_features import join_features, join_matches
@@ -622,6 +622,7 @@ def _remove_outputs(outputs: Path) -> None:
         "report.html",
     )
     seals = [f".{pattern.rstrip('*')}.sha256" for pattern in patterns if "h5" in pattern]
+    remove_left_behind(outputs)
     for pattern in (*patterns, *seals):
         for path in outputs.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -704,7 +705,7 @@ def print_summary(result: SfmResult) -> None:
     lines = {key: value for key, value in result.summary.items() if not isinstance(value, dict)}
     lines |= result.summary["settings"]
     lines |= {f"seconds, {name}": value for name, value in result.summary["seconds"].items()}
-    lines["report"] = result.report
+    lines["report"] = result.report if result.report.exists() else "none, see above"
     width = max(map(len, lines))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
 from .localization import LocalizedQuery, Status, count_by_status
-from .report import jpeg_url, read_picture, resize_to_height
+from .report import attempted, jpeg_url, read_picture, resize_to_height
 from .storage import write_text
 from .visualization import draw_matches
 
@@ -49,7 +50,14 @@ def write_localization_report(
     """
     counts = ", ".join(f"{count} {status}" for status, count in count_by_status(results).items())
     drawn = np.linspace(0, len(results) - 1, min(len(results), MAX_PICTURES)).astype(int)
-    figures = [_figure(results[index], image_dir, model) for index in drawn]
+    figures = [
+        attempted(
+            f"a picture of {results[index].name}",
+            partial(_figure, results[index], image_dir, model),
+            "",
+        )
+        for index in drawn
+    ]
     rows = "".join(_row(result) for result in results)
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Localization</title><style>{STYLE}</style>
@@ -63,7 +71,8 @@ position &plusmn; is its standard deviation as the inliers suggest, in the units
 {"".join(figures)}
 </html>
 """
-    write_text(path, page)
+    path.unlink(missing_ok=True)  # nothing of an older run stays
+    attempted("all but the summary", partial(write_text, path, page), None)
     return path
 
 
@@ -103,12 +112,14 @@ def _figure(result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruct
     if photo0 is None or photo1 is None:
         return ""
     rows, points1 = _shared_points(result, supporter)
-    scales = [FIGURE_HEIGHT / photo.shape[0] for photo in (photo0, photo1)]
+    (small0, scale0), (small1, scale1) = (
+        resize_to_height(photo, FIGURE_HEIGHT) for photo in (photo0, photo1)
+    )
     picture = draw_matches(
-        resize_to_height(photo0, FIGURE_HEIGHT),
-        resize_to_height(photo1, FIGURE_HEIGHT),
-        result.keypoints[rows] * scales[0] - 0.5,
-        points1 * scales[1] - 0.5,
+        small0,
+        small1,
+        result.keypoints[rows] * scale0 - 0.5,
+        points1 * scale1 - 0.5,
         None,
         MAX_LINES,
     )

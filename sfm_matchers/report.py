@@ -13,18 +13,19 @@ import importlib.resources
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import pycolmap
 
 from .diagnosis import MatchGraph, count, likely_reason, read_match_graph
-from .errors import InputError
+from .errors import InputError, one_line
 from .images import REPORT_PICTURES, read_image
 from .mapping import point_positions, reprojection_errors
 from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
@@ -46,6 +47,9 @@ MAX_MATRIX = 256  # rows of the match graph; more photos are drawn in blocks
 THUMBNAIL_HEIGHT = 72  # pixels
 PAIR_HEIGHT = 640  # pixels of either photo of a drawn pair
 MAX_LINES = 200  # matches in a drawn pair
+MAX_ASPECT = 6  # of a picture of a photo; wider ones are drawn less high
+
+Value = TypeVar("Value")
 
 
 def write_report(
@@ -81,41 +85,70 @@ def write_report(
         The path of ``report.html``.
 
     Raises:
-        InputError: the database, or a file that must hold a verified pair, is missing.
+        InputError: there is no database.
     """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    graph = read_match_graph(Path(database_path), pairs, model)
-    images = _image_statistics(graph, model)
-    scene = _build_scene(model, graph)
-    drawn_pairs = _draw_pairs(graph, Path(image_dir), Path(feature_path), Path(match_path))
-
-    matrix, block = _match_matrix(graph)
-    pictures = {f"{label}_pair.png": picture for label, (_, picture) in drawn_pairs.items()}
-    pictures["match_graph.png"] = draw_match_graph(matrix[0], graph.names[::block])
-    if model is not None:
-        pictures["model.png"] = draw_model(scene.points, scene.colors, scene.frusta)
-    for name in REPORT_PICTURES:
-        if name in pictures:
-            write_image(output_dir / name, pictures[name])
-        else:
-            (output_dir / name).unlink(missing_ok=True)
-
-    page = _fill_template(
-        {
-            "subtitle": html.escape(_subtitle(images, model)),
-            "tiles": _tiles_html(graph, images, model),
-            "summary": _summary_html(summary),
-            "scene_note": html.escape(_scene_note(scene, model)),
-            "unregistered": _unregistered_html(graph, images, faults),
-            "pairs": _pairs_html(drawn_pairs),
-            "images": _images_html(images, _read_thumbnails(Path(image_dir), graph.names)),
-            "data": _script_data(graph.names, scene, matrix, block),
-        }
-    )
     path = output_dir / "report.html"
-    write_text(path, page)
+    graph = read_match_graph(Path(database_path), pairs, model)
+    # Nothing of an older run stays where a part fails.
+    for old in (path, *(output_dir / name for name in REPORT_PICTURES)):
+        old.unlink(missing_ok=True)
+
+    def write() -> None:
+        images = _image_statistics(graph, model)
+        scene = attempted("the model", partial(_build_scene, model, graph), _no_scene())
+        drawn_pairs = _draw_pairs(graph, Path(image_dir), Path(feature_path), Path(match_path))
+        matrix, block = _match_matrix(graph)
+        _write_pictures(output_dir, graph.names[::block], matrix[0], scene, model, drawn_pairs)
+        page = _fill_template(
+            {
+                "subtitle": html.escape(_subtitle(images, model)),
+                "tiles": _tiles_html(graph, images, model),
+                "summary": _summary_html(summary),
+                "scene_note": html.escape(_scene_note(scene, model)),
+                "unregistered": _unregistered_html(graph, images, faults),
+                "pairs": _pairs_html(drawn_pairs),
+                "images": _images_html(images, _read_thumbnails(Path(image_dir), graph.names)),
+                "data": _script_data(graph.names, scene, matrix, block),
+            }
+        )
+        write_text(path, page)
+
+    attempted("all but the summary", write, None)
     return path
+
+
+def attempted(part: str, make: Callable[[], Value], otherwise: Value) -> Value:
+    """Return a part of a report; if it cannot be made, say so and return something else.
+
+    The result of a run must not be lost by what shows it.
+    """
+    try:
+        return make()
+    except Exception as error:  # whatever it is
+        logger.warning("the report goes without %s: %s", part, one_line(error))
+        return otherwise
+
+
+def _write_pictures(
+    output_dir: Path,
+    names: Sequence[str],
+    inliers: np.ndarray,
+    scene: _Scene,
+    model: pycolmap.Reconstruction | None,
+    drawn_pairs: Mapping[str, tuple[str, np.ndarray]],
+) -> None:
+    def write(name: str) -> None:
+        if name == "match_graph.png":
+            write_image(output_dir / name, draw_match_graph(inliers, names))
+        elif name == "model.png" and model is not None:
+            picture = draw_model(scene.points, scene.colors, scene.frusta)
+            write_image(output_dir / name, picture)
+        elif (label := name.removesuffix("_pair.png")) in drawn_pairs:
+            write_image(output_dir / name, drawn_pairs[label][1])
+
+    for name in REPORT_PICTURES:
+        attempted(name, partial(write, name), None)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -156,10 +189,14 @@ def _image_statistics(graph: MatchGraph, model: pycolmap.Reconstruction | None) 
 # The model for drawing
 
 
+def _no_scene() -> _Scene:
+    none = np.zeros((0, 3))
+    return _Scene(none, none.astype(np.uint8), np.zeros((0, 5, 3)), [], 0)
+
+
 def _build_scene(model: pycolmap.Reconstruction | None, graph: MatchGraph) -> _Scene:
     if model is None:
-        none = np.zeros((0, 3))
-        return _Scene(none, none.astype(np.uint8), np.zeros((0, 5, 3)), [], 0)
+        return _no_scene()
     point_ids = sorted(model.points3D)
     kept = np.linspace(0, len(point_ids) - 1, min(len(point_ids), MAX_POINTS)).astype(np.int64)
     chosen = [point_ids[index] for index in kept.tolist()]
@@ -284,7 +321,8 @@ def _draw_pairs(
     for label, edges in chosen.items():
         for edge in edges.tolist():
             name0, name1 = (graph.names[row] for row in graph.edges[edge])
-            picture = _draw_pair(graph, name0, name1, image_dir, feature_path, match_path)
+            draw = partial(_draw_pair, graph, name0, name1, image_dir, feature_path, match_path)
+            picture = attempted(f"the {label} pair", draw, None)
             if picture is not None:
                 matches = count(int(graph.verified[edge]), "verified match", "verified matches")
                 drawn[label] = (
@@ -313,9 +351,11 @@ def _draw_pair(
         keypoints0 = read_keypoints(features, name0)[inliers[:, 0]]
         keypoints1 = read_keypoints(features, name1)[inliers[:, 1]]
     scores = _inlier_scores(match_path, name0, name1, inliers)
-    small0, small1 = resize_to_height(photo0, PAIR_HEIGHT), resize_to_height(photo1, PAIR_HEIGHT)
-    keypoints0 = (keypoints0 + 0.5) * (PAIR_HEIGHT / photo0.shape[0]) - 0.5
-    keypoints1 = (keypoints1 + 0.5) * (PAIR_HEIGHT / photo1.shape[0]) - 0.5
+    (small0, scale0), (small1, scale1) = (
+        resize_to_height(photo, PAIR_HEIGHT) for photo in (photo0, photo1)
+    )
+    keypoints0 = (keypoints0 + 0.5) * scale0 - 0.5
+    keypoints1 = (keypoints1 + 0.5) * scale1 - 0.5
     return draw_matches(small0, small1, keypoints0, keypoints1, scores, MAX_LINES)
 
 
@@ -345,9 +385,11 @@ def read_picture(path: Path, least_side: int | None = None) -> np.ndarray | None
         return None
 
 
-def resize_to_height(image: np.ndarray, height: int) -> np.ndarray:
-    width = max(1, round(image.shape[1] * height / image.shape[0]))
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+def resize_to_height(image: np.ndarray, height: int) -> tuple[np.ndarray, float]:
+    """Return a photo of that height, less where it is very wide, and the scale."""
+    scale = min(height / image.shape[0], MAX_ASPECT * height / image.shape[1])
+    size = [max(1, round(side * scale)) for side in (image.shape[1], image.shape[0])]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
 
 
 def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
@@ -357,10 +399,13 @@ def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
     def read_thumbnail(row: int) -> str | None:
         height = 2 * THUMBNAIL_HEIGHT  # on the page it is half of that: for screens of high density
         photo = read_picture(image_dir / names[row], height)
-        return None if photo is None else jpeg_url(resize_to_height(photo, height))
+        return None if photo is None else jpeg_url(resize_to_height(photo, height)[0])
+
+    def try_thumbnail(row: int) -> str | None:
+        return attempted(f"a picture of {names[row]}", partial(read_thumbnail, row), None)
 
     with ThreadPoolExecutor() as executor:
-        thumbnails = zip(rows, executor.map(read_thumbnail, rows), strict=True)
+        thumbnails = zip(rows, executor.map(try_thumbnail, rows), strict=True)
         return {row: thumbnail for row, thumbnail in thumbnails if thumbnail is not None}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import InputError
 from .images import read_image
+from .storage import written_whole
 
 if TYPE_CHECKING:  # matchers.py needs torch, drawing does not
     from .protocols import Matches
@@ -131,10 +132,13 @@ def write_image(path: Path, image: np.ndarray) -> Path:
     """Write an (H, W, 3) uint8 RGB image in the format its suffix names, and return the path.
 
     Raises:
-        InputError: OpenCV knows no such format.
+        InputError: OpenCV knows no such format, or not with such sizes.
+        OutputError: it cannot be written.
     """
     path = Path(path)
-    path.write_bytes(encode_image(image, path.suffix))
+    data = encode_image(image, path.suffix)
+    with written_whole(path, lasting=False) as temporary:
+        temporary.write_bytes(data)
     return path
 
 
@@ -142,13 +146,15 @@ def encode_image(image: np.ndarray, suffix: str) -> bytes:
     """Return an (H, W, 3) uint8 RGB image as the bytes of a file, e.g. of suffix ``.png``.
 
     Raises:
-        InputError: OpenCV knows no such format.
+        InputError: OpenCV knows no such format, or not with such sizes.
     """
     # Not cv2.imwrite: it cannot open paths with non-ASCII letters on Windows.
     try:
-        _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        is_done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error as error:
         raise InputError(f"cannot write an image as {suffix!r}: use .png or .jpg") from error
+    if not is_done:
+        raise InputError(f"cannot write an image of the shape {image.shape} as {suffix!r}")
     return data.tobytes()
 
 
