@@ -22,6 +22,7 @@ from .confs import SparseConf, build
 from .errors import InputError
 from .mapping import quiet_colmap
 from .protocols import Arrays, NamedPair, SparseMatches
+from .storage import Space, check_space
 from .threads import num_threads
 
 NAME = "colmap_nearest_neighbor"  # in a conf
@@ -31,6 +32,7 @@ BYTES_OF_LENGTH_1 = 512  # COLMAP stores so many times a descriptor of length 1,
 
 PHOTOS_AT_ONCE = 128  # half a gigabyte, where each has 10,000 descriptors
 LOOK_SECONDS = 0.2  # between two looks for pairs that are done
+BYTES_BETWEEN_LOOKS = 16 << 20  # of matches, at most
 
 
 class ColmapNearestNeighborMatcher:
@@ -83,13 +85,17 @@ class ColmapNearestNeighborMatcher:
             pycolmap.Database.open(Path(folder) / "database.db") as database,
             ThreadPoolExecutor(1) as thread,
         ):
+            database_path = Path(folder) / "database.db"
+            num_descriptors = sum(map(len, descriptors.values()))
+            Space(database_path).take((DIMENSION + 16) * num_descriptors + 1000 * len(descriptors))
             ids = _write_descriptors(database, descriptors)
             waiting = {pair: (ids[pair[0]], ids[pair[1]]) for pair in pairs}
             list_path = Path(folder) / "pairs.txt"
             list_path.write_text("".join(f"{id0} {id1}\n" for id0, id1 in waiting.values()))
-            run = thread.submit(self._run, Path(folder) / "database.db", list_path, stop)
+            run = thread.submit(self._run, database_path, list_path, stop)
             try:
                 while waiting:
+                    check_space(database_path, BYTES_BETWEEN_LOOKS)
                     if wait([run], LOOK_SECONDS).done:
                         run.result()  # raises what went wrong
                         done = list(waiting)

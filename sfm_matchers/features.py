@@ -45,7 +45,7 @@ from .images import (
 )
 from .mapping import quiet_colmap, read_image_ids
 from .memory import available_memory
-from .storage import StagedFile, fingerprint
+from .storage import Space, StagedFile, fingerprint
 from .threads import num_threads
 from .weights import Checkpoint, default_source, find_checkpoint
 
@@ -145,6 +145,7 @@ class ParallelFeatureExtractor(FeatureExtractor, Protocol):
 
 PHOTOS_PER_THREAD = 4
 PARALLEL_PIXELS = 128 * 1024**2  # of the photos that are given together: 400 MB
+SIFT_BYTES = 160  # of a keypoint and its descriptor in a database
 SIFT_BYTES_PER_PIXEL = 300  # the pyramid, which begins at twice the image's size
 MEMORY_SHARE = 0.25  # of what is free
 
@@ -201,6 +202,9 @@ class SiftExtractor:
         names = [f"{number}.bmp" for number in range(len(images))]
         with tempfile.TemporaryDirectory(prefix="sfm-matchers-") as name:
             folder = Path(name)
+            pixels = sum(image.shape[0] * image.shape[1] for image in images)
+            features = len(images) * options.sift.max_num_features
+            Space(folder / "database.db").take(pixels + SIFT_BYTES * features)
             for name, image in zip(names, images, strict=True):
                 bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image)).clone_as_grey()
                 bitmap.write(folder / name)

@@ -14,6 +14,7 @@ import numpy as np
 
 from .storage import (
     Pair,
+    check_space,
     find_pair,
     holds,
     list_groups,
@@ -37,6 +38,7 @@ def join_features(first: Path, second: Path, output: Path) -> None:
     Raises:
         InputError: a file is damaged.
     """
+    check_space(output, first.stat().st_size + second.stat().st_size)
     with (
         open_h5(first) as file0,
         open_h5(second) as file1,
@@ -69,6 +71,8 @@ def join_matches(
     Raises:
         InputError: a file is damaged, or lacks a pair.
     """
+    # They are compressed there.
+    check_space(output, 4 * (first[1].stat().st_size + second[1].stat().st_size))
     with (
         open_h5(first[0]) as features0,
         open_h5(first[1]) as matches0,

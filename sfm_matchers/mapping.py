@@ -191,7 +191,7 @@ def read_image_ids(database: pycolmap.Database) -> dict[str, int]:
 
 def import_features(database_path: Path, feature_path: Path) -> None:
     """Write the keypoints of every photo of the database; a photo without features gets none."""
-    space = Space(database_path.parent)
+    space = Space(database_path)
     with (
         pycolmap.Database.open(database_path) as database,
         pycolmap.DatabaseTransaction(database),
@@ -233,7 +233,7 @@ def import_matches(
         InputError: the match file lacks a pair, or was made with other features.
     """
     num_matched = 0
-    space = Space(database_path.parent)
+    space = Space(database_path)
     with (
         pycolmap.Database.open(database_path) as database,
         pycolmap.DatabaseTransaction(database),
@@ -405,7 +405,7 @@ def build_database(
         The number of verified pairs.
     """
     with written_whole(database_path) as temporary:
-        Space(database_path.parent).take(1000 * sum(map(len, cameras.groups)))
+        Space(database_path).take(1000 * sum(map(len, cameras.groups)))
         create_database(temporary, image_dir, cameras, camera_options)
         import_features(temporary, feature_path)
         import_matches(temporary, pairs, match_path, min_match_score)

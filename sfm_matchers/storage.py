@@ -207,15 +207,28 @@ def _disk_is_full(folder: Path) -> bool:
         return False
 
 
-class Space:
-    """Space for an SQLite database: on a full disk pycolmap ends the process, without an error.
+def check_space(path: Path, num_bytes: int) -> None:
+    """Look whether the disk has space for a file, before HDF5 or SQLite run out of it.
 
-    Args:
-        folder: where the database grows.
+    They may end the process then, without an error.
+
+    Raises:
+        OutputError: it has not.
     """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free, needed = shutil.disk_usage(folder).free, LEAST_SPACE + num_bytes
+    if free < needed:
+        raise OutputError(
+            f"cannot write {path}: no space is left ({free >> 20} MB are free, "
+            f"{(needed >> 20) + 1} MB may be needed). {GOES_ON}"
+        )
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+
+class Space:
+    """Space for an SQLite database, of which `check_space` is asked while it grows."""
+
+    def __init__(self, database_path: Path) -> None:
+        self._path = database_path
         self._taken = 0
 
     def take(self, num_bytes: int) -> None:
@@ -226,13 +239,7 @@ class Space:
         """
         self._taken += num_bytes
         # What is written lies in a journal first, and then in the database too.
-        needed = LEAST_SPACE + 3 * self._taken
-        free = shutil.disk_usage(self._folder).free
-        if free < needed:
-            raise OutputError(
-                f"cannot write to {self._folder}: no space is left ({free >> 20} MB are free, "
-                f"{(needed >> 20) + 1} MB may be needed). {GOES_ON}"
-            )
+        check_space(self._path, 3 * self._taken)
 
 
 def names_to_pair(name0: str, name1: str, separator: str = "/") -> str:
@@ -698,17 +705,19 @@ class StagedFile:
     def add(self, entries: Mapping[str, Arrays], fingerprints: Mapping[str, str]) -> None:
         """Store finished entries (group name -> datasets) so that a killed process keeps them."""
         part = self._parts_dir / f"{self._next_part:08d}.h5"
-        # Whether a part is whole is seen when it is read: nobody need wait for the disk.
-        with (
-            written_whole(part, lasting=False) as temporary,
-            h5py.File(str(temporary), "w") as file,
-        ):
+        # In memory: HDF5 may end the process where a disk is full.
+        with h5py.File(part.name, "w", driver="core", backing_store=False) as file:
             for name, arrays in entries.items():
                 group = file.create_group(name)
                 group.attrs["fingerprint"] = fingerprints[name]
                 group.attrs["checksum"] = _checksum(name, fingerprints[name], arrays)
                 for key, array in arrays.items():
                     group.create_dataset(key, data=array, **_compression(array))
+            file.flush()
+            image = file.id.get_file_image()
+        # Whether a part is whole is seen when it is read: nobody need wait for the disk.
+        with written_whole(part, lasting=False) as temporary:
+            temporary.write_bytes(image)
         self._next_part += 1
         for name in entries:
             self._part_of[name] = part
@@ -742,6 +751,7 @@ def copy_entries(files: Mapping[str, Path], output: Path) -> None:
         InputError: a file is damaged.
         OutputError: the new one cannot be written.
     """
+    check_space(output, sum(path.stat().st_size for path in set(files.values())))
     with (
         written_whole(output) as temporary,
         contextlib.ExitStack() as stack,
@@ -864,12 +874,10 @@ def _intact_entries(path: Path) -> dict[str, str | None]:
         path.unlink()
         return {}
     if num_damaged or is_changed:
-        logger.warning(
-            "%s is not as it was written: %d of its %d entries are damaged and made again",
-            path,
-            num_damaged,
-            num_damaged + len(sound),
-        )
+        told = f"{num_damaged} of {num_damaged + len(sound)} entries are damaged and made again"
+        if not num_damaged:
+            told = f"what its {len(sound)} entries hold is whole, and kept"
+        logger.warning("%s is not as it was written: %s", path, told)
         copy_entries(dict.fromkeys(sound, path), path)
     if None not in sound.values():
         _seal(path)

@@ -112,7 +112,7 @@ def triangulate(
 
 def create_database_of_model(model: pycolmap.Reconstruction, database_path: Path) -> None:
     """Create a COLMAP database with the cameras, rigs, frames and images of a model."""
-    Space(database_path.parent).take(1000 * model.num_images())
+    Space(database_path).take(1000 * model.num_images())
     with (
         pycolmap.Database.open(database_path) as database,
         pycolmap.DatabaseTransaction(database),
