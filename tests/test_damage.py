@@ -1,0 +1,364 @@
+"""Results that were damaged, or left behind by a kill, are noticed before they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pycolmap
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines import steps
+from pipelines.notes import Steps, read_memory, write_memory
+from pipelines.sfm import SfmOptions, main, run
+from sfm_matchers import report, revisions, storage
+from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
+from sfm_matchers.files import content_hash
+from sfm_matchers.models import read_model, write_model
+from sfm_matchers.storage import (
+    StagedFile,
+    check_space,
+    exclusive,
+    list_groups,
+    open_h5,
+    read_group,
+)
+from sfm_matchers.synthetic import Camera, make_scene, write_photos
+
+CAMERA = Camera.from_field_of_view(320, 240)
+FEATURES = "feats-sift.h5"
+MATCHES = "matches-sift-NN-ratio_pairs-exhaustive.h5"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, make_scene(3, kind="room", texture_size=384), 5, 1, camera=CAMERA)
+    return folder / "images"
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("finished")
+    run(SfmOptions(photos, outputs, "sift"))
+    return outputs
+
+
+@pytest.fixture
+def outputs(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def tables(outputs: Path) -> list[bytes]:
+    folder = outputs / "sparse" / "0"
+    return [(folder / f"{name}.bin").read_bytes() for name in ("cameras", "images", "points3D")]
+
+
+def cut(data: bytes) -> bytes:
+    return data[: 2 * len(data) // 3]
+
+
+def flipped(data: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[2 * len(data) // 3] ^= 4
+    return bytes(changed)
+
+
+def zeroed(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes(len(data[at : at + 512])) + data[at + 512 :]
+
+
+def emptied(data: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("database.db", emptied),
+        ("database.db", flipped),
+        ("sparse/0/cameras.bin", flipped),
+        ("sparse/0/images.bin", cut),
+        ("sparse/0/points3D.bin", flipped),
+        (FEATURES, zeroed),
+        (FEATURES, cut),
+        (MATCHES, zeroed),
+        (MATCHES, emptied),
+        ("photos.json", flipped),
+        ("cameras.json", flipped),
+        ("steps.json", cut),
+    ],
+)
+def test_damaged_results_are_made_again(
+    photos: Path,
+    finished: Path,
+    outputs: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    path = outputs / name
+    path.write_bytes(damage(path.read_bytes()))
+    caplog.set_level(logging.WARNING)
+    run(SfmOptions(photos, outputs, "sift"))
+    assert tables(outputs) == tables(finished)
+    (line,) = [record.getMessage() for record in caplog.records if "again" in record.getMessage()]
+    assert str(path) in line
+    caplog.clear()
+    run(SfmOptions(photos, outputs, "sift"))
+    assert "again" not in caplog.text
+
+
+def test_a_note_does_not_outlive_its_result(
+    photos: Path, finished: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the new model and its note, the model is not taken for the old one."""
+
+    def killed(self: Steps, *arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "set_done", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(SfmOptions(photos, outputs, "sift", mapper="global"))
+    assert tables(outputs) != tables(finished)
+    run(SfmOptions(photos, outputs, "sift"))
+    assert tables(outputs) == tables(finished)
+
+
+def test_photos_replaced_after_their_features_are_noticed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Path(shutil.copytree(photos, tmp_path / "images"))
+    match_features = steps.match_features
+
+    def match(*arguments: Any) -> Any:
+        shutil.copy(images / "0001.jpg", images / "0000.jpg")
+        return match_features(*arguments)
+
+    options = SfmOptions(images, tmp_path / "out", "sift")
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "match_features", match)
+        with pytest.raises(PhotoChangedError, match=r"0000\.jpg has changed"):
+            run(options)
+    run(options)
+    with open_h5(tmp_path / "out" / FEATURES) as file:
+        first, second = (read_group(file, f"000{i}.jpg")["keypoints"] for i in range(2))
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("step", ["FEATURES", "MATCHES", "DATABASE", "MODEL"])
+def test_an_upgrade_of_a_step_makes_its_results_again(
+    photos: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    made = {
+        "FEATURES": FEATURES,
+        "MATCHES": MATCHES,
+        "DATABASE": "database.db",
+        "MODEL": "sparse/0/points3D.bin",
+    }[step]
+    before = (outputs / made).stat().st_ino
+    run(SfmOptions(photos, outputs, "sift"))
+    assert (outputs / made).stat().st_ino == before
+    monkeypatch.setattr(revisions, step, getattr(revisions, step) + 1)
+    run(SfmOptions(photos, outputs, "sift"))
+    assert (outputs / made).stat().st_ino != before
+
+
+def test_a_report_that_fails_does_not_lose_the_model(
+    photos: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_space(path: Path, text: str) -> None:
+        raise OutputError("no space is left")
+
+    monkeypatch.setattr(report, "draw_model", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(report, "write_text", no_space)
+    arguments = ["--image_dir", str(photos), "--outputs", str(outputs), "--matcher", "sift"]
+    assert main(arguments) == 0
+    assert "the report goes without model.png: division by zero" in caplog.text
+    assert "no space is left" in caplog.text
+    assert not (outputs / "report.html").exists()
+
+
+@pytest.mark.parametrize("shape", [(1, 4320), (4320, 1), (3, 2)])
+def test_pictures_of_photos_of_any_shape(shape: tuple[int, int]) -> None:
+    small, scale = report.resize_to_height(np.zeros((*shape, 3), np.uint8), 100)
+    assert max(small.shape) <= 600
+    assert scale > 0
+    assert report.jpeg_url(small)
+
+
+# ---------------------------------------------------------------------------------------------
+# Notes
+
+
+def test_a_changed_note_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "steps.json"
+    write_memory(path, {"ä": [1, 2.5], "b": None})
+    assert read_memory(path) == {"ä": [1, 2.5], "b": None}
+    path.write_text(path.read_text().replace("2.5", "2.6"))
+    assert read_memory(path) == {}
+    assert not path.exists()
+
+
+def test_opening_a_database_does_not_change_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "database.db"
+    pycolmap.Database.open(path).close()
+    data = path.read_bytes()
+    before = content_hash(path)
+    pycolmap.Database.open(path).close()
+    assert path.read_bytes() != data
+    assert content_hash(path) == before
+    path.write_bytes(flipped(data))
+    assert content_hash(path) != before
+
+
+def test_what_kills_leave_is_deleted_by_the_next_run(tmp_path: Path) -> None:
+    left = [".steps.json.0123abcd.tmp", ".database.db.0123abcd.tmp-wal", "map/.x.0123abcd.tmp"]
+    kept = [".my.tmp", "a.0123abcd.tmp"]
+    (tmp_path / "map").mkdir()
+    for name in left + kept:
+        (tmp_path / name).touch()
+    (tmp_path / ".sparse.0123abcd.tmp" / "0").mkdir(parents=True)
+    with exclusive(tmp_path, "1/2"):
+        assert (tmp_path / left[0]).exists()
+    with exclusive(tmp_path):
+        assert not any((tmp_path / name).exists() for name in (*left, ".sparse.0123abcd.tmp"))
+        assert all((tmp_path / name).exists() for name in kept)
+
+
+# ---------------------------------------------------------------------------------------------
+# HDF5
+
+
+def staged(path: Path) -> StagedFile:
+    file = StagedFile(path)
+    for number in range(3):
+        entry = {"keypoints": np.full((300, 2), number, np.float32), "scores": np.ones(300)}
+        file.add({f"{number}.jpg": entry}, {f"{number}.jpg": str(number)})
+    return file
+
+
+def damage_keypoints(path: Path, value: float) -> None:
+    """Change a number in the middle of the keypoints that have it."""
+    data = path.read_bytes()
+    at = data.index(np.full(100, value, np.float32).tobytes())
+    path.write_bytes(data[: at + 40] + b"\xff" + data[at + 41 :])
+
+
+def test_damaged_entries_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = staged(tmp_path / "f.h5").commit()
+    damage_keypoints(path, 1)
+    file = StagedFile(path)
+    assert [f"{n}.jpg" in file for n in range(3)] == [True, False, True]
+    assert "1 of 3 entries are damaged and made again" in caplog.text
+    assert list_groups(path) == ["0.jpg", "2.jpg"]
+    caplog.clear()
+    StagedFile(path)
+    assert not caplog.text
+
+
+def test_a_damaged_part_does_not_reach_the_file(tmp_path: Path) -> None:
+    staged(tmp_path / "f.h5")
+    damage_keypoints(tmp_path / "f.h5.parts" / "00000001.h5", 1)
+    file = StagedFile(tmp_path / "f.h5")
+    assert "1.jpg" not in file
+    assert list_groups(file.commit()) == ["0.jpg", "2.jpg"]
+
+
+def test_only_own_files_are_made_again(tmp_path: Path) -> None:
+    own = staged(tmp_path / "own.h5").commit()
+    own.write_bytes(cut(own.read_bytes()))
+    assert "0.jpg" not in StagedFile(own)
+    foreign = tmp_path / "foreign.h5"
+    with h5py.File(foreign, "w") as file:
+        file["0.jpg/keypoints"] = np.ones((3, 2))
+    assert StagedFile(foreign).is_current("0.jpg", "any")
+    foreign.write_bytes(cut(foreign.read_bytes()))
+    with pytest.raises(InputError, match="not readable"):
+        StagedFile(foreign)
+    assert foreign.exists()
+
+
+def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = staged(tmp_path / "f.h5")
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(OutputError, match="no space is left"):
+        check_space(tmp_path / "new" / "f.h5", free + 1)
+    monkeypatch.setattr(storage, "LEAST_SPACE", free + (1 << 30))
+    with pytest.raises(OutputError, match="no space is left"):
+        file.commit()
+    monkeypatch.undo()
+    assert len(list_groups(file.commit())) == 3
+
+
+# ---------------------------------------------------------------------------------------------
+# Models
+
+
+def test_a_model_that_is_cut_off_on_writing_takes_no_place(finished: Path, tmp_path: Path) -> None:
+    model = read_model(finished)
+
+    class FullDisk:
+        """pycolmap says nothing there."""
+
+        def write(self, folder: Path) -> None:
+            model.write(folder)
+            (folder / "points3D.bin").write_bytes(b"")
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+    write_model(model, tmp_path)
+    before = (tmp_path / "points3D.bin").read_bytes()
+    with pytest.raises(OutputError, match="cut off"):
+        write_model(FullDisk(), tmp_path)  # type: ignore[arg-type]
+    assert (tmp_path / "points3D.bin").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{name}.bin" for name in ("cameras", "frames", "images", "points3D", "rigs")
+    ]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 2**32))
+def test_damaged_models_are_refused_or_usable(finished: Path, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    folder = tmp_path / "model"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(finished / "sparse" / "0", folder)
+    path = rng.choice(sorted(folder.iterdir()))
+    data = bytearray(path.read_bytes())
+    at = rng.randrange(rng.choice((8, len(data))))
+    if rng.random() < 0.3:
+        del data[at:]
+    else:
+        data[at : at + 1] = bytes([rng.randrange(256)])
+    path.write_bytes(data)
+    with contextlib.suppress(InputError):
+        model = read_model(folder)
+        report.reprojection_errors(model)
+        assert all(image.camera is not None for image in model.images.values())
+
+
+def test_two_images_of_one_name_are_named(finished: Path, tmp_path: Path) -> None:
+    for write in ("write_binary", "write_text"):
+        model = read_model(finished)
+        for image in model.images.values():
+            image.name = "same.jpg"
+        getattr(model, write)(tmp_path)
+        with pytest.raises(InputError, match=r"two images of the name 'same\.jpg'"):
+            read_model(tmp_path)
+        for path in tmp_path.iterdir():
+            path.unlink()
