@@ -230,9 +230,9 @@ def _check_seen_points(
 ) -> None:
     """Keypoints must be of points that exist, or of none."""
     for start, count in images.values():
-        keypoints = np.frombuffer(table.data, _POINT2D, count, start) if count else ()
-        if not len(keypoints):
+        if not count:
             continue
+        keypoints = np.frombuffer(table.data, _POINT2D, count, start)
         seen = keypoints["point"][keypoints["point"] != _NO_POINT]
         rows = np.searchsorted(point_ids, seen).clip(0, max(len(point_ids) - 1, 0))
         if len(seen) and not (len(point_ids) and (point_ids[rows] == seen).all()):
