@@ -89,7 +89,7 @@ class Solution:
         camera: the intrinsics.
         cam_from_world: the pose.
         matches: what it was estimated from.
-        covariance: (6, 6) of the pose (rotation, translation), or None.
+        covariance: COLMAP's (6, 6) of the pose (half of its rotation, translation), or None.
     """
 
     camera: pycolmap.Camera
@@ -409,6 +409,21 @@ class _Problem:
         weighted = jacobian[counts] * weights[:, None, None]
         hessian = np.einsum("nij,nik->jk", weighted, jacobian[counts])
         return hessian, np.einsum("nij,ni->j", weighted, here[counts])
+
+
+def centre_covariance(solution: Solution) -> np.ndarray | None:
+    """Covariance (6, 6) of a pose as a rotation in radians and the centre, along the camera's axes.
+
+    COLMAP's is of half the angles, as quaternions have them, and of the translation, which changes
+    with them too: the more, the further away the world's origin is.
+    """
+    if solution.covariance is None:
+        return None
+    x, y, z = solution.cam_from_world.translation
+    change = np.eye(6)
+    change[:3, :3] *= 2
+    change[3:, :3] = 2 * np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.asarray(change @ solution.covariance @ change.T)
 
 
 def centre_uncertainty(solution: Solution, level: int) -> float:
