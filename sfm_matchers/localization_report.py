@@ -56,7 +56,7 @@ def write_localization_report(
 <h1>Localization of {len(results)} photos</h1>
 <p>{counts}. The map has {model.num_reg_images()} photos and {model.num_points3D()} points.</p>
 <p>Inliers are matches with points of the map that support the pose; share is theirs of all matches;
-position position &plusmn; is its standard deviation if keypoints are a pixel off, in the units of the map.</p>plusmn; is its standard deviation for errors of a pixel, in the units of the map.</p>
+position &plusmn; is its standard deviation for errors of a pixel, in the units of the map.</p>
 <table><tr><th>photo<th>what became of it<th>inliers<th>share<th>position &plusmn;
 <th>focal length<th>intrinsics
 {rows}</table>
