@@ -30,7 +30,7 @@ from tqdm import tqdm
 from .errors import InputError, one_line
 from .intrinsics import Intrinsics, impossibility
 from .names import check_name, name_fault
-from .plausibility import Observers, implausibility, is_seen
+from .plausibility import Observers, implausibility, imprecision, is_seen
 from .resectioning import (
     FREEDOMS,
     WRONG_MOVE,
@@ -93,8 +93,8 @@ class LocalizationOptions:
         covisibility_clustering: estimate a pose from each group of retrieved photos that share 3D
             points, and keep the one with most inliers.
         estimate_focal_length: refine the focal length of each query with its pose.
-        check_intrinsics: hold them against the matches. Points that are inexact together, as those
-            of scans are, look like wrong intrinsics.
+        check_intrinsics: hold them, and the errors of inliers, against the matches. Points that are
+            inexact together, as those of scans are, look like wrong intrinsics.
     """
 
     max_error: float = 12.0
@@ -435,6 +435,8 @@ def estimate_pose(
         result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
         return result
     found, intrinsics, doubts = chosen
+    if options.check_intrinsics:
+        doubts = doubts or imprecision(found)
     inliers = _seen_inliers(found, observers, origin)
     if reason := implausibility(found, inliers):
         result.reason = reason
@@ -493,11 +495,8 @@ def _choose_intrinsics(
             source = candidate.source + (", focal length estimated" if is_guess else "")
             solved.append((source, found))
     best = best_of(found for _, found in solved)
-    if (
-        may_change
-        and options.check_intrinsics
-        and not (best and _is_confident(best.inliers, options))
-    ):
+    is_good = best and _is_confident(best.inliers, options)
+    if may_change and options.check_intrinsics and not is_good:
         size = (query.camera.width, query.camera.height)
         solved += [("estimated", guess) for guess in guesses(matches, size)]
         best = best_of(found for _, found in solved)

@@ -28,6 +28,9 @@ CLEARLY_BESIDE = 5.0
 MAX_UNSEEN = 0.5
 # Different keypoints. Fewer hold on to a pose in photos of another place.
 LEAST_KEYPOINTS = 8
+# Of a photo's longer side: median errors of inliers are below 0.15 % where the photo is of the map,
+# and above 0.55 % where learned matchers bring two places of one kind into a rough agreement.
+MAX_MEDIAN_ERROR = 0.005
 # Poses as good that wrong matches would give, on average.
 MAX_BY_CHANCE = 0.01
 
@@ -112,3 +115,14 @@ def implausibility(solution: Solution, inliers: np.ndarray) -> str:
     if expected_by_chance(solution.matches, solution.camera, count) > MAX_BY_CHANCE:
         return f"{count} of its {every} matched keypoints fit a pose, as many as would by chance"
     return ""
+
+
+def imprecision(solution: Solution) -> str:
+    """Why a pose is of low confidence however many matches support it: their errors; or ""."""
+    longer = max(solution.camera.width, solution.camera.height)
+    if solution.median_error <= MAX_MEDIAN_ERROR * longer:
+        return ""
+    return (
+        f"its inliers are inexact, {solution.median_error:.1f} px in a photo of {longer}: is it of "
+        "this place?"
+    )

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pycolmap
 
-from .intrinsics import camera_with, copy_intrinsics
+from .intrinsics import FOCAL_LENGTHS, camera_with, copy_intrinsics
 
 # Pixels. Errors below it are alike: no detector is more exact.
 ERROR_FLOOR = 0.5
@@ -473,6 +473,9 @@ def doubt(solution: Solution, level: int) -> str:
             f"the errors of its inliers, {solution.median_error:.1f} px, are alike where they are "
             "near each other: no intrinsics that were tried fit; give them, --camera_params"
         )
+    sides = solution.camera.mean_focal_length() / max(solution.camera.width, solution.camera.height)
+    if level and not FOCAL_LENGTHS[0] <= sides <= FOCAL_LENGTHS[1]:
+        return f"there is hardly a lens of the estimated focal length, {sides:.3g} times the side"
     if level and centre_uncertainty(solution, level) > MAX_UNCERTAINTY * solution.scale:
         freed_ = FREEDOMS[level - 1]
         return f"the matches hardly determine the {freed_}: give intrinsics, --camera_params"

@@ -172,3 +172,14 @@ def test_the_covariance_is_of_the_camera_centre() -> None:
     ratios = np.sqrt(np.diag(found.covariance)) / spread
     assert (ratios > 1).all()  # large errors count less, which makes it larger
     assert (ratios < 2).all()
+
+
+def test_rough_agreement_is_of_low_confidence() -> None:
+    """Half of the matches within the threshold, none exact: what learned matchers find anywhere."""
+    points, pose = wall(2.0), view((2.0, -6.0, 1.5))
+    rng = np.random.default_rng(0)
+    keypoints = camera().img_from_cam(pose * points) + rng.normal(0, 6, (200, 2))
+    found = localized(keypoints, points, np.array([[2.0, -6.0, 1.4]]))
+    assert found.num_inliers > 100
+    assert found.status == Status.LOW_CONFIDENCE
+    assert "inexact" in found.reason
