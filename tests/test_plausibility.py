@@ -15,8 +15,8 @@ from sfm_matchers.localization import (
     Status,
     estimate_pose,
 )
-from sfm_matchers.plausibility import expected_by_chance, is_seen
-from sfm_matchers.resectioning import Matches
+from sfm_matchers.plausibility import expected_by_chance, imprecision, is_seen
+from sfm_matchers.resectioning import Matches, Solution
 from sfm_matchers.synthetic import look_at
 
 SIZE = (640, 480)
@@ -182,4 +182,5 @@ def test_rough_agreement_is_of_low_confidence() -> None:
     found = localized(keypoints, points, np.array([[2.0, -6.0, 1.4]]))
     assert found.num_inliers > 100
     assert found.status == Status.LOW_CONFIDENCE
-    assert "inexact" in found.reason
+    matches = Matches(keypoints, points, 12.0)
+    assert "inexact" in imprecision(Solution(camera(), pose, matches))
