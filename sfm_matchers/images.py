@@ -55,6 +55,9 @@ _FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
 # EXIF's orientation -> counter-clockwise quarters to upright; mirrored photos are left as they are.
 _QUARTERS_TO_UPRIGHT = {3: 2, 6: 3, 8: 1}
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Pillow's modes of TIFFs whose levels are floating-point numbers or integers of 32 bits.
+_WIDE_MODES = ("F", "I")
+_LARGEST_LEVEL = 1e30  # beyond are marks of pixels that were not measured
 
 
 def find_images(
@@ -193,7 +196,7 @@ def read_image(path: Path, *, gray: bool = False, least_side: int | None = None)
 
     Of an animation this is the first picture; transparency is dropped, see `read_opacity`. Of 16
     bits the upper 8 stay, or, where less than half of their range is used, as 12-bit and thermal
-    cameras do, the values are stretched by their own range.
+    cameras do, the values are stretched by their own range, as those of floating-point TIFFs are.
     With a `least_side` the photo may come at a half, a quarter or an eighth of its size, as long as
     both sides have that length, which for JPEG is quicker and takes less memory.
 
@@ -259,18 +262,36 @@ def _decode(path: Path, flags: int) -> np.ndarray:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not encoded.size:
         raise InputError(f"{path} is empty")
+    orientation, is_colour = 1, flags != cv2.IMREAD_UNCHANGED and flags % 2 == cv2.IMREAD_COLOR
+    if encoded[:4].tobytes() in _TIFF_MARKS:
+        with open_photo(path) as photo:
+            # OpenCV turns these upright, whatever it is asked.
+            orientation = _exif_orientation(photo)
+            flags = cv2.IMREAD_GRAYSCALE if photo.mode in _WIDE_MODES else flags
     try:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
         image = cv2.imdecode(encoded, flags)
     except cv2.error as error:
         raise InputError(f"{path} cannot be decoded: {one_line(error)}") from error
+    if image is not None and image.ndim == 2 and image.dtype not in (np.uint8, np.uint16):
+        image = _stretched(image)
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if is_colour else image
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} cannot be decoded as an image (damaged, or another format)")
-    if encoded[:4].tobytes() in _TIFF_MARKS:
-        # OpenCV turns these upright, whatever it is asked.
-        with open_photo(path) as photo:
-            image = _from_upright(image, _exif_orientation(photo))
-    return image
+    return _from_upright(image, orientation)
+
+
+def _stretched(image: np.ndarray) -> np.ndarray:
+    """Return levels of any kind (H, W) in 8 bits, by their own range; what is no number is 0."""
+    is_level = np.isfinite(image) & (np.abs(image.astype(np.float64)) < _LARGEST_LEVEL)
+    if not is_level.any():
+        return np.zeros(image.shape, dtype=np.uint8)
+    levels = np.where(is_level, image, 0).astype(np.float64)
+    low, high = np.quantile(levels[is_level], (_OUTLIERS, 1 - _OUTLIERS))
+    if high <= low:  # one level
+        low, high = 0.0, max(high, 1.0)
+    stretched = ((levels - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+    return np.where(is_level, stretched, 0).astype(np.uint8)
 
 
 def _to_8_bits(image: np.ndarray) -> np.ndarray:
@@ -353,7 +374,12 @@ def open_photo(path: Path) -> Iterator[Image.Image]:
     except InputError:  # which is a ValueError too
         raise
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image") from error
+        with open(path, "rb") as file:
+            is_tiff = file.read(4) in _TIFF_MARKS
+        advice = (
+            ", or a TIFF of colours, or of 64 bits, in floating point: convert it to 8 or 16 bits"
+        )
+        raise InputError(f"{path} is not an image{advice if is_tiff else ''}") from error
     except Image.DecompressionBombError as error:
         megapixels = 2 * cast(int, Image.MAX_IMAGE_PIXELS) // 1_000_000
         raise InputError(f"{path} has more than {megapixels} megapixels: reduce it") from error

@@ -35,7 +35,10 @@ OFF_CENTRE = 0.15
 # Up to this difference of their sides' ratio two sizes are those of one camera, scaled and rounded.
 SAME_SHAPE = 0.01
 # Between a photo and a smaller one of it.
-USUAL_SCALES = (2, 4, 8, 1.5, 3, 1 / 2, 1 / 4, 1 / 8, 1 / 1.5, 1 / 3)
+USUAL_SCALES = (2, 4, 8, 1.5, 3, 4 / 3, 1.25, 1 / 2, 1 / 4, 1 / 8, 1 / 1.5, 1 / 3, 0.75, 0.8)
+# Lenses are off by a few percent, along either axis: where the principal point is further from the
+# middle than so, by the same share along both, it is the middle of photos of another size.
+RESCALED, SAME_SHARE = 0.12, 0.25
 
 
 # ---------------------------------------------------------------------------------------------
@@ -146,6 +149,9 @@ def improbability(camera: pycolmap.Camera) -> str:
     offset = np.abs(centre / [camera.width, camera.height] - 0.5)
     if (offset > OFF_CENTRE).any():
         return f"the principal point {_point(centre)} is far from the middle of the photo"
+    if (scale := _scale_of_centre(camera)) and abs(scale - 1) > RESCALED:
+        share = f"{abs(scale - 1):.0%}"
+        return f"the principal point {_point(centre)} is {share} off the middle along both axes"
     return ""
 
 
@@ -183,19 +189,34 @@ def _is_centred(camera: pycolmap.Camera) -> bool:
     return bool((np.abs(centre / [camera.width, camera.height] - 0.5) < 0.05).all())
 
 
-def _other_resolution(camera: pycolmap.Camera) -> str:
-    """The size of the photos whose middle is the principal point, if its shape is the photo's."""
+def _scale_of_centre(camera: pycolmap.Camera) -> float | None:
+    """How many times larger the photos are whose middle is the principal point.
+
+    None where that differs from axis to axis: by the lens' own few percent of a large scale, and by
+    less of a small one.
+    """
     indices = list(camera.principal_point_idxs())
     if not indices:
+        return None
+    scales = 2 * camera.params[indices] / [camera.width, camera.height]
+    if scales.min() <= 0:
+        return None
+    scale, difference = float(scales.mean()), np.log(scales.max() / scales.min())
+    most = 0.1 if abs(scale - 1) >= 0.2 else SAME_SHARE * abs(np.log(scale))
+    return scale if difference < most else None
+
+
+def _other_resolution(camera: pycolmap.Camera) -> str:
+    """The size of the photos whose middle is the principal point, if its shape is the photo's."""
+    found = _scale_of_centre(camera)
+    if found is None or abs(found - 1) <= RESCALED:
         return ""
-    size = np.array([camera.width, camera.height])
-    scales = 2 * camera.params[indices] / size
-    if scales.min() <= 0 or scales.max() > 1.1 * scales.min() or abs(scales.mean() - 1) < 0.2:
-        return ""
-    scale = min((*USUAL_SCALES, scales.mean()), key=lambda s: abs(np.log(s / scales.mean())) > 0.06)
-    meant = np.rint(size * scale).astype(int)
+    scale = min(USUAL_SCALES, key=lambda usual: abs(np.log(usual / found)))
+    if abs(np.log(scale / found)) > 0.03:
+        scale = found
+    meant = np.rint(np.array([camera.width, camera.height]) * scale).astype(int)
     values = camera.params.copy()
-    values[[*camera.focal_length_idxs(), *indices]] /= scale
+    values[[*camera.focal_length_idxs(), *camera.principal_point_idxs()]] /= scale
     shown = ",".join(f"{value:.6g}" for value in values)
     return (
         f"they look like those of photos of {meant[0]} x {meant[1]} pixels, for these they would "
@@ -222,7 +243,7 @@ def check_camera(camera: pycolmap.Camera, what: str, *, is_deliberate: bool = Fa
     size = f"{camera.width} x {camera.height}"
     message = f"{what}: {unlikely} ({size} pixels)" + (f"; {mistake}" if mistake else "")
     if impossible or not is_deliberate:
-        advice = "" if impossible or mistake else "; if it is so, give them in a file, --cameras"
+        advice = "" if impossible else "; if they are right, give them in a file, --cameras"
         raise InputError(message + advice)
     logger.warning("%s: they are taken as they are", message)
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from .errors import InputError, one_line
 from .intrinsics import Intrinsics, impossibility
 from .names import check_name, name_fault
+from .plausibility import Observers, implausibility, imprecision, is_seen
 from .resectioning import (
     FREEDOMS,
     WRONG_MOVE,
@@ -37,6 +38,7 @@ from .resectioning import (
     Solution,
     best_of,
     better_intrinsics,
+    centre_covariance,
     doubt,
     guesses,
     solve,
@@ -91,8 +93,8 @@ class LocalizationOptions:
         covisibility_clustering: estimate a pose from each group of retrieved photos that share 3D
             points, and keep the one with most inliers.
         estimate_focal_length: refine the focal length of each query with its pose.
-        check_intrinsics: hold them against the matches. Points that are inexact together, as those
-            of scans are, look like wrong intrinsics.
+        check_intrinsics: hold them, and the errors of inliers, against the matches. Points that are
+            inexact together, as those of scans are, look like wrong intrinsics.
     """
 
     max_error: float = 12.0
@@ -124,7 +126,8 @@ class LocalizedQuery:
         points: (N, 3) their 3D points in the world.
         point_ids: (N,) ids of these in the model; empty where there is no model.
         inliers: (N,) bool.
-        covariance: (6, 6) of the pose (rotation, translation), or None.
+        covariance: (6, 6) of the pose for errors of a pixel: rotation in radians and centre, along
+            the camera's axes; or None.
         intrinsics: whence the camera's come, and why.
     """
 
@@ -247,12 +250,25 @@ class _Map:
         self.image_ids = {
             image.name: image_id for image_id, image in model.images.items() if image.has_pose
         }
-        centres = np.array([model.images[i].projection_center() for i in self.image_ids.values()])
+        self.centres = {i: model.images[i].projection_center() for i in self.image_ids.values()}
+        centres = np.array(list(self.centres.values()))
         self.extent = float(np.linalg.norm(np.ptp(centres, axis=0))) if len(centres) else np.inf
         self.point_ids = functools.lru_cache(maxsize=CACHED_IMAGES)(self._read_point_ids)
 
     def pose(self, name: str) -> pycolmap.Rigid3d:
         return self.model.images[self.image_ids[name]].cam_from_world()
+
+    def observers(
+        self, point_ids: np.ndarray, indices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `plausibility.Observers`: who saw some of the points (N,)."""
+        rows, centres = [], []
+        for row, point_id in enumerate(point_ids[indices].tolist()):
+            for element in self.model.points3D[point_id].track.elements:
+                if element.image_id in self.centres:
+                    rows.append(row)
+                    centres.append(self.centres[element.image_id])
+        return np.array(rows, dtype=np.int64), np.array(centres).reshape(-1, 3)
 
     def _read_point_ids(self, name: str) -> np.ndarray:
         """The 3D point of each keypoint of a photo (N,) int64, -1 where there is none."""
@@ -300,6 +316,7 @@ def _localize(
             num_matches,
             options,
             lookup.extent,
+            functools.partial(lookup.observers, point_ids),
         )
         found.database_names, found.point_ids = names, point_ids
         if best is None or found.num_inliers > best.num_inliers:
@@ -371,6 +388,7 @@ def estimate_pose(
     num_matches: int,
     options: LocalizationOptions,
     extent: float = np.inf,
+    observers: Observers | None = None,
 ) -> LocalizedQuery:
     """Estimate a pose, with the intrinsics that the matches support best.
 
@@ -381,6 +399,8 @@ def estimate_pose(
         num_matches: to note.
         options: see `LocalizationOptions`.
         extent: of the map's cameras: errors of the pose are measured by it.
+        observers: by whom the points of some of the matches were seen, where that is known: points
+            that the query would see from the other side do not support its pose.
 
     Returns:
         Status `LOCALIZED` or `LOW_CONFIDENCE`, or `FAILED` without a pose.
@@ -397,9 +417,12 @@ def estimate_pose(
     if len(keypoints) < 4:
         result.reason = f"{len(keypoints)} matches with 3D points, at least 4 are needed"
         return result
+    # Solvers fail and lose digits far from the origin, where maps in UTM coordinates are.
+    finite = points3D[np.isfinite(points3D).all(axis=1)]
+    origin = np.median(finite, axis=0).astype(np.float64) if len(finite) else np.zeros(3)
     matches = Matches(
         np.asarray(keypoints, dtype=np.float64),
-        np.asarray(points3D, dtype=np.float64),
+        np.asarray(points3D, dtype=np.float64) - origin,
         options.max_error,
         extent,
     )
@@ -411,20 +434,46 @@ def estimate_pose(
     if chosen is None:
         result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
         return result
-    found, result.intrinsics, result.reason = chosen
-    result.camera, result.cam_from_world = found.camera, found.cam_from_world
-    result.inliers, result.covariance = found.inliers, found.covariance
+    found, intrinsics, doubts = chosen
+    if options.check_intrinsics:
+        doubts = doubts or imprecision(found)
+    inliers = _seen_inliers(found, observers, origin)
+    if reason := implausibility(found, inliers):
+        result.reason = reason
+        return result
+    result.camera, result.intrinsics, result.reason = found.camera, intrinsics, doubts
+    result.cam_from_world = found.cam_from_world * pycolmap.Rigid3d(pycolmap.Rotation3d(), -origin)
+    result.inliers, result.covariance = inliers, centre_covariance(found)
     if result.reason:
         logger.warning("%s: low confidence: %s", query.name, result.reason)
-    confident = _is_confident(found, options) and not result.reason
+    confident = _is_confident(inliers, options) and not result.reason
     result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
     return result
 
 
-def _is_confident(solution: Solution, options: LocalizationOptions) -> bool:
-    count = solution.num_inliers
-    ratio = count / len(solution.inliers)
-    return count >= options.confident_inliers and ratio >= options.confident_ratio
+def _seen_inliers(
+    solution: Solution, observers: Observers | None, origin: np.ndarray
+) -> np.ndarray:
+    """The inliers (N,) bool of a solution that are seen from the side from which the map saw them.
+
+    `origin` of the solution's world is where it lies in the map's.
+    """
+    inliers = solution.inliers
+    indices = np.flatnonzero(inliers)
+    if observers is None or not len(indices):
+        return inliers
+    rows, centres = observers(indices)
+    camera_centre = solution.cam_from_world.inverse().translation
+    inliers = inliers.copy()
+    inliers[indices] = is_seen(
+        solution.matches.points[indices], camera_centre, rows, centres - origin
+    )
+    return inliers
+
+
+def _is_confident(inliers: np.ndarray, options: LocalizationOptions) -> bool:
+    count = int(inliers.sum())
+    return count >= options.confident_inliers and count >= options.confident_ratio * len(inliers)
 
 
 def _choose_intrinsics(
@@ -446,7 +495,8 @@ def _choose_intrinsics(
             source = candidate.source + (", focal length estimated" if is_guess else "")
             solved.append((source, found))
     best = best_of(found for _, found in solved)
-    if may_change and options.check_intrinsics and not (best and _is_confident(best, options)):
+    is_good = best and _is_confident(best.inliers, options)
+    if may_change and options.check_intrinsics and not is_good:
         size = (query.camera.width, query.camera.height)
         solved += [("estimated", guess) for guess in guesses(matches, size)]
         best = best_of(found for _, found in solved)

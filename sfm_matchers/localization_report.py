@@ -64,7 +64,7 @@ def write_localization_report(
 <h1>Localization of {len(results)} photos</h1>
 <p>{counts}. The map has {model.num_reg_images()} photos and {model.num_points3D()} points.</p>
 <p>Inliers are matches with points of the map that support the pose; share is theirs of all matches;
-position &plusmn; is its standard deviation as the inliers suggest, in the units of the map.</p>
+position &plusmn; is its standard deviation for errors of a pixel, in the units of the map.</p>
 <table><tr><th>photo<th>what became of it<th>inliers<th>share<th>position &plusmn;
 <th>focal length<th>intrinsics
 {rows}</table>
@@ -91,7 +91,7 @@ def _row(result: LocalizedQuery) -> str:
 
 
 def _uncertainty(result: LocalizedQuery) -> str:
-    """Standard deviation of the translation, in the units of the map, as its matches suggest."""
+    """Standard deviation of the camera's centre, in the units of the map, for errors of a pixel."""
     if result.covariance is None:
         return ""
     return f"{np.sqrt(np.trace(result.covariance[3:, 3:])):.3g}"

@@ -63,6 +63,11 @@ ROBUST_TOLERANCE = 1e-5
 WIDE_FOCAL_LENGTHS = (0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5)
 MAX_TRIED_PAIRS = 20
 
+# Models that are a pinhole's by default, and parameters that make them nearly a fisheye.
+WIDE_SHAPES = {"FOV": (1.0,), "EUCM": (0.6, 1.0)}
+# Matches that a guess must fit, as a multiple of those that given parameters fit, to replace them.
+CLEARLY_MORE = 1.15
+
 MIN_OBSERVATIONS = 4  # of a registered photo: three points do not determine its pose
 
 # COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
@@ -259,23 +264,28 @@ def import_matches(
     return num_matched
 
 
-def guess_wide_focal_lengths(database_path: Path) -> None:
-    """Guess the focal length of fisheye and FOV cameras that have none from EXIF.
+def guess_wide_focal_lengths(database_path: Path, options: CameraOptions | None = None) -> None:
+    """Guess the focal length of fisheye, EUCM and FOV cameras that have none from EXIF.
 
     Of a wide lens the matches of a pair tell it: the number of those that fit one essential matrix
     within a pixel has its maximum within a tenth of the truth. Looked at are the strongest pairs of
-    one camera's photos, of all such cameras' where it has but one.
+    one camera's photos, of all such cameras' where it has but one. Parameters that the user gives
+    to start from, see `options`, stay unless a guess fits clearly more matches.
     """
     with pycolmap.Database.open(database_path) as database:
+        images = database.read_all_images()
+        camera_of = {image.image_id: image.camera_id for image in images}
+        started = {
+            image.camera_id for image in images if options and options.of(image.name).is_start
+        }
         cameras = {
             camera.camera_id: camera
             for camera in database.read_all_cameras()
-            if (camera.is_perspective_fisheye() or camera.model_name == "FOV")
-            and not camera.has_prior_focal_length
+            if (camera.is_perspective_fisheye() or camera.model_name in WIDE_SHAPES)
+            and (not camera.has_prior_focal_length or camera.camera_id in started)
         }
         if not cameras:
             return
-        camera_of = {image.image_id: image.camera_id for image in database.read_all_images()}
         pair_ids, counts = database.read_num_matches()
         pairs: dict[int | None, list[tuple[int, int]]] = {}
         for index in np.argsort(counts)[::-1]:
@@ -285,50 +295,71 @@ def guess_wide_focal_lengths(database_path: Path) -> None:
                 pairs.setdefault(None, []).append(pair)
                 if len(camera_ids) == 1:
                     pairs.setdefault(camera_ids.pop(), []).append(pair)
-        guesses: dict[int | None, float] = {}
+        guesses: dict[int | None, tuple[float, int]] = {}
         for camera_id, camera in cameras.items():
             key = camera_id if camera_id in pairs else None
-            if key not in guesses and key in pairs:
-                guesses[key] = _most_supported(database, pairs[key][:MAX_TRIED_PAIRS], camera_of)
-            if key in guesses:
-                focal_length = guesses[key] * max(camera.width, camera.height)
-                logger.info("Camera %d: focal length about %.0f px", camera_id, focal_length)
-                params = camera.params.copy()
-                params[camera.focal_length_idxs()] = focal_length
-                if camera.model_name == "FOV":  # with 0 it is a pinhole, with 1 nearly a fisheye
-                    params[camera.extra_params_idxs()] = 1.0
-                camera.params = params
-                camera.has_prior_focal_length = True
-                database.update_camera(camera)
+            if key not in pairs:
+                continue
+            tried = pairs[key][:MAX_TRIED_PAIRS]
+            if key not in guesses:
+                guesses[key] = _most_supported(database, tried, camera_of)
+            guess, support = guesses[key]
+            if camera_id in started:
+                own = sum(_num_fitting(database, pair, camera_of, None) for pair in tried)
+                if support <= CLEARLY_MORE * own:
+                    continue
+            _set_wide_focal_length(camera, guess * max(camera.width, camera.height))
+            database.update_camera(camera)
+
+
+def _set_wide_focal_length(camera: pycolmap.Camera, focal_length: float) -> None:
+    logger.info("Camera %d: focal length about %.0f px", camera.camera_id, focal_length)
+    params = camera.params.copy()
+    params[camera.focal_length_idxs()] = focal_length
+    if camera.model_name in WIDE_SHAPES:
+        params[camera.extra_params_idxs()] = WIDE_SHAPES[camera.model_name]
+    camera.params = params
+    camera.has_prior_focal_length = True
 
 
 def _most_supported(
     database: pycolmap.Database,
     pairs: Sequence[tuple[int, int]],
     camera_of: Mapping[int, int],
-) -> float:
-    """Return the focal length, in longer sides, for which most matches fit an essential matrix."""
+) -> tuple[float, int]:
+    """The focal length, in longer sides, for which most matches fit an essential matrix; these."""
+    support = {
+        guess: sum(_num_fitting(database, pair, camera_of, guess) for pair in pairs)
+        for guess in WIDE_FOCAL_LENGTHS
+    }
+    best = max(support, key=lambda guess: support[guess])
+    return best, support[best]
+
+
+def _num_fitting(
+    database: pycolmap.Database,
+    pair: tuple[int, int],
+    camera_of: Mapping[int, int],
+    guess: float | None,
+) -> int:
+    """Matches of a pair that fit an essential matrix with the cameras as they are, or a guess."""
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.random_seed = 0
-    support = dict.fromkeys(WIDE_FOCAL_LENGTHS, 0)
-    for pair in pairs:
-        cameras = [database.read_camera(camera_of[image_id]) for image_id in pair]
-        points = [database.read_keypoints(image_id)[:, :2] for image_id in pair]
-        matches = database.read_matches(*pair)
-        sides = [max(camera.width, camera.height) for camera in cameras]
-        options.ransac.max_error = max(1.0, max(sides) / 1000)
-        for guess in WIDE_FOCAL_LENGTHS:
-            guessed = [
-                pycolmap.Camera.create_from_model_name(
-                    camera.camera_id, "SIMPLE_FISHEYE", guess * side, camera.width, camera.height
-                )
-                for camera, side in zip(cameras, sides, strict=True)
-            ]
-            geometry = pycolmap.estimate_calibrated_two_view_geometry(
-                guessed[0], points[0], guessed[1], points[1], matches, options
+    cameras = [database.read_camera(camera_of[image_id]) for image_id in pair]
+    points = [database.read_keypoints(image_id)[:, :2] for image_id in pair]
+    sides = [max(camera.width, camera.height) for camera in cameras]
+    options.ransac.max_error = max(1.0, max(sides) / 1000)
+    if guess is not None:
+        cameras = [
+            pycolmap.Camera.create_from_model_name(
+                camera.camera_id, "SIMPLE_FISHEYE", guess * side, camera.width, camera.height
             )
-            support[guess] += len(geometry.inlier_matches)
-    return max(support, key=lambda guess: support[guess])
+            for camera, side in zip(cameras, sides, strict=True)
+        ]
+    geometry = pycolmap.estimate_calibrated_two_view_geometry(
+        cameras[0], points[0], cameras[1], points[1], database.read_matches(*pair), options
+    )
+    return len(geometry.inlier_matches)
 
 
 def verify_geometry(database_path: Path, min_inlier_ratio: float = 0.0) -> int:
@@ -410,7 +441,7 @@ def build_database(
         import_features(temporary, feature_path)
         import_matches(temporary, pairs, match_path, min_match_score)
         if verify:
-            guess_wide_focal_lengths(temporary)
+            guess_wide_focal_lengths(temporary, camera_options)
             return verify_geometry(temporary, min_inlier_ratio)
         return accept_matches(temporary)
 
@@ -551,6 +582,7 @@ def _run_mapper(
             incremental.ba_refine_focal_length = incremental.ba_refine_extra_params = False
             incremental.mapper.abs_pose_refine_focal_length = False
             incremental.mapper.abs_pose_refine_extra_params = False
+        incremental.max_extra_param = _largest_extra_parameter(database_path)
         incremental.mergedict(dict(incremental_options))
         if mapper == "incremental":
             models = _map_incrementally(database_path, image_dir, work_dir, incremental)
@@ -566,6 +598,17 @@ def _run_mapper(
             if model.num_points3D():
                 adjust_robustly(model, adjustment, fixed_cameras)
     return list(models.values())
+
+
+def _largest_extra_parameter(database_path: Path) -> float:
+    """Up to which COLMAP believes a camera's parameters beside focal length and principal point.
+
+    Distortion stays below its 1. EUCM's beta is about 1, and FOV's angle may be more: their photos
+    would be thrown out one by one.
+    """
+    with pycolmap.Database.open(database_path) as database:
+        models = {camera.model_name for camera in database.read_all_cameras()}
+    return 10.0 if models & WIDE_SHAPES.keys() else 1.0
 
 
 def _map_incrementally(

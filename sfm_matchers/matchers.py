@@ -23,7 +23,15 @@ from .closer_looks import closer_looks
 from .confs import Conf, DetectorFreeConf, SparseConf, build, check_options, load_conf
 from .errors import InputError, one_line
 from .features import extract_image, load_extractor
-from .images import network_size, quarters_to_upright, read_image, resize_image, to_original
+from .images import (
+    inside_mask,
+    network_size,
+    quarters_to_upright,
+    read_image,
+    read_opacity,
+    resize_image,
+    to_original,
+)
 from .networks import efficient_loftr, jamma
 from .networks.efficient_loftr import (
     EfficientLoFTR,
@@ -40,6 +48,8 @@ from .weights import NETWORKS, features_of, find_weights, load_network, weights_
 logger = logging.getLogger(__name__)
 
 Photo = str | os.PathLike[str] | np.ndarray
+_TwoImages = tuple[np.ndarray, np.ndarray]
+_TwoMasks = tuple[np.ndarray | None, np.ndarray | None]
 BATCH_SIZE_GPU = 8  # pairs
 
 
@@ -552,36 +562,57 @@ class PhotoMatcher:
         if compile:
             compile_matcher(matcher)
 
-    def match(self, photo0: Photo, photo1: Photo) -> Matches:
+    def match(
+        self,
+        photo0: Photo,
+        photo1: Photo,
+        *,
+        mask0: np.ndarray | None = None,
+        mask1: np.ndarray | None = None,
+    ) -> Matches:
         """Match two photos.
 
         Args:
             photo0: a path, or an RGB image (H, W, 3) uint8, best upright (of a file, EXIF tells).
             photo1: the same.
+            mask0: (H, W) bool of photo 0 as stored, False where it is to be ignored; transparent
+                parts of a file are ignored too.
+            mask1: of photo 1.
 
         Returns:
             Matched points in pixels of the photos as stored (EXIF rotation not applied), and their
             scores.
-        """
-        return self._match(photo0, photo1)
 
-    def _match_images(self, photo0: Photo, photo1: Photo) -> Matches:
-        image0, image1 = _decoded(photo0), _decoded(photo1)
+        Raises:
+            InputError: a photo cannot be read, or its mask has another size.
+        """
+        images = _decoded(photo0), _decoded(photo1)
+        masks = _usable(photo0, images[0], mask0), _usable(photo1, images[1], mask1)
+        return self._match((photo0, photo1), images, masks)
+
+    def _match_images(
+        self, photos: tuple[Photo, Photo], images: _TwoImages, masks: _TwoMasks
+    ) -> Matches:
+        image0, image1 = images
         sizes = (image0.shape[1::-1], image1.shape[1::-1])
         quarters = (0, 0)
         if self._turns is not None:
-            upright = (_quarters_to_upright(photo0), _quarters_to_upright(photo1))
+            upright = (_quarters_to_upright(photos[0]), _quarters_to_upright(photos[1]))
             (image0, image1), quarters = self._turns.alike((image0, image1), upright)
         matcher = self._detector_free
         matches = matcher.match_encoded(matcher.encode(image0), matcher.encode(image1))
         for look_closer in self._looks:
             matches = look_closer(image0, image1, matches)
-        return unturned_matches(matches, quarters, sizes)
+        matches = unturned_matches(matches, quarters, sizes)
+        kept = inside_mask(matches.keypoints0, masks[0]) & inside_mask(matches.keypoints1, masks[1])
+        return Matches(matches.keypoints0[kept], matches.keypoints1[kept], matches.scores[kept])
 
-    def _match_features(self, photo0: Photo, photo1: Photo) -> Matches:
+    def _match_features(
+        self, photos: tuple[Photo, Photo], images: _TwoImages, masks: _TwoMasks
+    ) -> Matches:
         arrays0, arrays1 = (
-            extract_image(self._extractor, self._features_conf, _decoded(photo))
-            for photo in (photo0, photo1)
+            extract_image(self._extractor, self._features_conf, image, mask)
+            for image, mask in zip(images, masks, strict=True)
         )
         matches0, scores0 = self._sparse.match(arrays0, arrays1)
         chosen = matches0 >= 0
@@ -594,6 +625,16 @@ class PhotoMatcher:
 
 def _decoded(photo: Photo) -> np.ndarray:
     return photo if isinstance(photo, np.ndarray) else read_image(Path(photo))
+
+
+def _usable(photo: Photo, image: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
+    """Which pixels of a photo may be used, (H, W) bool; None where all of them."""
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise InputError(f"a mask has the shape {mask.shape}, its photo {image.shape[:2]}")
+    opaque = None if isinstance(photo, np.ndarray) else read_opacity(Path(photo))
+    if mask is None or opaque is None:
+        return opaque if mask is None else mask.astype(bool)
+    return opaque & mask.astype(bool)
 
 
 def _quarters_to_upright(photo: Photo) -> int:

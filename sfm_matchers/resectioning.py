@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pycolmap
 
-from .intrinsics import camera_with, copy_intrinsics
+from .intrinsics import FOCAL_LENGTHS, camera_with, copy_intrinsics
 
 # Pixels. Errors below it are alike: no detector is more exact.
 ERROR_FLOOR = 0.5
@@ -89,7 +89,7 @@ class Solution:
         camera: the intrinsics.
         cam_from_world: the pose.
         matches: what it was estimated from.
-        covariance: (6, 6) of the pose (rotation, translation), or None.
+        covariance: COLMAP's (6, 6) of the pose (half of its rotation, translation), or None.
     """
 
     camera: pycolmap.Camera
@@ -411,6 +411,21 @@ class _Problem:
         return hessian, np.einsum("nij,ni->j", weighted, here[counts])
 
 
+def centre_covariance(solution: Solution) -> np.ndarray | None:
+    """Covariance (6, 6) of a pose as a rotation in radians and the centre, along the camera's axes.
+
+    COLMAP's is of half the angles, as quaternions have them, and of the translation, which changes
+    with them too: the more, the further away the world's origin is.
+    """
+    if solution.covariance is None:
+        return None
+    x, y, z = solution.cam_from_world.translation
+    change = np.eye(6)
+    change[:3, :3] *= 2
+    change[3:, :3] = 2 * np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.asarray(change @ solution.covariance @ change.T)
+
+
 def centre_uncertainty(solution: Solution, level: int) -> float:
     """Standard deviation of the camera's centre where the first `level` of `FREEDOMS` are free."""
     problem = _Problem(solution, solution.matches.some(solution.inliers), level)
@@ -458,6 +473,9 @@ def doubt(solution: Solution, level: int) -> str:
             f"the errors of its inliers, {solution.median_error:.1f} px, are alike where they are "
             "near each other: no intrinsics that were tried fit; give them, --camera_params"
         )
+    sides = solution.camera.mean_focal_length() / max(solution.camera.width, solution.camera.height)
+    if level and not FOCAL_LENGTHS[0] <= sides <= FOCAL_LENGTHS[1]:
+        return f"there is hardly a lens of the estimated focal length, {sides:.3g} times the side"
     if level and centre_uncertainty(solution, level) > MAX_UNCERTAINTY * solution.scale:
         freed_ = FREEDOMS[level - 1]
         return f"the matches hardly determine the {freed_}: give intrinsics, --camera_params"

@@ -184,8 +184,12 @@ def cut_off(share: float, form: str, message: str = "cannot be") -> Callable[[Pa
 
 
 def floating_point_tiff(path: Path) -> str:
-    image().convert("F").save(path, "TIFF")
-    return "cannot be decoded as an image"
+    cv2.imwrite(str(path.with_suffix(".tif")), np.zeros((48, 64, 3), np.float32))
+    path.with_suffix(".tif").rename(path)
+    return (
+        "is not an image, or a TIFF of colours, or of 64 bits, in floating point: convert it to 8 "
+        "or 16 bits"
+    )
 
 
 def too_large(path: Path) -> str:

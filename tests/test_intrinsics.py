@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sfm_matchers.cameras import CameraGroups
 from sfm_matchers.errors import InputError
@@ -88,6 +90,24 @@ def test_unknown_models_are_named() -> None:
 def test_params_that_are_not_of_the_photos_are_refused(params: list[float], message: str) -> None:
     with pytest.raises(InputError, match=f"^--camera_params: [^\n]*{message}"):
         check_camera(camera(params), "--camera_params")
+
+
+@pytest.mark.parametrize(
+    ("scale", "size"),
+    [(3 / 4, "768 x 576"), (4 / 5, "819 x 614"), (2 / 3, "683 x 512"), (4 / 3, "1365 x 1024")]
+    + [(5 / 4, "1280 x 960"), (1 / 2, "512 x 384")],
+)
+def test_params_of_photos_of_another_size_are_told(scale: float, size: str) -> None:
+    for centre in ([512, 384], [518, 378], [505, 381]):
+        params = [value * scale for value in (900, 905, *centre)]
+        message = f"look like those of photos of {size} pixels, for these they would be 900,905,"
+        with pytest.raises(InputError, match=message):
+            check_camera(camera(params), "--camera_params")
+
+
+@given(st.floats(-0.04, 0.04), st.floats(-0.04, 0.04))
+def test_lenses_are_off_centre_by_a_few_percent(x: float, y: float) -> None:
+    check_camera(camera([900, 905, (0.5 + x) * 1024, (0.5 + y) * 768]), "--camera_params")
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,39 @@ def test_new_photos_find_their_place_in_a_map(
     assert page.count("<img") == 3
 
 
+def test_mirrored_photos_and_another_place_are_not_localized_in_a_map_far_away(
+    own_map: Path, tmp_path: Path
+) -> None:
+    """The map in UTM coordinates, as surveyors give it."""
+    origin = np.array([5e5, 5.4e6, 300.0])
+    model = pycolmap.Reconstruction(own_map / "a" / "truth")
+    model.transform(pycolmap.Sim3d(1, pycolmap.Rotation3d(), origin))
+    (tmp_path / "map").mkdir()
+    model.write(tmp_path / "map")
+    scene = make_scene(40, kind="room", texture_size=384)
+    write_photos(tmp_path / "c", scene, 2, 3, camera=CAMERA)
+    queries = shutil.copytree(tmp_path / "c" / "images", tmp_path / "queries" / "other")
+    for path in sorted((own_map / "new").glob("0*.jpg")):
+        shutil.copy(path, tmp_path / "queries" / path.name)
+    for path in sorted((own_map / "photos").glob("*.jpg"))[:3]:
+        cv2.imwrite(str(queries.parent / f"mirrored{path.name}"), cv2.imread(str(path))[:, ::-1])
+    options = LocalizeOptions(
+        tmp_path / "map", own_map / "photos", tmp_path / "queries", tmp_path / "out"
+    )
+    result = localize.run(options)
+    truth = pycolmap.Reconstruction(own_map / "b" / "truth")
+    centres = {image.name: image.projection_center() + origin for image in truth.images.values()}
+    for query in result.queries:
+        name = Path(query.name).name
+        if name in centres and "other" not in query.name:
+            assert query.status == Status.LOCALIZED
+            centre = query.cam_from_world.inverse().translation
+            assert np.linalg.norm(centre - centres[name]) < 0.1
+        else:
+            assert query.status in (Status.FALLBACK, Status.FAILED)
+    assert len(result.queries) == 8
+
+
 def test_a_map_without_a_detector(own_map: Path, tmp_path: Path) -> None:
     """The map's keypoints are shared by its pairs; the queries' are as many as the matched points,
     off by as much as the map's keypoints beside them."""

@@ -18,11 +18,13 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.images import (
     OUTPUT_MARKS,
     REPORT_PICTURES,
+    decoded_size,
     find_images,
     read_image,
     read_mask,
     usable_pixels,
 )
+from sfm_matchers.matchers import load_matcher
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 WIDTH, HEIGHT = 24, 16
@@ -269,6 +271,58 @@ def test_16_bits_of_a_small_range_are_stretched(
     cv2.imwrite(str(path), levels * scale + offset)
     assert np.abs(read_image(path, gray=True).astype(int) - levels).max() <= 2
     assert np.abs(read_image(path)[..., 1].astype(int) - levels).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_levels_of_other_kinds_are_stretched(tmp_path: Path, dtype: type) -> None:
+    levels = np.tile(np.arange(256), (64, 1))
+    path = tmp_path / "a.tif"
+    cv2.imwrite(str(path), (levels * 50 - 700).astype(dtype))
+    assert np.abs(read_image(path, gray=True, least_side=16).astype(int) - levels).max() <= 2
+    assert np.abs(read_image(path)[..., 1].astype(int) - levels).max() <= 2
+    assert decoded_size(path) == (256, 64)
+
+
+def test_pixels_that_were_not_measured_are_black(tmp_path: Path) -> None:
+    levels = np.tile(np.linspace(0, 0.01, 256, dtype=np.float32), (64, 1))
+    levels[:, 200], levels[:, 201], levels[:, 202] = np.nan, -3.4e38, np.inf
+    cv2.imwrite(str(tmp_path / "a.tif"), levels)
+    read = read_image(tmp_path / "a.tif", gray=True).astype(int)
+    assert not read[:, 200:203].any()
+    assert np.abs(read[:, :200] - np.arange(200)).max() <= 2
+    cv2.imwrite(str(tmp_path / "blank.tif"), np.full((64, 64), 0.5, np.float32))
+    assert not np.ptp(read_image(tmp_path / "blank.tif"))
+    cv2.imwrite(str(tmp_path / "none.tif"), np.full((64, 64), np.nan, np.float32))
+    assert not read_image(tmp_path / "none.tif").any()
+
+
+@pytest.mark.parametrize(
+    "levels", [np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.float64)]
+)
+def test_other_floating_point_is_refused(tmp_path: Path, levels: np.ndarray) -> None:
+    cv2.imwrite(str(tmp_path / "a.tif"), levels)
+    with pytest.raises(InputError, match="in floating point: convert it to 8 or 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["sift", "jamma"])
+def test_a_single_pair_is_masked_too(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)
+    image = cv2.resize(small, (256, 192), interpolation=cv2.INTER_CUBIC)
+    opacity = np.zeros((192, 256), np.uint8)
+    opacity[:, :128] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), np.dstack([image, opacity]))
+    cv2.imwrite(str(tmp_path / "b.png"), image)
+    matcher = load_matcher(name, device="cpu")
+    top = np.zeros((192, 256), bool)
+    top[:96] = True
+    found = matcher.match(tmp_path / "a.png", tmp_path / "b.png", mask1=top)
+    assert len(found) > 5
+    assert found.keypoints0[:, 0].max() < 128
+    assert found.keypoints1[:, 1].max() < 96
+    with pytest.raises(InputError, match="a mask has the shape"):
+        matcher.match(tmp_path / "a.png", image, mask1=top[:50])
 
 
 def test_16_bits_of_noise_alone_stay_blank(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_lens_that_is_not_the_maps_is_estimated(name: str, start: str) -> None
     assert error < 3
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.9, 1.5])
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.05, 1.5])
 @pytest.mark.parametrize("name", LENSES)
 def test_known_intrinsics_that_the_matches_contradict_are_said(name: str, factor: float) -> None:
     wrong = scaled(LENSES[name], factor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pipelines.sfm import SfmOptions, run
 from sfm_matchers.images import looks_like_panorama
+from sfm_matchers.intrinsics import camera_with, format_params
 from sfm_matchers.mapping import guess_wide_focal_lengths, verify_geometry
 from sfm_matchers.synthetic import Camera, Scene, camera_path, make_scene, render
 
@@ -64,13 +66,23 @@ def center_error(model: pycolmap.Reconstruction, centers: np.ndarray) -> float:
     return float(errors.mean() / np.linalg.norm(np.ptp(centers, axis=0)))
 
 
-def test_a_fisheye_of_unknown_focal_length_gives_a_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_name", ["OPENCV_FISHEYE", "EUCM"])
+@pytest.mark.parametrize("start", [None, 0.9])
+def test_a_fisheye_of_unknown_focal_length_gives_a_model(
+    tmp_path: Path, model_name: str, start: float | None
+) -> None:
     params = [0.5 * WIDTH, WIDTH / 2, HEIGHT / 2, 0.02]
     camera = pycolmap.Camera(
         model="SIMPLE_RADIAL_FISHEYE", width=WIDTH, height=HEIGHT, params=params
     )
     centers = write_wide_photos(tmp_path / "photos", camera, 7)
-    options = SfmOptions(tmp_path / "photos", tmp_path / "out", camera_model="OPENCV_FISHEYE")
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out", camera_model=model_name)
+    if start is not None:
+        given = camera_with(model_name, start * WIDTH, (WIDTH, HEIGHT))
+        (tmp_path / "cameras.txt").write_text(
+            f"* {model_name} {format_params(given.params)} start\n"
+        )
+        options = replace(options, cameras=tmp_path / "cameras.txt")
     (model,) = run(options).models
     assert model.num_reg_images() == 7
     assert center_error(model, centers) < 0.002
@@ -103,7 +115,7 @@ def test_what_looks_like_a_panorama(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
-@pytest.mark.parametrize("model", ["SIMPLE_RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "FOV"])
+@pytest.mark.parametrize("model", ["SIMPLE_RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "FOV", "EUCM"])
 def test_the_focal_length_of_a_fisheye_is_guessed_from_matches(
     tmp_path: Path, model: str, share: float
 ) -> None:
