@@ -104,7 +104,7 @@ def parse_coordinate_system(text: str) -> CoordinateSystem:
         InputError: the line is none, but a point or empty.
     """
     name = " ".join(text.lstrip("\ufeff").split())
-    if not re.search(r"[A-Za-z]", name) or len(name) > 500:
+    if not re.search(r"[A-Za-z]", name) or re.match(r"[-+]?[\d.]+ ", name):
         raise InputError(
             f"{name[:60]!r} is no coordinate system: the first line has to be one, such as "
             "EPSG:4326, EPSG:32632 or WGS84 UTM 32N"
