@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pycolmap
@@ -37,6 +38,14 @@ class ControlPoint:
     xyz: FloatArray
     observations: Mapping[str, FloatArray]
     is_check: bool = False
+
+
+class View(NamedTuple):
+    """A photo of a model that shows a point, and the pixel (2,) where."""
+
+    cam_from_world: pycolmap.Rigid3d
+    camera: pycolmap.Camera
+    pixel: FloatArray
 
 
 @dataclass(frozen=True)
@@ -113,40 +122,41 @@ def _numbers(words: Sequence[str]) -> list[float] | None:
     return numbers if len(numbers) == 5 and np.isfinite(numbers).all() else None
 
 
-def views_of(
-    point: ControlPoint, model: pycolmap.Reconstruction
-) -> list[tuple[pycolmap.Image, FloatArray]]:
+def views_of(point: ControlPoint, model: pycolmap.Reconstruction) -> list[View]:
     """Return the registered photos that show a point, and where.
 
     Raises:
         InputError: a pixel is outside of its photo.
     """
-    registered = {image.name: image for image in model.images.values() if image.has_pose}
+    registered = {
+        image.name: View(image.cam_from_world(), model.cameras[image.camera_id], np.zeros(2))
+        for image in model.images.values()
+        if image.has_pose
+    }
     views = []
     for name, pixel in point.observations.items():
         if name in registered:
-            camera = registered[name].camera
+            view = registered[name]._replace(pixel=pixel)
+            camera = view.camera
             if not ((pixel >= 0) & (pixel <= [camera.width, camera.height])).all():
                 raise InputError(
                     f"{point.name}: pixel ({pixel[0]:g}, {pixel[1]:g}) is outside of {name}, which "
                     f"is stored with {camera.width} x {camera.height} pixels, turned or not"
                 )
-            views.append((registered[name], pixel))
+            views.append(view)
     return views
 
 
-def triangulate_control_point(
-    views: Sequence[tuple[pycolmap.Image, FloatArray]],
-) -> FloatArray | None:
+def triangulate_control_point(views: Sequence[View]) -> FloatArray | None:
     """Return the point (3,) of the model that is seen there; None if the views do not tell it."""
     if len(views) < 2:
         return None
     options = pycolmap.EstimateTriangulationOptions()
     options.min_tri_angle = np.deg2rad(MIN_ANGLE)
     options.ransac.random_seed = 0
-    poses = [image.cam_from_world() for image, _ in views]
-    pixels = np.array([pixel for _, pixel in views])
-    cameras = [image.camera for image, _ in views]
+    poses = [view.cam_from_world for view in views]
+    pixels = np.array([view.pixel for view in views])
+    cameras = [view.camera for view in views]
     found = pycolmap.estimate_triangulation(pixels, poses, cameras, options)
     if found is None:
         return None
@@ -154,22 +164,20 @@ def triangulate_control_point(
     return _refined(np.asarray(found["xyz"], np.float64), agreeing)
 
 
-def pixel_residuals(
-    xyz: FloatArray, views: Sequence[tuple[pycolmap.Image, FloatArray]]
-) -> FloatArray:
+def pixel_residuals(xyz: FloatArray, views: Sequence[View]) -> FloatArray:
     """Return how far from its observations (N, 2) a point (3,) of the model is seen, in pixels."""
-    projected = []
-    for image, _ in views:
-        in_camera = (image.cam_from_world() * xyz).reshape(1, 3)
-        projected.append(image.camera.img_from_cam(in_camera, check_cheirality=False)[0])
-    return np.array(projected).reshape(-1, 2) - np.array([pixel for _, pixel in views])
+    residuals = np.zeros((len(views), 2))
+    for residual, view in zip(residuals, views, strict=True):
+        in_camera = (view.cam_from_world * xyz).reshape(1, 3)
+        projected = np.asarray(view.camera.img_from_cam(in_camera, check_cheirality=False))
+        residual[:] = projected[0] - view.pixel
+    return residuals
 
 
-def _refined(xyz: FloatArray, views: Sequence[tuple[pycolmap.Image, FloatArray]]) -> FloatArray:
+def _refined(xyz: FloatArray, views: Sequence[View]) -> FloatArray:
     """Least squares of the pixels, by Gauss and Newton with differences for derivatives."""
-    step = 1e-6 * max(
-        float(np.linalg.norm(xyz - image.projection_center())) for image, _ in views
-    )  # pixels change by thousandths
+    depths = [abs(float((view.cam_from_world * xyz)[2])) for view in views]
+    step = 1e-6 * max(depths)  # pixels change by thousandths
     for _ in range(10):
         residuals = pixel_residuals(xyz, views).ravel()
         slopes = [

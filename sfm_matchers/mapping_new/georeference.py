@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 # Metres, of one coordinate, where a photo by GPS says nothing of its accuracy.
 USUAL_ACCURACY = 3.0
 
-# Positions bend the model only where it is further from them than they tell to be exact: then, with
-# centimetres by RTK on a long strip, centres come four times nearer to the truth (0.17 to 0.04 m).
-# Where it is not, or with metres of error, nothing is gained.
+# Positions bend the model only where it is further from them than they tell to be exact: centres of
+# two strips of 24 photos, by RTK to 3 cm, are then 0.028 m off instead of 0.055 m. Where it is not,
+# or with metres of error, nothing is gained.
 CLEARLY_OFF = 1.3
 MAX_WORSE = 1.05  # of the reprojection error, by such an adjustment
 ROBUST_SCALE = 2.385  # standard deviations: of the Cauchy loss, as in `mapping.adjust_robustly`

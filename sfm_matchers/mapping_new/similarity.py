@@ -100,7 +100,7 @@ def _agreeing(source: FloatArray, target: FloatArray) -> np.ndarray:
         residuals = transformed(transform, source) - target
         return np.asarray(np.linalg.norm(residuals, axis=1))
 
-    trials = []
+    trials: list[tuple[float, int, pycolmap.Sim3d]] = []
     for triple in _triples(len(source)):
         transform = pycolmap.estimate_sim3d(source[triple], target[triple])
         if transform is not None:
