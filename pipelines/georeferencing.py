@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pycolmap
@@ -73,6 +73,7 @@ def georeference_models(
     job: MatchingJob,
     known: Positions | ControlPoints | None,
     models: Sequence[pycolmap.Reconstruction],
+    fixed: Collection[str] = (),
 ) -> str:
     """Write the largest model in metres beside it, if its place is known.
 
@@ -80,6 +81,7 @@ def georeference_models(
         job: knows where.
         known: from `read_places`.
         models: the largest first.
+        fixed: photos whose intrinsics are kept as they are.
 
     Returns:
         What came out, for the summary; "" where there is nothing to say.
@@ -96,7 +98,7 @@ def georeference_models(
     if written.exists() and job.steps.is_done(FOLDER, source):
         return str(json.loads(read_text(written))["summary"])
     try:
-        place, model = georeference(models[0], known)
+        place, model = georeference(models[0], known, fixed)
     except InputError as error:
         shutil.rmtree(folder, ignore_errors=True)
         logger.info("No model in metres: %s", error)
@@ -151,10 +153,19 @@ def is_fast(job: MatchingJob) -> bool:
     return job.matching.device != "cpu" or job.conf.model.get("name") == colmap_matching.NAME
 
 
-def announce_matching(job: MatchingJob, pairs: Sequence[Pair], label: str, policy: str) -> None:
+def announce_matching(
+    job: MatchingJob, pairs: Sequence[Pair], label: str, policy: str, num_matched: int
+) -> None:
     """Say how long the matching takes if it is more than minutes, and what would be shorter.
 
     The first pairs are matched for it, and kept.
+
+    Args:
+        job: matches.
+        pairs: all.
+        label: of the pairs.
+        policy: that chose them, or a file.
+        num_matched: neighbours of each photo by the policy.
     """
     workers = job.matching.executor.num_workers
     missing = _unmatched(job, pairs, label)
@@ -171,7 +182,7 @@ def announce_matching(job: MatchingJob, pairs: Sequence[Pair], label: str, polic
     job.match_share(missing[2 * first : 2 * first + few], label)
     end = time.monotonic()
     each = max((end - middle) - (middle - start), 0.0) / (few - first)
-    left = len(pairs) - 2 * first - few
+    left = len(missing) - 2 * first - few
     logger.info(
         "%d pairs (--pairs %s), about %s on this device (%s), %.2g s each. Shorter: %s",
         len(pairs),
@@ -179,7 +190,7 @@ def announce_matching(job: MatchingJob, pairs: Sequence[Pair], label: str, polic
         duration(left * each),
         job.matching.device,
         each,
-        _shorter(job, len(pairs), policy),
+        _shorter(job, len(pairs), policy, num_matched),
     )
 
 
@@ -192,14 +203,14 @@ def _unmatched(job: MatchingJob, pairs: Iterable[Pair], label: str) -> list[Pair
     return [pair for pair in pairs if not any(names_to_pair(*pair) in file for file in files)]
 
 
-def _shorter(job: MatchingJob, num_pairs: int, policy: str) -> str:
+def _shorter(job: MatchingJob, num_pairs: int, policy: str, num_matched: int) -> str:
     options = []
     num_photos = len(job.photos)
-    likely = 15 * num_photos  # of the 20 most similar ones, some are found twice
+    likely = num_matched * num_photos  # some are found twice, some by place or time only
     if policy == "exhaustive" and likely < num_pairs:
         options.append(f"--pairs auto (some {likely} pairs)")
     elif policy in ("auto", "retrieval", "spatial", "sequential"):
-        options.append("--num_matched 10")
+        options.append(f"--num_matched {max(1, num_matched // 2)}")
     if not is_fast(job):
         options.append("--matcher sift, or a machine with a GPU")
     return "; ".join(options) or "fewer photos"

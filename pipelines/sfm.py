@@ -163,7 +163,7 @@ def run(options: SfmOptions) -> SfmResult:
     panoramas = point_out_panoramas(options.camera_model, image_dir, others)
     places = read_places(options.georeference, image_dir, sorted(photos))
     pairs_path, pairs = make_pairs(options, job)
-    announce_matching(job, pairs, pairs_path.stem, str(options.pairs))
+    announce_matching(job, pairs, pairs_path.stem, str(options.pairs), options.num_matched)
     headers = {name: read_photo_header(image_dir / name) for name in photos}
     cameras = group_photos(headers, options.camera_mode)
     sizes = {name: photo.size for name, photo in photos.items()}
@@ -189,7 +189,7 @@ def run(options: SfmOptions) -> SfmResult:
         hint = "photos of several cameras need --camera_mode per_image or per_folder"
     explanation = explain(graph, models, faults, hint)
     _log(explanation, has_model=bool(models))
-    place = steps.timed("georeference", lambda: georeference_models(job, places, models))
+    place = steps.timed("georeference", lambda: georeference_models(job, places, models, fixed))
     summary = summarize(
         options, photos, pairs, cameras.reason, models, explanation.reason, steps.seconds
     )

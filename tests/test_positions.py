@@ -234,6 +234,13 @@ def test_tables_of_metres(tmp_path: Path) -> None:
     assert positions.frame.origin == (0, 0, 0)
 
 
+def test_tables_without_altitudes(tmp_path: Path) -> None:
+    path = tmp_path / "geo.txt"
+    path.write_text("EPSG:4326\na.jpg 10 60\nb.jpg 10 60.01\n")
+    positions = positions_from_file(path, ["a.jpg", "b.jpg"])
+    assert positions.xyz["b.jpg"] - positions.xyz["a.jpg"] == pytest.approx([0, 1114.2, 0], abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,16 @@ class Georeference:
 
 
 def georeference(
-    model: pycolmap.Reconstruction, known: Positions | ControlPoints
+    model: pycolmap.Reconstruction,
+    known: Positions | ControlPoints,
+    fixed: Collection[str] = (),
 ) -> tuple[Georeference, pycolmap.Reconstruction]:
     """Find the place of a model on the earth.
 
     Args:
         model: it is left as it is.
         known: where photos were taken, or ground control points.
+        fixed: photos whose intrinsics are kept as they are.
 
     Returns:
         The transform with its residuals, and the model in metres.
@@ -118,7 +121,7 @@ def georeference(
     if len(told) == len(used) >= MIN_POINTS_FOR_OUTLIERS and (
         std > CLEARLY_OFF * float(np.sqrt(np.mean(np.square(told))))
     ):
-        bent = adjust_to_positions(moved, known, used)
+        bent = adjust_to_positions(moved, known, used, fixed)
         if bent is not None:
             after = centres(bent)
             residuals = {name: after[name] - known.xyz[name] for name in found.residuals}
@@ -158,7 +161,10 @@ def _by_positions(
 
 
 def adjust_to_positions(
-    model: pycolmap.Reconstruction, positions: Positions, names: Sequence[str]
+    model: pycolmap.Reconstruction,
+    positions: Positions,
+    names: Collection[str],
+    fixed: Collection[str] = (),
 ) -> pycolmap.Reconstruction | None:
     """Adjust a copy of a model in metres with positions as priors, weighted by their accuracy.
 
@@ -166,6 +172,7 @@ def adjust_to_positions(
         model: in the frame of the positions; it is left as it is.
         positions: all with an accuracy.
         names: the photos whose positions are used.
+        fixed: photos whose intrinsics are kept as they are.
 
     Returns:
         The copy; None if its reprojection error grew.
@@ -183,6 +190,8 @@ def adjust_to_positions(
     for image_id in model.reg_image_ids():
         config.add_image(image_id)
         name = model.images[image_id].name
+        if name in fixed:
+            config.set_constant_cam_intrinsics(model.images[image_id].camera_id)
         if name in names:
             # Residuals of pixels are not divided by their standard deviation: those of positions,
             # which are by theirs, are multiplied by it.

@@ -99,8 +99,8 @@ def read_gps_fix(path: Path) -> GpsFix | None:
     if abs(latitude) > 90 or abs(longitude) > 180:
         return None
     altitude = _altitude(gps)
-    if altitude is None:
-        altitude = drone.get("AbsoluteAltitude", drone.get("RelativeAltitude"))
+    if not altitude:  # or zero, as some drones write for want of better
+        altitude = drone.get("AbsoluteAltitude", drone.get("RelativeAltitude", altitude))
     return GpsFix(latitude, longitude, altitude, _accuracy(gps, drone))
 
 
@@ -210,7 +210,7 @@ def positions_from_file(path: Path, names: Sequence[str]) -> Positions:
 
     A table with a header: ``name,lat,lon,alt`` in degrees and metres, or ``name,x,y,z`` in metres,
     with commas, semicolons or tabs. Or OpenDroneMap's geo.txt: a coordinate system in the first
-    line, then ``name x y z``, which for EPSG:4326 is ``name longitude latitude altitude``.
+    line, then ``name x y [z]``, which for EPSG:4326 is ``name longitude latitude altitude``.
 
     Args:
         path: the file.
@@ -225,10 +225,12 @@ def positions_from_file(path: Path, names: Sequence[str]) -> Positions:
     if not lines:
         raise InputError(f"{path} is empty")
     header = _read_header(lines[0])
-    if header is None and len(lines) > 1 and len(lines[1].split()) >= 4:
+    if header is None and len(lines) > 1 and len(lines[1].split()) >= 3:
         system = parse_coordinate_system(lines[0])
         rows = [line.split() for line in lines[1:] if not line.startswith("#")]
         columns = {"name": 0, "x": 1, "y": 2, "z": 3}
+        if rows and len(rows[0]) == 3:
+            del columns["z"]
     elif header is not None:
         delimiter, columns = header
         rows = [row for row in csv.reader(lines[1:], delimiter=delimiter) if row[0][:1] != "#"]
