@@ -12,6 +12,7 @@ changed:
     correspondences-*.h5          detector-free matches before they were turned into keypoints
     database.db                   COLMAP database with verified matches
     sparse/0, sparse/1, ...       COLMAP models, the largest first
+    georeferenced                 the largest one in metres, where its place is known
     report.html, *.png            what came out, to look at
 """
 
@@ -31,6 +32,14 @@ from typing import Any, cast
 
 import pycolmap
 
+from pipelines.georeferencing import (
+    EXIF,
+    POLICIES,
+    announce_matching,
+    choose_pairs,
+    georeference_models,
+    read_places,
+)
 from pipelines.notes import read_memory, write_memory
 from pipelines.options import add_matching_options, take_defaults
 from pipelines.steps import (
@@ -102,7 +111,7 @@ class SfmOptions:
     image_dir: str | Path
     outputs: str | Path
     matcher: str | Path = AUTO
-    pairs: str | Path = "exhaustive"
+    pairs: str | Path = "auto"
     num_matched: int = 20
     mapper: str = "incremental"
     mapper_threads: int = 1
@@ -111,6 +120,7 @@ class SfmOptions:
     camera_params: str = ""
     cameras: str | Path | None = None
     mask_dir: str | Path | None = None
+    georeference: str | Path = EXIF
     weights: str | Path = "bundled"
     device: str = "auto"
     workers: int | None = None
@@ -152,7 +162,9 @@ def run(options: SfmOptions) -> SfmResult:
     check_mapper(options.mapper, some_fixed=0 < len(fixed) < len(photos))
     others = [name for name in photos if find_camera(camera_options.given, name) is None]
     panoramas = point_out_panoramas(options.camera_model, image_dir, others)
+    places = read_places(options.georeference, image_dir, sorted(photos))
     pairs_path, pairs = make_pairs(options, job)
+    announce_matching(job, pairs, pairs_path.stem, str(options.pairs), options.num_matched)
     headers = {name: read_photo_header(image_dir / name) for name in photos}
     cameras = group_photos(headers, options.camera_mode)
     sizes = {name: photo.size for name, photo in photos.items()}
@@ -179,9 +191,12 @@ def run(options: SfmOptions) -> SfmResult:
         hint = "photos of several cameras need --camera_mode per_image or per_folder"
     explanation = explain(graph, models, faults, hint)
     _log(explanation, has_model=bool(models))
+    place = steps.timed("georeference", lambda: georeference_models(job, places, models, fixed))
     summary = summarize(
         options, photos, pairs, cameras.reason, models, explanation.reason, steps.seconds
     )
+    if place:
+        summary["georeference"] = place
     summary["settings"]["matcher"] = matcher
     if (layers := mean_layers_run(match_path, pairs)) is not None:
         summary["settings"]["matcher"] += f" ({layers:.1f} layers each)"
@@ -542,7 +557,9 @@ def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]
     """Choose the pairs of photos to match and write them to ``pairs-*.txt``."""
     names, outputs = sorted(job.photos), job.outputs
     label = str(options.pairs)
-    if options.pairs == "exhaustive":
+    if options.pairs in POLICIES:
+        pairs, label = choose_pairs(label, job, options.georeference, options.num_matched)
+    elif options.pairs == "exhaustive":
         pairs = exhaustive_pairs(names)
     elif options.pairs == "sequential":
         pairs = sequential_pairs(names, options.num_matched)
@@ -619,6 +636,7 @@ def _remove_outputs(outputs: Path) -> None:
         "correspondences-*.h5*",
         "database.db*",
         "sparse",
+        "georeferenced",
         "report.html",
     )
     seals = [f".{pattern.rstrip('*')}.sha256" for pattern in patterns if "h5" in pattern]
@@ -644,14 +662,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--pairs",
-        metavar="exhaustive|sequential|retrieval|FILE",
-        help="which photos to match: all with all; each with the next ones by name; each with the "
-        "most similar ones; or a text file with two names a line (default: %(default)s)",
+        metavar="auto|exhaustive|sequential|retrieval|spatial|FILE",
+        help="which photos to match: all with all where that is minutes, else each with the most "
+        "similar ones, the next ones by time or name and the nearest ones by GPS; all with all; "
+        "each with the next ones by name; with the most similar ones; with the nearest ones; or a "
+        "text file with two names a line (default: %(default)s)",
     )
     add(
         "--num_matched",
         type=int,
-        help="photos matched to each photo by sequential and retrieval (default: %(default)s)",
+        help="photos matched to each photo by all but exhaustive (default: %(default)s)",
     )
     add("--mapper", choices=MAPPERS, help="default: %(default)s")
     add(
@@ -688,6 +708,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="masks, whose black pixels are ignored: a folder with one for each photo, called "
         "a.jpg.png or a.png for a.jpg, or a file, the mask of every photo. Transparent parts of "
         "photos are ignored without one",
+    )
+    add(
+        "--georeference",
+        metavar="none|exif|FILE",
+        help="a model in metres, east, north and up, beside the other, in OUTPUTS/georeferenced: "
+        "by GPS in EXIF where enough photos have it; by a table of positions (name,lat,lon,alt or "
+        "name,x,y,z); or by ground control points as in OpenDroneMap's gcp_list.txt "
+        "(default: %(default)s)",
     )
     add(
         "--drop_raw_matches",

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sfm_matchers.benchmark_pairs import PosedPair
 from sfm_matchers.errors import InputError, MissingExtraError
+from sfm_matchers.robust_estimation import estimate_robustly
 
 if TYPE_CHECKING:  # training runs on machines without pycolmap
     import pycolmap
@@ -157,14 +158,17 @@ def estimate_relative_pose(
     pixels1 = focal * _normalise(points1, intrinsics1)[:, :2]
     if len(pixels0) < MIN_MATCHES:
         return None
-    essentials, mask = cv2.findEssentialMat(
-        pixels0,
-        pixels1,
-        shared,
-        method=method,
-        prob=CONFIDENCE,
-        threshold=max_error,
-        maxIters=MAX_ITERATIONS,
+    essentials, mask = estimate_robustly(
+        lambda method: cv2.findEssentialMat(
+            pixels0,
+            pixels1,
+            shared,
+            method=method,
+            prob=CONFIDENCE,
+            threshold=max_error,
+            maxIters=MAX_ITERATIONS,
+        ),
+        method,
     )
     if essentials is None:
         return None

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from .protocols import DetectorFreeMatcher, Matches
+from .robust_estimation import estimate_robustly
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
 
@@ -61,8 +62,10 @@ def _agreeing(matches: Matches, images: tuple[np.ndarray, np.ndarray]) -> np.nda
         points.astype(np.float64) for points in (matches.keypoints0, matches.keypoints1)
     )
     tolerance = TOLERANCE * max(max(image.shape) for image in images)
-    _, agrees = cv2.findFundamentalMat(
-        points0, points1, cv2.USAC_MAGSAC, tolerance, confidence=0.999, maxIters=5000
+    _, agrees = estimate_robustly(
+        lambda method: cv2.findFundamentalMat(
+            points0, points1, method, tolerance, confidence=0.999, maxIters=5000
+        )
     )
     return nothing if agrees is None else agrees.ravel() > 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,17 @@ def sequential_pairs(names: Sequence[str], overlap: int) -> list[Pair]:
 
     Numbers in names count as numbers: ``frame9`` comes before ``frame10``.
     """
-    ordered = sorted(names, key=_natural_order)
+    ordered = in_natural_order(names)
     return [
         (name, other)
         for index, name in enumerate(ordered)
         for other in ordered[index + 1 : index + 1 + overlap]
     ]
+
+
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Return names sorted such that numbers in them count as numbers."""
+    return sorted(names, key=_natural_order)
 
 
 def _natural_order(name: str) -> list[tuple[int, int, str]]:

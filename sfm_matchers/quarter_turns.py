@@ -18,6 +18,7 @@ import numpy as np
 from .errors import InputError
 from .images import network_size, turned, unturned
 from .protocols import DetectorFreeMatcher, EncodedImage, Matches, ResizingMatcher
+from .robust_estimation import estimate_robustly
 
 SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography
@@ -113,7 +114,9 @@ def _agreement(matches: Matches) -> int:
     points0, points1 = (
         points.astype(np.float64) for points in (matches.keypoints0, matches.keypoints1)
     )
-    _, inliers = cv2.findHomography(
-        points0, points1, cv2.USAC_MAGSAC, TOLERANCE, maxIters=2000, confidence=0.999
+    _, inliers = estimate_robustly(
+        lambda method: cv2.findHomography(
+            points0, points1, method, TOLERANCE, maxIters=2000, confidence=0.999
+        )
     )
     return 0 if inliers is None else int(inliers.sum())

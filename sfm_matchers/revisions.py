@@ -16,3 +16,4 @@ MODEL = 1  # mapping, the last adjustment
 CAMERAS = 1  # which photos share one, as the model tells
 TRIANGULATION = 1
 JOINED = 1  # matches of two matchers
+GEOREFERENCE = 1

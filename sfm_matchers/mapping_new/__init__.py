@@ -1,0 +1,1 @@
+"""What is made of a COLMAP model: its place on the earth."""

@@ -1,0 +1,1 @@
+"""Where photos were taken, and which to match with which by that."""
