@@ -32,7 +32,7 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
     Raises:
         InputError: there is no model, or it cannot be read.
     """
-    folder = _model_folder(Path(path))
+    folder = model_folder(Path(path))
     if folder != Path(path):
         logger.info("The model is %s", folder)
     try:
@@ -43,8 +43,8 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
         raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
 
 
-def _model_folder(path: Path) -> Path:
-    """The folder of a model, or `path` itself if there is none."""
+def model_folder(path: Path) -> Path:
+    """Return the folder of a model, or `path` itself if there is none."""
     for subfolder in SUBFOLDERS:
         folder = path / subfolder
         if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):

@@ -152,19 +152,30 @@ def _replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
+    with saying_why_not(path), replacing(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def saying_why_not(path: Path) -> Iterator[None]:
+    """Turn what libraries raise while they write `path` into an OutputError that names it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        with replacing(path) as temporary:
-            yield temporary
+        yield
     except SfmMatchersError:
         raise
     except (OSError, RuntimeError) as error:  # HDF5 has both
-        reason = "no space is left" if _disk_is_full(path.parent) else error
+        reason = "no space is left" if disk_is_full(path.parent) else error
         raise OutputError(
             f"cannot write {path}: {reason}. What is done is kept: the same command goes on from it"
         ) from error
 
 
-def _disk_is_full(folder: Path) -> bool:
+def disk_is_full(folder: Path) -> bool:
+    """Return whether hardly anything more can be written to a folder."""
     try:
         return shutil.disk_usage(folder).free < 1 << 20
     except OSError:
@@ -652,7 +663,7 @@ class StagedFile:
             with _naming_damage(source.filename, name):
                 source.copy(name, parent, name=name.rpartition("/")[2])
         except InputError as error:
-            if _disk_is_full(self.path.parent):
+            if disk_is_full(self.path.parent):
                 raise OSError(str(error)) from error
             raise
 
