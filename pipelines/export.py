@@ -19,6 +19,7 @@ from pathlib import Path
 
 import sfm_matchers
 from pipelines.command import run_guarded
+from sfm_matchers.exports import FORMATS, export_model, parse_formats
 
 COMMANDS = ("model", "onnx")
 
@@ -43,8 +44,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, help="the folder to write to; made if missing")
     add(
         "--formats",
-        default="nerfstudio,gsplat,undistorted,ply",
-        help="some of these (default: %(default)s)",
+        default=",".join(FORMATS),
+        help="some of these: "
+        + "; ".join(f"{name}, {format_.what}" for name, format_ in FORMATS.items())
+        + " (default: all)",
     )
 
 
@@ -91,16 +94,12 @@ def export_matcher(options: argparse.Namespace) -> int:
 
 def export_reconstruction(options: argparse.Namespace) -> int:
     """Write a model in the formats of other tools; return 1 if one of them was not possible."""
-    from sfm_matchers.exports import export_model, parse_formats
-
     exports = export_model(
         options.model, options.image_dir, options.output, parse_formats(options.formats)
     )
     width = max((len(export.format) for export in exports), default=0)
     for export in exports:
-        print(f"{export.format:<{width}}  {export.path or 'not written'}")
-        for note in export.notes:
-            print(f"{'':<{width}}  {note}")
+        print(f"{export.format:<{width}}  {export.described()}")
     return 0 if all(export.path for export in exports) else 1
 
 

@@ -160,9 +160,7 @@ def project_nerfstudio(scene: dict, frame: dict, points: np.ndarray) -> np.ndarr
     else:
         distortion = np.array([entries[key] for key in ("k1", "k2", "p1", "p2")])
         rays = np.stack([x / z, y / z, np.ones_like(z)], 1)
-        xn, yn = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), np.eye(3), distortion)[0][
-            :, 0
-        ].T
+        xn, yn = cv2.projectPoints(rays, np.zeros(3), np.zeros(3), np.eye(3), distortion)[0][:, 0].T
     pixels = entries["fl_x"] * xn + entries["cx"], entries["fl_y"] * yn + entries["cy"]
     return np.stack(pixels, 1)
 
@@ -207,9 +205,10 @@ def test_undistorted_photos_are_those_of_pinhole_cameras(tmp_path):
     assert folder == scene.output / "undistorted"
     assert sorted(path.name for path in folder.iterdir()) == ["images", "sparse"]
     images = read_inria(folder)
-    assert set(images) == {image.name for image in scene.model.images.values()}
+    flat = {image.name.replace("/", "-"): image.name for image in scene.model.images.values()}
+    assert set(images) == set(flat)
     for name, image in images.items():
-        points = observations(scene.model, name)[1]
+        points = observations(scene.model, flat[name])[1]
         width, height, fx, fy = image["camera"]
         x, y, z = image["R"] @ points.T + image["t"][:, None]
         projected = np.stack([fx * x / z + width / 2, fy * y / z + height / 2], 1)
@@ -294,7 +293,7 @@ def test_missing_and_unfit_photos_are_named_and_the_rest_goes_on(tmp_path, caplo
     assert "überblick1.png: it has 80 x 60 pixels, its camera 160 x 120" in caplog.text
     assert "überblick2.png" in caplog.text
     rest = ["opencv/shot 1.v1.jpg", "radial/shot 1.v1.jpg", "simple_radial/shot 1.v1.jpg"]
-    assert sorted(read_inria(paths["undistorted"])) == rest
+    assert sorted(read_inria(paths["undistorted"])) == [name.replace("/", "-") for name in rest]
     frames = json.loads(paths["nerfstudio"].read_text(encoding="utf-8"))["frames"]
     assert [frame["file_path"] for frame in frames] == [f"images/{name}" for name in rest]
     model = pycolmap.Reconstruction(scene.output / "sparse/0")
@@ -302,19 +301,43 @@ def test_missing_and_unfit_photos_are_named_and_the_rest_goes_on(tmp_path, caplo
     assert len(read_ply(paths["ply"])[0]) == scene.model.num_points3D()
 
 
-def test_what_colmap_cannot_decode_is_left_out_of_the_undistorted_model(tmp_path):
+def test_formats_that_colmap_does_not_decode_become_png(tmp_path):
     scene = make_scene(tmp_path, "OPENCV", "RADIAL")
-    path = scene.photos / "überblick1.png"
-    path.write_bytes(path.read_bytes()[:60])  # the header is whole
-    (export,) = export_model(scene.model_dir, scene.photos, scene.output, ["undistorted"])
-    assert "überblick1.png" in export.notes[0]
-    assert len(read_inria(export.path)) == 3
+    image = scene.model.find_image_with_name("überblick1.png")
+    (scene.photos / image.name).unlink()
+    image.name = "b/überblick1.webp"
+    (scene.photos / "b").mkdir()
+    Image.new("RGB", SIZE, (200, 40, 30)).save(scene.photos / image.name)
+    (export,) = export_model(scene.model, scene.photos, scene.output, ["undistorted"])
+    assert "3 photos have new names: b/überblick1.webp is b-überblick1.png" in export.notes
+    assert "b-überblick1.png" in read_inria(export.path)
+    with Image.open(export.path / "images/b-überblick1.png") as photo:
+        np.testing.assert_allclose(photo.getpixel((80, 60)), (200, 40, 30), atol=4)
+
+
+def test_what_colmap_cannot_write_is_left_out_of_the_undistorted_model(tmp_path):
+    scene = make_scene(tmp_path, "OPENCV", "RADIAL")
+    image = scene.model.find_image_with_name("überblick1.png")
+    (scene.photos / image.name).rename(scene.photos / "a.webp")
+    image.name = "a.webp"
+    for _ in range(2):  # the second time nothing is done
+        (export,) = export_model(scene.model, scene.photos, scene.output, ["undistorted"])
+        assert export.notes[0].startswith("left out: a.webp: COLMAP cannot")
+        assert len(read_inria(export.path)) == 3
+
+
+def test_names_without_folders_are_not_mixed_up(tmp_path):
+    scene = make_scene(tmp_path, "OPENCV", "RADIAL")
+    scene.model.find_image_with_name("überblick1.png").name = "opencv-shot 1.v1.JPG"
+    Image.new("RGB", SIZE, (0, 200, 0)).save(scene.photos / "opencv-shot 1.v1.JPG", "JPEG")
+    (export,) = export_model(scene.model, scene.photos, scene.output, ["undistorted"])
+    assert len({name.lower() for name in read_inria(export.path)}) == 4
 
 
 def test_without_any_photo_nothing_is_written(tmp_path):
     scene = make_scene(tmp_path, "OPENCV")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no image of the model can be exported.* is not in"):
+    with pytest.raises(InputError, match=r"no image of the model can be exported.* is not in"):
         export_model(scene.model_dir, tmp_path / "empty", scene.output)
     with pytest.raises(InputError, match="not a folder of photos"):
         export_model(scene.model_dir, tmp_path / "nowhere", scene.output)
@@ -359,7 +382,7 @@ def test_exports_are_replaced_when_something_has_changed_and_kept_otherwise(tmp_
     assert kept >= {path for path in before if path.is_file()}
     (scene.photos / "überblick0.png").unlink()
     scene.export(*FORMATS)
-    assert sorted(read_inria(scene.output / "undistorted")) == ["opencv/shot 1.v1.jpg"]
+    assert sorted(read_inria(scene.output / "undistorted")) == ["opencv-shot 1.v1.jpg"]
     assert not (scene.output / "images/left over.png").exists()
     assert not list(scene.output.glob(".*"))
 
@@ -372,6 +395,7 @@ def test_what_no_export_has_written_is_never_replaced(tmp_path, name):
     theirs.write_bytes(b"theirs")
     with pytest.raises(InputError, match="was not written by an export"):
         scene.export(*FORMATS)
+    assert not (scene.output / "exports.json").exists()
     remove_exports(scene.output)
     assert theirs.read_bytes() == b"theirs"
 
@@ -380,6 +404,8 @@ def test_only_exports_are_removed(tmp_path):
     scene = make_scene(tmp_path, "OPENCV")
     scene.export(*FORMATS)
     (scene.output / "theirs.txt").write_text("theirs")
+    (scene.output / ".export.0123.tmp").mkdir()  # left by a kill
+    (scene.output / ".images.0123.tmp").mkdir()
     remove_exports(scene.output)
     left = sorted(path.name for path in scene.output.iterdir())
     assert left == ["sparse", "theirs.txt"]  # sparse is empty

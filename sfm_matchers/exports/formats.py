@@ -22,7 +22,7 @@ from sfm_matchers.storage import file_fingerprint, fingerprint, saying_why_not
 
 from . import nerfstudio, undistorted
 from .images import link_photos, photo_faults, registered_names, without_images
-from .outputs import OutputFolder
+from .outputs import PREPARED, OutputFolder
 from .ply import model_points, write_ply
 
 logger = logging.getLogger("sfm_matchers.exports")
@@ -32,7 +32,7 @@ _REVISION = 1
 
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 GSPLAT_CAMERAS = (*PINHOLES, "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
-TAKE_UNDISTORTED = "take --formats undistorted, whose cameras every tool reads"
+TAKE_UNDISTORTED = "take the export undistorted, whose cameras every tool reads"
 
 # Inria's 3DGS takes the middle of a photo for its principal point: said from this share of a side.
 _OFF_CENTRE = 0.01
@@ -51,6 +51,10 @@ class Export:
     format: str
     path: Path | None
     notes: tuple[str, ...] = ()
+
+    def described(self) -> str:
+        """Return path and notes in one line."""
+        return "; ".join([str(self.path or "not written"), *self.notes])
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def export_gsplat(job: Job) -> Export:
         )
     else:
         notes += _off_centre(job.model)
+        if any("/" in name for name in registered_names(job.model)):
+            notes.append(f"older versions of Inria's 3DGS look for no folders: {TAKE_UNDISTORTED}")
     return Export("gsplat", output.path, tuple(notes))
 
 
@@ -126,14 +132,24 @@ def export_undistorted(job: Job) -> Export:
         return Export("undistorted", None, (reason,))
     name = "undistorted"
     path = job.output.path / name
+    names = undistorted.flat_names(job.model, job.image_dir)
     if not job.output.is_current(name, job.photos_source):
+        logger.info("Undistorting %d photos", len(names))
         with job.output.folder(name, job.photos_source) as folder:
-            undistorted.undistort(job.written, job.image_dir, folder)
+            undistorted.undistort(job.model, job.image_dir, names, folder)
     model = pycolmap.Reconstruction(path / "sparse" / "0")
-    undone = sorted(set(registered_names(job.model)).difference(registered_names(model)))
-    notes = _left_out(dict.fromkeys(undone, "COLMAP cannot decode or write it"))
-    if not model.num_reg_images():
+    written = set(registered_names(model))
+    notes = _left_out(
+        {
+            name: "COLMAP cannot decode or write it"
+            for name, new in names.items()
+            if new not in written
+        }
+    )
+    if not written:
         return Export("undistorted", None, tuple(notes))
+    if renamed := [name for name in names if name != names[name]]:
+        notes.append(f"{len(renamed)} photos have new names: {renamed[0]} is {names[renamed[0]]}")
     return Export("undistorted", path, (*notes, *_off_centre(model)))
 
 
@@ -155,11 +171,30 @@ def export_nerfstudio(job: Job) -> Export:
     return Export("nerfstudio", output.path / name)
 
 
-FORMATS: dict[str, Callable[[Job], Export]] = {
-    "nerfstudio": export_nerfstudio,
-    "gsplat": export_gsplat,
-    "undistorted": export_undistorted,
-    "ply": export_ply,
+@dataclass(frozen=True)
+class Format:
+    """A row of the table of exports.
+
+    Attributes:
+        what: what it is for, in few words.
+        writes: what it writes, in the folder of the exports.
+        write: the function that does.
+    """
+
+    what: str
+    writes: tuple[str, ...]
+    write: Callable[[Job], Export]
+
+
+FORMATS: dict[str, Format] = {
+    "nerfstudio": Format(
+        "transforms.json", ("images", "sparse_pc.ply", "transforms.json"), export_nerfstudio
+    ),
+    "gsplat": Format("images/ beside sparse/0", ("images", "sparse/0"), export_gsplat),
+    "undistorted": Format(
+        "for Inria's 3DGS and what wants pinhole cameras", ("undistorted",), export_undistorted
+    ),
+    "ply": Format("points for MeshLab and CloudCompare", ("points3D.ply",), export_ply),
 }
 
 
@@ -181,21 +216,37 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_place(image_dir: Path, output: Path, *, is_run: bool = False) -> None:
-    """Raise InputError if later runs would take exported photos for photos of the folder.
+def check_place(
+    formats: Iterable[str],
+    image_dir: Path,
+    output: Path,
+    *,
+    model_dir: Path | None = None,
+    is_run: bool = False,
+) -> None:
+    """Raise InputError if exports would be in the way of photos, or other files in theirs.
 
     Args:
+        formats: names in `FORMATS`.
         image_dir: the photos.
         output: the folder of the exports.
-        is_run: it is that of a run, whose photos are passed over.
+        model_dir: the model, which may lie where its export would.
+        is_run: the folder is that of a run, whose photos are passed over by later ones.
     """
     photos, folder = image_dir.resolve(), output.resolve()
     is_passed_over = folder != photos and (is_run or is_output(folder))
-    if photos in (folder, *folder.parents) and not is_passed_over:
+    names = dict.fromkeys(name for format_ in formats for name in FORMATS[format_].writes)
+    holds_photos = any(not name.endswith((".ply", ".json")) for name in names)
+    if holds_photos and photos in (folder, *folder.parents) and not is_passed_over:
         raise InputError(
             f"{output} lies in the folder of the photos, where the exported ones would be taken "
             "for further photos: give a folder outside of it"
         )
+    files = OutputFolder(output)
+    for name in names:
+        own = [photos] if model_dir is None else [photos, model_dir.resolve()]
+        if (folder / name).resolve() not in own:
+            files.check(name)
 
 
 def export_model(
@@ -232,9 +283,10 @@ def export_model(
             raise InputError("--image_dir: the folder of the model's photos is needed")
         if not Path(image_dir).is_dir():
             raise InputError(f"{image_dir} is not a folder of photos")
-        check_place(Path(image_dir), output)
-    with _prepared(given, source, image_dir and Path(image_dir), output) as job:
-        return [FORMATS[name](job) for name in chosen]
+    photos = None if image_dir is None else Path(image_dir)
+    check_place(chosen, photos or Path(), output, model_dir=source)
+    with _prepared(given, source, photos, output) as job:
+        return [FORMATS[name].write(job) for name in chosen]
 
 
 @contextmanager
@@ -254,7 +306,7 @@ def _prepared(
         logger.warning("%s", note)
     with saying_why_not(output):
         output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".tmp", dir=output) as name:
+    with tempfile.TemporaryDirectory(prefix=f".{PREPARED}.", suffix=".tmp", dir=output) as name:
         written = Path(name)
         _write_model(model, written, output)
         photos = [image_dir / name for name in registered_names(model)] if image_dir else []

@@ -55,19 +55,25 @@ def without_images(model: pycolmap.Reconstruction, names: Iterable[str]) -> pyco
 
 
 def link_photos(names: Iterable[str], image_dir: Path, folder: Path) -> None:
-    """Put photos into a folder under the same names: hard links, else symbolic ones, else copies.
+    """Put photos into a folder under the same names, see `link`.
+
+    Raises:
+        OSError: it cannot be written to.
+    """
+    for name in names:
+        link(image_dir / name, folder / name)
+
+
+def link(photo: Path, target: Path) -> None:
+    """Make a hard link to a photo, else a symbolic one, else a copy.
 
     Raises:
         OSError: none of these works.
     """
-    for name in names:
-        # A hard link to a symbolic link would be one more symbolic link.
-        photo, link = Path(os.path.realpath(image_dir / name)), folder / name
-        link.parent.mkdir(parents=True, exist_ok=True)
+    photo = Path(os.path.realpath(photo))  # a hard link to a symbolic one would be symbolic too
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for way in (os.link, os.symlink):
         with contextlib.suppress(OSError):
-            os.link(photo, link)
-            continue
-        with contextlib.suppress(OSError):
-            os.symlink(photo, link)
-            continue
-        shutil.copy2(photo, link)
+            way(photo, target)
+            return
+    shutil.copy2(photo, target)

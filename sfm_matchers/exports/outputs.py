@@ -17,6 +17,7 @@ from sfm_matchers.files import replacing, replacing_folder
 from sfm_matchers.storage import saying_why_not, write_text
 
 RECORD = "exports.json"
+PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp
 
 
 class OutputFolder:
@@ -82,9 +83,15 @@ class OutputFolder:
 def remove_exports(path: str | Path) -> None:
     """Delete what exports have written to a folder, and nothing else."""
     path = Path(path)
-    for name in (*_read_record(path / RECORD), RECORD):
-        for found in (path / name, *(path / name).parent.glob(f".{Path(name).name}.*.tmp")):
-            shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+    names = (*_read_record(path / RECORD), RECORD)
+    found = [path / name for name in names]
+    for target in (*found, path / PREPARED):  # what a kill has left
+        found += target.parent.glob(f".{target.name}.*.tmp")
+    for target in found:
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
 
 
 def _read_record(path: Path) -> dict[str, str]:
