@@ -43,6 +43,19 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
         raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
 
 
+def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model into a folder, which is there, and see that it can be read.
+
+    Raises:
+        OSError: it cannot be written. COLMAP alone does not say that a disk is full.
+    """
+    try:
+        model.write(folder)
+        pycolmap.Reconstruction(folder)
+    except (ValueError, RuntimeError, IndexError, MemoryError) as error:  # of lengths cut off
+        raise OSError(one_line(error)) from error
+
+
 def model_folder(path: Path) -> Path:
     """Return the folder of a model, or `path` itself if there is none."""
     for subfolder in SUBFOLDERS:

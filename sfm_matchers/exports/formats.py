@@ -15,9 +15,9 @@ from pathlib import Path
 import pycolmap
 
 from sfm_matchers.diagnosis import listed
-from sfm_matchers.errors import InputError, OutputError
+from sfm_matchers.errors import InputError
 from sfm_matchers.images import is_output
-from sfm_matchers.models import model_folder, read_model
+from sfm_matchers.models import model_folder, read_model, write_model
 from sfm_matchers.storage import file_fingerprint, fingerprint, saying_why_not
 
 from . import nerfstudio, undistorted
@@ -308,7 +308,8 @@ def _prepared(
         output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{PREPARED}.", suffix=".tmp", dir=output) as name:
         written = Path(name)
-        _write_model(model, written, output)
+        with saying_why_not(output / "sparse"):
+            write_model(model, written)
         photos = [image_dir / name for name in registered_names(model)] if image_dir else []
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in photos]
         yield Job(
@@ -320,14 +321,6 @@ def _prepared(
             OutputFolder(output),
             fingerprint(_model_fingerprint(written), str(image_dir), stats),
         )
-
-
-def _write_model(model: pycolmap.Reconstruction, folder: Path, output: Path) -> None:
-    try:
-        model.write(folder)
-        pycolmap.Reconstruction(folder)  # COLMAP does not say that a disk is full
-    except (ValueError, RuntimeError, OSError, IndexError) as error:
-        raise OutputError(f"cannot write a model into {output}: {error}") from error
 
 
 def _model_fingerprint(folder: Path) -> str:

@@ -13,6 +13,7 @@ import pycolmap
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.images import read_image
 from sfm_matchers.mapping import is_undecoded, quiet_colmap
+from sfm_matchers.models import write_model
 from sfm_matchers.storage import disk_is_full
 from sfm_matchers.visualization import write_image
 
@@ -70,7 +71,8 @@ def undistort(
     with quiet_colmap(pycolmap.logging.FATAL):
         try:
             pycolmap.undistort_images(folder, staged / "model", staged / "images")
-        except ValueError as error:  # COLMAP's, of files too
+            model = pycolmap.Reconstruction(folder / "sparse")
+        except (ValueError, RuntimeError, IndexError, MemoryError) as error:  # of files too
             raise OSError(one_line(error)) from error
     if disk_is_full(folder):  # COLMAP goes on without the photos that it cannot write
         raise OSError(errno.ENOSPC, "no space is left")
@@ -82,8 +84,7 @@ def undistort(
     (folder / "0").rename(folder / "sparse" / "0")
     missing = [name for name in names.values() if not (folder / "images" / name).is_file()]
     if missing:
-        model = pycolmap.Reconstruction(folder / "sparse" / "0")
-        without_images(model, missing).write(folder / "sparse" / "0")
+        write_model(without_images(model, missing), folder / "sparse" / "0")
 
 
 def _stage(
@@ -102,4 +103,4 @@ def _stage(
         with contextlib.suppress(InputError):
             write_image(target, read_image(photo))
     (folder / "model").mkdir(parents=True)
-    copy.write(folder / "model")
+    write_model(copy, folder / "model")
