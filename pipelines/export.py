@@ -1,9 +1,12 @@
-"""Write a matcher as an ONNX file, for onnxruntime and what else reads ONNX.
+"""Models for other tools, and matchers as ONNX files.
 
-    python -m pipelines.export --matcher jamma --format onnx --size 640 480 --output jamma.onnx
-    python -m pipelines.export --matcher sift+mambaglue --num_keypoints 2048 --output mambaglue.onnx
+    python -m pipelines.export model OUT/sparse/0 --image_dir PHOTOS --output DIR \\
+        --formats nerfstudio,gsplat,undistorted,ply
+    python -m pipelines.export onnx --matcher jamma --size 640 480 --output jamma.onnx
 
-The file holds the weights and works at one size only; docs/onnx.md describes inputs and outputs.
+A model goes to gsplat, Inria's 3DGS, nerfstudio and viewers of points: docs/exports.md. An ONNX
+file holds the weights of a matcher and works at one size only: docs/onnx.md; the word `onnx` may be
+left out.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from pathlib import Path
 
 import sfm_matchers
 from pipelines.command import run_guarded
-from sfm_matchers.confs import load_conf
-from sfm_matchers.matchers import matcher_weights_fingerprint
-from sfm_matchers.onnx_export import export_onnx, load_graph
+from sfm_matchers.exports import FORMATS, export_model, parse_formats
+
+COMMANDS = ("model", "onnx")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +31,27 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_model(commands.add_parser("model", help="a COLMAP model and its photos for other tools"))
+    _add_onnx(commands.add_parser("onnx", help="a matcher as ONNX file, for what reads ONNX"))
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", type=Path, help="a COLMAP model, or the outputs of pipelines.sfm")
+    add("--image_dir", type=Path, help="its photos; ply alone needs none")
+    add("--output", type=Path, required=True, help="the folder to write to; made if missing")
+    add(
+        "--formats",
+        default=",".join(FORMATS),
+        help="some of these: "
+        + "; ".join(f"{name}, {format_.what}" for name, format_ in FORMATS.items())
+        + " (default: all)",
+    )
+
+
+def _add_onnx(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--matcher", required=True, help="as in pipelines.sfm: jamma, eloftr, sift+mambaglue, ...")
     add("--format", default="onnx", choices=("onnx",), help="default: onnx")
@@ -45,29 +69,48 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--num_keypoints", type=int, help="of each image, for mambaglue; fewer are padded")
     add("--output", type=Path, required=True, help="the file to write")
-    return parser
+
+
+def export_matcher(options: argparse.Namespace) -> int:
+    """Write a matcher as ONNX; return 0."""
+    from sfm_matchers.confs import load_conf
+    from sfm_matchers.matchers import matcher_weights_fingerprint
+    from sfm_matchers.onnx_export import export_onnx, load_graph
+
+    start = time.monotonic()
+    graph = load_graph(options.matcher, options.weights, options.size, options.num_keypoints)
+    weights = matcher_weights_fingerprint(load_conf(options.matcher), options.weights)
+    metadata = {
+        "matcher": options.matcher,
+        "weights": f"{options.weights} {weights}",
+        "sfm_matchers": sfm_matchers.__version__,
+    }
+    nodes = export_onnx(graph, options.output, metadata)
+    size, seconds = options.output.stat().st_size / 1e6, time.monotonic() - start
+    print(f"{options.output}: {size:.1f} MB, {nodes} nodes, in {seconds:.0f} s")
+    print(graph.description)
+    return 0
+
+
+def export_reconstruction(options: argparse.Namespace) -> int:
+    """Write a model in the formats of other tools; return 1 if one of them was not possible."""
+    exports = export_model(
+        options.model, options.image_dir, options.output, parse_formats(options.formats)
+    )
+    width = max((len(export.format) for export in exports), default=0)
+    for export in exports:
+        print(f"{export.format:<{width}}  {export.described()}")
+    return 0 if all(export.path for export in exports) else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 if the file was written, 2 for bad input."""
-    options = build_parser().parse_args(arguments)
-
-    def job() -> int:
-        start = time.monotonic()
-        graph = load_graph(options.matcher, options.weights, options.size, options.num_keypoints)
-        weights = matcher_weights_fingerprint(load_conf(options.matcher), options.weights)
-        metadata = {
-            "matcher": options.matcher,
-            "weights": f"{options.weights} {weights}",
-            "sfm_matchers": sfm_matchers.__version__,
-        }
-        nodes = export_onnx(graph, options.output, metadata)
-        size, seconds = options.output.stat().st_size / 1e6, time.monotonic() - start
-        print(f"{options.output}: {size:.1f} MB, {nodes} nodes, in {seconds:.0f} s")
-        print(graph.description)
-        return 0
-
-    return run_guarded(job)
+    """Run the command line; return 0 if all was written, 1 if a part was not, 2 for bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] not in (*COMMANDS, "-h", "--help"):
+        words.insert(0, "onnx")
+    options = build_parser().parse_args(words)
+    job = export_reconstruction if options.command == "model" else export_matcher
+    return run_guarded(lambda: job(options))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ changed:
     sparse/0, sparse/1, ...       COLMAP models, the largest first
     georeferenced                 the largest one in metres, where its place is known
     report.html, *.png            what came out, to look at
+    exports.json, ...             what --export adds for other tools
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from sfm_matchers.cameras import CAMERA_MODES, CameraGroups, group_photos, read_
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.diagnosis import Explanation, explain, listed, poor_photos, read_match_graph
 from sfm_matchers.errors import InputError
+from sfm_matchers.exports import check_place, export_model, parse_formats, remove_exports
 from sfm_matchers.files import remove_left_behind, temporary_beside
 from sfm_matchers.images import REPORT_PICTURES, is_output, looks_like_panorama
 from sfm_matchers.intrinsics import find_camera, read_cameras
@@ -127,6 +129,7 @@ class SfmOptions:
     ray: str | None = None
     shard: str | None = None
     merge: bool = False
+    export: str = ""
     drop_raw_matches: bool = False
     overwrite: bool = False
 
@@ -154,6 +157,9 @@ def run(options: SfmOptions) -> SfmResult:
     """
     camera_options = _camera_options(options)
     check_mapper(options.mapper)
+    formats = parse_formats(options.export)
+    if formats:
+        _check_exports(formats, Path(options.image_dir), Path(options.outputs))
     if options.overwrite:
         _remove_outputs(Path(options.outputs))
     job = _prepare(options)
@@ -211,6 +217,10 @@ def run(options: SfmOptions) -> SfmResult:
         summary,
         faults,
     )
+    if models and formats:  # the last step: the model is there whatever happens to them
+        model_dir = outputs / "sparse" / "0"
+        exports = export_model(model_dir, image_dir, outputs, formats)
+        summary["exports"] = {export.format: export.described() for export in exports}
     return SfmResult(models, summary, report)
 
 
@@ -534,6 +544,12 @@ def point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str
     return said
 
 
+def _check_exports(formats: Iterable[str], image_dir: Path, outputs: Path) -> None:
+    """Say now, not after the run, if exports cannot go into its outputs."""
+    model_dir = outputs / "sparse" / "0"
+    check_place(formats, image_dir, outputs, model_dir=model_dir, is_run=True)
+
+
 def _log(explanation: Explanation, *, has_model: bool) -> None:
     for line in explanation.details:
         logger.warning("%s", line)
@@ -623,6 +639,7 @@ def _model_dirs(model_dir: Path) -> list[Path]:
 
 def _remove_outputs(outputs: Path) -> None:
     """Delete what this pipeline writes, and nothing else."""
+    remove_exports(outputs)
     pictures = REPORT_PICTURES if is_output(outputs) else ()
     patterns = (
         *pictures,
@@ -723,6 +740,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="delete correspondences-*.h5 of a detector-free matcher, 30 kB a pair, when keypoints "
         "are made of them; if pairs are added later, all are matched again",
     )
+    add(
+        "--export",
+        metavar="FORMAT,...",
+        help="also write the model for other tools into OUTPUTS: nerfstudio, gsplat, undistorted "
+        "(for Inria's 3DGS), ply",
+    )
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
     take_defaults(parser, SfmOptions)
     return parser
@@ -733,6 +756,8 @@ def print_summary(result: SfmResult) -> None:
     lines = {key: value for key, value in result.summary.items() if not isinstance(value, dict)}
     lines |= result.summary["settings"]
     lines |= {f"seconds, {name}": value for name, value in result.summary["seconds"].items()}
+    exports = result.summary.get("exports", {})
+    lines |= {f"export, {name}": value for name, value in exports.items()}
     lines["report"] = result.report if result.report.exists() else "none, see above"
     width = max(map(len, lines))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))

@@ -704,7 +704,7 @@ def _color_points_of_undecoded(model: pycolmap.Reconstruction, image_dir: Path) 
     """Colour the points that COLMAP left black because it does not decode their photos."""
     for image in sorted(model.images.values(), key=lambda image: image.name):
         with contextlib.suppress(InputError):  # the photos may be gone by now
-            if not _is_undecoded(image_dir / image.name):
+            if not is_undecoded(image_dir / image.name):
                 continue
             seen = [
                 (point.xy, model.points3D[point.point3D_id])
@@ -718,6 +718,11 @@ def _color_points_of_undecoded(model: pycolmap.Reconstruction, image_dir: Path) 
                     point.color = photo[row, column]
 
 
-def _is_undecoded(path: Path) -> bool:
+def is_undecoded(path: Path) -> bool:
+    """Return whether a photo is of a format that COLMAP does not decode.
+
+    Raises:
+        InputError: as `open_photo`.
+    """
     with open_photo(path) as photo:
         return photo.format in UNDECODED_FORMATS

@@ -37,7 +37,7 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
         InputError: there is no model, or it cannot be read.
     """
     try:
-        folder = _model_folder(Path(path))
+        folder = model_folder(Path(path))
         if folder != Path(path):
             logger.info("The model is %s", folder)
         if has_tables(folder):
@@ -97,8 +97,8 @@ def check_written(model: pycolmap.Reconstruction, folder: Path) -> None:
                 flush(folder / f"{table}.bin")
 
 
-def _model_folder(path: Path) -> Path:
-    """The folder of a model, or `path` itself if there is none."""
+def model_folder(path: Path) -> Path:
+    """Return the folder of a model, or `path` itself if there is none."""
     for subfolder in SUBFOLDERS:
         folder = path / subfolder
         if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):

@@ -197,10 +197,11 @@ LEAST_SPACE = 1 << 20  # bytes
 def is_of_full_disk(error: BaseException, *folders: Path) -> bool:
     """True if an error says so, or if no space is left in one of the folders."""
     said = str(error).lower()
-    return any(words in said for words in _FULL_DISK) or any(map(_disk_is_full, folders))
+    return any(words in said for words in _FULL_DISK) or any(map(disk_is_full, folders))
 
 
-def _disk_is_full(folder: Path) -> bool:
+def disk_is_full(folder: Path) -> bool:
+    """Return whether hardly anything more can be written to a folder."""
     try:
         return shutil.disk_usage(folder).free < LEAST_SPACE
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -293,7 +294,7 @@ def test_known_intrinsics_stay(photos: Path, tmp_path: Path) -> None:
 def test_overwrite_deletes_what_runs_wrote_and_nothing_else(photos: Path, tmp_path: Path) -> None:
     images = copy_of(photos, tmp_path / "images")
     outputs = tmp_path / "out"
-    run(SfmOptions(images, outputs, "sift"))
+    run(SfmOptions(images, outputs, "sift", export="gsplat,ply"))
     left_by_a_kill = outputs / ".steps.json.0123abcd.tmp"
     left_by_a_kill.touch()
     (outputs / "notes.txt").touch()
@@ -301,6 +302,9 @@ def test_overwrite_deletes_what_runs_wrote_and_nothing_else(photos: Path, tmp_pa
     run(SfmOptions(images, outputs, overwrite=True))
     assert (outputs / "feats-sift.h5").stat().st_mtime_ns > before
     assert not left_by_a_kill.exists()
+    assert not (outputs / "images").exists()
+    assert not (outputs / "points3D.ply").exists()
+    assert len(list(images.iterdir())) == 4
     assert (outputs / "notes.txt").exists()
     (outputs / "of my own.png").touch()
     for path in images.iterdir():  # then no picture takes the place of an old one
@@ -308,6 +312,30 @@ def test_overwrite_deletes_what_runs_wrote_and_nothing_else(photos: Path, tmp_pa
     with pytest.raises(InputError, match=r"holds 0 photo"):
         run(SfmOptions(images, outputs, overwrite=True))
     assert [path.name for path in outputs.glob("*.png")] == ["of my own.png"]
+
+
+def test_exports_come_with_a_run_and_go_with_overwrite(
+    photos: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = tmp_path / "out"
+    shutil.copytree(finished, outputs)
+    before = statistics(outputs)
+    given = ["--image_dir", str(photos / "images"), "--outputs", str(outputs)]
+    assert main([*given, "--export", "nerfstudio,gsplat,undistorted,ply"]) == 0
+    printed = dict(
+        re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
+    )
+    assert printed["export, nerfstudio"] == str(outputs / "transforms.json")
+    assert printed["export, undistorted"] == str(outputs / "undistorted")
+    names = sorted(path.name for path in (outputs / "images").iterdir())
+    assert names == sorted(image.name for image in model_of(outputs).images.values())
+    assert statistics(outputs) == before
+    assert main([*given, "--export", "obj"]) == 2
+    assert "there are nerfstudio" in capsys.readouterr().err
+    (outputs / "points3D.ply").unlink()
+    (outputs / "exports.json").unlink()
+    assert main([*given, "--export", "gsplat"]) == 2  # before any work
+    assert "images is there already" in capsys.readouterr().err
 
 
 def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path) -> None:

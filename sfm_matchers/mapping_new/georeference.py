@@ -10,7 +10,6 @@ import copy
 import json
 import logging
 import math
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +20,10 @@ import pycolmap
 
 from ..errors import InputError
 from ..mapping import MIN_ROBUST_SCALE, reprojection_errors
+from ..models import write_model
 from ..pairs_new.coordinates import WGS84, FloatArray, Frame
 from ..pairs_new.positions import Positions
-from ..storage import write_text
+from ..storage import folder_written_whole, write_text
 from .control_points import (
     ControlPoint,
     ControlPoints,
@@ -326,13 +326,9 @@ def write_georeference(
         model: in metres.
         text: of `describe`.
     """
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model.write(temporary)
-    write_text(temporary / "georeference.json", json.dumps(_as_json(place, text), indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    with folder_written_whole(folder) as temporary:
+        write_model(model, temporary)
+        write_text(temporary / "georeference.json", json.dumps(_as_json(place, text), indent=1))
 
 
 def _as_json(place: Georeference, text: str) -> dict[str, Any]:

@@ -1,0 +1,18 @@
+"""COLMAP models and their photos as other tools open them: gsplat, Inria's 3DGS, nerfstudio, PLY.
+
+>>> from sfm_matchers.exports import FORMATS
+>>> sorted(FORMATS)
+['gsplat', 'nerfstudio', 'ply', 'undistorted']
+"""
+
+from .formats import FORMATS, Export, check_place, export_model, parse_formats
+from .outputs import remove_exports
+
+__all__ = [
+    "FORMATS",
+    "Export",
+    "check_place",
+    "export_model",
+    "parse_formats",
+    "remove_exports",
+]

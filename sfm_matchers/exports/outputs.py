@@ -1,0 +1,112 @@
+"""The folder that exports are written to, and which of its files are theirs.
+
+``exports.json`` lists what was written and what it was made from: only that is ever replaced or
+deleted, as the folder may hold photos and models that nobody could make again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.files import replacing, replacing_folder
+from sfm_matchers.storage import write_text, writing
+
+RECORD = "exports.json"
+PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp
+
+
+class OutputFolder:
+    """A folder whose exports are replaced, and nothing else.
+
+    Args:
+        path: the folder; made when something is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._sources = _read_record(self.path / RECORD)
+
+    def is_current(self, name: str, source: str) -> bool:
+        """True if `name` is there and was made from the same."""
+        return self._sources.get(name) == source and (self.path / name).exists()
+
+    def check(self, name: str) -> None:
+        """Raise InputError if `name` is there and is no export."""
+        if (self.path / name).exists() and name not in self._sources:
+            raise InputError(
+                f"{self.path / name} is there already and was not written by an export: give "
+                "another folder as --output"
+            )
+
+    @contextlib.contextmanager
+    def folder(self, name: str, source: str) -> Iterator[Path]:
+        """Give an empty folder, which takes the place of `name` if the block succeeds.
+
+        Raises:
+            InputError: `name` is there and is no export.
+            OutputError: it cannot be written.
+        """
+        path = self._claim(name)
+        with writing(path), replacing_folder(path) as temporary:
+            yield temporary
+        self._note(name, source)
+
+    @contextlib.contextmanager
+    def file(self, name: str, source: str) -> Iterator[Path]:
+        """Give a path to write to; the file takes the place of `name` if the block succeeds.
+
+        Raises:
+            InputError: `name` is there and is no export.
+            OutputError: it cannot be written.
+        """
+        path = self._claim(name)
+        with writing(path), replacing(path) as temporary:
+            yield temporary
+        self._note(name, source)
+
+    def _claim(self, name: str) -> Path:
+        """Note that `name` is an export, before it is there: a kill may follow any time."""
+        self.check(name)
+        self._note(name, "")
+        return self.path / name
+
+    def _note(self, name: str, source: str) -> None:
+        self._sources[name] = source
+        write_text(self.path / RECORD, json.dumps(self._sources, indent=1))
+
+
+def remove_exports(path: str | Path) -> None:
+    """Delete what exports have written to a folder, and nothing else."""
+    path = Path(path)
+    names = (*_read_record(path / RECORD), RECORD)
+    found = [path / name for name in names]
+    for target in (*found, path / PREPARED):  # what a kill has left
+        found += target.parent.glob(f".{target.name}.*.tmp")
+    for target in found:
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+
+def _read_record(path: Path) -> dict[str, str]:
+    """What was written, and from what; a damaged record is none.
+
+    Names that lead out of the folder are not ours.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(record, dict):
+        return {}
+    return {
+        name: str(source)
+        for name, source in record.items()
+        if not Path(name).is_absolute() and ".." not in Path(name).parts
+    }

@@ -1,0 +1,106 @@
+"""Photos without lens distortion and a PINHOLE model of them, as Inria's 3DGS reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import pycolmap
+
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.images import read_image
+from sfm_matchers.mapping import is_undecoded, quiet_colmap
+from sfm_matchers.models import write_model
+from sfm_matchers.storage import disk_is_full
+from sfm_matchers.visualization import write_image
+
+from .images import link, registered_names, without_images
+
+
+def cannot_undistort(model: pycolmap.Reconstruction) -> str:
+    """Return why the photos of a model cannot become those of pinhole cameras; "" if they can."""
+    for camera in model.cameras.values():
+        try:
+            with quiet_colmap(pycolmap.logging.FATAL):
+                pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
+        except ValueError:
+            return f"photos of {camera.model.name} cameras have no undistorted form"
+    return ""
+
+
+def flat_names(model: pycolmap.Reconstruction, image_dir: Path) -> dict[str, str]:
+    """Return for each registered image its own name without folders.
+
+    Some versions of Inria's 3DGS look for no photos in folders. What COLMAP does not decode
+    becomes PNG.
+    """
+    flat: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in registered_names(model):
+        path = PurePosixPath(name.replace("/", "-"))
+        suffix = ".png" if is_undecoded(image_dir / name) else path.suffix
+        numbers = ("", *(f"-{number}" for number in range(2, len(taken) + 3)))
+        candidates = (f"{path.stem}{number}{suffix}" for number in numbers)
+        # Folders of some systems do not tell upper from lower case.
+        flat[name] = next(other for other in candidates if other.lower() not in taken)
+        taken.add(flat[name].lower())
+    return flat
+
+
+def undistort(
+    model: pycolmap.Reconstruction, image_dir: Path, names: Mapping[str, str], folder: Path
+) -> None:
+    """Write ``images/`` and ``sparse/0`` of undistorted photos into an empty folder.
+
+    Photos that COLMAP cannot decode or write are not in the model.
+
+    Args:
+        model: the model, whose photos are all there.
+        image_dir: the photos.
+        names: their new names, see `flat_names`.
+        folder: the folder.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    staged = folder / "staged"
+    _stage(model, image_dir, names, staged)
+    with quiet_colmap(pycolmap.logging.FATAL):
+        try:
+            pycolmap.undistort_images(folder, staged / "model", staged / "images")
+            model = pycolmap.Reconstruction(folder / "sparse")
+        except (ValueError, RuntimeError, IndexError, MemoryError) as error:  # of files too
+            raise OSError(one_line(error)) from error
+    if disk_is_full(folder):  # COLMAP goes on without the photos that it cannot write
+        raise OSError(errno.ENOSPC, "no space is left")
+    (folder / "sparse").rename(folder / "0")
+    for other in list(folder.iterdir()):  # what is for COLMAP's dense reconstruction goes too
+        if other.name not in ("images", "0"):
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    (folder / "sparse").mkdir()
+    (folder / "0").rename(folder / "sparse" / "0")
+    missing = [name for name in names.values() if not (folder / "images" / name).is_file()]
+    if missing:
+        write_model(without_images(model, missing), folder / "sparse" / "0")
+
+
+def _stage(
+    model: pycolmap.Reconstruction, image_dir: Path, names: Mapping[str, str], folder: Path
+) -> None:
+    """Write ``model/`` and ``images/`` under the new names, of photos that COLMAP decodes."""
+    copy = pycolmap.Reconstruction(model)
+    for image_id in copy.reg_image_ids():
+        image = copy.image(image_id)
+        photo, target = image_dir / image.name, folder / "images" / names[image.name]
+        image.name = names[image.name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not is_undecoded(photo):
+            link(photo, target)
+            continue
+        with contextlib.suppress(InputError):
+            write_image(target, read_image(photo))
+    (folder / "model").mkdir(parents=True)
+    write_model(copy, folder / "model")
