@@ -39,6 +39,7 @@ EXTRAS = {
     "onnx": ("onnxscript", "ONNX files by pipelines.export"),
     "superpoint": ("transformers", "SuperPoint keypoints"),
     "ray": ("ray", "matching on several machines"),
+    "docs": ("mkdocs", "the documentation as a site"),
 }
 
 # The front-ends of confs that need an extra.

@@ -150,7 +150,7 @@ def commands_of(page: Path) -> Iterator[Command]:
         yield Command(name_of(page), words, found.group(1) or found.group(2), whole)
 
 
-COMMANDS = sorted({command for page in TODAY for command in commands_of(page)}, key=str)
+COMMANDS = list(dict.fromkeys(command for page in TODAY for command in commands_of(page)))
 
 
 class AboutToParseError(Exception):
