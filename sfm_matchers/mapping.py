@@ -655,10 +655,27 @@ def adjust_robustly(
     """
     logger.info("Last adjustment of a model of %d photos", model.num_reg_images())
     errors = np.concatenate(list(reprojection_errors(model).values()))
+    scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
+    solve_robustly(model, adjustment, fixed_cameras, scale)
+    bounds = pycolmap.IncrementalMapperOptions()
+    manager = pycolmap.ObservationManager(model)
+    manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
+    # Photos that no point supports any more are not registered.
+    for frame_id in manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS):
+        manager.deregister_frame(frame_id)
+
+
+def solve_robustly(
+    model: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    fixed_cameras: Collection[int],
+    scale: float,
+) -> None:
+    """Adjust a model under a Cauchy loss of a scale in pixels, and remove nothing."""
     adjustment.print_summary = False
     adjustment.ceres.solver_options.function_tolerance = ROBUST_TOLERANCE
     adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
-    adjustment.ceres.loss_function_scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
+    adjustment.ceres.loss_function_scale = scale
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in model.reg_image_ids():
         config.add_image(image_id)
@@ -666,12 +683,6 @@ def adjust_robustly(
         config.set_constant_cam_intrinsics(camera_id)
     config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
-    bounds = pycolmap.IncrementalMapperOptions()
-    manager = pycolmap.ObservationManager(model)
-    manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
-    # Photos that no point supports any more are not registered.
-    for frame_id in manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS):
-        manager.deregister_frame(frame_id)
 
 
 def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:

@@ -1,0 +1,510 @@
+"""Camera models chosen by evidence.
+
+A model that was mapped with SIMPLE_RADIAL is adjusted again with RADIAL, OPENCV, FULL_OPENCV and,
+of wide or strongly distorting lenses, with the fisheye models. What counts is the error of
+observations that were held out, one of each longer track: points, poses and intrinsics are
+estimated without them, so that freedom without need does not pay. A camera keeps the simpler model
+unless the other one is better by a margin for each parameter, beyond chance, and is a lens that
+can be: rays and pixels one to one inside the photo, the principal point near the middle,
+observations near the border.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from sfm_matchers.intrinsics import copy_intrinsics, improbability
+from sfm_matchers.mapping import MIN_ROBUST_SCALE, adjust_robustly, point_positions, solve_robustly
+
+FloatArray = NDArray[np.float64]
+
+# From few parameters to many. Each begins with the distortion of the one before.
+PERSPECTIVE = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
+FISHEYE = ("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE", "THIN_PRISM_FISHEYE")
+LADDERS = {name: ladder for ladder in (PERSPECTIVE, FISHEYE) for name in ladder}
+
+# Of the held-out error's square: what each additional parameter must gain. Systematic errors of a
+# twentieth of the noise are as large as this; keypoints have such errors of their own.
+MARGIN = 0.003
+# Standard errors of the mean gain: below, it may be chance.
+SIGNIFICANT = 3.0
+MIN_TRACK_LENGTH = 3  # with one observation held out, two are left to estimate the point from
+NOT_PROJECTED = 1e3  # pixels; the error of a point behind the camera
+MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
+# Observations of the trials: more do not change the choice, and cost.
+MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 40_000, 300
+
+# A lens is tried as a fisheye if it sees further from its axis than this (degrees), or moves the
+# corners by this share.
+WIDE_ANGLE, STRONG_DISTORTION = 40.0, 0.05
+# Of the half diagonal: beyond lies the border of the photo. Of a camera's observations, and of the
+# four quadrants: what must lie there.
+BORDER, MIN_BORDER_SHARE, MIN_QUADRANTS = 0.6, 0.01, 3
+# Of the longer side: how far principal points of lenses lie from the middle at most.
+MAX_CENTRE_OFFSET = 0.06
+MAX_ANISOTROPY = 1.03  # of the two focal lengths; pixels are square
+
+
+@dataclass(frozen=True)
+class CameraChoice:
+    """The model of one camera.
+
+    Attributes:
+        camera_id: of the model.
+        num_images: registered photos of this camera.
+        before: name of its camera model before.
+        after: the chosen one.
+        refines_principal_point: the principal point was adjusted too.
+        held_out_before: robust root mean square of the held-out observations' errors in pixels.
+        held_out_after: with the chosen one.
+        reason: why no other was taken, where one was refused; "" otherwise.
+    """
+
+    camera_id: int
+    num_images: int
+    before: str
+    after: str
+    refines_principal_point: bool
+    held_out_before: float
+    held_out_after: float
+    reason: str = ""
+
+    @property
+    def has_changed(self) -> bool:
+        """True if the camera got another model, or another principal point."""
+        return self.before != self.after or self.refines_principal_point
+
+    def summary(self) -> str:
+        """One line for a person."""
+        name = self.after + (" with principal point" if self.refines_principal_point else "")
+        line = f"camera {self.camera_id} ({self.num_images} photos): {name}"
+        if self.has_changed:
+            line += (
+                f" instead of {self.before}, held-out error {self.held_out_before:.3f} -> "
+                f"{self.held_out_after:.3f} px"
+            )
+        return line + (f" ({self.reason})" if self.reason else "")
+
+
+def choose_camera_models(
+    model: pycolmap.Reconstruction, fixed_cameras: Collection[int] = (), num_threads: int = 1
+) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
+    """Choose the camera model of each camera, and adjust the model with it.
+
+    Args:
+        model: left as it is. Cameras of other models than `PERSPECTIVE` and `FISHEYE` keep theirs:
+            somebody chose them, or they are panoramas.
+        fixed_cameras: ids of cameras with known intrinsics, which stay as they are.
+        num_threads: of the adjustment.
+
+    Returns:
+        The model, `model` itself if nothing changes, and a choice for each camera that was looked
+        at.
+    """
+    used = {image.camera_id for image in model.images.values() if image.has_pose}
+    free = {
+        camera_id
+        for camera_id in used.difference(fixed_cameras)
+        if model.cameras[camera_id].model.name in LADDERS
+    }
+    trials = _Trials(model, free, num_threads)
+    if not trials.camera_ids:
+        return model, []
+    trials.run()
+    choices = trials.choices()
+    if not any(choice.has_changed for choice in choices):
+        return model, choices
+    chosen = copy.deepcopy(model)
+    for best in trials.best.values():
+        _set_camera(chosen, best.camera)
+    adjustment = _adjustment(num_threads, refines_centre=trials.refines_centre)
+    adjust_robustly(chosen, adjustment, set(model.cameras) - free)
+    return chosen, choices
+
+
+def _adjustment(num_threads: int, *, refines_centre: bool) -> pycolmap.BundleAdjustmentOptions:
+    pipeline = pycolmap.IncrementalPipelineOptions()
+    pipeline.num_threads = num_threads
+    adjustment = pipeline.get_global_bundle_adjustment()
+    adjustment.refine_principal_point = refines_centre
+    adjustment.ceres.solver_options.num_threads = num_threads
+    return adjustment
+
+
+def _set_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> None:
+    mine = model.cameras[camera.camera_id]
+    mine.model = camera.model
+    mine.params = camera.params
+
+
+# ---------------------------------------------------------------------------------------------
+# Trials
+
+
+@dataclass
+class _Best:
+    """The best so far of one camera; `losses` (H,) of its held-out observations, square pixels."""
+
+    camera: pycolmap.Camera
+    losses: FloatArray
+    first_loss: float
+    reason: str = ""
+
+
+class _Trials:
+    """Adjusts a part of a model without the held-out observations, with one camera model after the
+    other."""
+
+    def __init__(
+        self, model: pycolmap.Reconstruction, camera_ids: Collection[int], num_threads: int
+    ) -> None:
+        self.num_threads = num_threads
+        self.training, self.held_out = split_observations(model)
+        self.camera_ids = [
+            camera_id
+            for camera_id in sorted(camera_ids)
+            if (self.held_out.camera_ids == camera_id).sum() >= MIN_HELD_OUT
+        ]
+        self.constant = set(model.cameras).difference(camera_ids)
+        self.refines_centre = False
+        self.originals = {i: copy.copy(model.cameras[i]) for i in self.camera_ids}
+        self.num_images = Counter(image.camera_id for image in self.training.images.values())
+        self.best: dict[int, _Best] = {}
+        self.scale = MIN_ROBUST_SCALE
+        if self.camera_ids:
+            self.scale = max(self.scale, 2 * float(np.median(self.held_out.errors(model))))
+        self.reaches_border = {
+            i: reaches_border(self.held_out.pixels[self.held_out.camera_ids == i], camera)
+            for i, camera in self.originals.items()
+        }
+
+    def run(self) -> None:
+        """Try all camera models, the simpler ones first."""
+        ladders = {LADDERS[camera.model.name] for camera in self.originals.values()}
+        self._attempt(PERSPECTIVE[0] if PERSPECTIVE in ladders else FISHEYE[0])
+        if PERSPECTIVE in ladders:
+            self._attempt("RADIAL")
+            self._attempt("OPENCV")
+            if "OPENCV" in self._models():
+                self._attempt("FULL_OPENCV")
+        if FISHEYE in ladders or any(may_be_fisheye(best.camera) for best in self.best.values()):
+            for model in FISHEYE:
+                self._attempt(model)
+        if any(choice.has_changed for choice in self.choices()):
+            self._attempt_centre()
+        if len(self._models()) > 1:
+            self._measure_mixture()
+
+    def _models(self) -> set[str]:
+        return {best.camera.model.name for best in self.best.values()}
+
+    def _attempt(self, model: str) -> None:
+        """Adjust all cameras that may have a model with it; those that gain by it keep it."""
+        starts = {i: self._start(i, model) for i in self.camera_ids}
+        changed = [i for i in self.camera_ids if starts[i].model.name == model]
+        if not changed:
+            return
+        trial = self._adjusted(starts)
+        for i in self.camera_ids:
+            losses, camera = self._losses(trial, i), copy.copy(trial.cameras[i])
+            best = self.best.get(i)
+            if best is None:
+                self.best[i] = _Best(camera, losses, float(losses.mean()))
+            elif i in changed and is_better(
+                losses, best.losses, num_refined(camera) - num_refined(best.camera)
+            ):
+                problem = self._problem(i, camera)
+                if problem:
+                    best.reason = f"{model} refused: {problem}"
+                else:
+                    self.best[i] = replace(best, camera=camera, losses=losses)
+
+    def _start(self, camera_id: int, model: str) -> pycolmap.Camera:
+        """The best camera so far, in another model if it may have that."""
+        best = self.best.get(camera_id)
+        camera = self.originals[camera_id] if best is None else best.camera
+        ladder, own = LADDERS[model], LADDERS[camera.model.name]
+        if ladder == own:
+            is_richer = ladder.index(model) > ladder.index(camera.model.name)
+        else:
+            is_richer = ladder == FISHEYE and best is not None and may_be_fisheye(camera)
+        return converted(camera, model) if is_richer else camera
+
+    def _problem(self, camera_id: int, camera: pycolmap.Camera) -> str:
+        if not self.reaches_border[camera_id]:
+            return "the observations cover the middle of the photos only"
+        return implausibility(camera)
+
+    def _attempt_centre(self) -> None:
+        """Adjust the principal points too: COLMAP does so with all free cameras, or with none."""
+        trial = self._adjusted({i: best.camera for i, best in self.best.items()}, centre=True)
+        cameras = {i: copy.copy(trial.cameras[i]) for i in self.camera_ids}
+        losses = {i: self._losses(trial, i) for i in self.camera_ids}
+        before = np.concatenate([self.best[i].losses for i in self.camera_ids])
+        if not is_better(np.concatenate(list(losses.values())), before, 2):
+            return
+        if any(self._problem(i, camera) for i, camera in cameras.items()):
+            return
+        self.refines_centre = True
+        for i, best in self.best.items():
+            best.camera, best.losses = cameras[i], losses[i]
+
+    def _measure_mixture(self) -> None:
+        """Adjust with the models chosen, of which several cameras have had others beside them."""
+        cameras = {i: best.camera for i, best in self.best.items()}
+        trial = self._adjusted(cameras, centre=self.refines_centre)
+        for i, best in self.best.items():
+            best.camera, best.losses = copy.copy(trial.cameras[i]), self._losses(trial, i)
+
+    def _adjusted(
+        self, cameras: Mapping[int, pycolmap.Camera], *, centre: bool = False
+    ) -> pycolmap.Reconstruction:
+        trial = copy.deepcopy(self.training)
+        for camera in cameras.values():
+            _set_camera(trial, camera)
+        adjustment = _adjustment(self.num_threads, refines_centre=centre)
+        solve_robustly(trial, adjustment, self.constant, self.scale)
+        return trial
+
+    def _losses(self, trial: pycolmap.Reconstruction, camera_id: int) -> FloatArray:
+        """Cauchy's loss, which the few wrong observations hardly change."""
+        errors = self.held_out.errors(trial)[self.held_out.camera_ids == camera_id]
+        losses: FloatArray = self.scale**2 * np.log1p((errors / self.scale) ** 2)
+        return losses
+
+    def choices(self) -> list[CameraChoice]:
+        """What came out, by camera."""
+        return [
+            CameraChoice(
+                i,
+                self.num_images[i],
+                self.originals[i].model.name,
+                best.camera.model.name,
+                self.refines_centre,
+                float(np.sqrt(best.first_loss)),
+                float(np.sqrt(best.losses.mean())),
+                best.reason,
+            )
+            for i, best in self.best.items()
+        ]
+
+
+def num_refined(camera: pycolmap.Camera) -> int:
+    """How many intrinsics are adjusted while the principal point is not."""
+    return len(camera.focal_length_idxs()) + len(camera.extra_params_idxs())
+
+
+def is_better(losses: FloatArray, before: FloatArray, num_more: int) -> bool:
+    """True if a camera model is worth its additional parameters.
+
+    Args:
+        losses: (H,) of the held-out observations with it.
+        before: (H,) of the same ones with the model before.
+        num_more: additional parameters; below 0 where it has less, which a small loss is worth.
+    """
+    gains = before - losses
+    chance = SIGNIFICANT * float(gains.std()) / np.sqrt(len(gains)) if num_more >= 0 else 0.0
+    return float(gains.mean()) > max(chance, MARGIN * num_more * float(before.mean()))
+
+
+# ---------------------------------------------------------------------------------------------
+# Observations
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Observations that a model was estimated without.
+
+    Attributes:
+        image_ids, camera_ids, point_ids: (H,).
+        pixels: (H, 2), COLMAP's.
+    """
+
+    image_ids: NDArray[np.int64]
+    camera_ids: NDArray[np.int64]
+    point_ids: NDArray[np.int64]
+    pixels: FloatArray
+
+    def errors(self, model: pycolmap.Reconstruction) -> FloatArray:
+        """Reprojection errors (H,) in pixels; large where a point is not projected at all."""
+        world = point_positions(model, self.point_ids.tolist())
+        errors = np.full(len(world), NOT_PROJECTED)
+        for image_id in np.unique(self.image_ids).tolist():
+            mine = self.image_ids == image_id
+            image = model.images[image_id]
+            cam_from_world = image.cam_from_world().matrix()
+            in_camera = world[mine] @ cam_from_world[:, :3].T + cam_from_world[:, 3]
+            projected = np.asarray(model.cameras[image.camera_id].img_from_cam(in_camera))
+            errors[mine] = np.linalg.norm(projected - self.pixels[mine], axis=1)
+        return np.nan_to_num(errors, nan=NOT_PROJECTED, posinf=NOT_PROJECTED)
+
+
+def split_observations(
+    model: pycolmap.Reconstruction, seed: int = 0
+) -> tuple[pycolmap.Reconstruction, HeldOut]:
+    """Copy a model, or a part of a large one, without one observation of each longer track.
+
+    Returns:
+        The copy, and the observations that it lacks.
+    """
+    rng = np.random.default_rng(seed)
+    limit = max(MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE * model.num_reg_images())
+    tracks: dict[int, list[tuple[int, int]]] = {}
+    held: dict[int, tuple[int, int]] = {}
+    for point_id in rng.permutation(np.array(sorted(model.points3D), dtype=np.int64)).tolist():
+        if limit < 0:
+            break
+        elements = [(e.image_id, e.point2D_idx) for e in model.points3D[point_id].track.elements]
+        limit -= len(elements)
+        if len({image_id for image_id, _ in elements}) >= MIN_TRACK_LENGTH:
+            held[point_id] = elements.pop(int(rng.integers(len(elements))))
+        tracks[point_id] = elements
+    images = [model.images[image_id] for image_id, _ in held.values()]
+    held_out = HeldOut(
+        np.array([image.image_id for image in images], dtype=np.int64),
+        np.array([image.camera_id for image in images], dtype=np.int64),
+        np.array(list(held), dtype=np.int64),
+        np.array([model.images[i].points2D[k].xy for i, k in held.values()]).reshape(-1, 2),
+    )
+    return _with_tracks(model, tracks), held_out
+
+
+def _with_tracks(
+    model: pycolmap.Reconstruction, tracks: Mapping[int, list[tuple[int, int]]]
+) -> pycolmap.Reconstruction:
+    """The registered images of a model with these observations of its points only."""
+    used: dict[int, dict[int, int]] = {}  # image -> its keypoint -> that of the copy
+    for elements in tracks.values():
+        for image_id, index in elements:
+            mine = used.setdefault(image_id, {})
+            mine.setdefault(index, len(mine))
+    part = pycolmap.Reconstruction()
+    for image_id in sorted(model.reg_image_ids()):
+        image = model.images[image_id]
+        if image.camera_id not in part.cameras:
+            part.add_camera_with_trivial_rig(copy.copy(model.cameras[image.camera_id]))
+        keypoints = [image.points2D[index].xy for index in used.get(image_id, {})]
+        same = pycolmap.Image(
+            name=image.name,
+            keypoints=np.array(keypoints).reshape(-1, 2),
+            camera_id=image.camera_id,
+            image_id=image_id,
+        )
+        part.add_image_with_trivial_frame(same, image.cam_from_world())
+    for point_id, elements in tracks.items():
+        track = pycolmap.Track()
+        for image_id, index in elements:
+            track.add_element(image_id, used[image_id][index])
+        point = model.points3D[point_id]
+        part.add_point3D_with_id(point_id, pycolmap.Point3D(xyz=point.xyz, track=track))
+    return part
+
+
+# ---------------------------------------------------------------------------------------------
+# Lenses
+
+
+def implausibility(camera: pycolmap.Camera) -> str:
+    """Why no lens is like that; "" where one may be."""
+    if problem := improbability(camera):
+        return problem
+    focal_lengths = camera.params[list(camera.focal_length_idxs())]
+    if focal_lengths.max() > MAX_ANISOTROPY * focal_lengths.min():
+        return "the focal lengths of the two axes are far apart"
+    centre = camera.params[list(camera.principal_point_idxs())]
+    offset = np.abs(centre - np.array([camera.width, camera.height]) / 2).max()
+    if offset > MAX_CENTRE_OFFSET * max(camera.width, camera.height):
+        return "the principal point is far from the middle of the photo"
+    if not is_monotonic(camera):
+        return "the distortion is not monotonic inside the photo"
+    return ""
+
+
+def is_monotonic(camera: pycolmap.Camera) -> bool:
+    """True if, in every direction, pixels move outwards with the angle until they leave the photo.
+
+    Otherwise two rays have one pixel, or a part of the photo none.
+    """
+    widest = 178.0 if camera.is_perspective_fisheye() else 85.0
+    angles = np.radians(np.linspace(0.0, widest, 500))
+    centre = camera.params[list(camera.principal_point_idxs())]
+    size = np.array([camera.width, camera.height])
+    for direction in np.linspace(0, 2 * np.pi, 32, endpoint=False):
+        axis = np.array([np.cos(direction), np.sin(direction)])
+        rays = np.column_stack([np.sin(angles)[:, None] * axis, np.cos(angles)])
+        pixels = np.asarray(camera.img_from_cam(rays, check_cheirality=False))
+        outside = ~((pixels >= 0) & (pixels <= size)).all(axis=1)
+        end = int(outside.argmax()) if outside.any() else 0
+        if end == 0:
+            return False
+        distances = (pixels[: end + 1] - centre) @ axis
+        if not (np.diff(distances[np.isfinite(distances)]) > 0).all():
+            return False
+    return True
+
+
+def reaches_border(pixels: FloatArray, camera: pycolmap.Camera) -> bool:
+    """True if observations (N, 2) tell the distortion near the border, not only in the middle."""
+    half = np.array([camera.width, camera.height]) / 2
+    offsets = pixels - half
+    far = offsets[np.linalg.norm(offsets, axis=1) > BORDER * np.linalg.norm(half)]
+    counts = Counter((bool(x > 0), bool(y > 0)) for x, y in far)
+    enough = [count >= MIN_BORDER_SHARE * len(pixels) for count in counts.values()]
+    return sum(enough) >= MIN_QUADRANTS
+
+
+def may_be_fisheye(camera: pycolmap.Camera) -> bool:
+    """True if a lens sees far from its axis, or distorts strongly."""
+    size = np.array([camera.width, camera.height], dtype=np.float64)
+    ray = camera.cam_ray_from_img(np.zeros(2))
+    if camera.is_perspective_fisheye() or ray is None or not np.isfinite(ray).all():
+        return True
+    angle = np.arccos(np.clip(np.asarray(ray).ravel()[2], -1, 1))
+    undistorted = camera.mean_focal_length() * np.tan(angle)
+    radius = float(np.linalg.norm(size) / 2)
+    is_wide = np.degrees(angle) > WIDE_ANGLE
+    return bool(is_wide or abs(undistorted / radius - 1) > STRONG_DISTORTION)
+
+
+def converted(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
+    """The camera of another model with the most similar rays; the principal point stays."""
+    other = copy_intrinsics(camera, model)
+    other.camera_id = camera.camera_id
+    if LADDERS[model] == LADDERS[camera.model.name] and model != "THIN_PRISM_FISHEYE":
+        return other  # its distortion begins with the same coefficients
+    params = other.params.copy()
+    params[list(other.extra_params_idxs())] = 0
+    other.params = params
+    grid = np.stack(np.meshgrid(np.linspace(0, 1, 20), np.linspace(0, 1, 20)), axis=-1)
+    pixels = grid.reshape(-1, 2) * [camera.width, camera.height]
+    rays = np.asarray(camera.cam_ray_from_img(pixels))
+    seen = np.isfinite(rays).all(axis=1)
+    return _fitted(other, rays[seen], pixels[seen])
+
+
+def _fitted(camera: pycolmap.Camera, rays: FloatArray, pixels: FloatArray) -> pycolmap.Camera:
+    """Change focal lengths and distortion until rays (N, 3) fall on pixels (N, 2)."""
+    variable = [*camera.focal_length_idxs(), *camera.extra_params_idxs()]
+    steps = np.where(np.arange(len(variable)) < len(camera.focal_length_idxs()), 1e-2, 1e-5)
+    for _ in range(10):  # of Gauss and Newton
+        start = camera.params.copy()
+        residuals = (pixels - np.asarray(camera.img_from_cam(rays))).ravel()
+        columns = []
+        for index, step in zip(variable, steps, strict=True):
+            moved = start.copy()
+            moved[index] += step
+            camera.params = moved
+            difference = pixels - np.asarray(camera.img_from_cam(rays))
+            columns.append((residuals - difference.ravel()) / step)
+        known = np.isfinite(residuals)
+        jacobian = np.stack(columns, axis=1)[known]
+        start[variable] += np.linalg.lstsq(jacobian, residuals[known], rcond=None)[0]
+        camera.params = start
+    return camera
