@@ -12,8 +12,9 @@ observations near the border.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,14 +33,14 @@ LADDERS = {name: ladder for ladder in (PERSPECTIVE, FISHEYE) for name in ladder}
 
 # Of the held-out error's square: what each additional parameter must gain. Systematic errors of a
 # twentieth of the noise are as large as this; keypoints have such errors of their own.
-MARGIN = 0.003
+MARGIN = 0.0005
 # Standard errors of the mean gain: below, it may be chance.
-SIGNIFICANT = 3.0
+SIGNIFICANT = 2.0
 MIN_TRACK_LENGTH = 3  # with one observation held out, two are left to estimate the point from
 NOT_PROJECTED = 1e3  # pixels; the error of a point behind the camera
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
 # Observations of the trials: more do not change the choice, and cost.
-MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 40_000, 300
+MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 20_000, 300
 
 # A lens is tried as a fisheye if it sees further from its axis than this (degrees), or moves the
 # corners by this share.
@@ -159,14 +160,14 @@ class _Best:
 
 
 class _Trials:
-    """Adjusts a part of a model without the held-out observations, with one camera model after the
-    other."""
+    """Adjusts a part of a model without the held-out observations, with one model of the cameras
+    after the other."""
 
     def __init__(
         self, model: pycolmap.Reconstruction, camera_ids: Collection[int], num_threads: int
     ) -> None:
         self.num_threads = num_threads
-        self.training, self.held_out = split_observations(model)
+        self.state, self.held_out = split_observations(model)
         self.camera_ids = [
             camera_id
             for camera_id in sorted(camera_ids)
@@ -175,8 +176,10 @@ class _Trials:
         self.constant = set(model.cameras).difference(camera_ids)
         self.refines_centre = False
         self.originals = {i: copy.copy(model.cameras[i]) for i in self.camera_ids}
-        self.num_images = Counter(image.camera_id for image in self.training.images.values())
+        self.num_images = Counter(image.camera_id for image in self.state.images.values())
         self.best: dict[int, _Best] = {}
+        self.simple = self.state  # with two coefficients at most, before there are tangential ones
+        self.is_hinted = False  # a richer model was better, even if by little or refused
         self.scale = MIN_ROBUST_SCALE
         if self.camera_ids:
             self.scale = max(self.scale, 2 * float(np.median(self.held_out.errors(model))))
@@ -186,90 +189,131 @@ class _Trials:
         }
 
     def run(self) -> None:
-        """Try all camera models, the simpler ones first."""
-        ladders = {LADDERS[camera.model.name] for camera in self.originals.values()}
-        self._attempt(PERSPECTIVE[0] if PERSPECTIVE in ladders else FISHEYE[0])
-        if PERSPECTIVE in ladders:
-            self._attempt("RADIAL")
-            self._attempt("OPENCV")
-            if "OPENCV" in self._models():
-                self._attempt("FULL_OPENCV")
-        if FISHEYE in ladders or any(may_be_fisheye(best.camera) for best in self.best.values()):
-            for model in FISHEYE:
-                self._attempt(model)
-        if any(choice.has_changed for choice in self.choices()):
-            self._attempt_centre()
+        """Try all camera models, the simpler ones first, then with the principal points too."""
+        self._measure()
+        self._climb(PERSPECTIVE)
+        self._climb(FISHEYE)
+        if self.is_hinted and any(map(self._may_be_fisheye, self.camera_ids)):
+            self._try_fisheye()
+        if self.is_hinted:
+            self._try_principal_points()
         if len(self._models()) > 1:
-            self._measure_mixture()
+            self._measure()
 
     def _models(self) -> set[str]:
         return {best.camera.model.name for best in self.best.values()}
 
+    def _measure(self) -> None:
+        """Adjust with the best models so far, of which cameras have had others beside them."""
+        starts = {i: best.camera for i, best in self.best.items()} or self.originals
+        self.state = self._adjusted(starts)
+        for i in self.camera_ids:
+            camera, losses = copy.copy(self.state.cameras[i]), self._losses(self.state, i)
+            if i in self.best:
+                self.best[i] = replace(self.best[i], camera=camera, losses=losses)
+            else:
+                self.best[i] = _Best(camera, losses, float(losses.mean()))
+
+    def _climb(self, ladder: Sequence[str]) -> None:
+        """Try the richer models of a ladder; the richest only if the one before was better."""
+        for before, model in itertools.pairwise(ladder):
+            if model != ladder[-1] or before in self._models():
+                self._attempt(model)
+
     def _attempt(self, model: str) -> None:
         """Adjust all cameras that may have a model with it; those that gain by it keep it."""
         starts = {i: self._start(i, model) for i in self.camera_ids}
-        changed = [i for i in self.camera_ids if starts[i].model.name == model]
+        changed = [i for i in self.camera_ids if starts[i].model != self.best[i].camera.model]
         if not changed:
             return
         trial = self._adjusted(starts)
-        for i in self.camera_ids:
-            losses, camera = self._losses(trial, i), copy.copy(trial.cameras[i])
-            best = self.best.get(i)
-            if best is None:
-                self.best[i] = _Best(camera, losses, float(losses.mean()))
-            elif i in changed and is_better(
-                losses, best.losses, num_refined(camera) - num_refined(best.camera)
-            ):
-                problem = self._problem(i, camera)
-                if problem:
-                    best.reason = f"{model} refused: {problem}"
-                else:
-                    self.best[i] = replace(best, camera=camera, losses=losses)
+        if not self.refines_centre and model in (PERSPECTIVE[1], FISHEYE[1]):
+            self.simple = trial
+        for i in changed:
+            best, camera = self.best[i], copy.copy(trial.cameras[i])
+            losses = self._losses(trial, i)
+            num_more = num_refined(camera) - num_refined(best.camera)
+            self.is_hinted |= is_better(losses, best.losses, 0, significant=1)
+            if not is_better(losses, best.losses, num_more):
+                continue
+            if problem := self._problem(i, camera):
+                best.reason = f"{model} refused: {problem}"
+            else:
+                self.best[i] = replace(best, camera=camera, losses=losses, reason="")
+                self.state = trial
 
     def _start(self, camera_id: int, model: str) -> pycolmap.Camera:
         """The best camera so far, in another model if it may have that."""
-        best = self.best.get(camera_id)
-        camera = self.originals[camera_id] if best is None else best.camera
-        ladder, own = LADDERS[model], LADDERS[camera.model.name]
-        if ladder == own:
-            is_richer = ladder.index(model) > ladder.index(camera.model.name)
-        else:
-            is_richer = ladder == FISHEYE and best is not None and may_be_fisheye(camera)
-        return converted(camera, model) if is_richer else camera
+        camera = self.best[camera_id].camera
+        ladder = LADDERS[camera.model.name]
+        is_next = model in ladder and ladder.index(model) > ladder.index(camera.model.name)
+        return converted(camera, model) if is_next else camera
+
+    def _may_be_fisheye(self, camera_id: int) -> bool:
+        camera = self.best[camera_id].camera
+        return camera.model.name in PERSPECTIVE and may_be_fisheye(camera)
+
+    def _try_fisheye(self) -> None:
+        """Try the fisheye models for the cameras of which it may be."""
+        plain, plain_state = self.best, self.state
+        mine = set(filter(self._may_be_fisheye, self.camera_ids))
+        self.best = {
+            i: replace(best, camera=converted(best.camera, FISHEYE[0])) if i in mine else best
+            for i, best in plain.items()
+        }
+        self._measure()
+        plain_simple, self.simple = self.simple, self.state
+        self._climb(FISHEYE)
+        for i in self.camera_ids:
+            camera, before = self.best[i].camera, plain[i]
+            # Where both are as good, a lens is rather no fisheye.
+            num_more = max(0, num_refined(camera) - num_refined(before.camera))
+            is_worth = i in mine and is_better(self.best[i].losses, before.losses, num_more)
+            if not is_worth or self._problem(i, camera):
+                self.best[i] = before
+        if not self._models().intersection(FISHEYE):
+            self.state, self.simple = plain_state, plain_simple
 
     def _problem(self, camera_id: int, camera: pycolmap.Camera) -> str:
-        if not self.reaches_border[camera_id]:
+        has_more = num_refined(camera) > num_refined(self.originals[camera_id])
+        if (has_more or self.refines_centre) and not self.reaches_border[camera_id]:
             return "the observations cover the middle of the photos only"
         return implausibility(camera)
 
-    def _attempt_centre(self) -> None:
-        """Adjust the principal points too: COLMAP does so with all free cameras, or with none."""
-        trial = self._adjusted({i: best.camera for i, best in self.best.items()}, centre=True)
-        cameras = {i: copy.copy(trial.cameras[i]) for i in self.camera_ids}
-        losses = {i: self._losses(trial, i) for i in self.camera_ids}
-        before = np.concatenate([self.best[i].losses for i in self.camera_ids])
-        if not is_better(np.concatenate(list(losses.values())), before, 2):
-            return
-        if any(self._problem(i, camera) for i, camera in cameras.items()):
-            return
-        self.refines_centre = True
-        for i, best in self.best.items():
-            best.camera, best.losses = cameras[i], losses[i]
+    def _try_principal_points(self) -> None:
+        """Try all again with principal points adjusted too.
 
-    def _measure_mixture(self) -> None:
-        """Adjust with the models chosen, of which several cameras have had others beside them."""
-        cameras = {i: best.camera for i, best in self.best.items()}
-        trial = self._adjusted(cameras, centre=self.refines_centre)
-        for i, best in self.best.items():
-            best.camera, best.losses = copy.copy(trial.cameras[i]), self._losses(trial, i)
+        COLMAP does so with all free cameras, or with none. Tangential distortion and a principal
+        point off the middle look much alike, so this begins without the former.
+        """
+        plain, plain_state = self.best, self.state
+        self.refines_centre, self.state, self.best = True, self.simple, {}
+        for i, best in plain.items():
+            ladder = LADDERS[best.camera.model.name]
+            rung = min(1, ladder.index(best.camera.model.name))
+            simple = copy.copy(self.simple.cameras[i])
+            simple = simple if simple.model.name in ladder else best.camera
+            camera = _truncated(simple, ladder[rung])
+            self.best[i] = replace(best, camera=camera)
+        self._measure()
+        for ladder in {LADDERS[model] for model in self._models()}:
+            self._climb(ladder[1:])
+        before, after = (
+            np.concatenate([best[i].losses for i in self.camera_ids]) for best in (plain, self.best)
+        )
+        more = [
+            2 + num_refined(best.camera) - num_refined(plain[i].camera)
+            for i, best in self.best.items()
+        ]
+        is_plausible = not any(self._problem(i, best.camera) for i, best in self.best.items())
+        if not is_plausible or not is_better(after, before, float(np.mean(more))):
+            self.refines_centre, self.state, self.best = False, plain_state, plain
 
-    def _adjusted(
-        self, cameras: Mapping[int, pycolmap.Camera], *, centre: bool = False
-    ) -> pycolmap.Reconstruction:
-        trial = copy.deepcopy(self.training)
+    def _adjusted(self, cameras: Mapping[int, pycolmap.Camera]) -> pycolmap.Reconstruction:
+        trial = copy.deepcopy(self.state)
         for camera in cameras.values():
             _set_camera(trial, camera)
-        adjustment = _adjustment(self.num_threads, refines_centre=centre)
+        adjustment = _adjustment(self.num_threads, refines_centre=self.refines_centre)
         solve_robustly(trial, adjustment, self.constant, self.scale)
         return trial
 
@@ -301,16 +345,19 @@ def num_refined(camera: pycolmap.Camera) -> int:
     return len(camera.focal_length_idxs()) + len(camera.extra_params_idxs())
 
 
-def is_better(losses: FloatArray, before: FloatArray, num_more: int) -> bool:
+def is_better(
+    losses: FloatArray, before: FloatArray, num_more: float, significant: float = SIGNIFICANT
+) -> bool:
     """True if a camera model is worth its additional parameters.
 
     Args:
         losses: (H,) of the held-out observations with it.
         before: (H,) of the same ones with the model before.
-        num_more: additional parameters; below 0 where it has less, which a small loss is worth.
+        num_more: additional parameters; below 0 where it has fewer: chance may speak for those.
+        significant: standard errors of the mean gain; below, it counts as chance.
     """
     gains = before - losses
-    chance = SIGNIFICANT * float(gains.std()) / np.sqrt(len(gains)) if num_more >= 0 else 0.0
+    chance = significant * float(gains.std()) / np.sqrt(len(gains)) if num_more >= 0 else 0.0
     return float(gains.mean()) > max(chance, MARGIN * num_more * float(before.mean()))
 
 
@@ -487,6 +534,19 @@ def converted(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
     rays = np.asarray(camera.cam_ray_from_img(pixels))
     seen = np.isfinite(rays).all(axis=1)
     return _fitted(other, rays[seen], pixels[seen])
+
+
+def _truncated(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
+    """The camera in a simpler model of its ladder: the first coefficients, one focal length."""
+    other = pycolmap.Camera.create_from_model_name(
+        camera.camera_id, model, camera.mean_focal_length(), camera.width, camera.height
+    )
+    params = other.params.copy()
+    params[list(other.principal_point_idxs())] = camera.params[list(camera.principal_point_idxs())]
+    extra = list(other.extra_params_idxs())
+    params[extra] = camera.params[list(camera.extra_params_idxs())[: len(extra)]]
+    other.params = params
+    return other
 
 
 def _fitted(camera: pycolmap.Camera, rays: FloatArray, pixels: FloatArray) -> pycolmap.Camera:
