@@ -665,6 +665,20 @@ def adjust_robustly(
         manager.deregister_frame(frame_id)
 
 
+def robust_adjustment(
+    num_threads: int, *, refines_principal_point: bool = False
+) -> pycolmap.BundleAdjustmentOptions:
+    """COLMAP's own options of a global adjustment, under a Cauchy loss."""
+    pipeline = pycolmap.IncrementalPipelineOptions()
+    pipeline.num_threads = num_threads
+    adjustment = pipeline.get_global_bundle_adjustment()
+    adjustment.refine_principal_point = refines_principal_point
+    adjustment.ceres.solver_options.num_threads = num_threads
+    adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    adjustment.print_summary = False
+    return adjustment
+
+
 def solve_robustly(
     model: pycolmap.Reconstruction,
     adjustment: pycolmap.BundleAdjustmentOptions,

@@ -22,7 +22,13 @@ import pycolmap
 from numpy.typing import NDArray
 
 from sfm_matchers.intrinsics import copy_intrinsics, improbability
-from sfm_matchers.mapping import MIN_ROBUST_SCALE, adjust_robustly, point_positions, solve_robustly
+from sfm_matchers.mapping import (
+    MIN_ROBUST_SCALE,
+    adjust_robustly,
+    point_positions,
+    robust_adjustment,
+    solve_robustly,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -125,18 +131,9 @@ def choose_camera_models(
     chosen = copy.deepcopy(model)
     for best in trials.best.values():
         _set_camera(chosen, best.camera)
-    adjustment = _adjustment(num_threads, refines_centre=trials.refines_centre)
+    adjustment = robust_adjustment(num_threads, refines_principal_point=trials.refines_centre)
     adjust_robustly(chosen, adjustment, set(model.cameras) - free)
     return chosen, choices
-
-
-def _adjustment(num_threads: int, *, refines_centre: bool) -> pycolmap.BundleAdjustmentOptions:
-    pipeline = pycolmap.IncrementalPipelineOptions()
-    pipeline.num_threads = num_threads
-    adjustment = pipeline.get_global_bundle_adjustment()
-    adjustment.refine_principal_point = refines_centre
-    adjustment.ceres.solver_options.num_threads = num_threads
-    return adjustment
 
 
 def _set_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> None:
@@ -313,7 +310,9 @@ class _Trials:
         trial = copy.deepcopy(self.state)
         for camera in cameras.values():
             _set_camera(trial, camera)
-        adjustment = _adjustment(self.num_threads, refines_centre=self.refines_centre)
+        adjustment = robust_adjustment(
+            self.num_threads, refines_principal_point=self.refines_centre
+        )
         solve_robustly(trial, adjustment, self.constant, self.scale)
         return trial
 
