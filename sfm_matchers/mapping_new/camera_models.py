@@ -12,10 +12,10 @@ observations near the border.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pycolmap
@@ -26,6 +26,7 @@ from sfm_matchers.mapping import (
     MIN_ROBUST_SCALE,
     adjust_robustly,
     point_positions,
+    quiet_colmap,
     robust_adjustment,
     solve_robustly,
 )
@@ -41,7 +42,7 @@ LADDERS = {name: ladder for ladder in (PERSPECTIVE, FISHEYE) for name in ladder}
 # twentieth of the noise are as large as this; keypoints have such errors of their own.
 MARGIN = 0.0005
 # Standard errors of the mean gain: below, it may be chance.
-SIGNIFICANT = 2.0
+SIGNIFICANT, BEYOND_DOUBT = 2.0, 4.0
 MIN_TRACK_LENGTH = 3  # with one observation held out, two are left to estimate the point from
 NOT_PROJECTED = 1e3  # pixels; the error of a point behind the camera
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
@@ -50,12 +51,14 @@ MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 20_000, 300
 
 # A lens is tried as a fisheye if it sees further from its axis than this (degrees), or moves the
 # corners by this share.
-WIDE_ANGLE, STRONG_DISTORTION = 40.0, 0.05
+WIDE_ANGLE, STRONG_DISTORTION = 40.0, 0.08
 # Of the half diagonal: beyond lies the border of the photo. Of a camera's observations, and of the
 # four quadrants: what must lie there.
 BORDER, MIN_BORDER_SHARE, MIN_QUADRANTS = 0.6, 0.01, 3
 # Of the longer side: how far principal points of lenses lie from the middle at most.
 MAX_CENTRE_OFFSET = 0.06
+# Where this many times as many observations fit with the chosen cameras, they may tell more.
+WORTH_A_SECOND_LOOK = 1.01
 MAX_ANISOTROPY = 1.03  # of the two focal lengths; pixels are square
 
 
@@ -101,7 +104,11 @@ class CameraChoice:
 
 
 def choose_camera_models(
-    model: pycolmap.Reconstruction, fixed_cameras: Collection[int] = (), num_threads: int = 1
+    model: pycolmap.Reconstruction,
+    fixed_cameras: Collection[int] = (),
+    *,
+    database_path: Path | None = None,
+    num_threads: int = 1,
 ) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
     """Choose the camera model of each camera, and adjust the model with it.
 
@@ -109,12 +116,30 @@ def choose_camera_models(
         model: left as it is. Cameras of other models than `PERSPECTIVE` and `FISHEYE` keep theirs:
             somebody chose them, or they are panoramas.
         fixed_cameras: ids of cameras with known intrinsics, which stay as they are.
+        database_path: the database it was mapped from. Observations near the border that did not
+            fit before are taken from there.
         num_threads: of the adjustment.
 
     Returns:
         The model, `model` itself if nothing changes, and a choice for each camera that was looked
-        at.
+        at; one that too few observations tell something of is not among them.
     """
+    chosen, choices = _choose(model, fixed_cameras, num_threads)
+    if database_path is None or chosen is model:
+        return chosen, choices
+    before = chosen.compute_num_observations()
+    complete_tracks(chosen, database_path)
+    if chosen.compute_num_observations() > WORTH_A_SECOND_LOOK * before:
+        again, second = _choose(chosen, fixed_cameras, num_threads)
+        if again is not chosen:
+            return again, _joined(choices, second)
+    _adjust(chosen, choices, fixed_cameras, num_threads)
+    return chosen, choices
+
+
+def _choose(
+    model: pycolmap.Reconstruction, fixed_cameras: Collection[int], num_threads: int
+) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
     used = {image.camera_id for image in model.images.values() if image.has_pose}
     free = {
         camera_id
@@ -131,9 +156,52 @@ def choose_camera_models(
     chosen = copy.deepcopy(model)
     for best in trials.best.values():
         _set_camera(chosen, best.camera)
-    adjustment = robust_adjustment(num_threads, refines_principal_point=trials.refines_centre)
-    adjust_robustly(chosen, adjustment, set(model.cameras) - free)
+    _adjust(chosen, choices, fixed_cameras, num_threads)
     return chosen, choices
+
+
+def _adjust(
+    model: pycolmap.Reconstruction,
+    choices: Sequence[CameraChoice],
+    fixed_cameras: Collection[int],
+    num_threads: int,
+) -> None:
+    """The last adjustment, with the principal points of all free cameras if they were chosen."""
+    refines = any(choice.refines_principal_point for choice in choices)
+    adjustment = robust_adjustment(num_threads, refines_principal_point=refines)
+    adjust_robustly(model, adjustment, set(fixed_cameras).intersection(model.cameras))
+
+
+def _joined(first: Sequence[CameraChoice], second: Sequence[CameraChoice]) -> list[CameraChoice]:
+    """The choices of a second look at a model whose cameras were chosen before."""
+    later = {choice.camera_id: choice for choice in second}
+    return [
+        replace(
+            later.get(choice.camera_id, choice),
+            before=choice.before,
+            held_out_before=choice.held_out_before,
+            refines_principal_point=choice.refines_principal_point
+            or any(other.refines_principal_point for other in second),
+        )
+        for choice in first
+    ]
+
+
+def complete_tracks(model: pycolmap.Reconstruction, database_path: Path) -> None:
+    """Add the verified matches that fit the poses and cameras of a model now."""
+    names = {image.name for image in model.images.values() if image.has_pose}
+    with quiet_colmap(), pycolmap.Database.open(database_path) as database:
+        cache_options = pycolmap.DatabaseCacheOptions(image_names=names)
+        cache = pycolmap.DatabaseCache.create(database, cache_options)
+        graph = cache.correspondence_graph
+        manager = pycolmap.ObservationManager(model, graph)
+        triangulator = pycolmap.IncrementalTriangulator(graph, model, manager)
+        options = pycolmap.IncrementalTriangulatorOptions(random_seed=0)
+        triangulator.complete_all_tracks(options)
+        triangulator.merge_all_tracks(options)
+        triangulator.retriangulate(options)
+        for image_id in sorted(model.reg_image_ids()):
+            triangulator.triangulate_image(options, image_id)
 
 
 def _set_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> None:
@@ -190,10 +258,10 @@ class _Trials:
         self._measure()
         self._climb(PERSPECTIVE)
         self._climb(FISHEYE)
-        if self.is_hinted and any(map(self._may_be_fisheye, self.camera_ids)):
-            self._try_fisheye()
         if self.is_hinted:
             self._try_principal_points()
+        if self.is_hinted and any(map(self._may_be_fisheye, self.camera_ids)):
+            self._try_fisheye()
         if len(self._models()) > 1:
             self._measure()
 
@@ -212,9 +280,9 @@ class _Trials:
                 self.best[i] = _Best(camera, losses, float(losses.mean()))
 
     def _climb(self, ladder: Sequence[str]) -> None:
-        """Try the richer models of a ladder; the richest only if the one before was better."""
-        for before, model in itertools.pairwise(ladder):
-            if model != ladder[-1] or before in self._models():
+        """Try the richer models of a ladder; the richest perspective one only if it is near."""
+        for model in ladder[1:]:
+            if model != PERSPECTIVE[-1] or PERSPECTIVE[-2] in self._models():
                 self._attempt(model)
 
     def _attempt(self, model: str) -> None:
@@ -265,11 +333,16 @@ class _Trials:
             camera, before = self.best[i].camera, plain[i]
             # Where both are as good, a lens is rather no fisheye.
             num_more = max(0, num_refined(camera) - num_refined(before.camera))
-            is_worth = i in mine and is_better(self.best[i].losses, before.losses, num_more)
+            losses = self.best[i].losses
+            is_worth = i in mine and is_better(losses, before.losses, num_more, BEYOND_DOUBT)
             if not is_worth or self._problem(i, camera):
                 self.best[i] = before
         if not self._models().intersection(FISHEYE):
             self.state, self.simple = plain_state, plain_simple
+        elif self.refines_centre:
+            self._drop_principal_points()
+        else:
+            self._try_principal_points()
 
     def _problem(self, camera_id: int, camera: pycolmap.Camera) -> str:
         has_more = num_refined(camera) > num_refined(self.originals[camera_id])
@@ -295,9 +368,7 @@ class _Trials:
         self._measure()
         for ladder in {LADDERS[model] for model in self._models()}:
             self._climb(ladder[1:])
-        before, after = (
-            np.concatenate([best[i].losses for i in self.camera_ids]) for best in (plain, self.best)
-        )
+        before, after = self._all_losses(plain), self._all_losses(self.best)
         more = [
             2 + num_refined(best.camera) - num_refined(plain[i].camera)
             for i, best in self.best.items()
@@ -305,6 +376,24 @@ class _Trials:
         is_plausible = not any(self._problem(i, best.camera) for i, best in self.best.items())
         if not is_plausible or not is_better(after, before, float(np.mean(more))):
             self.refines_centre, self.state, self.best = False, plain_state, plain
+
+    def _drop_principal_points(self) -> None:
+        """Leave the principal points where they were, unless that is clearly worse."""
+        moved, moved_state = self.best, self.state
+        self.refines_centre, self.best = False, {}
+        for i, best in moved.items():
+            camera, middle = copy.copy(best.camera), list(best.camera.principal_point_idxs())
+            params = camera.params.copy()
+            original = self.originals[i]
+            params[middle] = original.params[list(original.principal_point_idxs())]
+            camera.params = params
+            self.best[i] = replace(best, camera=camera)
+        self._measure()
+        if is_better(self._all_losses(moved), self._all_losses(self.best), 2):
+            self.refines_centre, self.state, self.best = True, moved_state, moved
+
+    def _all_losses(self, best: Mapping[int, _Best]) -> FloatArray:
+        return np.concatenate([best[i].losses for i in self.camera_ids])
 
     def _adjusted(self, cameras: Mapping[int, pycolmap.Camera]) -> pycolmap.Reconstruction:
         trial = copy.deepcopy(self.state)
