@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
-from conftest import shared_path
 
 from sfm_matchers.evaluation import compare_models
 from sfm_matchers.mapping import adjust_robustly, robust_adjustment
-from sfm_matchers.mapping_new.camera_models import (
-    choose_camera_models,
-    complete_tracks,
+from sfm_matchers.mapping_new.camera_models import choose_camera_models
+from sfm_matchers.mapping_new.held_out import split_observations
+from sfm_matchers.mapping_new.lenses import (
     converted,
     implausibility,
-    is_better,
     is_monotonic,
-    may_be_fisheye,
     reaches_border,
-    split_observations,
 )
+from sfm_matchers.mapping_new.pose_covariances import badly_held, pose_covariances
 from sfm_matchers.synthetic import look_at
 
 WIDTH, HEIGHT = 1280, 960
@@ -144,7 +141,8 @@ def test_the_lens_is_found(camera: pycolmap.Camera, right: set[str], tmp_path: P
     assert error(chosen, truth) < 1.3 * error(calibrated(truth), truth)
     assert error(chosen, truth) < 0.7 * error(start, truth)
     assert start.cameras[1].model.name == "SIMPLE_RADIAL"  # left as it was
-    assert f"{choice.after}" in choice.summary() and "instead of SIMPLE_RADIAL" in choice.summary()
+    assert f"{choice.after}" in choice.summary()
+    assert "instead of SIMPLE_RADIAL, held-out error" in choice.summary()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -153,4 +151,116 @@ def test_a_simple_lens_stays_simple(distortion: float, seed: int) -> None:
     start = mapped(place(lens("SIMPLE_RADIAL", 1000, 640, 480, distortion), seed))
     chosen, (choice,) = choose_camera_models(start)
     assert chosen is start
-    assert not choice.has_changed and choice.after == "SIMPLE_RADIAL"
+    assert not choice.has_changed
+    assert choice.after == "SIMPLE_RADIAL"
+
+
+def test_only_the_middle_tells_nothing_of_the_border() -> None:
+    start = mapped(place(lens("RADIAL", 1000, 640, 480, -0.15, 0.08)))
+    for image in start.images.values():
+        for index, point in enumerate(image.points2D):
+            far = np.linalg.norm(point.xy - [WIDTH / 2, HEIGHT / 2]) > 0.6 * np.hypot(640, 480)
+            if point.has_point3D() and far:
+                start.delete_observation(image.image_id, index)
+    _, (choice,) = choose_camera_models(start)
+    assert choice.after in ("SIMPLE_RADIAL", "SIMPLE_RADIAL_FISHEYE")  # of as many parameters
+    assert "cover the middle of the photos only" in choice.reason
+
+
+def test_cameras_with_known_intrinsics_and_panoramas_are_left_alone() -> None:
+    truth = place(lens("RADIAL", 1000, 640, 480, -0.15, 0.08))
+    assert choose_camera_models(mapped(truth), [1])[1] == []
+    other = place(lens("FOV", 700, 700, 640, 480, 0.8))
+    chosen, choices = choose_camera_models(other)
+    assert chosen is other
+    assert choices == []
+
+
+def test_held_out_observations_have_no_part_in_the_model() -> None:
+    model = place(lens("SIMPLE_RADIAL", 1000, 640, 480, 0.0))
+    part, held_out = split_observations(model)
+    assert len(held_out.pixels) > 700
+    assert part.compute_num_observations() + len(held_out.pixels) == (
+        model.compute_num_observations()
+    )
+    held = {tuple(xy) for xy in held_out.pixels}
+    for image in part.images.values():
+        assert held.isdisjoint(tuple(point.xy) for point in image.points2D)
+    truth = place(lens("SIMPLE_RADIAL", 1000, 640, 480, 0.0), noise=0.0)
+    assert np.median(held_out.errors(truth)) == pytest.approx(0.3 * 1.177, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("camera", "problem"),
+    [
+        (lens("SIMPLE_RADIAL", 1000, 640, 480, -0.2), ""),
+        (lens("OPENCV_FISHEYE", 500, 500, 640, 480, 0.02, -0.01, 0, 0), ""),
+        (lens("SIMPLE_RADIAL", 700, 640, 480, -0.4), "not monotonic"),
+        (lens("OPENCV", 1000, 1000, 740, 480, 0, 0, 0, 0), "principal point"),
+        (lens("OPENCV", 1000, 1100, 640, 480, 0, 0, 0, 0), "two axes"),
+        (lens("FULL_OPENCV", 900, 900, 640, 480, 6, -30, 0, 0, 24, 6.5, -29, 24), "not monotonic"),
+    ],
+)
+def test_what_no_lens_is_like(camera: pycolmap.Camera, problem: str) -> None:
+    found = implausibility(camera)
+    assert (problem in found) if problem else found == ""
+    assert is_monotonic(camera) == ("monotonic" not in problem)
+
+
+@pytest.mark.parametrize("model", ["FULL_OPENCV", "OPENCV_FISHEYE", "THIN_PRISM_FISHEYE"])
+def test_converted_cameras_have_the_same_rays(model: str) -> None:
+    camera = lens("RADIAL", 1000, 650, 470, -0.1, 0.02)
+    other = converted(camera, model)
+    assert other.model.name == model
+    pixels = np.random.default_rng(0).uniform(0, [WIDTH, HEIGHT], (100, 2))
+    same = np.asarray(other.img_from_cam(np.asarray(camera.cam_ray_from_img(pixels))))
+    assert np.abs(same - pixels).max() < 0.5
+
+
+def test_what_reaches_the_border() -> None:
+    camera = lens("SIMPLE_RADIAL", 1000, 640, 480, 0.0)
+    everywhere = np.random.default_rng(0).uniform(0, [WIDTH, HEIGHT], (500, 2))
+    assert reaches_border(everywhere, camera)
+    assert reaches_border(everywhere[~(everywhere > [640, 480]).all(axis=1)], camera)
+    assert not reaches_border(everywhere[everywhere[:, 1] > 480], camera)
+    assert not reaches_border(everywhere / 2 + [320, 240], camera)
+
+
+def test_covariances_are_those_of_many_trials() -> None:
+    truth = place(lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05), noise=0.0)
+    for point_id in sorted(truth.points3D)[200:]:
+        truth.delete_point3D(point_id)
+    centers, rotations = [], []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        model = copy.deepcopy(truth)
+        for image in model.images.values():
+            for point in image.points2D:
+                if point.has_point3D():
+                    world = model.points3D[point.point3D_id].xyz
+                    pixel = model.cameras[1].img_from_cam(image.cam_from_world() * world)
+                    point.xy = pixel + rng.normal(0, 0.5, 2)
+        adjust_robustly(model, robust_adjustment(1))
+        errors = compare_models(model, truth)
+        centers.append(errors.center_errors / errors.extent)
+        rotations.append(errors.rotation_errors)
+    found = pose_covariances(model)
+    assert set(found) == {f"{index}.png" for index in range(10)}
+    for values, name in ((centers, "center"), (rotations, "rotation")):
+        expected = np.sqrt(np.mean(np.square(values), axis=0))
+        estimated = np.array([getattr(found[f"{index}.png"], name) for index in range(10)])
+        ratio = estimated / expected
+        assert 0.8 < np.median(ratio) < 1.25
+        assert ratio.min() > 0.6
+        assert ratio.max() < 1.6
+
+
+def test_a_photo_of_few_points_is_badly_held() -> None:
+    model = place(lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05), noise=1.0)
+    image = model.images[4]
+    seen = [index for index, point in enumerate(image.points2D) if point.has_point3D()]
+    for index in seen[6:]:
+        model.delete_observation(4, index)
+    adjust_robustly(model, robust_adjustment(1))
+    assert badly_held(pose_covariances(model)) == [image.name]
+    assert badly_held({}) == []

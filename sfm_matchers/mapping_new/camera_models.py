@@ -21,45 +21,36 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from sfm_matchers.intrinsics import copy_intrinsics, improbability
 from sfm_matchers.mapping import (
     MIN_ROBUST_SCALE,
     adjust_robustly,
-    point_positions,
     quiet_colmap,
     robust_adjustment,
     solve_robustly,
 )
+from sfm_matchers.mapping_new.held_out import split_observations
+from sfm_matchers.mapping_new.lenses import (
+    FISHEYE,
+    LADDERS,
+    PERSPECTIVE,
+    converted,
+    implausibility,
+    may_be_fisheye,
+    num_refined,
+    reaches_border,
+    truncated,
+)
 
 FloatArray = NDArray[np.float64]
 
-# From few parameters to many. Each begins with the distortion of the one before.
-PERSPECTIVE = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
-FISHEYE = ("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE", "THIN_PRISM_FISHEYE")
-LADDERS = {name: ladder for ladder in (PERSPECTIVE, FISHEYE) for name in ladder}
-
 # Of the held-out error's square: what each additional parameter must gain. Systematic errors of a
-# twentieth of the noise are as large as this; keypoints have such errors of their own.
+# fortieth of the noise gain as much.
 MARGIN = 0.0005
 # Standard errors of the mean gain: below, it may be chance.
 SIGNIFICANT, BEYOND_DOUBT = 2.0, 4.0
-MIN_TRACK_LENGTH = 3  # with one observation held out, two are left to estimate the point from
-NOT_PROJECTED = 1e3  # pixels; the error of a point behind the camera
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
-# Observations of the trials: more do not change the choice, and cost.
-MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 20_000, 300
-
-# A lens is tried as a fisheye if it sees further from its axis than this (degrees), or moves the
-# corners by this share.
-WIDE_ANGLE, STRONG_DISTORTION = 40.0, 0.08
-# Of the half diagonal: beyond lies the border of the photo. Of a camera's observations, and of the
-# four quadrants: what must lie there.
-BORDER, MIN_BORDER_SHARE, MIN_QUADRANTS = 0.6, 0.01, 3
-# Of the longer side: how far principal points of lenses lie from the middle at most.
-MAX_CENTRE_OFFSET = 0.06
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
 WORTH_A_SECOND_LOOK = 1.01
-MAX_ANISOTROPY = 1.03  # of the two focal lengths; pixels are square
 
 
 @dataclass(frozen=True)
@@ -363,7 +354,7 @@ class _Trials:
             rung = min(1, ladder.index(best.camera.model.name))
             simple = copy.copy(self.simple.cameras[i])
             simple = simple if simple.model.name in ladder else best.camera
-            camera = _truncated(simple, ladder[rung])
+            camera = truncated(simple, ladder[rung])
             self.best[i] = replace(best, camera=camera)
         self._measure()
         for ladder in {LADDERS[model] for model in self._models()}:
@@ -428,11 +419,6 @@ class _Trials:
         ]
 
 
-def num_refined(camera: pycolmap.Camera) -> int:
-    """How many intrinsics are adjusted while the principal point is not."""
-    return len(camera.focal_length_idxs()) + len(camera.extra_params_idxs())
-
-
 def is_better(
     losses: FloatArray, before: FloatArray, num_more: float, significant: float = SIGNIFICANT
 ) -> bool:
@@ -447,212 +433,3 @@ def is_better(
     gains = before - losses
     chance = significant * float(gains.std()) / np.sqrt(len(gains)) if num_more >= 0 else 0.0
     return float(gains.mean()) > max(chance, MARGIN * num_more * float(before.mean()))
-
-
-# ---------------------------------------------------------------------------------------------
-# Observations
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Observations that a model was estimated without.
-
-    Attributes:
-        image_ids, camera_ids, point_ids: (H,).
-        pixels: (H, 2), COLMAP's.
-    """
-
-    image_ids: NDArray[np.int64]
-    camera_ids: NDArray[np.int64]
-    point_ids: NDArray[np.int64]
-    pixels: FloatArray
-
-    def errors(self, model: pycolmap.Reconstruction) -> FloatArray:
-        """Reprojection errors (H,) in pixels; large where a point is not projected at all."""
-        world = point_positions(model, self.point_ids.tolist())
-        errors = np.full(len(world), NOT_PROJECTED)
-        for image_id in np.unique(self.image_ids).tolist():
-            mine = self.image_ids == image_id
-            image = model.images[image_id]
-            cam_from_world = image.cam_from_world().matrix()
-            in_camera = world[mine] @ cam_from_world[:, :3].T + cam_from_world[:, 3]
-            projected = np.asarray(model.cameras[image.camera_id].img_from_cam(in_camera))
-            errors[mine] = np.linalg.norm(projected - self.pixels[mine], axis=1)
-        return np.nan_to_num(errors, nan=NOT_PROJECTED, posinf=NOT_PROJECTED)
-
-
-def split_observations(
-    model: pycolmap.Reconstruction, seed: int = 0
-) -> tuple[pycolmap.Reconstruction, HeldOut]:
-    """Copy a model, or a part of a large one, without one observation of each longer track.
-
-    Returns:
-        The copy, and the observations that it lacks.
-    """
-    rng = np.random.default_rng(seed)
-    limit = max(MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE * model.num_reg_images())
-    tracks: dict[int, list[tuple[int, int]]] = {}
-    held: dict[int, tuple[int, int]] = {}
-    for point_id in rng.permutation(np.array(sorted(model.points3D), dtype=np.int64)).tolist():
-        if limit < 0:
-            break
-        elements = [(e.image_id, e.point2D_idx) for e in model.points3D[point_id].track.elements]
-        limit -= len(elements)
-        if len({image_id for image_id, _ in elements}) >= MIN_TRACK_LENGTH:
-            held[point_id] = elements.pop(int(rng.integers(len(elements))))
-        tracks[point_id] = elements
-    images = [model.images[image_id] for image_id, _ in held.values()]
-    held_out = HeldOut(
-        np.array([image.image_id for image in images], dtype=np.int64),
-        np.array([image.camera_id for image in images], dtype=np.int64),
-        np.array(list(held), dtype=np.int64),
-        np.array([model.images[i].points2D[k].xy for i, k in held.values()]).reshape(-1, 2),
-    )
-    return _with_tracks(model, tracks), held_out
-
-
-def _with_tracks(
-    model: pycolmap.Reconstruction, tracks: Mapping[int, list[tuple[int, int]]]
-) -> pycolmap.Reconstruction:
-    """The registered images of a model with these observations of its points only."""
-    used: dict[int, dict[int, int]] = {}  # image -> its keypoint -> that of the copy
-    for elements in tracks.values():
-        for image_id, index in elements:
-            mine = used.setdefault(image_id, {})
-            mine.setdefault(index, len(mine))
-    part = pycolmap.Reconstruction()
-    for image_id in sorted(model.reg_image_ids()):
-        image = model.images[image_id]
-        if image.camera_id not in part.cameras:
-            part.add_camera_with_trivial_rig(copy.copy(model.cameras[image.camera_id]))
-        keypoints = [image.points2D[index].xy for index in used.get(image_id, {})]
-        same = pycolmap.Image(
-            name=image.name,
-            keypoints=np.array(keypoints).reshape(-1, 2),
-            camera_id=image.camera_id,
-            image_id=image_id,
-        )
-        part.add_image_with_trivial_frame(same, image.cam_from_world())
-    for point_id, elements in tracks.items():
-        track = pycolmap.Track()
-        for image_id, index in elements:
-            track.add_element(image_id, used[image_id][index])
-        point = model.points3D[point_id]
-        part.add_point3D_with_id(point_id, pycolmap.Point3D(xyz=point.xyz, track=track))
-    return part
-
-
-# ---------------------------------------------------------------------------------------------
-# Lenses
-
-
-def implausibility(camera: pycolmap.Camera) -> str:
-    """Why no lens is like that; "" where one may be."""
-    if problem := improbability(camera):
-        return problem
-    focal_lengths = camera.params[list(camera.focal_length_idxs())]
-    if focal_lengths.max() > MAX_ANISOTROPY * focal_lengths.min():
-        return "the focal lengths of the two axes are far apart"
-    centre = camera.params[list(camera.principal_point_idxs())]
-    offset = np.abs(centre - np.array([camera.width, camera.height]) / 2).max()
-    if offset > MAX_CENTRE_OFFSET * max(camera.width, camera.height):
-        return "the principal point is far from the middle of the photo"
-    if not is_monotonic(camera):
-        return "the distortion is not monotonic inside the photo"
-    return ""
-
-
-def is_monotonic(camera: pycolmap.Camera) -> bool:
-    """True if, in every direction, pixels move outwards with the angle until they leave the photo.
-
-    Otherwise two rays have one pixel, or a part of the photo none.
-    """
-    widest = 178.0 if camera.is_perspective_fisheye() else 85.0
-    angles = np.radians(np.linspace(0.0, widest, 500))
-    centre = camera.params[list(camera.principal_point_idxs())]
-    size = np.array([camera.width, camera.height])
-    for direction in np.linspace(0, 2 * np.pi, 32, endpoint=False):
-        axis = np.array([np.cos(direction), np.sin(direction)])
-        rays = np.column_stack([np.sin(angles)[:, None] * axis, np.cos(angles)])
-        pixels = np.asarray(camera.img_from_cam(rays, check_cheirality=False))
-        outside = ~((pixels >= 0) & (pixels <= size)).all(axis=1)
-        end = int(outside.argmax()) if outside.any() else 0
-        if end == 0:
-            return False
-        distances = (pixels[: end + 1] - centre) @ axis
-        if not (np.diff(distances[np.isfinite(distances)]) > 0).all():
-            return False
-    return True
-
-
-def reaches_border(pixels: FloatArray, camera: pycolmap.Camera) -> bool:
-    """True if observations (N, 2) tell the distortion near the border, not only in the middle."""
-    half = np.array([camera.width, camera.height]) / 2
-    offsets = pixels - half
-    far = offsets[np.linalg.norm(offsets, axis=1) > BORDER * np.linalg.norm(half)]
-    counts = Counter((bool(x > 0), bool(y > 0)) for x, y in far)
-    enough = [count >= MIN_BORDER_SHARE * len(pixels) for count in counts.values()]
-    return sum(enough) >= MIN_QUADRANTS
-
-
-def may_be_fisheye(camera: pycolmap.Camera) -> bool:
-    """True if a lens sees far from its axis, or distorts strongly."""
-    size = np.array([camera.width, camera.height], dtype=np.float64)
-    ray = camera.cam_ray_from_img(np.zeros(2))
-    if camera.is_perspective_fisheye() or ray is None or not np.isfinite(ray).all():
-        return True
-    angle = np.arccos(np.clip(np.asarray(ray).ravel()[2], -1, 1))
-    undistorted = camera.mean_focal_length() * np.tan(angle)
-    radius = float(np.linalg.norm(size) / 2)
-    is_wide = np.degrees(angle) > WIDE_ANGLE
-    return bool(is_wide or abs(undistorted / radius - 1) > STRONG_DISTORTION)
-
-
-def converted(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
-    """The camera of another model with the most similar rays; the principal point stays."""
-    other = copy_intrinsics(camera, model)
-    other.camera_id = camera.camera_id
-    if LADDERS[model] == LADDERS[camera.model.name] and model != "THIN_PRISM_FISHEYE":
-        return other  # its distortion begins with the same coefficients
-    params = other.params.copy()
-    params[list(other.extra_params_idxs())] = 0
-    other.params = params
-    grid = np.stack(np.meshgrid(np.linspace(0, 1, 20), np.linspace(0, 1, 20)), axis=-1)
-    pixels = grid.reshape(-1, 2) * [camera.width, camera.height]
-    rays = np.asarray(camera.cam_ray_from_img(pixels))
-    seen = np.isfinite(rays).all(axis=1)
-    return _fitted(other, rays[seen], pixels[seen])
-
-
-def _truncated(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
-    """The camera in a simpler model of its ladder: the first coefficients, one focal length."""
-    other = pycolmap.Camera.create_from_model_name(
-        camera.camera_id, model, camera.mean_focal_length(), camera.width, camera.height
-    )
-    params = other.params.copy()
-    params[list(other.principal_point_idxs())] = camera.params[list(camera.principal_point_idxs())]
-    extra = list(other.extra_params_idxs())
-    params[extra] = camera.params[list(camera.extra_params_idxs())[: len(extra)]]
-    other.params = params
-    return other
-
-
-def _fitted(camera: pycolmap.Camera, rays: FloatArray, pixels: FloatArray) -> pycolmap.Camera:
-    """Change focal lengths and distortion until rays (N, 3) fall on pixels (N, 2)."""
-    variable = [*camera.focal_length_idxs(), *camera.extra_params_idxs()]
-    steps = np.where(np.arange(len(variable)) < len(camera.focal_length_idxs()), 1e-2, 1e-5)
-    for _ in range(10):  # of Gauss and Newton
-        start = camera.params.copy()
-        residuals = (pixels - np.asarray(camera.img_from_cam(rays))).ravel()
-        columns = []
-        for index, step in zip(variable, steps, strict=True):
-            moved = start.copy()
-            moved[index] += step
-            camera.params = moved
-            difference = pixels - np.asarray(camera.img_from_cam(rays))
-            columns.append((residuals - difference.ravel()) / step)
-        known = np.isfinite(residuals)
-        jacobian = np.stack(columns, axis=1)[known]
-        start[variable] += np.linalg.lstsq(jacobian, residuals[known], rcond=None)[0]
-        camera.params = start
-    return camera
