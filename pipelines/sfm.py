@@ -33,6 +33,7 @@ from typing import Any, cast
 
 import pycolmap
 
+from pipelines.camera_models import choose_for_run, describe_choices, describe_covariances
 from pipelines.georeferencing import (
     EXIF,
     POLICIES,
@@ -105,6 +106,9 @@ PANORAMIC_MODEL = "EQUIRECTANGULAR"
 AUTO = "auto"
 AUTO_MATCHERS = ("sift", "aliked+mambaglue")
 
+# `--camera_model auto`: what is mapped with, before models are chosen by evidence.
+MAPPED_WITH = "SIMPLE_RADIAL"
+
 
 @dataclass(frozen=True)
 class SfmOptions:
@@ -118,7 +122,7 @@ class SfmOptions:
     mapper: str = "incremental"
     mapper_threads: int = 1
     camera_mode: str = "auto"
-    camera_model: str = "SIMPLE_RADIAL"
+    camera_model: str = AUTO
     camera_params: str = ""
     cameras: str | Path | None = None
     mask_dir: str | Path | None = None
@@ -186,6 +190,16 @@ def run(options: SfmOptions) -> SfmResult:
     if told_by_size and options.camera_model != PANORAMIC_MODEL:
         guessed = {name for name in others if not headers[name].has_exif_camera}
     cameras, models = _build_and_check_cameras(build, cameras, guessed)
+    known = set(photos) if options.camera_params else set(photos).difference(others)
+    choices = []
+    if options.camera_model == AUTO and len(known) < len(photos) and models:
+        threads, source = options.mapper_threads, build.model_source(cameras)
+        models, choices = steps.timed(
+            "camera models", partial(choose_for_run, steps, outputs, models, known, threads, source)
+        )
+    sure = {}
+    if models:
+        sure = steps.timed("uncertainty", partial(describe_covariances, models[0], fixed, choices))
     job.check_photos_unchanged()  # the mapper has looked at them too
     feature_path, match_path = build.feature_path, build.match_path
     database_path = outputs / "database.db"
@@ -201,9 +215,12 @@ def run(options: SfmOptions) -> SfmResult:
     summary = summarize(
         options, photos, pairs, cameras.reason, models, explanation.reason, steps.seconds
     )
+    summary |= sure
     if place:
         summary["georeference"] = place
     summary["settings"]["matcher"] = matcher
+    if described := describe_choices(choices):
+        summary["settings"]["camera models"] = described
     if (layers := mean_layers_run(match_path, pairs)) is not None:
         summary["settings"]["matcher"] += f" ({layers:.1f} layers each)"
     report = write_report(
@@ -514,7 +531,8 @@ def _prepare(options: SfmOptions) -> MatchingJob:
 def _camera_options(options: SfmOptions) -> CameraOptions:
     """What is known of the cameras."""
     given = read_cameras(options.cameras) if options.cameras else []
-    cameras = CameraOptions(options.camera_model, options.camera_params, given)
+    model = MAPPED_WITH if options.camera_model == AUTO else options.camera_model
+    cameras = CameraOptions(model, options.camera_params, given)
     cameras.reader_options()
     return cameras
 
@@ -646,6 +664,7 @@ def _remove_outputs(outputs: Path) -> None:
         "photos.json",
         "steps.json",
         "cameras.json",
+        "camera_models.json",
         "pairs-*.txt",
         "feats-*.h5*",
         "global-feats-*.h5*",
@@ -705,7 +724,8 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--camera_model",
         help="COLMAP's name, such as OPENCV_FISHEYE for fisheye lenses or EQUIRECTANGULAR for "
-        "panoramas of 360 degrees (default: %(default)s)",
+        f"panoramas of 360 degrees; auto maps with {MAPPED_WITH} and then chooses by the error of "
+        "held-out observations (default: %(default)s)",
     )
     add(
         "--camera_params",

@@ -14,6 +14,7 @@ GLOBAL_DESCRIPTORS = 1
 DATABASE = 1  # import and verification
 MODEL = 1  # mapping, the last adjustment
 CAMERAS = 1  # which photos share one, as the model tells
+CAMERA_MODELS = 1  # chosen after mapping, and the adjustment with them
 TRIANGULATION = 1
 JOINED = 1  # matches of two matchers
 GEOREFERENCE = 1

@@ -1,1 +1,1 @@
-"""What is made of a COLMAP model: its place on the earth."""
+"""What is made of a COLMAP model: its camera models, how sure it is, its place on the earth."""
