@@ -2,7 +2,7 @@
 
 A model that was mapped with SIMPLE_RADIAL is adjusted again with RADIAL, OPENCV, FULL_OPENCV and,
 of wide or strongly distorting lenses, with the fisheye models. What counts is the error of
-observations that were held out, one of each longer track: points, poses and intrinsics are
+observations that were held out, a third of each longer track: points, poses and intrinsics are
 estimated without them, so that freedom without need does not pay. A camera keeps the simpler model
 unless the other one is better by a margin for each parameter, beyond chance, and is a lens that
 can be: rays and pixels one to one inside the photo, the principal point near the middle,

@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from sfm_matchers.mapping import point_positions
 
 FloatArray = NDArray[np.float64]
+Element = tuple[int, int]
+"""Of a track: image and number of the keypoint."""
 
-MIN_TRACK_LENGTH = 3  # with one observation held out, two are left to estimate the point from
+# With one of three observations held out, two are left to estimate the point from.
+MIN_TRACK_LENGTH = 3
 NOT_PROJECTED = 1e3  # pixels; the error of a point behind the camera
 # Observations of the part that is used: more hardly tell more, and cost.
-MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 20_000, 300
+MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 12_000, 300
 
 
 @dataclass(frozen=True)
@@ -51,35 +54,37 @@ class HeldOut:
 def split_observations(
     model: pycolmap.Reconstruction, seed: int = 0
 ) -> tuple[pycolmap.Reconstruction, HeldOut]:
-    """Copy a model, or a part of a large one, without one observation of each longer track.
+    """Copy a model, or a part of a large one, without a third of each longer track.
 
     Returns:
         The copy, and the observations that it lacks.
     """
     rng = np.random.default_rng(seed)
     limit = max(MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE * model.num_reg_images())
-    tracks: dict[int, list[tuple[int, int]]] = {}
-    held: dict[int, tuple[int, int]] = {}
-    for point_id in rng.permutation(np.array(sorted(model.points3D), dtype=np.int64)).tolist():
+    points3D = model.points3D
+    tracks: dict[int, list[Element]] = {}
+    held: list[tuple[int, Element]] = []
+    for point_id in rng.permutation(np.array(sorted(points3D), dtype=np.int64)).tolist():
         if limit < 0:
             break
-        elements = [(e.image_id, e.point2D_idx) for e in model.points3D[point_id].track.elements]
+        elements = [(e.image_id, e.point2D_idx) for e in points3D[point_id].track.elements]
         limit -= len(elements)
-        if len({image_id for image_id, _ in elements}) >= MIN_TRACK_LENGTH:
-            held[point_id] = elements.pop(int(rng.integers(len(elements))))
+        for _ in range(len(elements) // MIN_TRACK_LENGTH):
+            held.append((point_id, elements.pop(int(rng.integers(len(elements))))))
         tracks[point_id] = elements
-    images = [model.images[image_id] for image_id, _ in held.values()]
+    images = {image_id: model.images[image_id] for image_id in model.reg_image_ids()}
+    points2D = {image_id: image.points2D for image_id, image in images.items()}
     held_out = HeldOut(
-        np.array([image.image_id for image in images], dtype=np.int64),
-        np.array([image.camera_id for image in images], dtype=np.int64),
-        np.array(list(held), dtype=np.int64),
-        np.array([model.images[i].points2D[k].xy for i, k in held.values()]).reshape(-1, 2),
+        np.array([image_id for _, (image_id, _) in held], dtype=np.int64),
+        np.array([images[image_id].camera_id for _, (image_id, _) in held], dtype=np.int64),
+        np.array([point_id for point_id, _ in held], dtype=np.int64),
+        np.array([points2D[image_id][index].xy for _, (image_id, index) in held]).reshape(-1, 2),
     )
     return _with_tracks(model, tracks), held_out
 
 
 def _with_tracks(
-    model: pycolmap.Reconstruction, tracks: Mapping[int, list[tuple[int, int]]]
+    model: pycolmap.Reconstruction, tracks: Mapping[int, list[Element]]
 ) -> pycolmap.Reconstruction:
     """The registered images of a model with these observations of its points only."""
     used: dict[int, dict[int, int]] = {}  # image -> its keypoint -> that of the copy
@@ -90,9 +95,10 @@ def _with_tracks(
     part = pycolmap.Reconstruction()
     for image_id in sorted(model.reg_image_ids()):
         image = model.images[image_id]
+        points2D = image.points2D
         if image.camera_id not in part.cameras:
             part.add_camera_with_trivial_rig(copy.copy(model.cameras[image.camera_id]))
-        keypoints = [image.points2D[index].xy for index in used.get(image_id, {})]
+        keypoints = [points2D[index].xy for index in used.get(image_id, {})]
         same = pycolmap.Image(
             name=image.name,
             keypoints=np.array(keypoints).reshape(-1, 2),
