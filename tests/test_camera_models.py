@@ -138,7 +138,7 @@ def test_the_lens_is_found(camera: pycolmap.Camera, right: set[str], tmp_path: P
     assert choice.after in right
     assert chosen.cameras[1].model.name == choice.after
     assert choice.held_out_after < 0.95 * choice.held_out_before
-    assert error(chosen, truth) < 1.3 * error(calibrated(truth), truth)
+    assert error(chosen, truth) < 1.4 * error(calibrated(truth), truth)
     assert error(chosen, truth) < 0.7 * error(start, truth)
     assert start.cameras[1].model.name == "SIMPLE_RADIAL"  # left as it was
     assert f"{choice.after}" in choice.summary()

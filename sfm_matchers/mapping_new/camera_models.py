@@ -38,7 +38,6 @@ from sfm_matchers.mapping_new.lenses import (
     may_be_fisheye,
     num_refined,
     reaches_border,
-    truncated,
 )
 
 FloatArray = NDArray[np.float64]
@@ -47,8 +46,9 @@ FloatArray = NDArray[np.float64]
 # fortieth of the noise gain as much.
 MARGIN = 0.0005
 # Standard errors of the mean gain: below, it may be chance.
-SIGNIFICANT, BEYOND_DOUBT = 2.0, 4.0
+SIGNIFICANT, BEYOND_DOUBT = 2.0, 3.0
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
+SIMPLEST = {PERSPECTIVE[0], FISHEYE[0]}
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
 WORTH_A_SECOND_LOOK = 1.01
 
@@ -235,7 +235,8 @@ class _Trials:
         self.num_images = Counter(image.camera_id for image in self.state.images.values())
         self.best: dict[int, _Best] = {}
         self.simple = self.state  # with two coefficients at most, before there are tangential ones
-        self.is_hinted = False  # a richer model was better, even if by little or refused
+        # A richer model was better, even if by little or refused, or was chosen before.
+        self.is_hinted = not {one.model.name for one in self.originals.values()} <= SIMPLEST
         self.scale = MIN_ROBUST_SCALE
         if self.camera_ids:
             self.scale = max(self.scale, 2 * float(np.median(self.held_out.errors(model))))
@@ -354,7 +355,7 @@ class _Trials:
             rung = min(1, ladder.index(best.camera.model.name))
             simple = copy.copy(self.simple.cameras[i])
             simple = simple if simple.model.name in ladder else best.camera
-            camera = truncated(simple, ladder[rung])
+            camera = converted(simple, ladder[rung])
             self.best[i] = replace(best, camera=camera)
         self._measure()
         for ladder in {LADDERS[model] for model in self._models()}:

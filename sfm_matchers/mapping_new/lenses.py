@@ -97,31 +97,23 @@ def may_be_fisheye(camera: pycolmap.Camera) -> bool:
 
 def converted(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
     """The camera of another model with the most similar rays; the principal point stays."""
-    other = copy_intrinsics(camera, model)
-    other.camera_id = camera.camera_id
-    if LADDERS[model] == LADDERS[camera.model.name] and model != "THIN_PRISM_FISHEYE":
-        return other  # its distortion begins with the same coefficients
-    params = other.params.copy()
-    params[list(other.extra_params_idxs())] = 0
-    other.params = params
-    grid = np.stack(np.meshgrid(np.linspace(0, 1, 20), np.linspace(0, 1, 20)), axis=-1)
-    pixels = grid.reshape(-1, 2) * [camera.width, camera.height]
-    rays = np.asarray(camera.cam_ray_from_img(pixels))
-    seen = np.isfinite(rays).all(axis=1)
-    return _fitted(other, rays[seen], pixels[seen])
-
-
-def truncated(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
-    """The camera in a simpler model of its ladder: the first coefficients, one focal length."""
+    ladder, own = LADDERS[model], camera.model.name
+    if own in ladder[: ladder.index(model) + 1] and model != "THIN_PRISM_FISHEYE":
+        other = copy_intrinsics(camera, model)  # its distortion begins with the same coefficients
+        other.camera_id = camera.camera_id
+        return other
+    size = (camera.width, camera.height)
     other = pycolmap.Camera.create_from_model_name(
-        camera.camera_id, model, camera.mean_focal_length(), camera.width, camera.height
+        camera.camera_id, model, camera.mean_focal_length(), *size
     )
     params = other.params.copy()
     params[list(other.principal_point_idxs())] = camera.params[list(camera.principal_point_idxs())]
-    extra = list(other.extra_params_idxs())
-    params[extra] = camera.params[list(camera.extra_params_idxs())[: len(extra)]]
     other.params = params
-    return other
+    grid = np.stack(np.meshgrid(np.linspace(0, 1, 20), np.linspace(0, 1, 20)), axis=-1)
+    pixels = grid.reshape(-1, 2) * size
+    rays = np.asarray(camera.cam_ray_from_img(pixels))
+    seen = np.isfinite(rays).all(axis=1) & (rays[:, 2] > 0)
+    return _fitted(other, rays[seen], pixels[seen])
 
 
 def _fitted(camera: pycolmap.Camera, rays: FloatArray, pixels: FloatArray) -> pycolmap.Camera:
