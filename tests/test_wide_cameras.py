@@ -150,3 +150,33 @@ def test_the_focal_length_of_a_fisheye_is_guessed_from_matches(
         inliers = database.read_two_view_geometry(*ids).inlier_matches
     assert abs(found.focal_length_x / WIDTH - share) < 0.2 * share
     assert len(inliers) > 0.95 * inside.sum()
+
+
+def test_a_fisheye_is_found_by_the_default(tmp_path: Path) -> None:
+    camera = pycolmap.Camera(
+        model="OPENCV_FISHEYE",
+        width=WIDTH,
+        height=HEIGHT,
+        params=[176, 176, WIDTH / 2, HEIGHT / 2, 0.03, -0.01, 0, 0],
+    )
+    centers = write_wide_photos(tmp_path / "photos", camera, 7)
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out", "sift")
+    result = run(options)
+    (model,) = result.models
+    assert model.num_reg_images() == 7
+    (found,) = model.cameras.values()
+    assert found.is_perspective_fisheye()
+    assert center_error(model, centers) < 0.002
+    assert "instead of SIMPLE_RADIAL" in result.summary["settings"]["camera models"]
+    assert "camera models" in result.summary["seconds"]
+    assert "degrees" in result.summary["pose uncertainty"]
+
+    points = tmp_path / "out" / "sparse" / "0" / "points3D.bin"
+    before = points.stat().st_mtime_ns
+    again = run(options)  # takes what is there
+    assert points.stat().st_mtime_ns == before
+    assert again.summary["settings"] == result.summary["settings"]
+
+    named = run(SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", camera_model="RADIAL"))
+    assert {one.model.name for one in named.models[0].cameras.values()} == {"RADIAL"}
+    assert "camera models" not in named.summary["settings"]

@@ -198,7 +198,7 @@ def complete_tracks(model: pycolmap.Reconstruction, database_path: Path) -> None
 def _set_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> None:
     mine = model.cameras[camera.camera_id]
     mine.model = camera.model
-    mine.params = camera.params
+    mine.params = camera.params.tolist()
 
 
 # ---------------------------------------------------------------------------------------------
