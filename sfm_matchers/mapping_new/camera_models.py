@@ -82,6 +82,18 @@ class CameraChoice:
         """True if the camera got another model, or another principal point."""
         return self.before != self.after or self.refines_principal_point
 
+    def refused(self, why: str) -> CameraChoice:
+        """The choice undone."""
+        if not self.has_changed:
+            return self
+        return replace(
+            self,
+            after=self.before,
+            refines_principal_point=False,
+            held_out_after=self.held_out_before,
+            reason=f"{self.after} refused: {why}",
+        )
+
     def summary(self) -> str:
         """One line for a person."""
         name = self.after + (" with principal point" if self.refines_principal_point else "")
@@ -116,8 +128,21 @@ def choose_camera_models(
         at; one that too few observations tell something of is not among them.
     """
     chosen, choices = _choose(model, fixed_cameras, num_threads)
-    if database_path is None or chosen is model:
-        return chosen, choices
+    if database_path is not None and chosen is not model:
+        chosen, choices = _look_again(chosen, choices, fixed_cameras, database_path, num_threads)
+    if chosen.num_reg_images() < model.num_reg_images():
+        return model, [choice.refused("photos were lost") for choice in choices]
+    return chosen, choices
+
+
+def _look_again(
+    chosen: pycolmap.Reconstruction,
+    choices: list[CameraChoice],
+    fixed_cameras: Collection[int],
+    database_path: Path,
+    num_threads: int,
+) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
+    """Take the observations that fit the chosen cameras, and choose again if they are many."""
     before = chosen.compute_num_observations()
     complete_tracks(chosen, database_path)
     if chosen.compute_num_observations() > WORTH_A_SECOND_LOOK * before:
@@ -160,7 +185,10 @@ def _adjust(
     """The last adjustment, with the principal points of all free cameras if they were chosen."""
     refines = any(choice.refines_principal_point for choice in choices)
     adjustment = robust_adjustment(num_threads, refines_principal_point=refines)
-    adjust_robustly(model, adjustment, set(fixed_cameras).intersection(model.cameras))
+    constant = set(fixed_cameras)
+    if refines:  # the principal points of those that were looked at only
+        constant = set(model.cameras).difference(choice.camera_id for choice in choices)
+    adjust_robustly(model, adjustment, constant.intersection(model.cameras))
 
 
 def _joined(first: Sequence[CameraChoice], second: Sequence[CameraChoice]) -> list[CameraChoice]:
@@ -229,7 +257,7 @@ class _Trials:
             for camera_id in sorted(camera_ids)
             if (self.held_out.camera_ids == camera_id).sum() >= MIN_HELD_OUT
         ]
-        self.constant = set(model.cameras).difference(camera_ids)
+        self.constant = set(model.cameras).difference(self.camera_ids)
         self.refines_centre = False
         self.originals = {i: copy.copy(model.cameras[i]) for i in self.camera_ids}
         self.num_images = Counter(image.camera_id for image in self.state.images.values())
