@@ -31,6 +31,7 @@ LARGEST_ANGLE = 50.0  # degrees between the rays of the two photos
 LARGEST_ZOOM = 2.5  # of the one photo against the other
 ZOOM_COUNTS = 15.0  # degrees that twice the scale counts for, where a reference is chosen
 LARGEST_STRETCH = 3.5  # of the affine map of a patch
+LARGEST_RESIDUAL = 1.5  # pixels of a keypoint, up to which the projection of its point is trusted
 SHARP_SIDE = 2048  # pixels, longer side up to which photos are taken to be sharp to the pixel
 NUM_INDEPENDENT = 30.0  # samples of a patch, whose noise is blurred
 BORDER = 2 * RADIUS  # samples
@@ -206,7 +207,7 @@ def _locate_from(
     """Look for points (M,) in view `target` from their sightings (M,) in view `source`."""
     view0, view1 = scene.views[source], scene.views[target]
     points = scene.points[point]
-    pixels0 = scene.pixel[sighting]
+    pixels0 = _centers(view0, points, scene.pixel[sighting])
     towards = view0.center - points
     towards /= np.linalg.norm(towards, axis=1, keepdims=True)
     normals = np.where(scene.is_flat[point][:, None], scene.normals[point], towards)
@@ -238,6 +239,16 @@ def _locate_from(
             for array, values in zip(found[1:], placed, strict=True):
                 array[chunk] = values
     return found
+
+
+def _centers(view: View, points: FloatArray, keypoints: FloatArray) -> FloatArray:
+    """Return the centres (M, 2) of the patches of a view around points that it observes.
+
+    The projection of a point, which all its keypoints tell, is more exact than one of them.
+    """
+    pixels = view.project(points)
+    near = np.linalg.norm(pixels - keypoints, axis=1) < LARGEST_RESIDUAL * sample_spacing(view)
+    return np.where(near[:, None], pixels, keypoints)
 
 
 def _aligned(
