@@ -68,6 +68,7 @@ from sfm_matchers.mapping import (
     check_mapper,
     reconstruct,
 )
+from sfm_matchers.mapping_new.tracks import lengthen_tracks
 from sfm_matchers.models import read_model
 from sfm_matchers.pairs import (
     exhaustive_pairs,
@@ -131,6 +132,7 @@ class SfmOptions:
     merge: bool = False
     export: str = ""
     drop_raw_matches: bool = False
+    no_longer_tracks: bool = False
     overwrite: bool = False
 
 
@@ -186,6 +188,9 @@ def run(options: SfmOptions) -> SfmResult:
     if told_by_size and options.camera_model != PANORAMIC_MODEL:
         guessed = {name for name in others if not headers[name].has_exif_camera}
     cameras, models = _build_and_check_cameras(build, cameras, guessed)
+    if models and not options.no_longer_tracks:
+        lengthen = partial(build.lengthen, cameras, models)
+        models = cast(list[pycolmap.Reconstruction], steps.timed("longer tracks", lengthen))
     job.check_photos_unchanged()  # the mapper has looked at them too
     feature_path, match_path = build.feature_path, build.match_path
     database_path = outputs / "database.db"
@@ -251,8 +256,12 @@ class _Build:
         )
 
     def model_source(self, cameras: CameraGroups) -> str:
-        """Return the fingerprint of what models are made of."""
-        return fingerprint(revisions.MODEL, self.source(cameras), self.options.mapper)
+        """Return the fingerprint of what models are made of.
+
+        Models with longer tracks take the place of those without: without the step they are others.
+        """
+        without = ["no longer tracks"] if self.options.no_longer_tracks else []
+        return fingerprint(revisions.MODEL, self.source(cameras), self.options.mapper, *without)
 
     def __call__(
         self, cameras: CameraGroups, folder: Path | None = None
@@ -283,6 +292,8 @@ class _Build:
         def mapping() -> list[pycolmap.Reconstruction]:
             if folder is None and steps.is_done("sparse", model_source):
                 return [read_model(path) for path in _model_dirs(model_dir)]
+            if folder is None:
+                steps.forget("longer_tracks")
             models = reconstruct(
                 database_path,
                 self.job.image_dir,
@@ -303,13 +314,41 @@ class _Build:
         """Put the database and the models that were made in a folder into the outputs."""
         steps, names = self.job.steps, ("database.db", "sparse")
         targets = [self.job.outputs / name for name in names]
-        steps.forget(*names)
+        steps.forget(*names, "longer_tracks")
         for name, target in zip(names, targets, strict=True):
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(folder / name, target)
         steps.set_done(names[0], self.source(cameras), targets[0])
         steps.set_done(names[1], self.model_source(cameras), targets[1])
+
+    def lengthen(
+        self, cameras: CameraGroups, models: Sequence[pycolmap.Reconstruction]
+    ) -> list[pycolmap.Reconstruction]:
+        """Find the points of the models in more photos; the new models take their place."""
+        steps, model_dir = self.job.steps, self.job.outputs / "sparse"
+        model_source = self.model_source(cameras)
+        source = fingerprint(revisions.LONGER_TRACKS, model_source)
+        if steps.is_done("longer_tracks", source):
+            return list(models)
+        temporary = model_dir.with_name(model_dir.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        image_dir, mask_dir = self.job.image_dir, self.job.mask_dir
+        longer = []
+        for index, model in enumerate(models):
+            images = [model.images[i] for i in model.reg_image_ids()]
+            fixed = {image.camera_id for image in images if image.name in self.fixed}
+            new, _ = lengthen_tracks(model, image_dir, mask_dir=mask_dir, fixed_cameras=fixed)
+            (temporary / str(index)).mkdir(parents=True)
+            new.write(temporary / str(index))
+            longer.append(new)
+        steps.forget("sparse")
+        shutil.rmtree(model_dir)
+        os.replace(temporary, model_dir)
+        # In this order: models without the note of theirs are made again, and these from them.
+        steps.set_done("longer_tracks", source, model_dir)
+        steps.set_done("sparse", model_source, model_dir)
+        return longer
 
 
 MAX_CAMERA_TRIALS = 3
@@ -745,6 +784,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FORMAT,...",
         help="also write the model for other tools into OUTPUTS: nerfstudio, gsplat, undistorted "
         "(for Inria's 3DGS), ply",
+    )
+    add(
+        "--no_longer_tracks",
+        action="store_true",
+        help="keep the tracks that matching gave; otherwise each point is looked for in all photos "
+        "that should show it, by least squares matching, and the model is adjusted again",
     )
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
     take_defaults(parser, SfmOptions)

@@ -39,7 +39,7 @@ SAME_KEYPOINT = 1.0  # distance up to which a keypoint that is there is taken
 
 LEAST_CORRELATION = 0.8  # of the patches
 LEAST_CORRELATION_ALONE = 0.9  # where only one photo tells
-LARGEST_DEVIATION = 0.15  # as `Sightings.deviation`; less exact ones draw cameras off
+LARGEST_DEVIATION = 0.1  # as `Sightings.deviation`; less exact ones draw cameras off
 LARGEST_JOINED_ERROR = 2.0  # pixels, of any observation of two points that are joined
 BUDGET = 1 << 30  # bytes for decoded photos, at most a quarter of what is free
 
