@@ -218,7 +218,8 @@ def _locate_from(
         usable &= np.linalg.det(linear) > 0
     base = sample_spacing(view1)
     usable &= view0.shows(pixels0, RADIUS) & view1.shows(pixels1, base * RADIUS)
-    point, pixels0, pixels1, linear = (array[usable] for array in (point, pixels0, pixels1, linear))
+    point = point[usable]
+    pixels0, pixels1, linear = (array[usable] for array in (pixels0, pixels1, linear))
     # Samples are never denser than the pixels of the photo that shows less; in half octaves.
     zooms = np.sqrt(np.linalg.det(linear)).clip(1e-3)
     spacings = np.maximum(sample_spacing(view0), base / zooms)

@@ -73,16 +73,16 @@ class View:
     def project(self, points: FloatArray) -> FloatArray:
         """Pixels (N, 2) of points (N, 3), NaN where the lens does not map them."""
         directions, _ = self.directions(points)
-        pixels = self.camera.img_from_cam(directions)
+        pixels = np.asarray(self.camera.img_from_cam(directions))
         # Beyond the edge of the photo, polynomials of distortion map back into it.
-        back = self.camera.cam_ray_from_img(pixels)
+        back = np.asarray(self.camera.cam_ray_from_img(pixels))
         same = np.linalg.norm(back - directions, axis=-1) < SAME_RAY
         return np.where(same[:, None], pixels - 0.5, np.nan)
 
     def rays(self, pixels: FloatArray) -> FloatArray:
         """Unit vectors (N, 3) in the world's frame of pixels (N, 2); NaN where there is none."""
-        rays: FloatArray = self.camera.cam_ray_from_img(pixels + 0.5) @ self.cam_from_world[:, :3]
-        return rays
+        rays = np.asarray(self.camera.cam_ray_from_img(pixels + 0.5), np.float64)
+        return rays @ self.cam_from_world[:, :3]
 
     def shows(self, pixels: FloatArray, border: float) -> BoolArray:
         """Whether pixels (N, 2) lie inside the photo, so far from its edges; NaN does not."""
