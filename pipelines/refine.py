@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_dir", type=Path, required=True, help="its photos")
     add("--output", type=Path, required=True, help="folder for the new model; made if missing")
     add("--mask_dir", type=Path, help="masks as in pipelines.sfm: nothing is added on black pixels")
-    add("--rounds", type=int, default=2, help="how often points are looked for (default: 2)")
+    add("--rounds", type=int, default=1, help="how often points are looked for (default: 1)")
     add("--fixed_intrinsics", action="store_true", help="keep the cameras' intrinsics")
     return parser
 

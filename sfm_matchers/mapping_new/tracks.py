@@ -39,7 +39,7 @@ SAME_KEYPOINT = 1.0  # distance up to which a keypoint that is there is taken
 
 LEAST_CORRELATION = 0.8  # of the patches
 LEAST_CORRELATION_ALONE = 0.9  # where only one photo tells
-LARGEST_DEVIATION = 0.1  # as `Sightings.deviation`; less exact ones draw cameras off
+LARGEST_DEVIATION = 0.15  # as `Sightings.deviation`; less exact ones draw cameras off
 LARGEST_JOINED_ERROR = 2.0  # pixels, of any observation of two points that are joined
 BUDGET = 1 << 30  # bytes for decoded photos, at most a quarter of what is free
 
@@ -73,7 +73,7 @@ def lengthen_tracks(
     image_dir: Path,
     *,
     mask_dir: Path | None = None,
-    rounds: int = 2,
+    rounds: int = 1,
     adjustment: pycolmap.BundleAdjustmentOptions | None = None,
     fixed_cameras: Collection[int] = (),
 ) -> tuple[pycolmap.Reconstruction, LongerTracks]:
@@ -83,7 +83,7 @@ def lengthen_tracks(
         model: of any origin; it stays as it is.
         image_dir: its photos. Those that are missing are left out.
         mask_dir: see `images.mask_path`; nothing is added on black pixels.
-        rounds: how often; what was found tells more the next time.
+        rounds: how often; a second one finds a tenth more, and makes cameras no better.
         adjustment: what is refined, see `mapping.adjust_robustly`; all by default.
         fixed_cameras: ids of cameras whose intrinsics are kept.
 
