@@ -2,81 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
-from pipelines.notes import Steps, read_memory, write_memory
-from sfm_matchers import revisions
 from sfm_matchers.diagnosis import listed
 from sfm_matchers.mapping_new.camera_models import CameraChoice, choose_camera_models
 from sfm_matchers.mapping_new.pose_covariances import badly_held, pose_covariances
-from sfm_matchers.storage import file_fingerprint, fingerprint
 
-STEP = "camera_models"
 MAX_SHOWN = 3
 
 
-def choose_for_run(
-    steps: Steps,
-    outputs: Path,
+def choose_for_models(
     models: Sequence[pycolmap.Reconstruction],
     known: Collection[str],
+    database_path: Path,
     num_threads: int,
-    source: str,
 ) -> tuple[list[pycolmap.Reconstruction], list[CameraChoice]]:
-    """Choose the camera models of the models in ``sparse``, and write them there.
+    """Choose the camera models of each model.
 
     Args:
-        steps: of the run.
-        outputs: its folder, with the database.
-        models: as they lie in ``sparse``.
+        models: the largest first.
         known: photos whose cameras are given.
+        database_path: with the matches that they are made of.
         num_threads: of the adjustment.
-        source: the fingerprint of what ``sparse`` is made of.
 
     Returns:
-        The models, and the choices of the first one. A second run takes what is there.
+        The models, and the choices of the first one.
     """
-    memory_path, model_dir = outputs / f"{STEP}.json", outputs / "sparse"
-    if steps.is_done(STEP, _state(model_dir)):
-        return list(models), [CameraChoice(**one) for one in read_memory(memory_path)["choices"]]
-    chosen, choices = [], []
-    for model in models:
-        other, mine = choose_camera_models(
+    chosen = [
+        choose_camera_models(
             model,
             camera_ids(model, known),
-            database_path=outputs / "database.db",
+            database_path=database_path,
             num_threads=num_threads,
         )
-        chosen.append(other)
-        choices.append(mine)
-    if any(new is not old for new, old in zip(chosen, models, strict=True)):
-        temporary = outputs / "sparse.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for index, model in enumerate(chosen):
-            (temporary / str(index)).mkdir(parents=True)
-            model.write(temporary / str(index))
-        steps.forget("sparse")
-        shutil.rmtree(model_dir)
-        os.replace(temporary, model_dir)
-        steps.set_done("sparse", source, model_dir)
-    first = choices[0] if choices else []
-    write_memory(memory_path, {"choices": [asdict(one) for one in first]})
-    steps.set_done(STEP, _state(model_dir), memory_path)
-    return chosen, first
-
-
-def _state(model_dir: Path) -> str:
-    """The fingerprint of models: another mapping leaves others."""
-    paths = sorted(path for path in model_dir.glob("*/*.bin"))
-    names = [f"{path.parent.name}/{path.name} {file_fingerprint(path)}" for path in paths]
-    return fingerprint(revisions.CAMERA_MODELS, names)
+        for model in models
+    ]
+    return [model for model, _ in chosen], list(chosen[0][1]) if chosen else []
 
 
 def camera_ids(model: pycolmap.Reconstruction, names: Collection[str]) -> set[int]:

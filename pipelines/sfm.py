@@ -25,7 +25,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import Any, cast
 
 import pycolmap
 
-from pipelines.camera_models import choose_for_run, describe_choices, describe_covariances
+from pipelines.camera_models import choose_for_models, describe_choices, describe_covariances
 from pipelines.georeferencing import (
     EXIF,
     POLICIES,
@@ -69,7 +69,9 @@ from sfm_matchers.mapping import (
     check_mapper,
     reconstruct,
 )
-from sfm_matchers.models import read_model
+from sfm_matchers.mapping_new.camera_models import CameraChoice
+from sfm_matchers.mapping_new.tracks import lengthen_tracks
+from sfm_matchers.models import read_model, write_model
 from sfm_matchers.pairs import (
     exhaustive_pairs,
     pairs_from_file,
@@ -88,6 +90,7 @@ from sfm_matchers.storage import (
     Pair,
     file_fingerprint,
     fingerprint,
+    folder_written_whole,
     mean_layers_run,
     one_at_a_time,
     open_h5,
@@ -135,6 +138,8 @@ class SfmOptions:
     merge: bool = False
     export: str = ""
     drop_raw_matches: bool = False
+    no_longer_tracks: bool = False
+    no_refine: bool = False
     overwrite: bool = False
 
 
@@ -191,12 +196,7 @@ def run(options: SfmOptions) -> SfmResult:
         guessed = {name for name in others if not headers[name].has_exif_camera}
     cameras, models = _build_and_check_cameras(build, cameras, guessed)
     known = set(photos) if options.camera_params else set(photos).difference(others)
-    choices = []
-    if options.camera_model == AUTO and len(known) < len(photos) and models:
-        threads, source = options.mapper_threads, build.model_source(cameras)
-        models, choices = steps.timed(
-            "camera models", partial(choose_for_run, steps, outputs, models, known, threads, source)
-        )
+    models, choices = build.finish(cameras, models, known)
     sure = {}
     if models:
         sure = steps.timed("uncertainty", partial(describe_covariances, models[0], fixed, choices))
@@ -268,8 +268,19 @@ class _Build:
         )
 
     def model_source(self, cameras: CameraGroups) -> str:
-        """Return the fingerprint of what models are made of."""
-        return fingerprint(revisions.MODEL, self.source(cameras), self.options.mapper)
+        """Return the fingerprint of what the mapper's models are made of."""
+        return fingerprint(
+            revisions.MODEL, self.source(cameras), self.options.mapper, self.options.no_refine
+        )
+
+    def finished_source(self, cameras: CameraGroups) -> str:
+        """Return the fingerprint of what finished models are made of."""
+        return fingerprint(
+            self.model_source(cameras),
+            revisions.CAMERA_MODELS,
+            revisions.LONGER_TRACKS,
+            self.options.no_longer_tracks,
+        )
 
     def __call__(
         self, cameras: CameraGroups, folder: Path | None = None
@@ -298,7 +309,10 @@ class _Build:
                 steps.set_done("database.db", source, database_path)
 
         def mapping() -> list[pycolmap.Reconstruction]:
-            if folder is None and steps.is_done("sparse", model_source):
+            if folder is None and (
+                steps.is_done("mapped", model_source)
+                or steps.is_done("sparse", self.finished_source(cameras))
+            ):
                 return [read_model(path) for path in _model_dirs(model_dir)]
             models = reconstruct(
                 database_path,
@@ -307,10 +321,10 @@ class _Build:
                 self.options.mapper,
                 fixed_intrinsics=self.fixed,
                 num_threads=self.options.mapper_threads,
-                robust=True,
+                robust=not self.options.no_refine,
             )
             if folder is None:
-                steps.set_done("sparse", model_source, model_dir)
+                steps.set_done("mapped", model_source, model_dir)
             return models
 
         steps.timed("verification", database)
@@ -320,13 +334,68 @@ class _Build:
         """Put the database and the models that were made in a folder into the outputs."""
         steps, names = self.job.steps, ("database.db", "sparse")
         targets = [self.job.outputs / name for name in names]
-        steps.forget(*names)
+        steps.forget(*names, "mapped")
         for name, target in zip(names, targets, strict=True):
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(folder / name, target)
         steps.set_done(names[0], self.source(cameras), targets[0])
-        steps.set_done(names[1], self.model_source(cameras), targets[1])
+        steps.set_done("mapped", self.model_source(cameras), targets[1])
+
+    def finish(
+        self,
+        cameras: CameraGroups,
+        models: Sequence[pycolmap.Reconstruction],
+        known: Collection[str],
+    ) -> tuple[list[pycolmap.Reconstruction], list[CameraChoice]]:
+        """Make the mapper's models better: camera models by evidence, points in more photos.
+
+        Args:
+            cameras: which photos share one.
+            models: as they lie in the outputs; the better ones take their place.
+            known: photos whose cameras are given.
+
+        Returns:
+            The models, and the camera models of the first one.
+        """
+        steps, outputs = self.job.steps, self.job.outputs
+        model_dir, memory_path = outputs / "sparse", outputs / "camera_models.json"
+        source = self.finished_source(cameras)
+        if steps.is_done("sparse", source):
+            return list(models), [CameraChoice(**one) for one in read_memory(memory_path)["first"]]
+        better, choices = list(models), []
+        refines = not self.options.no_refine
+        if refines and self.options.camera_model == AUTO and len(known) < len(self.job.photos):
+            choose = partial(
+                choose_for_models,
+                models,
+                known,
+                outputs / "database.db",
+                self.options.mapper_threads,
+            )
+            better, choices = steps.timed("camera models", choose)
+        if refines and not self.options.no_longer_tracks:
+            better = steps.timed("longer tracks", partial(self._lengthened, better))
+        steps.forget("mapped")
+        if any(new is not old for new, old in zip(better, models, strict=True)):
+            with folder_written_whole(model_dir) as temporary:
+                for index, model in enumerate(better):
+                    write_model(model, temporary / str(index))
+        write_memory(memory_path, {"first": [asdict(one) for one in choices]})
+        steps.set_done("sparse", source, model_dir, memory_path)
+        return better, choices
+
+    def _lengthened(
+        self, models: Sequence[pycolmap.Reconstruction]
+    ) -> list[pycolmap.Reconstruction]:
+        longer = []
+        for model in models:
+            images = [model.images[i] for i in model.reg_image_ids()]
+            fixed = {image.camera_id for image in images if image.name in self.fixed}
+            image_dir, mask_dir = self.job.image_dir, self.job.mask_dir
+            new, _ = lengthen_tracks(model, image_dir, mask_dir=mask_dir, fixed_cameras=fixed)
+            longer.append(new)
+        return longer
 
 
 MAX_CAMERA_TRIALS = 3
@@ -765,6 +834,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FORMAT,...",
         help="also write the model for other tools into OUTPUTS: nerfstudio, gsplat, undistorted "
         "(for Inria's 3DGS), ply",
+    )
+    add(
+        "--no_longer_tracks",
+        action="store_true",
+        help="keep the tracks that matching gave; otherwise each point is looked for in all photos "
+        "that should show it, by least squares matching, and the model is adjusted again",
+    )
+    add(
+        "--no_refine",
+        action="store_true",
+        help="leave the mapper's model as it is: no robust adjustment, no choice of camera models, "
+        "no longer tracks",
     )
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
     take_defaults(parser, SfmOptions)

@@ -10,6 +10,7 @@ on, 2004), brightness and contrast of the patches being free.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -62,13 +63,13 @@ def least_squares_matching(
         # Samples are never denser than the pixels of the photo that shows less.
         zoom = math.sqrt(np.median(np.linalg.det(linear)))
         spacings = (spacing / min(zoom, 1.0), spacing * max(zoom, 1.0))
-        seen0, seen1 = (_blurred(*both).to(device) for both in zip(images, spacings, strict=True))
+        seen0, seen1 = (blurred(*both).to(device) for both in zip(images, spacings, strict=True))
         chunks = (
             torch.from_numpy(array.astype(np.float32)).to(device).split(CHUNK)
             for array in (points0, points1, linear * spacings[0])
         )
         aligned = [
-            _align(seen0, seen1, *some, spacing=spacings[0], affine=affine)
+            align_patches(seen0, seen1, *some, spacing=spacings[0], affine=affine).points
             for some in zip(*chunks, strict=True)
         ]
         points1 = torch.cat(aligned).cpu().numpy()
@@ -82,12 +83,29 @@ def _passes(longer_side: int) -> list[tuple[float, bool]]:
     return [(levels[0], False), *((spacing, True) for spacing in levels)]
 
 
-def _blurred(image: np.ndarray, spacing: float) -> Tensor:
+def blurred(image: np.ndarray, spacing: float) -> Tensor:
     """Return the image (1, 1, H, W), with nothing finer left than samples can tell."""
     return torch.from_numpy(cv2.GaussianBlur(image, (0, 0), BLUR * spacing))[None, None]
 
 
-def _align(
+class Alignment(NamedTuple):
+    """What came out for each of M patches.
+
+    Attributes:
+        points: (M, 2) in image 1; those that could not be aligned unchanged.
+        succeeded: (M,) bool.
+        correlation: (M,) of the patches in the end, whether it succeeded or not.
+        texture: (M,) how much the patch of image 0 changes, in its own deviations, when it moves by
+            a sample in the direction in which it changes least: mean of the squares.
+    """
+
+    points: Tensor
+    succeeded: Tensor
+    correlation: Tensor
+    texture: Tensor
+
+
+def align_patches(
     image0: Tensor,
     image1: Tensor,
     points0: Tensor,
@@ -96,20 +114,17 @@ def _align(
     *,
     spacing: float,
     affine: bool,
-) -> Tensor:
+) -> Alignment:
     """Align patches.
 
     Args:
-        image0: (1, 1, H, W).
-        image1: (1, 1, H, W).
+        image0: (1, 1, H, W) as `blurred`.
+        image1: (1, 1, H, W) likewise.
         points0: (M, 2) pixels.
         points1: (M, 2) pixels.
         linear: (M, 2, 2) from samples of a patch to pixels of image 1.
         spacing: of samples in image 0, pixels.
         affine: whether `linear` is free too, not only the point.
-
-    Returns:
-        (M, 2) points in image 1, those that could not be aligned unchanged.
     """
     samples = _grid(RADIUS).to(points0)
     weights = torch.exp(-samples.square().sum(-1) / (2 * WINDOW**2))
@@ -147,7 +162,8 @@ def _align(
         & (shift.norm(dim=-1) < LAST_STEP)
         & inside.all(-1)
     )
-    return torch.where(succeeded[:, None], placed, points1)
+    texture = torch.linalg.eigvalsh(curvature[:, :2, :2])[:, 0]
+    return Alignment(torch.where(succeeded[:, None], placed, points1), succeeded, after, texture)
 
 
 def _template(

@@ -13,6 +13,7 @@ KEYPOINTS = 1  # made of detector-free matches
 GLOBAL_DESCRIPTORS = 1
 DATABASE = 1  # import and verification
 MODEL = 1  # mapping, the last adjustment
+LONGER_TRACKS = 1  # points found in more photos
 CAMERAS = 1  # which photos share one, as the model tells
 CAMERA_MODELS = 1  # chosen after mapping, and the adjustment with them
 TRIANGULATION = 1

@@ -112,6 +112,18 @@ def test_second_run_changes_nothing(photos: Path, finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in watched} == before
 
 
+def test_longer_tracks_can_be_left_out_and_made_later(
+    photos: Path, finished: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    shutil.copytree(finished, outputs)
+    short = run(SfmOptions(photos / "images", outputs, no_longer_tracks=True))
+    assert "longer tracks" not in short.summary["seconds"]
+    assert statistics(outputs)[2] < statistics(finished)[2]
+    run(SfmOptions(photos / "images", outputs))
+    assert statistics(outputs) == statistics(finished)
+
+
 def test_pairs_without_the_share_of_inliers_are_left_out(
     photos: Path, finished: Path, tmp_path: Path
 ) -> None:
