@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import ExifTags
 
-from .errors import InputError
-from .images import open_photo
+from sfm_matchers.errors import InputError
+from sfm_matchers.images import open_photo
 
 CAMERA_MODES = ("auto", "single", "per_folder", "per_image")
 

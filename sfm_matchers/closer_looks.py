@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 
-from .confs import DetectorFreeConf
-from .overlap import match_overlap
-from .protocols import DetectorFreeMatcher, Matches
+from sfm_matchers.confs import DetectorFreeConf
+from sfm_matchers.overlap import match_overlap
+from sfm_matchers.protocols import DetectorFreeMatcher, Matches
 
 CloserLook = Callable[[np.ndarray, np.ndarray, Matches], Matches]
 """Takes two photos as they were matched, RGB (H, W, 3) uint8, and their matches; returns better
@@ -22,7 +22,7 @@ def closer_looks(matcher: DetectorFreeMatcher, conf: DetectorFreeConf) -> list[p
     if conf.match_overlap:
         looks.append(partial(match_overlap, matcher))
     if conf.least_squares_matching:
-        from .least_squares_matching import least_squares_matching
+        from sfm_matchers.least_squares_matching import least_squares_matching
 
         looks.append(partial(least_squares_matching, device=getattr(matcher, "device", "cpu")))
     return looks

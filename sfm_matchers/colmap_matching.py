@@ -18,12 +18,12 @@ from typing import cast
 import numpy as np
 import pycolmap
 
-from .confs import SparseConf, build
-from .errors import InputError
-from .mapping import quiet_colmap
-from .protocols import Arrays, NamedPair, SparseMatches
-from .storage import Space, check_space
-from .threads import num_threads
+from sfm_matchers.confs import SparseConf, build
+from sfm_matchers.errors import InputError
+from sfm_matchers.mapping import quiet_colmap
+from sfm_matchers.protocols import Arrays, NamedPair, SparseMatches
+from sfm_matchers.storage import Space, check_space
+from sfm_matchers.threads import num_threads
 
 NAME = "colmap_nearest_neighbor"  # in a conf
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from .errors import InputError, one_line
-from .names import name_fault
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.names import name_fault
 
 CONF_DIR = Path(__file__).parent / "configs"
 

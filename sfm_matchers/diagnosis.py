@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import pycolmap
 
-from .errors import InputError
-from .images import read_image, usable_pixels
-from .mapping import read_image_ids
-from .storage import Pair
+from sfm_matchers.errors import InputError
+from sfm_matchers.images import read_image, usable_pixels
+from sfm_matchers.mapping import read_image_ids
+from sfm_matchers.storage import Pair
 
 logger = logging.getLogger(__name__)
 

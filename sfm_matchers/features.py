@@ -32,10 +32,10 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
-from . import revisions
-from .confs import build
-from .errors import InputError, MissingExtraError, PhotoChangedError, WeightsError, one_line
-from .images import (
+from sfm_matchers import revisions
+from sfm_matchers.confs import build
+from sfm_matchers.errors import InputError, MissingExtraError, PhotoChangedError, WeightsError, one_line
+from sfm_matchers.images import (
     ResizedImage,
     inside_mask,
     network_size,
@@ -43,11 +43,11 @@ from .images import (
     resize_image,
     to_original,
 )
-from .mapping import quiet_colmap, read_image_ids
-from .memory import available_memory
-from .storage import Space, StagedFile, fingerprint
-from .threads import num_threads
-from .weights import Checkpoint, default_source, find_checkpoint
+from sfm_matchers.mapping import quiet_colmap, read_image_ids
+from sfm_matchers.memory import available_memory
+from sfm_matchers.storage import Space, StagedFile, fingerprint
+from sfm_matchers.threads import num_threads
+from sfm_matchers.weights import Checkpoint, default_source, find_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -476,7 +476,7 @@ def _load_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) 
     Raises:
         WeightsError: they cannot be had, or are those of another network.
     """
-    from .weights import check_finite, fetch, load_state_dict_file
+    from sfm_matchers.weights import check_finite, fetch, load_state_dict_file
 
     path = fetch(cast(Checkpoint, find_checkpoint(f"{name}/{default_source(name)}")))
     own = network.state_dict()

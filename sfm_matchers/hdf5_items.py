@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .errors import InputError
+from sfm_matchers.errors import InputError
 
 # Of one dataset. Half a million descriptors of 128 numbers fit.
 MAX_NUMBERS = 1 << 26

@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from . import revisions
-from .errors import InputError, one_line
-from .storage import file_fingerprint, fingerprint, name_faults
+from sfm_matchers import revisions
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.storage import file_fingerprint, fingerprint, name_faults
 
 logger = logging.getLogger(__name__)
 

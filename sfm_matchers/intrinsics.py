@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from .errors import InputError
-from .storage import read_text
+from sfm_matchers.errors import InputError
+from sfm_matchers.storage import read_text
 
 logger = logging.getLogger(__name__)
 

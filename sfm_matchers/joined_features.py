@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .storage import (
+from sfm_matchers.storage import (
     Pair,
     check_space,
     find_pair,

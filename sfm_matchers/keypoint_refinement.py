@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .local_affine_maps import local_affine_maps
-from .storage import Pair
+from sfm_matchers.local_affine_maps import local_affine_maps
+from sfm_matchers.storage import Pair
 
 NUM_STEPS = 30
 DAMPING = 0.5  # of the way that a step would move a keypoint; with 1 neighbours overtake each other

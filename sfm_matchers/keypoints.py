@@ -30,10 +30,10 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from . import revisions
-from .errors import InputError
-from .keypoint_refinement import SnappedMatches, refine_keypoints
-from .storage import (
+from sfm_matchers import revisions
+from sfm_matchers.errors import InputError
+from sfm_matchers.keypoint_refinement import SnappedMatches, refine_keypoints
+from sfm_matchers.storage import (
     Arrays,
     Pair,
     StagedFile,

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .local_affine_maps import local_affine_maps
-from .protocols import Matches
+from sfm_matchers.local_affine_maps import local_affine_maps
+from sfm_matchers.protocols import Matches
 
 SEEN_SIDE = 1024  # pixels, longer side at which networks place points to a pixel or so
 RADIUS = 5  # samples of a patch to each side of its centre; larger ones are less often flat

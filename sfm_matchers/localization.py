@@ -27,11 +27,11 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
-from .errors import InputError, one_line
-from .intrinsics import Intrinsics, impossibility
-from .names import check_name, name_fault
-from .plausibility import Observers, implausibility, imprecision, is_seen
-from .resectioning import (
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.intrinsics import Intrinsics, impossibility
+from sfm_matchers.names import check_name, name_fault
+from sfm_matchers.plausibility import Observers, implausibility, imprecision, is_seen
+from sfm_matchers.resectioning import (
     FREEDOMS,
     WRONG_MOVE,
     Matches,
@@ -43,7 +43,7 @@ from .resectioning import (
     guesses,
     solve,
 )
-from .storage import Pair, open_h5, read_keypoints, read_matches, read_text, write_text
+from sfm_matchers.storage import Pair, open_h5, read_keypoints, read_matches, read_text, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from .localization import LocalizedQuery, Status, count_by_status
-from .report import attempted, jpeg_url, read_picture, resize_to_height
-from .storage import write_text
-from .visualization import draw_matches
+from sfm_matchers.localization import LocalizedQuery, Status, count_by_status
+from sfm_matchers.report import attempted, jpeg_url, read_picture, resize_to_height
+from sfm_matchers.storage import write_text
+from sfm_matchers.visualization import draw_matches
 
 MAX_PICTURES = 60
 MAX_LINES = 150

@@ -20,10 +20,10 @@ import pycolmap
 from PIL import Image
 from tqdm import tqdm
 
-from .cameras import CameraGroups
-from .errors import InputError, SfmMatchersError, one_line
-from .images import open_photo, read_image
-from .intrinsics import (
+from sfm_matchers.cameras import CameraGroups
+from sfm_matchers.errors import InputError, SfmMatchersError, one_line
+from sfm_matchers.images import open_photo, read_image
+from sfm_matchers.intrinsics import (
     GivenCamera,
     Size,
     check_given,
@@ -31,8 +31,8 @@ from .intrinsics import (
     format_params,
     parse_params,
 )
-from .models import write_model
-from .storage import (
+from sfm_matchers.models import write_model
+from sfm_matchers.storage import (
     Pair,
     Space,
     folder_written_whole,

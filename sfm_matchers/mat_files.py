@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError, one_line
+from sfm_matchers.errors import InputError, one_line
 
 ARRAY, COMPRESSED = 14, 15
 NUMBERS = {

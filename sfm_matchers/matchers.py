@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 import torch
 
-from . import colmap_matching
-from .closer_looks import closer_looks
-from .confs import Conf, DetectorFreeConf, SparseConf, build, check_options, load_conf
-from .errors import InputError, one_line
-from .features import extract_image, load_extractor
-from .images import (
+from sfm_matchers import colmap_matching
+from sfm_matchers.closer_looks import closer_looks
+from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, build, check_options, load_conf
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.features import extract_image, load_extractor
+from sfm_matchers.images import (
     inside_mask,
     network_size,
     quarters_to_upright,
@@ -32,18 +32,18 @@ from .images import (
     resize_image,
     to_original,
 )
-from .networks import efficient_loftr, jamma
-from .networks.efficient_loftr import (
+from sfm_matchers.networks import efficient_loftr, jamma
+from sfm_matchers.networks.efficient_loftr import (
     EfficientLoFTR,
     EfficientLoFTRConfig,
     EfficientLoFTRFeatures,
 )
-from .networks.jamma import JamMa, JamMaConfig, JamMaFeatures
-from .networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
-from .networks.precision import default_precision, leave_products_to_compiler
-from .protocols import Arrays, DetectorFreeMatcher, EncodedImage, Matches, SparseMatcher
-from .quarter_turns import QuarterTurns, unturned_matches
-from .weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
+from sfm_matchers.networks.jamma import JamMa, JamMaConfig, JamMaFeatures
+from sfm_matchers.networks.mambaglue import LocalFeatures, MambaGlue, MambaGlueConfig
+from sfm_matchers.networks.precision import default_precision, leave_products_to_compiler
+from sfm_matchers.protocols import Arrays, DetectorFreeMatcher, EncodedImage, Matches, SparseMatcher
+from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.weights import NETWORKS, features_of, find_weights, load_network, weights_fingerprint
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pycolmap
 
-from .errors import InputError
+from sfm_matchers.errors import InputError
 
 TABLES = ("cameras", "images", "points3D")
 

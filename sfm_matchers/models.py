@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pycolmap
 
-from .errors import InputError, OutputError, one_line
-from .files import flush, temporary_beside
-from .model_tables import TABLES, check_tables, counts_of, has_tables
-from .names import check_name
-from .storage import GOES_ON, read_text, writing
+from sfm_matchers.errors import InputError, OutputError, one_line
+from sfm_matchers.files import flush, temporary_beside
+from sfm_matchers.model_tables import TABLES, check_tables, counts_of, has_tables
+from sfm_matchers.names import check_name
+from sfm_matchers.storage import GOES_ON, read_text, writing
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from .errors import InputError
-from .localization import read_queries
-from .storage import read_text
+from sfm_matchers.errors import InputError
+from sfm_matchers.localization import read_queries
+from sfm_matchers.storage import read_text
 
 
 def read_nvm(nvm_path: Path, intrinsics_path: Path) -> pycolmap.Reconstruction:

@@ -20,20 +20,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .confs import DetectorFreeConf, load_conf
-from .errors import InputError, MissingExtraError
-from .files import replacing
-from .matchers import (
+from sfm_matchers.confs import DetectorFreeConf, load_conf
+from sfm_matchers.errors import InputError, MissingExtraError
+from sfm_matchers.files import replacing
+from sfm_matchers.matchers import (
     EfficientLoFTRMatcher,
     JamMaMatcher,
     MambaGlueMatcher,
     load_detector_free_matcher,
     load_sparse_matcher,
 )
-from .networks import efficient_loftr, jamma
-from .networks.coarse_matching import CoarseMatches, inside_border
-from .networks.mambaglue import LocalFeatures, Points, filter_matches, translate
-from .weights import NETWORKS
+from sfm_matchers.networks import efficient_loftr, jamma
+from sfm_matchers.networks.coarse_matching import CoarseMatches, inside_border
+from sfm_matchers.networks.mambaglue import LocalFeatures, Points, filter_matches, translate
+from sfm_matchers.weights import NETWORKS
 
 logger = logging.getLogger(__name__)
 
@@ -351,7 +351,7 @@ def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str] | None = N
         MissingExtraError: onnx or onnxscript is not installed.
     """
     try:
-        from .onnx_scan import TRANSLATIONS
+        from sfm_matchers.onnx_scan import TRANSLATIONS
     except ImportError as error:
         raise MissingExtraError(f"ONNX export needs onnx and onnxscript: {INSTALL}") from error
     example = graph.example()

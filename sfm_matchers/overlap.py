@@ -10,8 +10,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .protocols import DetectorFreeMatcher, Matches
-from .robust_estimation import estimate_robustly
+from sfm_matchers.protocols import DetectorFreeMatcher, Matches
+from sfm_matchers.robust_estimation import estimate_robustly
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
 

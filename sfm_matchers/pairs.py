@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import InputError
-from .retrieval import most_similar
-from .storage import Pair, read_pairs, unique_pairs
+from sfm_matchers.errors import InputError
+from sfm_matchers.retrieval import most_similar
+from sfm_matchers.storage import Pair, read_pairs, unique_pairs
 
 if TYPE_CHECKING:
     import pycolmap

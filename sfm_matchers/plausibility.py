@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pycolmap
 
-from .resectioning import Matches, Solution
+from sfm_matchers.resectioning import Matches, Solution
 
 Observers = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Indices of matches (N,) -> by whom their points were seen: rows of that array (M,), and camera

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-from .errors import InputError
-from .images import network_size, turned, unturned
-from .protocols import DetectorFreeMatcher, EncodedImage, Matches, ResizingMatcher
-from .robust_estimation import estimate_robustly
+from sfm_matchers.errors import InputError
+from sfm_matchers.images import network_size, turned, unturned
+from sfm_matchers.protocols import DetectorFreeMatcher, EncodedImage, Matches, ResizingMatcher
+from sfm_matchers.robust_estimation import estimate_robustly
 
 SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography

@@ -24,12 +24,12 @@ import cv2
 import numpy as np
 import pycolmap
 
-from .diagnosis import MatchGraph, count, likely_reason, read_match_graph
-from .errors import InputError, one_line
-from .images import REPORT_PICTURES, read_image
-from .mapping import point_positions, reprojection_errors
-from .storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
-from .visualization import (
+from sfm_matchers.diagnosis import MatchGraph, count, likely_reason, read_match_graph
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.images import REPORT_PICTURES, read_image
+from sfm_matchers.mapping import point_positions, reprojection_errors
+from sfm_matchers.storage import Pair, find_pair, open_h5, read_keypoints, read_matches, write_text
+from sfm_matchers.visualization import (
     count_palette,
     draw_match_graph,
     draw_matches,

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import pycolmap
 
-from .intrinsics import FOCAL_LENGTHS, camera_with, copy_intrinsics
+from sfm_matchers.intrinsics import FOCAL_LENGTHS, camera_with, copy_intrinsics
 
 # Pixels. Errors below it are alike: no detector is more exact.
 ERROR_FLOOR = 0.5

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from . import revisions
-from .errors import InputError
-from .storage import StagedFile, fingerprint, open_h5, read_finite_numbers, read_numbers
+from sfm_matchers import revisions
+from sfm_matchers.errors import InputError
+from sfm_matchers.storage import StagedFile, fingerprint, open_h5, read_finite_numbers, read_numbers
 
 NUM_VISUAL_WORDS = 64
 SIFT_DIM = 128

@@ -17,8 +17,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from .errors import InputError
-from .localization import (
+from sfm_matchers.errors import InputError
+from sfm_matchers.localization import (
     LocalizationOptions,
     LocalizedQuery,
     Query,
@@ -26,8 +26,8 @@ from .localization import (
     failed_query,
     group_by_query,
 )
-from .mat_files import read_mat
-from .storage import Pair, open_h5, read_keypoints, read_matches, read_numbers
+from sfm_matchers.mat_files import read_mat
+from sfm_matchers.storage import Pair, open_h5, read_keypoints, read_matches, read_numbers
 
 logger = logging.getLogger(__name__)
 

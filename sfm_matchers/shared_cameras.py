@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
-from .mapping import adjust_robustly, reprojection_errors
+from sfm_matchers.mapping import adjust_robustly, reprojection_errors
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
 CLEARLY_LESS = 0.7

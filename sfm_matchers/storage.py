@@ -35,10 +35,10 @@ from typing import IO, Any
 import h5py
 import numpy as np
 
-from .errors import InputError, OutputError, SfmMatchersError, one_line
-from .files import content_hash, remove_left_behind, replacing, replacing_folder
-from .hdf5_items import dataset_names, find_item, read_dataset
-from .names import check_name, checked_names, name_fault
+from sfm_matchers.errors import InputError, OutputError, SfmMatchersError, one_line
+from sfm_matchers.files import content_hash, remove_left_behind, replacing, replacing_folder
+from sfm_matchers.hdf5_items import dataset_names, find_item, read_dataset
+from sfm_matchers.names import check_name, checked_names, name_fault
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import numpy as np
 import pycolmap
 from tqdm import tqdm
 
-from .errors import InputError
-from .files import flush, remove_left_behind, temporary_beside
-from .hdf5_items import find_item
-from .mapping import (
+from sfm_matchers.errors import InputError
+from sfm_matchers.files import flush, remove_left_behind, temporary_beside
+from sfm_matchers.hdf5_items import find_item
+from sfm_matchers.mapping import (
     accept_matches,
     import_features,
     import_matches,
@@ -28,8 +28,8 @@ from .mapping import (
     verify_geometry,
     write_inliers,
 )
-from .models import check_written
-from .storage import Pair, Space, open_h5, writing
+from sfm_matchers.models import check_written
+from sfm_matchers.storage import Pair, Space, open_h5, writing
 
 logger = logging.getLogger(__name__)
 

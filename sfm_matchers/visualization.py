@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .errors import InputError
-from .images import read_image
-from .storage import written_whole
+from sfm_matchers.errors import InputError
+from sfm_matchers.images import read_image
+from sfm_matchers.storage import written_whole
 
 if TYPE_CHECKING:  # matchers.py needs torch, drawing does not
-    from .protocols import Matches
+    from sfm_matchers.protocols import Matches
 
 # Red to blue over yellow, which stays readable for red-green blindness: confidence 0, 1/2, 1.
 _CONFIDENCE_COLORS = np.array([[235, 70, 40], [255, 215, 70], [50, 180, 255]], dtype=np.float64)

@@ -5,8 +5,8 @@
 ['gsplat', 'nerfstudio', 'ply', 'undistorted']
 """
 
-from .formats import FORMATS, Export, check_place, export_model, parse_formats
-from .outputs import remove_exports
+from sfm_matchers.exports.formats import FORMATS, Export, check_place, export_model, parse_formats
+from sfm_matchers.exports.outputs import remove_exports
 
 __all__ = [
     "FORMATS",

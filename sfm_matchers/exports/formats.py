@@ -20,10 +20,10 @@ from sfm_matchers.images import is_output
 from sfm_matchers.models import model_folder, read_model, write_model
 from sfm_matchers.storage import file_fingerprint, fingerprint, writing
 
-from . import nerfstudio, undistorted
-from .images import link_photos, photo_faults, registered_names, without_images
-from .outputs import PREPARED, OutputFolder
-from .ply import model_points, write_ply
+from sfm_matchers.exports import nerfstudio, undistorted
+from sfm_matchers.exports.images import link_photos, photo_faults, registered_names, without_images
+from sfm_matchers.exports.outputs import PREPARED, OutputFolder
+from sfm_matchers.exports.ply import model_points, write_ply
 
 logger = logging.getLogger("sfm_matchers.exports")
 

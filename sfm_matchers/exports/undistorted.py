@@ -17,7 +17,7 @@ from sfm_matchers.models import write_model
 from sfm_matchers.storage import disk_is_full
 from sfm_matchers.visualization import write_image
 
-from .images import link, registered_names, without_images
+from sfm_matchers.exports.images import link, registered_names, without_images
 
 
 def cannot_undistort(model: pycolmap.Reconstruction) -> str:

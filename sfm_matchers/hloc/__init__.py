@@ -19,9 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..confs import DetectorFreeConf, SparseConf, conf_names, load_conf
-from ..errors import MissingExtraError
-from ..weights import default_source, subject_name
+from sfm_matchers.confs import DetectorFreeConf, SparseConf, conf_names, load_conf
+from sfm_matchers.errors import MissingExtraError
+from sfm_matchers.weights import default_source, subject_name
 
 INSTALL = "pip install git+https://github.com/cvg/Hierarchical-Localization"
 FRONT_END_MODEL = "sfm_matchers_features"
@@ -56,7 +56,7 @@ def register() -> None:
         confs = _import(module).confs
         for name, conf in ours.items():
             confs.setdefault(name, conf)
-    from .two_view_geometries import complete_before
+    from sfm_matchers.hloc.two_view_geometries import complete_before
 
     for module in ("reconstruction", "triangulation"):
         complete_before(_import(module), f"run_{module}")

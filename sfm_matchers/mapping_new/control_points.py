@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pycolmap
 
-from ..errors import InputError
-from ..pairs_new.coordinates import FloatArray, Frame, parse_coordinate_system
-from ..storage import read_text
+from sfm_matchers.errors import InputError
+from sfm_matchers.pairs_new.coordinates import FloatArray, Frame, parse_coordinate_system
+from sfm_matchers.storage import read_text
 
 logger = logging.getLogger(__name__)
 

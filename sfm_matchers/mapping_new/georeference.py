@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from ..errors import InputError
-from ..mapping import MIN_ROBUST_SCALE, reprojection_errors
-from ..models import write_model
-from ..pairs_new.coordinates import WGS84, FloatArray, Frame
-from ..pairs_new.positions import Positions
-from ..storage import folder_written_whole, write_text
-from .control_points import (
+from sfm_matchers.errors import InputError
+from sfm_matchers.mapping import MIN_ROBUST_SCALE, reprojection_errors
+from sfm_matchers.models import write_model
+from sfm_matchers.pairs_new.coordinates import WGS84, FloatArray, Frame
+from sfm_matchers.pairs_new.positions import Positions
+from sfm_matchers.storage import folder_written_whole, write_text
+from sfm_matchers.mapping_new.control_points import (
     ControlPoint,
     ControlPoints,
     pixel_residuals,
     triangulate_control_point,
     views_of,
 )
-from .similarity import MIN_POINTS_FOR_OUTLIERS, Similarity, fit_similarity, transformed
+from sfm_matchers.mapping_new.similarity import MIN_POINTS_FOR_OUTLIERS, Similarity, fit_similarity, transformed
 
 logger = logging.getLogger(__name__)
 

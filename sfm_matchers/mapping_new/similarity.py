@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pycolmap
 
-from ..errors import InputError
-from ..pairs_new.coordinates import FloatArray
+from sfm_matchers.errors import InputError
+from sfm_matchers.pairs_new.coordinates import FloatArray
 
 MIN_POINTS = 3
 MAX_TRIALS = 400

@@ -4,8 +4,8 @@
 matches them and puts the results together.
 """
 
-from .engine import match_features, match_images
-from .executors import Executor, InProcess, NobodyElse, OneOf, OnRay, Processes
+from sfm_matchers.matching.engine import match_features, match_images
+from sfm_matchers.matching.executors import Executor, InProcess, NobodyElse, OneOf, OnRay, Processes
 
 __all__ = [
     "Executor",

@@ -18,12 +18,12 @@ from typing import Generic, TypeVar
 import h5py
 import numpy as np
 
-from .. import colmap_matching, revisions
-from ..closer_looks import CloserLook, closer_looks
-from ..confs import Conf, DetectorFreeConf
-from ..errors import InputError, PhotoChangedError
-from ..images import decoding_bytes, inside_mask, quarters_to_upright, read_photo, turned
-from ..protocols import (
+from sfm_matchers import colmap_matching, revisions
+from sfm_matchers.closer_looks import CloserLook, closer_looks
+from sfm_matchers.confs import Conf, DetectorFreeConf
+from sfm_matchers.errors import InputError, PhotoChangedError
+from sfm_matchers.images import decoding_bytes, inside_mask, quarters_to_upright, read_photo, turned
+from sfm_matchers.protocols import (
     Arrays,
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
@@ -34,8 +34,8 @@ from ..protocols import (
     SparseMatcher,
     SparseMatches,
 )
-from ..quarter_turns import QuarterTurns, unturned_matches
-from ..storage import (
+from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.storage import (
     Pair,
     StagedFile,
     fingerprint,
@@ -44,8 +44,8 @@ from ..storage import (
     read_features,
     read_fingerprint,
 )
-from .executors import Executor, InProcess, MatchedPair, MatchPairs
-from .plan import COARSE, FINE, Grain, cut
+from sfm_matchers.matching.executors import Executor, InProcess, MatchedPair, MatchPairs
+from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut
 
 logger = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import InputError, MissingExtraError, SfmMatchersError
-from ..memory import FreedMemory
-from ..storage import Pair, StagedFile, names_to_pair, staged_part
-from ..threads import limit_threads
-from .plan import Shard
+from sfm_matchers.errors import InputError, MissingExtraError, SfmMatchersError
+from sfm_matchers.memory import FreedMemory
+from sfm_matchers.storage import Pair, StagedFile, names_to_pair, staged_part
+from sfm_matchers.threads import limit_threads
+from sfm_matchers.matching.plan import Shard
 
 logger = logging.getLogger(__name__)
 

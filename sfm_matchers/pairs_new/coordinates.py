@@ -15,7 +15,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError
+from sfm_matchers.errors import InputError
 
 FloatArray = NDArray[np.float64]
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..pairs import exhaustive_pairs, in_natural_order, retrieval_pairs
-from ..storage import Pair, unique_pairs
-from .coordinates import FloatArray
-from .positions import read_capture_time, spatial_pairs
+from sfm_matchers.pairs import exhaustive_pairs, in_natural_order, retrieval_pairs
+from sfm_matchers.storage import Pair, unique_pairs
+from sfm_matchers.pairs_new.coordinates import FloatArray
+from sfm_matchers.pairs_new.positions import read_capture_time, spatial_pairs
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags
 
-from ..errors import InputError
-from ..images import open_photo
-from ..storage import Pair, read_text, unique_pairs
-from .coordinates import (
+from sfm_matchers.errors import InputError
+from sfm_matchers.images import open_photo
+from sfm_matchers.storage import Pair, read_text, unique_pairs
+from sfm_matchers.pairs_new.coordinates import (
     LOCAL,
     CoordinateSystem,
     FloatArray,
