@@ -17,8 +17,9 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from sfm_matchers.keypoints import AggregationOptions, Correspondences, ImageKeypoints, assemble
-from sfm_matchers.storage import Pair
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.keypoints.assembly import Correspondences, ImageKeypoints, assemble
+from sfm_matchers.keypoints.grid import AggregationOptions
 
 NUM_IMAGES, NUM_PAIRS, NUM_MATCHES, NUM_CORNERS = 15, 100, 1500, 6000
 IMAGE_SIZE = (1600, 1200)  # pixels

@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import detector_free
-from pipelines.evaluate import MAX_EPIPOLAR_DISTANCE
-from sfm_matchers.benchmark_pairs import PosedPair, read_posed_pairs
-from sfm_matchers.closer_looks import closer_looks
 from sfm_matchers.confs import DetectorFreeConf, load_conf
-from sfm_matchers.evaluation import symmetric_epipolar_distance
-from sfm_matchers.images import quarters_to_upright, read_image
-from sfm_matchers.protocols import Matches
-from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.evaluation.pair_lists import PosedPair, read_posed_pairs
+from sfm_matchers.evaluation.runs import MAX_EPIPOLAR_DISTANCE
+from sfm_matchers.geometry.epipolar import symmetric_epipolar_distance
+from sfm_matchers.matchers.closer_looks import closer_looks
+from sfm_matchers.matchers.protocols import Matches
+from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.photos.images import quarters_to_upright, read_image
 
 
 def right_distances(matches: Matches, pair: PosedPair) -> np.ndarray:

@@ -7,8 +7,8 @@ import argparse
 import torch
 
 from sfm_matchers.confs import DetectorFreeConf, load_conf
-from sfm_matchers.matchers import load_detector_free_matcher
-from sfm_matchers.protocols import DetectorFreeMatcher
+from sfm_matchers.matchers.protocols import DetectorFreeMatcher
+from sfm_matchers.matchers.registry import load_detector_free_matcher
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

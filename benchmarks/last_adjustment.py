@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pycolmap
 
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.mapping import reconstruct
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.mapping.mapper import reconstruct
 
 
 def measure(database_path: Path, truth: pycolmap.Reconstruction, robust: bool) -> str:

@@ -21,8 +21,9 @@ import numpy as np
 import pycolmap
 
 from benchmarks.memory import peak_memory
-from sfm_matchers.localization import Query, Status, localize_queries
-from sfm_matchers.storage import names_to_pair
+from sfm_matchers.files.pair_lists import names_to_pair
+from sfm_matchers.localization.in_model import localize_queries
+from sfm_matchers.localization.poses import Query, Status
 
 NUM_POINTS, NUM_IMAGES, NUM_RETRIEVED = 2000, 50, 20
 CAMERA = pycolmap.Camera(

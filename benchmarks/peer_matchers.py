@@ -34,11 +34,13 @@ import yaml
 
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.features import EXTRACTORS, Features, extract_image, load_extractor
-from sfm_matchers.mapping import quiet_colmap
-from sfm_matchers.matchers import SPARSE_MATCHERS, PhotoMatcher, load_sparse_matcher
-from sfm_matchers.protocols import Arrays, Matches
-from sfm_matchers.storage import write_pairs
+from sfm_matchers.features.base import Features
+from sfm_matchers.features.extraction import EXTRACTORS, extract_image, load_extractor
+from sfm_matchers.files.colmap_database import quiet_colmap
+from sfm_matchers.files.pair_lists import write_pairs
+from sfm_matchers.matchers.pair_matcher import PhotoMatcher
+from sfm_matchers.matchers.protocols import Arrays, Matches
+from sfm_matchers.matchers.registry import SPARSE_MATCHERS, load_sparse_matcher
 from sfm_matchers.weights import find_checkpoint
 from sfm_matchers.weights.download import checkpoint_path
 

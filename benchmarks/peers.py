@@ -50,13 +50,13 @@ from benchmarks.peer_matchers import (
     write_confs,
 )
 from benchmarks.sfm_accuracy import ours, plain_pycolmap
-from pipelines.evaluate import measure_pairs
-from sfm_matchers.benchmark_pairs import PosedPair, read_posed_pairs
 from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import InputError, SfmMatchersError, one_line
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.images import find_images
-from sfm_matchers.storage import write_text
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.evaluation.pair_lists import PosedPair, read_posed_pairs
+from sfm_matchers.evaluation.runs import measure_pairs
+from sfm_matchers.files.text import write_text
+from sfm_matchers.photos.folders import find_images
 
 PLAIN = "pycolmap"
 OURS = ("sift", "sift+mambaglue", "aliked+mambaglue", "disk+mambaglue", "jamma", "eloftr")

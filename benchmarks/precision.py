@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from sfm_matchers.confs import load_conf
-from sfm_matchers.matchers import PhotoMatcher
+from sfm_matchers.matchers.pair_matcher import PhotoMatcher
+from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.networks.precision import PRECISIONS
-from sfm_matchers.protocols import Matches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, project, render, unproject
 
 KINDS = ("room", "courtyard")

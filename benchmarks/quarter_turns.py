@@ -20,8 +20,9 @@ import numpy as np
 import pycolmap
 
 from benchmarks import detector_free
-from sfm_matchers.images import read_image, turned
-from sfm_matchers.quarter_turns import QuarterTurns
+from sfm_matchers.matchers.quarter_turns import QuarterTurns
+from sfm_matchers.photos.images import read_image
+from sfm_matchers.photos.resizing import turned
 
 LARGEST_ROLL = 60.0  # degrees left; between 45 and 60 both neighbouring positions will do
 

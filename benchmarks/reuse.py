@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import detector_free
-from sfm_matchers.images import read_image
-from sfm_matchers.pairs import exhaustive_pairs
+from sfm_matchers.pairs.policies import exhaustive_pairs
+from sfm_matchers.photos.images import read_image
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import pycolmap
 
-from pipelines.sfm import SfmOptions, run
 from sfm_matchers.errors import InputError
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.mapping import quiet_colmap
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.files.colmap_database import quiet_colmap
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
 
 
 def plain_pycolmap(image_dir: Path, work_dir: Path) -> pycolmap.Reconstruction | None:

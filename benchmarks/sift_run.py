@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import pycolmap
 
-from sfm_matchers.mapping import MIN_MODEL_SIZE
+from sfm_matchers.mapping.mapper import MIN_MODEL_SIZE
 
 
 class Cost(NamedTuple):

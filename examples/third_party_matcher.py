@@ -17,7 +17,7 @@ and a conf file, orb.yaml, which `--matcher` of the pipelines and `--conf` of `h
 import cv2
 import numpy as np
 
-from sfm_matchers.protocols import EncodedImage, Matches
+from sfm_matchers.matchers.protocols import EncodedImage, Matches
 
 
 class OrbMatcher:

@@ -24,27 +24,19 @@ from pipelines.options import (
     add_retrieval_options,
     take_defaults,
 )
-from pipelines.steps import (
-    choose_matching,
-    choose_query_pairs,
-    print_localization,
-    run_command,
-    split_readable,
-    start_job,
-    triangulated_map,
-)
+from pipelines.running import print_localization, run_command
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization import (
-    LocalizationOptions,
-    LocalizedQuery,
-    localize_queries,
-    read_queries,
-    write_results,
-)
-from sfm_matchers.models import read_model
-from sfm_matchers.nvm import read_nvm
-from sfm_matchers.pairs import covisibility_pairs
-from sfm_matchers.storage import write_pairs
+from sfm_matchers.files.pair_lists import write_pairs
+from sfm_matchers.localization.in_model import localize_queries
+from sfm_matchers.localization.nvm import read_nvm
+from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, write_results
+from sfm_matchers.localization.query_files import read_queries
+from sfm_matchers.mapping.models import read_model
+from sfm_matchers.pairs.policies import covisibility_pairs
+from sfm_matchers.runs.maps import triangulated_map
+from sfm_matchers.runs.matching import choose_matching, start_job
+from sfm_matchers.runs.queries import split_readable
+from sfm_matchers.runs.retrieval import choose_query_pairs
 
 QUERIES = "queries/*_time_queries_with_intrinsics.txt"
 CONDITIONS: dict[str, Callable[[str], bool]] = {

@@ -20,10 +20,13 @@ import pycolmap
 from pipelines import aachen
 from pipelines.aachen import AachenOptions
 from pipelines.command import run_guarded
-from pipelines.sfm import SfmOptions, print_summary, run
-from pipelines.steps import print_localization
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.localization import read_poses, recall_table
+from pipelines.running import print_localization
+from pipelines.sfm import print_summary
+from sfm_matchers.evaluation.absolute_poses import recall_table
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.localization.poses import read_poses
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import KINDS, Camera, make_scene, write_photos
 from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen
 

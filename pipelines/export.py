@@ -74,8 +74,8 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
 def export_matcher(options: argparse.Namespace) -> int:
     """Write a matcher as ONNX; return 0."""
     from sfm_matchers.confs import load_conf
-    from sfm_matchers.matchers import matcher_weights_fingerprint
-    from sfm_matchers.onnx_export import export_onnx, load_graph
+    from sfm_matchers.matchers.registry import matcher_weights_fingerprint
+    from sfm_matchers.onnx.graphs import export_onnx, load_graph
 
     start = time.monotonic()
     graph = load_graph(options.matcher, options.weights, options.size, options.num_keypoints)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command import prepare_process, run_guarded
-from pipelines.options import add_executor_options, make_executor
+from pipelines.options import add_executor_options
 from sfm_matchers.confs import (
     Conf,
     DetectorFreeConf,
@@ -38,6 +38,7 @@ from sfm_matchers.hloc import (
     names_in_hloc,
     register,
 )
+from sfm_matchers.runs.executors import make_executor
 from sfm_matchers.weights import all_checkpoints, subject_name
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ def extract_features(given: argparse.Namespace) -> None:
 def _extract_features(
     conf: Mapping[str, Any], given: argparse.Namespace, feature_path: Path
 ) -> None:
-    from pipelines.steps import check_photos
-    from sfm_matchers.features import extract_features as extract
-    from sfm_matchers.localization import read_image_names
-    from sfm_matchers.matchers import default_device
-    from sfm_matchers.storage import exclusive
+    from sfm_matchers.features.extraction import extract_features as extract
+    from sfm_matchers.files.locks import exclusive
+    from sfm_matchers.localization.query_files import read_image_names
+    from sfm_matchers.matchers.registry import default_device
+    from sfm_matchers.runs.photos import check_photos
 
     names = read_image_names(given.image_list) if given.image_list else None
     with exclusive(feature_path.parent):
@@ -123,19 +124,16 @@ def match_features(given: argparse.Namespace) -> None:
 def _match_features(
     conf: SparseConf, given: argparse.Namespace, feature_path: Path, match_path: Path
 ) -> None:
-    from sfm_matchers.matchers import (
+    from sfm_matchers.files.hdf5 import list_groups
+    from sfm_matchers.files.locks import exclusive
+    from sfm_matchers.files.pair_lists import read_pairs, unique_pairs
+    from sfm_matchers.files.staged import remove_staged
+    from sfm_matchers.matchers.registry import (
         default_device,
         load_sparse_matcher,
         matcher_weights_fingerprint,
     )
     from sfm_matchers.matching import match_features as match
-    from sfm_matchers.storage import (
-        exclusive,
-        list_groups,
-        read_pairs,
-        remove_staged,
-        unique_pairs,
-    )
 
     weights, device = given.weights or default_weights(conf.model), default_device()
     pairs = unique_pairs(read_pairs(given.pairs, list_groups(feature_path)))
@@ -190,22 +188,19 @@ def match_dense(given: argparse.Namespace) -> None:
 def _match_dense(
     conf: DetectorFreeConf, given: argparse.Namespace, feature_path: Path, match_path: Path
 ) -> None:
-    from pipelines.steps import check_photos
-    from sfm_matchers.images import find_images
-    from sfm_matchers.keypoints import AggregationOptions, aggregate
-    from sfm_matchers.matchers import (
+    from sfm_matchers.files.locks import exclusive, one_at_a_time
+    from sfm_matchers.files.pair_lists import read_pairs, unique_pairs
+    from sfm_matchers.files.staged import remove_staged
+    from sfm_matchers.keypoints.aggregation import aggregate
+    from sfm_matchers.keypoints.grid import AggregationOptions
+    from sfm_matchers.matchers.registry import (
         default_device,
         load_detector_free_matcher,
         matcher_weights_fingerprint,
     )
     from sfm_matchers.matching import match_images
-    from sfm_matchers.storage import (
-        exclusive,
-        one_at_a_time,
-        read_pairs,
-        remove_staged,
-        unique_pairs,
-    )
+    from sfm_matchers.photos.folders import find_images
+    from sfm_matchers.runs.photos import check_photos
 
     weights, device = given.weights or default_weights(conf.model), default_device()
     executor = _executor(given, device)
@@ -250,7 +245,7 @@ def _match_dense(
 
 def pairs_from_exhaustive(given: argparse.Namespace) -> None:
     """Every image with every other, or each with every reference image."""
-    from sfm_matchers.pairs import exhaustive_pairs
+    from sfm_matchers.pairs.policies import exhaustive_pairs
 
     names = _names(given.image_list, given.features, "--image_list or --features")
     if given.ref_list or given.ref_features:
@@ -263,8 +258,8 @@ def pairs_from_exhaustive(given: argparse.Namespace) -> None:
 
 def pairs_from_retrieval(given: argparse.Namespace) -> None:
     """Each query with the database images of most similar global descriptors."""
-    from sfm_matchers.pairs import query_pairs
-    from sfm_matchers.storage import list_groups
+    from sfm_matchers.files.hdf5 import list_groups
+    from sfm_matchers.pairs.policies import query_pairs
 
     database_path = given.db_descriptors or given.descriptors
     in_database = list_groups(database_path)
@@ -292,14 +287,14 @@ def pairs_from_retrieval(given: argparse.Namespace) -> None:
 
 def pairs_from_covisibility(given: argparse.Namespace) -> None:
     """Each image of a model with those that share most 3D points with it."""
-    from sfm_matchers.pairs import covisibility_pairs
+    from sfm_matchers.pairs.policies import covisibility_pairs
 
     _write(given.output, covisibility_pairs(_model(given.model), given.num_matched))
 
 
 def pairs_from_poses(given: argparse.Namespace) -> None:
     """Each image of a model with the nearest that look the same way."""
-    from sfm_matchers.pairs import pose_pairs
+    from sfm_matchers.pairs.policies import pose_pairs
 
     pairs = pose_pairs(_model(given.model), given.num_matched, given.rotation_threshold)
     _write(given.output, pairs)
@@ -311,12 +306,15 @@ def pairs_from_poses(given: argparse.Namespace) -> None:
 
 def reconstruction(given: argparse.Namespace) -> None:
     """A COLMAP model: ``sfm_dir/database.db``, ``models/``, and the largest model in `sfm_dir`."""
-    from sfm_matchers.cameras import group_photos, read_photo_header
-    from sfm_matchers.diagnosis import explain, poor_photos, read_match_graph
-    from sfm_matchers.files import remove_left_behind
-    from sfm_matchers.mapping import CameraOptions, build_database, reconstruct
-    from sfm_matchers.models import write_model
-    from sfm_matchers.storage import list_groups, read_pairs
+    from sfm_matchers.files.hdf5 import list_groups
+    from sfm_matchers.files.pair_lists import read_pairs
+    from sfm_matchers.files.replacing import remove_left_behind
+    from sfm_matchers.mapping.camera_options import CameraOptions
+    from sfm_matchers.mapping.database import build_database
+    from sfm_matchers.mapping.diagnosis import explain, poor_photos, read_match_graph
+    from sfm_matchers.mapping.mapper import reconstruct
+    from sfm_matchers.mapping.models import write_model
+    from sfm_matchers.photos.cameras import group_photos, read_photo_header
 
     image_options = dict(_key_value(text) for text in given.image_options)
     check_keys(image_options, ["camera_model", "camera_params"], "--image_options")
@@ -360,8 +358,9 @@ def reconstruction(given: argparse.Namespace) -> None:
 
 def triangulation(given: argparse.Namespace) -> None:
     """Points for a model of known poses, to `sfm_dir`."""
-    from sfm_matchers.storage import list_groups, read_pairs
-    from sfm_matchers.triangulation import triangulate
+    from sfm_matchers.files.hdf5 import list_groups
+    from sfm_matchers.files.pair_lists import read_pairs
+    from sfm_matchers.mapping.triangulation import triangulate
 
     verification: Any = "known_poses"
     if given.skip_geometric_verification:
@@ -383,8 +382,11 @@ def triangulation(given: argparse.Namespace) -> None:
 
 def localize_sfm(given: argparse.Namespace) -> None:
     """Poses of queries in a model."""
-    from sfm_matchers.localization import LocalizationOptions, localize_queries, read_queries
-    from sfm_matchers.storage import list_groups, read_pairs
+    from sfm_matchers.files.hdf5 import list_groups
+    from sfm_matchers.files.pair_lists import read_pairs
+    from sfm_matchers.localization.in_model import localize_queries
+    from sfm_matchers.localization.poses import LocalizationOptions
+    from sfm_matchers.localization.query_files import read_queries
 
     options = LocalizationOptions(
         max_error=given.ransac_thresh, covisibility_clustering=given.covisibility_clustering
@@ -403,10 +405,11 @@ def localize_sfm(given: argparse.Namespace) -> None:
 def localize_inloc(given: argparse.Namespace) -> None:
     """Poses of InLoc's queries from depth scans."""
     from pipelines.inloc import query_camera
-    from sfm_matchers.cameras import read_photo_header
-    from sfm_matchers.localization import Query, failed_query
-    from sfm_matchers.scans import ScanOptions, localize_in_scans
-    from sfm_matchers.storage import list_groups, read_pairs
+    from sfm_matchers.files.hdf5 import list_groups
+    from sfm_matchers.files.pair_lists import read_pairs
+    from sfm_matchers.localization.in_depth_scans import ScanOptions, localize_in_scans
+    from sfm_matchers.localization.poses import Query, failed_query
+    from sfm_matchers.photos.cameras import read_photo_header
 
     pairs = read_pairs(given.retrieval, list_groups(given.features))
     queries, unreadable = [], []
@@ -430,7 +433,7 @@ def localize_inloc(given: argparse.Namespace) -> None:
 
 
 def _write_poses(path: Path, results: Sequence[Any], *, prepend_camera_name: bool = False) -> None:
-    from sfm_matchers.localization import count_by_status, write_results
+    from sfm_matchers.localization.poses import count_by_status, write_results
 
     log_path = write_results(path, results, prepend_camera_name=prepend_camera_name)
     print(", ".join(f"{count} {status}" for status, count in count_by_status(results).items()))
@@ -489,14 +492,14 @@ def _needed(given: argparse.Namespace, name: str) -> Path:
 
 
 def _model(path: Path) -> Any:
-    from sfm_matchers.models import read_model
+    from sfm_matchers.mapping.models import read_model
 
     return read_model(path)
 
 
 def _names(listed: str | None, features: Path | None, options: str) -> list[str]:
-    from sfm_matchers.localization import read_image_names
-    from sfm_matchers.storage import list_groups
+    from sfm_matchers.files.hdf5 import list_groups
+    from sfm_matchers.localization.query_files import read_image_names
 
     if listed is not None:
         return read_image_names(listed)
@@ -507,7 +510,7 @@ def _names(listed: str | None, features: Path | None, options: str) -> list[str]
 
 def _chosen(names: list[str], prefix: list[str] | None, listed: str | None) -> list[str]:
     """Those of some names that start with a prefix, or are listed; all if neither is given."""
-    from sfm_matchers.localization import read_image_names
+    from sfm_matchers.localization.query_files import read_image_names
 
     if prefix:
         return [name for name in names if name.startswith(tuple(prefix))]
@@ -527,7 +530,7 @@ def _chosen(names: list[str], prefix: list[str] | None, listed: str | None) -> l
 
 
 def _write(path: Path, pairs: Sequence[tuple[str, str]]) -> None:
-    from sfm_matchers.storage import write_pairs
+    from sfm_matchers.files.pair_lists import write_pairs
 
     write_pairs(path, pairs)
     print(f"{len(pairs)} pairs: {path}")

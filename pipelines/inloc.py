@@ -19,18 +19,19 @@ from pathlib import Path
 import pycolmap
 
 from pipelines.options import add_matching_options, add_retrieval_options, take_defaults
-from pipelines.steps import (
-    choose_matching,
-    choose_query_pairs,
-    print_localization,
-    run_command,
-    split_readable,
-    start_job,
-)
+from pipelines.running import print_localization, run_command
 from sfm_matchers.errors import InputError
-from sfm_matchers.images import find_images
-from sfm_matchers.localization import LocalizationOptions, LocalizedQuery, Query, write_results
-from sfm_matchers.scans import MAX_ERROR, ScanOptions, localize_in_scans
+from sfm_matchers.localization.in_depth_scans import MAX_ERROR, ScanOptions, localize_in_scans
+from sfm_matchers.localization.poses import (
+    LocalizationOptions,
+    LocalizedQuery,
+    Query,
+    write_results,
+)
+from sfm_matchers.photos.folders import find_images
+from sfm_matchers.runs.matching import choose_matching, start_job
+from sfm_matchers.runs.queries import split_readable
+from sfm_matchers.runs.retrieval import choose_query_pairs
 
 ORIGIN = "http://www.ok.sc.e.titech.ac.jp/INLOC/"
 LAYOUT = {

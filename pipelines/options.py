@@ -8,16 +8,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfm_matchers.choices import RETRIEVALS
 from sfm_matchers.confs import conf_names
-from sfm_matchers.errors import InputError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from sfm_matchers.matching import Executor
-
-
-RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
 
 Add = Callable[..., Any]
 """A parser's ``add_argument``."""
@@ -119,29 +115,3 @@ def add_executor_options(add: Add, *, shards: bool = False) -> None:
             action="store_true",
             help="go on after all shards are done; an error if pairs are missing",
         )
-
-
-def make_executor(
-    workers: int | None,
-    ray: str | None,
-    device: str,
-    shard: str | None = None,
-    *,
-    merge: bool = False,
-) -> Executor:
-    """Return what the options of `add_executor_options` ask for.
-
-    Raises:
-        InputError: they contradict each other.
-    """
-    from sfm_matchers.matching import InProcess, NobodyElse, OneOf, OnRay, Processes
-
-    if shard is not None or merge:
-        if workers is not None or ray is not None or (shard is not None and merge):
-            raise InputError("--shard and --merge stand alone: no --workers, no --ray")
-        return NobodyElse() if shard is None else OneOf.parse(shard)
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers}: expected 1 or more")
-    if ray is not None:
-        return OnRay(ray, workers, uses_gpu=device == "cuda")
-    return InProcess() if workers in (None, 1) else Processes(workers or 1)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pipelines.command import run_guarded
 from sfm_matchers.errors import InputError
-from sfm_matchers.mapping_new.tracks import lengthen_tracks
-from sfm_matchers.models import read_model
+from sfm_matchers.mapping.models import read_model
+from sfm_matchers.mapping.tracks import lengthen_tracks
 
 
 def build_parser() -> argparse.ArgumentParser:

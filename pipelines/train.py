@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from pipelines.command import run_guarded
-from sfm_matchers.benchmark_pairs import read_posed_pairs
 from sfm_matchers.errors import InputError
+from sfm_matchers.evaluation.pair_lists import read_posed_pairs
+from sfm_matchers.training.data.megadepth import load_megadepth
+from sfm_matchers.training.data.photographs import is_held_out, list_photographs, load_photographs
+from sfm_matchers.training.data.sparse_pairs import MODELS
 from sfm_matchers.training.loop import Trainer, TrainingOptions
-from sfm_matchers.training.mambaglue_task import Start
-from sfm_matchers.training.megadepth import load_megadepth
-from sfm_matchers.training.photographs import is_held_out, list_photographs, load_photographs
-from sfm_matchers.training.sparse_pairs import MODELS
-from sfm_matchers.training.tasks import TASKS, TaskOptions, make_task
+from sfm_matchers.training.tasks.mambaglue import Start
+from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
 
 logger = logging.getLogger("sfm_matchers.train")
 
@@ -107,7 +107,7 @@ def _pose_measure(
     conf: str, pairs_file: Path, image_dir: Path, device: str
 ) -> Callable[[Path], dict[str, float]]:
     """A function that measures exported weights on real pairs."""
-    from pipelines.evaluate import evaluate_pairs  # needs pycolmap, training itself does not
+    from sfm_matchers.evaluation.runs import evaluate_pairs
 
     read_posed_pairs(pairs_file, image_dir)  # a bad list should not stop a run hours later
 

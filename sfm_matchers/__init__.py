@@ -18,9 +18,9 @@ import zlib  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfm_matchers.matchers import load_matcher
-    from sfm_matchers.protocols import Matches
-    from sfm_matchers.visualization import plot_matches
+    from sfm_matchers.matchers.pair_matcher import load_matcher
+    from sfm_matchers.matchers.protocols import Matches
+    from sfm_matchers.reports.drawing import plot_matches
 
 __version__ = "0.1.0"
 __all__ = ["Matches", "__version__", "load_matcher", "plot_matches"]

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.names import name_fault
+from sfm_matchers.files.names import name_fault
 
 CONF_DIR = Path(__file__).parent / "configs"
 

@@ -15,10 +15,10 @@ import h5py
 import pytest
 
 from sfm_matchers.confs import DetectorFreeConf
-from sfm_matchers.images import photo_fingerprint
+from sfm_matchers.files.fingerprints import file_fingerprint
+from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
 from sfm_matchers.matching import match_images
-from sfm_matchers.protocols import DetectorFreeMatcher, Matches
-from sfm_matchers.storage import file_fingerprint
+from sfm_matchers.photos.checked import photo_fingerprint
 
 SHARED_ROOT = Path(__file__).resolve().parents[2] / "shared"
 

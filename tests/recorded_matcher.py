@@ -15,8 +15,8 @@ import entry_points
 import numpy as np
 import pytest
 
-from sfm_matchers.matchers import PLUGINS
-from sfm_matchers.protocols import EncodedImage, Matches
+from sfm_matchers.matchers.protocols import EncodedImage, Matches
+from sfm_matchers.matchers.registry import PLUGINS
 
 Correspondences = tuple[np.ndarray, np.ndarray, np.ndarray]
 

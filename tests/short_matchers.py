@@ -11,11 +11,13 @@ import torch
 from golden_weights_eloftr import golden_state_dict
 from torch import Tensor, nn
 
-from sfm_matchers.matchers import EfficientLoFTRMatcher, JamMaMatcher, MambaGlueMatcher
+from sfm_matchers.matchers.efficient_loftr import EfficientLoFTRMatcher
+from sfm_matchers.matchers.jamma import JamMaMatcher
+from sfm_matchers.matchers.mambaglue import MambaGlueMatcher
+from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMa
 from sfm_matchers.networks.mambaglue import MambaGlue
-from sfm_matchers.protocols import DetectorFreeMatcher, Matches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 from sfm_matchers.weights import load_network
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import shared_path
 
-from pipelines.bundle import main
+from pipelines.pack_weights import main
 from sfm_matchers.networks.jamma import JamMa
-from sfm_matchers.training.export import save_half_precision
 from sfm_matchers.weights import WeightsMetadata, load_network, load_state_dict_file
+from sfm_matchers.weights.safetensors_file import save_half_precision
 
 METADATA = WeightsMetadata(
     "jamma",

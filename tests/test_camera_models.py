@@ -10,17 +10,12 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.mapping import adjust_robustly, robust_adjustment
-from sfm_matchers.mapping_new.camera_models import choose_camera_models
-from sfm_matchers.mapping_new.held_out import split_observations
-from sfm_matchers.mapping_new.lenses import (
-    converted,
-    implausibility,
-    is_monotonic,
-    reaches_border,
-)
-from sfm_matchers.mapping_new.pose_covariances import badly_held, pose_covariances
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
+from sfm_matchers.mapping.camera_models import choose_camera_models
+from sfm_matchers.mapping.held_out import split_observations
+from sfm_matchers.mapping.lenses import converted, implausibility, is_monotonic, reaches_border
+from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
 from sfm_matchers.synthetic import look_at
 
 WIDTH, HEIGHT = 1280, 960

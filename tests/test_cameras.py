@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sfm_matchers.cameras import PhotoHeader, group_photos
 from sfm_matchers.errors import InputError
+from sfm_matchers.photos.cameras import PhotoHeader, group_photos
 
 PHONE = PhotoHeader((4000, 3000), "Maker", "Phone 5", "", 4.2)
 

@@ -11,14 +11,15 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers import colmap_matching
-from sfm_matchers.colmap_matching import ColmapNearestNeighborMatcher
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import load_sparse_matcher
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.matchers import colmap_matching
+from sfm_matchers.matchers.colmap_matching import ColmapNearestNeighborMatcher
+from sfm_matchers.matchers.protocols import SparseMatches
+from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.matching import match_features
-from sfm_matchers.protocols import SparseMatches
-from sfm_matchers.storage import Pair, StagedFile
 
 COUNTS = {"a.jpg": 900, "b.jpg": 700, "c.jpg": 530, "d.jpg": 200}
 

@@ -16,10 +16,12 @@ from short_matchers import (
 )
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import NearestNeighborMatcher, compile_matcher, load_matcher
+from sfm_matchers.matchers.compiling import compile_matcher
+from sfm_matchers.matchers.nearest_neighbor import NearestNeighborMatcher
+from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches, SparseMatcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRFeatures
 from sfm_matchers.networks.selective_scan import scan_operator
-from sfm_matchers.protocols import DetectorFreeMatcher, Matches, SparseMatcher
 
 
 def compile_for_test(matcher: SparseMatcher | DetectorFreeMatcher) -> None:

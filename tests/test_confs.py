@@ -9,7 +9,7 @@ import pytest
 
 from sfm_matchers.confs import SparseConf, check_options, conf_names, load_conf
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import load_sparse_matcher
+from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
 

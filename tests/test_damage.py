@@ -17,21 +17,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import steps
-from pipelines.notes import Steps, read_memory, write_memory
-from pipelines.sfm import SfmOptions, main, run
-from sfm_matchers import report, revisions, storage
+from pipelines.sfm import main
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
-from sfm_matchers.files import content_hash
-from sfm_matchers.models import read_model, write_model
-from sfm_matchers.storage import (
-    StagedFile,
-    check_space,
-    exclusive,
-    list_groups,
-    open_h5,
-    read_group,
-)
+from sfm_matchers.files import revisions, space
+from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
+from sfm_matchers.files.locks import exclusive
+from sfm_matchers.files.replacing import content_hash
+from sfm_matchers.files.space import check_space
+from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.mapping.models import read_model, write_model
+from sfm_matchers.reports import model_in_3d, pictures, reconstruction
+from sfm_matchers.runs import matching
+from sfm_matchers.runs.notes import Steps, read_memory, write_memory
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -140,7 +139,7 @@ def test_photos_replaced_after_their_features_are_noticed(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = Path(shutil.copytree(photos, tmp_path / "images"))
-    match_features = steps.match_features
+    match_features = matching.match_features
 
     def match(*arguments: Any) -> Any:
         shutil.copy(images / "0001.jpg", images / "0000.jpg")
@@ -148,7 +147,7 @@ def test_photos_replaced_after_their_features_are_noticed(
 
     options = SfmOptions(images, tmp_path / "out", "sift")
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "match_features", match)
+        patch.setattr(matching, "match_features", match)
         with pytest.raises(PhotoChangedError, match=r"0000\.jpg has changed"):
             run(options)
     run(options)
@@ -181,8 +180,8 @@ def test_a_report_that_fails_does_not_lose_the_model(
     def no_space(path: Path, text: str) -> None:
         raise OutputError("no space is left")
 
-    monkeypatch.setattr(report, "draw_model", lambda *arguments: 1 / 0)
-    monkeypatch.setattr(report, "write_text", no_space)
+    monkeypatch.setattr(reconstruction, "draw_model", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(reconstruction, "write_text", no_space)
     arguments = ["--image_dir", str(photos), "--outputs", str(outputs), "--matcher", "sift"]
     assert main(arguments) == 0
     assert "the report goes without model.png: division by zero" in caplog.text
@@ -192,10 +191,10 @@ def test_a_report_that_fails_does_not_lose_the_model(
 
 @pytest.mark.parametrize("shape", [(1, 4320), (4320, 1), (3, 2)])
 def test_pictures_of_photos_of_any_shape(shape: tuple[int, int]) -> None:
-    small, scale = report.resize_to_height(np.zeros((*shape, 3), np.uint8), 100)
+    small, scale = pictures.resize_to_height(np.zeros((*shape, 3), np.uint8), 100)
     assert max(small.shape) <= 600
     assert scale > 0
-    assert report.jpeg_url(small)
+    assert pictures.jpeg_url(small)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -295,7 +294,7 @@ def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(OutputError, match="no space is left"):
         check_space(tmp_path / "new" / "f.h5", free + 1)
-    monkeypatch.setattr(storage, "LEAST_SPACE", free + (1 << 30))
+    monkeypatch.setattr(space, "LEAST_SPACE", free + (1 << 30))
     with pytest.raises(OutputError, match="no space is left"):
         file.commit()
     monkeypatch.undo()
@@ -348,7 +347,7 @@ def test_damaged_models_are_refused_or_usable(finished: Path, tmp_path: Path, se
     path.write_bytes(data)
     with contextlib.suppress(InputError):
         model = read_model(folder)
-        report.reprojection_errors(model)
+        model_in_3d.reprojection_errors(model)
         assert all(image.camera is not None for image in model.images.values())
 
 

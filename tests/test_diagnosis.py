@@ -10,11 +10,12 @@ import numpy as np
 import pycolmap
 import pytest
 
-from pipelines.localize import name_faults
-from pipelines.sfm import SfmOptions, SfmResult, run
 from sfm_matchers.confs import CONF_DIR
-from sfm_matchers.diagnosis import MatchGraph, explain, fault_of_photo, is_rotation
-from sfm_matchers.localization import LocalizedQuery, Status
+from sfm_matchers.localization.poses import LocalizedQuery, Status
+from sfm_matchers.mapping.diagnosis import MatchGraph, explain, fault_of_photo, is_rotation
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.queries import name_faults
+from sfm_matchers.runs.reconstruct import SfmResult, run
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)

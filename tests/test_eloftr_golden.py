@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sfm_matchers.networks import efficient_loftr as eloftr
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
-from sfm_matchers.training.depth_geometry import DepthGeometry
-from sfm_matchers.training.efficient_loftr_supervision import efficient_loftr_loss
+from sfm_matchers.training.data.depth_geometry import DepthGeometry
+from sfm_matchers.training.losses.efficient_loftr import efficient_loftr_loss
 from sfm_matchers.weights import convert_efficient_loftr
 
 GOLDEN = shared_path("networks/eloftr/golden")

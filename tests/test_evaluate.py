@@ -11,18 +11,18 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines import evaluate
-from pipelines.evaluate import evaluate_homographies, evaluate_pairs
-from sfm_matchers.benchmark_pairs import read_hpatches, read_posed_pairs, read_scene_info
 from sfm_matchers.errors import InputError, MissingExtraError
-from sfm_matchers.evaluation import (
+from sfm_matchers.evaluation import runs
+from sfm_matchers.evaluation.pair_lists import read_hpatches, read_posed_pairs, read_scene_info
+from sfm_matchers.evaluation.runs import evaluate_homographies, evaluate_pairs
+from sfm_matchers.evaluation.two_view import (
     POSE_ESTIMATORS,
     estimate_relative_pose,
     estimate_relative_pose_poselib,
     matching_precision,
     pose_error,
 )
-from sfm_matchers.protocols import Matches
+from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 
@@ -115,7 +115,7 @@ class _NoMatches:
 
 
 def test_unmatched_pair_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "load_matcher", lambda *arguments: _NoMatches())
+    monkeypatch.setattr(runs, "load_matcher", lambda *arguments: _NoMatches())
     for name in ("0.png", "1.png"):
         cv2.imwrite(str(tmp_path / name), np.zeros((96, 128, 3), np.uint8))
     pose = np.eye(4)
@@ -341,7 +341,7 @@ def test_sift_finds_the_homographies_of_rendered_sequences(hpatches: Path) -> No
 def test_unmatched_homographies_count_as_failed(
     hpatches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "load_matcher", lambda *arguments: _NoMatches())
+    monkeypatch.setattr(runs, "load_matcher", lambda *arguments: _NoMatches())
     result = evaluate_homographies(hpatches, "sift", resize_min=120, device="cpu")
     assert result.auc["OpenCV RANSAC"] == [0.0, 0.0, 0.0]
     assert result.corner_errors["OpenCV RANSAC"] == [1e6] * 10

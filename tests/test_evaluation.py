@@ -12,16 +12,15 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_allclose
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.evaluation import (
+from sfm_matchers.evaluation.homographies import (
     apply_homography,
     coarse_precision_recall,
     estimate_homography,
     estimate_homography_poselib,
     homography_error,
-    pose_auc,
-    pose_error,
-    symmetric_epipolar_distance,
 )
+from sfm_matchers.evaluation.two_view import pose_auc, pose_error
+from sfm_matchers.geometry.epipolar import symmetric_epipolar_distance
 
 INTRINSICS = np.array([[500.0, 0, 320], [0, 450, 240], [0, 0, 1]])
 

@@ -23,23 +23,23 @@ import torch
 from kornia.feature import ALIKED, DISK
 from torch import Tensor, nn
 
-from sfm_matchers import features
 from sfm_matchers.confs import SparseConf, check_keys, conf_names, load_conf
 from sfm_matchers.errors import InputError, MissingExtraError, PhotoChangedError, WeightsError
-from sfm_matchers.features import (
+from sfm_matchers.features import extraction, sift
+from sfm_matchers.features.base import Features, ParallelFeatureExtractor
+from sfm_matchers.features.extraction import (
     EXTRACTORS,
-    MIN_SIDE,
-    SUPERPOINT_VARIABLE,
-    Features,
-    ParallelFeatureExtractor,
-    SiftExtractor,
     extract_features,
     extract_image,
     load_extractor,
 )
-from sfm_matchers.images import photo_fingerprint
+from sfm_matchers.features.networks import MIN_SIDE
+from sfm_matchers.features.sift import SiftExtractor
+from sfm_matchers.features.superpoint import SUPERPOINT_VARIABLE
+from sfm_matchers.files.fingerprints import file_fingerprint
+from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
-from sfm_matchers.storage import file_fingerprint, list_groups, open_h5, read_group
+from sfm_matchers.photos.checked import photo_fingerprint
 from sfm_matchers.weights import cache_dir, find_checkpoint, registry
 
 KORNIA_FRONT_ENDS = ("aliked-n16", "disk")
@@ -459,7 +459,7 @@ class FakeExtractor:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeExtractor]:
-    monkeypatch.setitem(features.EXTRACTORS, "fake", FakeExtractor)
+    monkeypatch.setitem(extraction.EXTRACTORS, "fake", FakeExtractor)
     monkeypatch.setattr(FakeExtractor, "batches", [], raising=False)
     monkeypatch.setattr(FakeExtractor, "fail_at", 1000, raising=False)
     return FakeExtractor
@@ -574,7 +574,7 @@ def test_the_device_reaches_the_front_end(
             super().__init__()
             self.devices.append(device)
 
-    monkeypatch.setitem(features.EXTRACTORS, "fake", OnDevice)
+    monkeypatch.setitem(extraction.EXTRACTORS, "fake", OnDevice)
     extract_features(CONF, *photos, tmp_path / "feats.h5", device="cuda")
     load_extractor({"name": "fake"})
     assert OnDevice.devices == ["cuda", "cpu"]
@@ -605,7 +605,7 @@ def test_features_of_a_network_reach_the_file(name: str, tmp_path: Path) -> None
 def test_sift_of_photos_of_any_sizes_is_that_of_each_alone(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "num_threads", lambda: threads)
+    monkeypatch.setattr(sift, "num_threads", lambda: threads)
     extractor = load_extractor({"name": "sift"})
     assert isinstance(extractor, ParallelFeatureExtractor)
     assert extractor.batch_photos == (1 if threads == 1 else 8)
@@ -632,8 +632,8 @@ def test_sift_of_photos_of_any_sizes_is_that_of_each_alone(
 def test_sift_takes_as_many_threads_as_there_is_memory_for(
     memory: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "num_threads", lambda: 8)
-    monkeypatch.setattr(features, "available_memory", lambda: memory)
+    monkeypatch.setattr(sift, "num_threads", lambda: 8)
+    monkeypatch.setattr(sift, "available_memory", lambda: memory)
     assert SiftExtractor()._threads_for(10**6) == expected
 
 
@@ -649,7 +649,7 @@ def test_files_of_sift_do_not_depend_on_threads(
     conf = {"output": "feats", "model": {"name": "sift"}, "preprocessing": {"resize_max": 100}}
     found = []
     for threads in (1, 3):
-        monkeypatch.setattr(features, "num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(sift, "num_threads", lambda threads=threads: threads)
         path = tmp_path / f"{threads}.h5"
         assert extract_features(conf, tmp_path / "photos", digests, path) == names
         found.append(read_all(path))

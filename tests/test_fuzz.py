@@ -29,21 +29,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfm_matchers.benchmark_pairs import read_hpatches, read_posed_pairs
-from sfm_matchers.cameras import group_photos, read_photo_header
 from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import SfmMatchersError
-from sfm_matchers.images import decoded_size, read_image, read_mask
-from sfm_matchers.keypoints import AggregationOptions, aggregate
-from sfm_matchers.localization import read_image_names, read_poses, read_queries
-from sfm_matchers.mapping import import_features
-from sfm_matchers.matchers import load_sparse_matcher
+from sfm_matchers.evaluation.pair_lists import read_hpatches, read_posed_pairs
+from sfm_matchers.files.hdf5 import list_groups, open_h5, read_matches
+from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.keypoints.aggregation import aggregate
+from sfm_matchers.keypoints.grid import AggregationOptions
+from sfm_matchers.localization.in_depth_scans import read_scan, read_transformation
+from sfm_matchers.localization.nvm import read_nvm
+from sfm_matchers.localization.poses import read_poses
+from sfm_matchers.localization.query_files import read_image_names, read_queries
+from sfm_matchers.mapping.database import import_features
+from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.matching import match_features
-from sfm_matchers.nvm import read_nvm
-from sfm_matchers.pairs import pairs_from_file
-from sfm_matchers.retrieval import extract_vlad, most_similar
-from sfm_matchers.scans import read_scan, read_transformation
-from sfm_matchers.storage import StagedFile, list_groups, open_h5, read_matches
+from sfm_matchers.pairs.policies import pairs_from_file
+from sfm_matchers.pairs.retrieval import extract_vlad, most_similar
+from sfm_matchers.photos.cameras import group_photos, read_photo_header
+from sfm_matchers.photos.images import decoded_size, read_image
+from sfm_matchers.photos.masks import read_mask
 from sfm_matchers.weights import load_state_dict_file
 from sfm_matchers.weights.registry import WeightsMetadata
 

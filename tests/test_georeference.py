@@ -11,21 +11,16 @@ import pycolmap
 import pytest
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.mapping_new.control_points import (
+from sfm_matchers.geometry.coordinates import WGS84, Frame, geodetic_from_local
+from sfm_matchers.mapping.control_points import (
     ControlPoint,
     ControlPoints,
     is_control_points,
     read_control_points,
 )
-from sfm_matchers.mapping_new.georeference import (
-    centres,
-    describe,
-    georeference,
-    write_georeference,
-)
-from sfm_matchers.mapping_new.similarity import fit_similarity
-from sfm_matchers.pairs_new.coordinates import WGS84, Frame, geodetic_from_local
-from sfm_matchers.pairs_new.positions import Positions
+from sfm_matchers.mapping.georeference import centres, describe, georeference, write_georeference
+from sfm_matchers.mapping.similarity import fit_similarity
+from sfm_matchers.pairs.positions import Positions
 
 FRAME = Frame(WGS84, (48.0, 11.0, 500.0))
 CAMERA = (1000.0, 600.0, 450.0, -0.05)

@@ -14,13 +14,17 @@ import pytest
 from PIL import Image
 from test_positions import GPS_IFD, gps_tags
 
-from pipelines import georeferencing
-from pipelines.sfm import SfmOptions, main, run
+from pipelines.sfm import main
 from sfm_matchers.errors import InputError
-from sfm_matchers.pairs_new import policies
-from sfm_matchers.pairs_new.coordinates import WGS84, Frame, geodetic_from_local
-from sfm_matchers.pairs_new.policies import auto_pairs, pairs_in_order
-from sfm_matchers.storage import file_fingerprint, list_groups, read_pairs, write_pairs
+from sfm_matchers.files.fingerprints import file_fingerprint
+from sfm_matchers.files.hdf5 import list_groups
+from sfm_matchers.files.pair_lists import read_pairs, write_pairs
+from sfm_matchers.geometry.coordinates import WGS84, Frame, geodetic_from_local
+from sfm_matchers.pairs import automatic as policies
+from sfm_matchers.pairs.automatic import auto_pairs, pairs_in_order
+from sfm_matchers.runs import forecast
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -176,7 +180,7 @@ def test_long_work_is_announced(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(georeferencing, "most_pairs", lambda *, is_fast: 30)
+    monkeypatch.setattr(forecast, "most_pairs", lambda *, is_fast: 30)
     caplog.set_level(logging.INFO)
     options = SfmOptions(photos / "images", outputs, "sift", pairs="exhaustive")
     run(options)
@@ -200,7 +204,7 @@ def test_a_shorter_option_is_named(
     names = sorted(true_centres(photos))
     path = outputs.parent / "pairs.txt"
     write_pairs(path, [(a, b) for a in names for b in names if a < b][:24])
-    monkeypatch.setattr(georeferencing, "most_pairs", lambda *, is_fast: 13)
+    monkeypatch.setattr(forecast, "most_pairs", lambda *, is_fast: 13)
     caplog.set_level(logging.INFO)
     run(SfmOptions(photos / "images", outputs, "sift", pairs=path))
     assert any("24 pairs" in line and "Shorter: fewer photos" in line for line in caplog.messages)
@@ -211,4 +215,4 @@ def test_a_shorter_option_is_named(
     [(20, "20 seconds"), (300, "5 minutes"), (250 * 3600, "250.0 hours")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert georeferencing.duration(seconds) == text
+    assert forecast.duration(seconds) == text

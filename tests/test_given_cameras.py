@@ -13,11 +13,13 @@ import pycolmap
 import pytest
 from conftest import shared_path
 
-from pipelines import hloc, localize, sfm
-from pipelines.localize import LocalizeOptions
-from pipelines.sfm import SfmOptions
+from pipelines import hloc
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization import LocalizedQuery, Status, pose_errors, read_poses
+from sfm_matchers.evaluation.absolute_poses import pose_errors
+from sfm_matchers.localization.poses import LocalizedQuery, Status, read_poses
+from sfm_matchers.runs import localize as localize_run
+from sfm_matchers.runs import queries, reconstruct
+from sfm_matchers.runs.options import LocalizeOptions, SfmOptions
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -56,7 +58,7 @@ def _images(truth: Path) -> list[pycolmap.Image]:
 )
 def test_queries_of_the_maps_cameras(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     folder = shared_path(f"faults/{name}")
-    result = localize.run(
+    result = localize_run.run(
         LocalizeOptions(folder / "map", folder / "images", folder / "queries", tmp_path, **options)
     )
     extent = extent_of(pycolmap.Reconstruction(folder / "truth"))
@@ -97,7 +99,7 @@ def options_of(place: Path, outputs: Path, **options: Any) -> LocalizeOptions:
 def test_folders_of_names_are_kept(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = localize.run(options_of(place, tmp_path))
+    result = localize_run.run(options_of(place, tmp_path))
     assert "1 photos of" in caplog.text
     assert "such as unknown.jpg" in caplog.text
     names = [f"new/{folder}/{index:04d}.jpg" for folder in ("left", "right") for index in (0, 1)]
@@ -123,7 +125,7 @@ def test_a_query_list_gives_intrinsics(place: Path, tmp_path: Path) -> None:
     lines = [f"left/{i:04d}.jpg PINHOLE 320 240 {params(left, ' ')}" for i in (0, 1)]
     lines += [f"new/right PINHOLE {params(right, ',', 1.3)} start"]
     cameras.write_text("\n".join(lines))
-    result = localize.run(options_of(place, tmp_path / "out", cameras=cameras))
+    result = localize_run.run(options_of(place, tmp_path / "out", cameras=cameras))
     assert [query.status for query in result.queries] == [Status.LOCALIZED] * 4
     assert [query.intrinsics for query in result.queries[:2]] == [
         f"{cameras}, line 1",
@@ -141,7 +143,7 @@ def params(camera: pycolmap.Camera, separator: str, factor: float = 1.0) -> str:
 
 def test_a_wrong_focal_length_of_queries_is_said(place: Path, tmp_path: Path) -> None:
     given = params(CAMERA.to_colmap(), ",", 1.5)
-    result = localize.run(
+    result = localize_run.run(
         options_of(place, tmp_path, camera_model="PINHOLE", camera_params=given + ",")
     )
     for query in result.queries[:2]:
@@ -164,7 +166,7 @@ def test_params_of_queries_are_checked_before_anything_is_matched(
     given: str, message: str, place: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        localize.run(options_of(place, tmp_path, camera_model="PINHOLE", camera_params=given))
+        localize_run.run(options_of(place, tmp_path, camera_model="PINHOLE", camera_params=given))
     assert not list(tmp_path.glob("*.h5"))
 
 
@@ -186,18 +188,18 @@ def test_one_set_of_params_is_for_one_size(photos_of_two_sizes: Path, tmp_path: 
     message = r"these have 2: 2 of 96 x 64 \(a.png\), 1 of 64 x 96 \(c.png\)"
     given = {"camera_model": "SIMPLE_PINHOLE", "camera_params": "90,48,32"}
     with pytest.raises(InputError, match=message):
-        sfm.run(SfmOptions(photos_of_two_sizes, tmp_path / "sfm", **given))
+        reconstruct.run(SfmOptions(photos_of_two_sizes, tmp_path / "sfm", **given))
     assert not list((tmp_path / "sfm").glob("*.h5"))
     with pytest.raises(InputError, match=message):
-        localize.make_queries(
-            localize.start_job(
-                localize.choose_matching(LocalizeOptions(*[tmp_path] * 4)),
+        queries.make_queries(
+            localize_run.start_job(
+                localize_run.choose_matching(LocalizeOptions(*[tmp_path] * 4)),
                 photos_of_two_sizes,
                 tmp_path / "out",
             ),
             ["a.png", "b.png", "c.png"],
             "",
-            localize.given_cameras(LocalizeOptions(*[tmp_path] * 4, **given)),
+            queries.given_cameras(LocalizeOptions(*[tmp_path] * 4, **given)),
             pycolmap.Reconstruction(),
             LocalizeOptions(*[tmp_path] * 4, **given),
         )
@@ -224,7 +226,7 @@ def test_cameras_of_a_file_are_fixed_or_refined(tmp_path: Path) -> None:
     given = tmp_path / "cameras.txt"
     fixed, start = params(CAMERA.to_colmap(), ","), params(LONGER.to_colmap(), " ", 1.1)
     given.write_text(f"left/* PINHOLE {fixed} fixed\nright PINHOLE {start} start\n")
-    result = sfm.run(SfmOptions(tmp_path / "a/images", tmp_path / "out", cameras=given))
+    result = reconstruct.run(SfmOptions(tmp_path / "a/images", tmp_path / "out", cameras=given))
     model = result.models[0]
     assert model.num_reg_images() >= 10
     cameras = {image.name.partition("/")[0]: image.camera for image in model.images.values()}
@@ -234,4 +236,6 @@ def test_cameras_of_a_file_are_fixed_or_refined(tmp_path: Path) -> None:
     assert refined == pytest.approx(LONGER.fx, rel=0.02)
     assert "2 camera(s) given" in result.summary["settings"]["cameras"]
     with pytest.raises(InputError, match="the global mapper refines all cameras or none"):
-        sfm.run(SfmOptions(tmp_path / "a/images", tmp_path / "out", cameras=given, mapper="global"))
+        reconstruct.run(
+            SfmOptions(tmp_path / "a/images", tmp_path / "out", cameras=given, mapper="global")
+        )

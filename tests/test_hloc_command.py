@@ -14,8 +14,10 @@ import pytest
 from conftest import shared_path
 
 from pipelines.hloc import main
-from sfm_matchers.localization import Query, read_poses, write_queries
-from sfm_matchers.storage import list_groups, read_pairs, write_pairs
+from sfm_matchers.files.hdf5 import list_groups
+from sfm_matchers.files.pair_lists import read_pairs, write_pairs
+from sfm_matchers.localization.poses import Query, read_poses
+from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 SIFT = "feats-sift-n2048"

@@ -22,12 +22,14 @@ from recorded_matcher import IMAGE_SIZE, RecordedMatcher
 
 from pipelines.hloc import main
 from pipelines.inloc import query_camera
-from sfm_matchers import mapping
 from sfm_matchers.confs import conf_names, load_conf
+from sfm_matchers.files.pair_lists import names_to_pair, unique_pairs, write_pairs
 from sfm_matchers.hloc import dense_confs, sparse_confs
-from sfm_matchers.keypoints import AggregationOptions, assemble
-from sfm_matchers.localization import Query, read_poses, write_queries
-from sfm_matchers.storage import names_to_pair, unique_pairs, write_pairs
+from sfm_matchers.keypoints.assembly import assemble
+from sfm_matchers.keypoints.grid import AggregationOptions
+from sfm_matchers.localization.poses import Query, read_poses
+from sfm_matchers.localization.query_files import write_queries
+from sfm_matchers.mapping import mapper
 
 NAMES = ["db/a.png", "db/b.png", "db/c.png", "db/blank.png"]
 PAIRS = [("db/a.png", "db/b.png"), ("db/a.png", "db/c.png"), ("db/b.png", "db/blank.png")]
@@ -298,7 +300,7 @@ def test_defect_02_the_largest_model_lies_in_the_folder(
     for frame_id in list(small.reg_frame_ids())[3:]:
         small.deregister_frame(frame_id)
     found = [small, synthetic, small]
-    monkeypatch.setattr(mapping, "_run_mapper", lambda *_: found)
+    monkeypatch.setattr(mapper, "_run_mapper", lambda *_: found)
     options = ["--skip_geometric_verification", "--camera_mode", "SINGLE"]
     assert hloc("reconstruction", "--sfm_dir", tmp_path / "sfm", *files, *options) == 0
     for folder in (tmp_path / "sfm", tmp_path / "sfm" / "models" / "0"):

@@ -26,7 +26,8 @@ from test_keypoints_golden import (
 )
 
 from pipelines.hloc import main
-from sfm_matchers.storage import list_groups, names_to_pair, write_pairs
+from sfm_matchers.files.hdf5 import list_groups
+from sfm_matchers.files.pair_lists import names_to_pair, write_pairs
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (GOLDEN / "pipeline").glob("*.npz")))

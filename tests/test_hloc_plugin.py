@@ -24,10 +24,10 @@ from golden_weights_eloftr import golden_state_dict
 from sfm_matchers import hloc as plugin
 from sfm_matchers.errors import MissingExtraError
 from sfm_matchers.hloc.two_view_geometries import complete_before
-from sfm_matchers.images import turned
-from sfm_matchers.matchers import load_matcher
+from sfm_matchers.matchers.pair_matcher import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
+from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 
@@ -237,7 +237,7 @@ def test_mambaglue_keeps_to_hlocs_inputs(hloc: None, tmp_path: Path) -> None:
 
 
 def test_front_end_gives_hloc_what_it_gives_us(hloc: None, photos: list[np.ndarray]) -> None:
-    from sfm_matchers.features import load_extractor
+    from sfm_matchers.features.extraction import load_extractor
 
     plugin.register()
     model = load("extractors", plugin.extractor_confs()["sift-n2048"]["model"])

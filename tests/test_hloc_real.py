@@ -14,8 +14,9 @@ import pytest
 
 from pipelines.hloc import main
 from sfm_matchers import hloc as plugin
-from sfm_matchers.localization import Query, read_poses, write_queries
-from sfm_matchers.storage import read_pairs, write_pairs
+from sfm_matchers.files.pair_lists import read_pairs, write_pairs
+from sfm_matchers.localization.poses import Query, read_poses
+from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 if not plugin.is_installed():

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm_matchers.cameras import CameraGroups
 from sfm_matchers.errors import InputError
-from sfm_matchers.intrinsics import (
+from sfm_matchers.mapping.camera_options import CameraOptions
+from sfm_matchers.photos.cameras import CameraGroups
+from sfm_matchers.photos.intrinsics import (
     camera_models,
     camera_with,
     check_camera,
@@ -27,7 +28,6 @@ from sfm_matchers.intrinsics import (
     read_cameras,
     turned_camera,
 )
-from sfm_matchers.mapping import CameraOptions
 
 SIZE = (1024, 768)
 LANDSCAPE = [900.0, 905.0, 520.0, 380.0]

@@ -13,9 +13,9 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.networks import jamma
 from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig, JamMaOutput
-from sfm_matchers.training import jamma_supervision
-from sfm_matchers.training.homographies import HomographyGeometry
-from sfm_matchers.training.jamma_supervision import PairTruth
+from sfm_matchers.training.data.homographies import HomographyGeometry
+from sfm_matchers.training.losses import jamma as jamma_supervision
+from sfm_matchers.training.losses.jamma import PairTruth
 
 
 @functools.cache

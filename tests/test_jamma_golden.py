@@ -13,18 +13,13 @@ from conftest import shared_path
 from golden_weights_jamma import golden_normal, golden_state_dict
 from torch import Tensor
 
-from sfm_matchers.images import network_size, resize_image
 from sfm_matchers.networks import jamma
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mamba import run_side_by_side
 from sfm_matchers.networks.selective_scan import selective_scan
-from sfm_matchers.training.depth_geometry import DepthGeometry
-from sfm_matchers.training.jamma_supervision import (
-    PairTruth,
-    coarse_truth,
-    fine_truth,
-    jamma_loss,
-)
+from sfm_matchers.photos.resizing import network_size, resize_image
+from sfm_matchers.training.data.depth_geometry import DepthGeometry
+from sfm_matchers.training.losses.jamma import PairTruth, coarse_truth, fine_truth, jamma_loss
 
 GOLDEN = shared_path("networks/jamma/golden")
 TOLERANCE = 1e-4  # of features and similarities

@@ -26,7 +26,7 @@ from sfm_matchers.networks import jamma
 from sfm_matchers.networks.jamma import JamMaConfig, JamMaFeatures
 from sfm_matchers.networks.mamba import run_side_by_side
 from sfm_matchers.networks.selective_scan import selective_scan
-from sfm_matchers.training.depth_geometry import DepthGeometry
+from sfm_matchers.training.data.depth_geometry import DepthGeometry
 
 CASE_T = "case_t_supervision_loss_96x96"
 THRESHOLDS = [(case, number) for case in CASES for number in (0, 1)]

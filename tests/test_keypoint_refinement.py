@@ -10,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm_matchers.confs import DetectorFreeConf, conf_names, load_conf
-from sfm_matchers.keypoint_refinement import SnappedMatches, refine_keypoints
-from sfm_matchers.keypoints import (
-    AggregationOptions,
-    Correspondences,
-    ImageKeypoints,
-    PairMatches,
-    assemble,
-)
-from sfm_matchers.storage import Pair
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.keypoints.assembly import Correspondences, ImageKeypoints, PairMatches, assemble
+from sfm_matchers.keypoints.grid import AggregationOptions
+from sfm_matchers.keypoints.refinement import SnappedMatches, refine_keypoints
 
 NAMES = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
 TURN = np.array([[0.0, -1.0], [1.0, 0.0]])  # a quarter, and a larger scale

@@ -16,24 +16,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm_matchers import keypoints as keypoints_module
 from sfm_matchers.errors import InputError
-from sfm_matchers.keypoints import (
-    AggregationOptions,
-    AggregationSummary,
+from sfm_matchers.files.hdf5 import list_groups
+from sfm_matchers.files.pair_lists import Pair, names_to_pair
+from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.keypoints import aggregation
+from sfm_matchers.keypoints.aggregation import AggregationSummary, aggregate
+from sfm_matchers.keypoints.assembly import (
     Correspondences,
     ImageKeypoints,
     PairMatches,
-    aggregate,
     assemble,
-    assign_to_keypoints,
-    elect_keypoints,
     matches0_from_ids,
-    quantize,
-    snap,
     unique_matches,
 )
-from sfm_matchers.storage import Pair, StagedFile, list_groups, names_to_pair
+from sfm_matchers.keypoints.grid import (
+    AggregationOptions,
+    assign_to_keypoints,
+    elect_keypoints,
+    quantize,
+    snap,
+)
 
 NAMES = ("db/1.jpg", "db/2.jpg", "db/3.jpg", "query/1.jpg")
 PAIRS: tuple[Pair, ...] = tuple(
@@ -386,7 +389,7 @@ def test_an_interrupted_run_is_continued_to_the_same_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stop before each write of an image or a pair and before each of the two commits."""
-    monkeypatch.setattr(keypoints_module, "PART_BYTES", 0)
+    monkeypatch.setattr(aggregation, "PART_BYTES", 0)
     options = AggregationOptions(2, 8, max_keypoints)
     expected = run_fresh(tmp_path / "fresh", options=options)
     with monkeypatch.context() as interrupted:
@@ -403,7 +406,7 @@ def test_interrupted_localization_is_continued_to_the_same_result(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A query is added to finished database images, in the same files."""
-    monkeypatch.setattr(keypoints_module, "PART_BYTES", 0)
+    monkeypatch.setattr(aggregation, "PART_BYTES", 0)
     query = "query/1.jpg"
     map_pairs = [pair for pair in PAIRS if query not in pair]
     query_pairs = [(query, name) for name in NAMES if name != query]
@@ -425,7 +428,7 @@ def test_interrupted_localization_is_continued_to_the_same_result(
 def test_images_of_an_interrupted_run_do_not_enter_another_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keypoints_module, "PART_BYTES", 0)
+    monkeypatch.setattr(aggregation, "PART_BYTES", 0)
     with monkeypatch.context() as interrupted:
         interrupt_before_write(interrupted, len(NAMES) + len(PAIRS))
         with pytest.raises(InterruptedRunError):

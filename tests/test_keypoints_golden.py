@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from conftest import shared_path
 
-from sfm_matchers.keypoints import (
+from sfm_matchers.keypoints.aggregation import aggregate
+from sfm_matchers.keypoints.assembly import matches0_from_ids, unique_matches
+from sfm_matchers.keypoints.grid import (
     AggregationOptions,
-    aggregate,
     assign_to_keypoints,
     elect_keypoints,
-    matches0_from_ids,
     quantize,
-    unique_matches,
 )
 
 GOLDEN = shared_path("hloc/golden")

@@ -11,10 +11,10 @@ from conftest import matches_of_a_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm_matchers.images import turned
-from sfm_matchers.least_squares_matching import REACH, least_squares_matching
-from sfm_matchers.matchers import load_matcher
-from sfm_matchers.protocols import EncodedImage, Matches
+from sfm_matchers.matchers.least_squares_matching import REACH, least_squares_matching
+from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.protocols import EncodedImage, Matches
+from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, project, render, unproject
 
 SIZE = (320, 240)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm_matchers.local_affine_maps import LARGEST_STRETCH, local_affine_maps
+from sfm_matchers.geometry.local_affine_maps import LARGEST_STRETCH, local_affine_maps
 
 LEFT = np.array([[0.9, 0.1], [-0.2, 1.1]])
 RIGHT = np.array([[0.6, 0.0], [0.1, 1.0]])

@@ -17,28 +17,29 @@ from hypothesis import strategies as st
 
 from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import InputError
-from sfm_matchers.features import extract_features
-from sfm_matchers.localization import (
+from sfm_matchers.evaluation.absolute_poses import pose_errors
+from sfm_matchers.features.extraction import extract_features
+from sfm_matchers.files.pair_lists import names_to_pair
+from sfm_matchers.localization.in_model import (
+    add_to_model,
+    collect_matches,
+    estimate_pose,
+    localize_queries,
+)
+from sfm_matchers.localization.poses import (
     LocalizationOptions,
     LocalizedQuery,
     Query,
     Status,
-    add_to_model,
-    collect_matches,
     count_by_status,
-    estimate_pose,
-    localize_queries,
-    pose_errors,
     read_poses,
-    read_queries,
-    write_queries,
     write_results,
 )
-from sfm_matchers.matchers import load_sparse_matcher
+from sfm_matchers.localization.query_files import read_queries, write_queries
+from sfm_matchers.mapping.triangulation import triangulate
+from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.matching import match_features
-from sfm_matchers.pairs import exhaustive_pairs
-from sfm_matchers.storage import names_to_pair
-from sfm_matchers.triangulation import triangulate
+from sfm_matchers.pairs.policies import exhaustive_pairs
 
 SIZE = (640, 480)
 

@@ -12,19 +12,18 @@ import pycolmap
 import pytest
 from conftest import shared_path
 
-from sfm_matchers.localization import (
-    LocalizedQuery,
-    Status,
+from sfm_matchers.files.hdf5 import open_h5, read_matches
+from sfm_matchers.files.pair_lists import names_to_pair, read_pairs
+from sfm_matchers.localization.in_depth_scans import interpolate_scan, read_transformation
+from sfm_matchers.localization.in_model import (
     collect_matches,
     covisibility_clusters,
     group_by_query,
-    read_queries,
-    write_results,
 )
-from sfm_matchers.pairs import query_pairs
-from sfm_matchers.scans import interpolate_scan, read_transformation
-from sfm_matchers.storage import names_to_pair, open_h5, read_matches, read_pairs
-from sfm_matchers.triangulation import epipolar_errors
+from sfm_matchers.localization.poses import LocalizedQuery, Status, write_results
+from sfm_matchers.localization.query_files import read_queries
+from sfm_matchers.mapping.triangulation import epipolar_errors
+from sfm_matchers.pairs.policies import query_pairs
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

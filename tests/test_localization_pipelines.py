@@ -10,21 +10,19 @@ import numpy as np
 import pycolmap
 import pytest
 
-from pipelines import aachen, inloc, localize
+from pipelines import aachen, inloc
 from pipelines.aachen import AachenOptions
-from pipelines.evaluate import evaluate_poses
 from pipelines.inloc import InlocOptions
-from pipelines.localize import LocalizeOptions
 from sfm_matchers.errors import InputError, MissingExtraError
-from sfm_matchers.localization import (
-    Query,
-    Status,
-    pose_errors,
-    read_poses,
-    write_queries,
-)
-from sfm_matchers.nvm import read_nvm
-from sfm_matchers.storage import list_groups, open_h5, read_correspondences, read_pairs, write_pairs
+from sfm_matchers.evaluation.absolute_poses import pose_errors
+from sfm_matchers.evaluation.runs import evaluate_poses
+from sfm_matchers.files.hdf5 import list_groups, open_h5, read_correspondences
+from sfm_matchers.files.pair_lists import read_pairs, write_pairs
+from sfm_matchers.localization.nvm import read_nvm
+from sfm_matchers.localization.poses import Query, Status, read_poses
+from sfm_matchers.localization.query_files import write_queries
+from sfm_matchers.runs import localize as localize_run
+from sfm_matchers.runs.options import LocalizeOptions
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen, write_inloc, write_nvm
 
@@ -202,7 +200,7 @@ def own_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_new_photos_find_their_place_in_a_map(
     own_map: Path, tmp_path: Path, options: dict[str, bool]
 ) -> None:
-    result = localize.run(
+    result = localize_run.run(
         LocalizeOptions(
             own_map / "a" / "truth", own_map / "photos", own_map / "new", tmp_path, **options
         )
@@ -244,7 +242,7 @@ def test_mirrored_photos_and_another_place_are_not_localized_in_a_map_far_away(
     options = LocalizeOptions(
         tmp_path / "map", own_map / "photos", tmp_path / "queries", tmp_path / "out"
     )
-    result = localize.run(options)
+    result = localize_run.run(options)
     truth = pycolmap.Reconstruction(own_map / "b" / "truth")
     centres = {image.name: image.projection_center() + origin for image in truth.images.values()}
     for query in result.queries:
@@ -270,7 +268,7 @@ def test_a_map_without_a_detector(own_map: Path, tmp_path: Path) -> None:
         num_covis=2,
         num_loc=2,
     )
-    result = localize.run(options)
+    result = localize_run.run(options)
     assert result.model.num_points3D() > 50
     found = [query for query in result.queries if not query.name.endswith("broken.jpg")]
     assert sum(query.status == Status.LOCALIZED for query in found) >= 2
@@ -308,24 +306,24 @@ def test_wrong_options_are_explained(
 ) -> None:
     paths = {"map_images": own_map / "photos", "queries": own_map / "new", "outputs": tmp_path}
     with pytest.raises(InputError, match="not a COLMAP model"):
-        localize.run(LocalizeOptions(map=own_map / "new", **paths))
+        localize_run.run(LocalizeOptions(map=own_map / "new", **paths))
     with pytest.raises(InputError, match="give the folder that"):
-        localize.run(
+        localize_run.run(
             LocalizeOptions(
                 **{**paths, "map": own_map / "a" / "truth", "map_images": own_map / "b"}
             )
         )
     with pytest.raises(InputError, match="unknown retrieval 'nearest'"):
-        localize.run(
+        localize_run.run(
             LocalizeOptions(**{**paths, "map": own_map / "a" / "truth"}, retrieval="nearest")
         )
     monkeypatch.setattr("pipelines.steps.is_installed", lambda: False)
     with pytest.raises(MissingExtraError, match="or take vlad"):
-        localize.run(
+        localize_run.run(
             LocalizeOptions(**{**paths, "map": own_map / "a" / "truth"}, retrieval="netvlad")
         )
     with pytest.raises(InputError, match="holds no photo"):
-        localize.run(
+        localize_run.run(
             LocalizeOptions(
                 **{**paths, "map": own_map / "a" / "truth", "queries": own_map / "a" / "truth"}
             )

@@ -12,11 +12,11 @@ import pytest
 
 from pipelines import refine
 from sfm_matchers.errors import InputError
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.mapping import adjust_robustly
-from sfm_matchers.mapping_new.patch_location import carry_over
-from sfm_matchers.mapping_new.sparse_scene import View, is_hidden
-from sfm_matchers.mapping_new.tracks import (
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.mapping.adjustment import adjust_robustly
+from sfm_matchers.mapping.patch_location import carry_over
+from sfm_matchers.mapping.sparse_scene import View, is_hidden
+from sfm_matchers.mapping.tracks import (
     LongerTracks,
     default_adjustment,
     join_points,

@@ -25,7 +25,7 @@ from sfm_matchers.networks.mambaglue import (
     MambaMixer,
     filter_matches,
 )
-from sfm_matchers.training.mambaglue_supervision import (
+from sfm_matchers.training.losses.mambaglue import (
     IGNORED,
     UNMATCHED,
     GroundTruthMatches,

@@ -23,7 +23,7 @@ from sfm_matchers.networks.mambaglue import (
     normalize_keypoints,
 )
 from sfm_matchers.networks.selective_scan import selective_scan
-from sfm_matchers.training.mambaglue_supervision import GroundTruthMatches, mambaglue_loss
+from sfm_matchers.training.losses.mambaglue import GroundTruthMatches, mambaglue_loss
 
 GOLDEN = shared_path("networks/mambaglue/golden")
 Arrays = dict[str, np.ndarray]

@@ -9,8 +9,9 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.mapping import MAPPERS, reconstruct
+from sfm_matchers.choices import MAPPERS
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.mapping.mapper import reconstruct
 
 
 def write_database(path: Path, seed: int) -> pycolmap.Reconstruction:

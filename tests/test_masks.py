@@ -12,19 +12,15 @@ import pycolmap
 import pytest
 from PIL import Image, ImageOps
 
-from pipelines.sfm import SfmOptions, main, run
-from pipelines.steps import check_masks, check_photos
+from pipelines.sfm import main
 from sfm_matchers.errors import InputError
-from sfm_matchers.images import (
-    OUTPUT_MARKS,
-    REPORT_PICTURES,
-    decoded_size,
-    find_images,
-    read_image,
-    read_mask,
-    usable_pixels,
-)
-from sfm_matchers.matchers import load_matcher
+from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.photos.folders import OUTPUT_MARKS, REPORT_PICTURES, find_images
+from sfm_matchers.photos.images import decoded_size, read_image
+from sfm_matchers.photos.masks import read_mask, usable_pixels
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.photos import check_masks, check_photos
+from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 WIDTH, HEIGHT = 24, 16

@@ -10,12 +10,16 @@ import numpy as np
 import pycolmap
 import pytest
 
-from pipelines import sfm
-from pipelines.sfm import SfmOptions, main, pairs_across_models, run
+from pipelines.sfm import main
 from sfm_matchers.confs import CONF_DIR
-from sfm_matchers.evaluation import compare_models
-from sfm_matchers.joined_features import join_features, join_matches
-from sfm_matchers.storage import open_h5, read_keypoints, read_matches, read_pairs
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches
+from sfm_matchers.files.pair_lists import read_pairs
+from sfm_matchers.keypoints.joining import join_features, join_matches
+from sfm_matchers.runs import options
+from sfm_matchers.runs.matcher_auto import pairs_across_models
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -38,7 +42,7 @@ def weak_then_strong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[s
         changed = text.replace("max_num_features: 8192", f"max_num_features: {features}")
         path.write_text(changed.replace("feats-sift", f"feats-{name}").replace("sift-NN", name))
         confs.append(str(path))
-    monkeypatch.setattr(sfm, "AUTO_MATCHERS", tuple(confs))
+    monkeypatch.setattr(options, "AUTO_MATCHERS", tuple(confs))
     return confs[0], confs[1]
 
 

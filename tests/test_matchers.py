@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 from sfm_matchers.confs import CONF_DIR, load_conf
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import (
-    EfficientLoFTRMatcher,
-    JamMaMatcher,
-    MambaGlueMatcher,
-    NearestNeighborMatcher,
-    load_matcher,
-)
+from sfm_matchers.matchers.efficient_loftr import EfficientLoFTRMatcher
+from sfm_matchers.matchers.jamma import JamMaMatcher
+from sfm_matchers.matchers.mambaglue import MambaGlueMatcher
+from sfm_matchers.matchers.nearest_neighbor import NearestNeighborMatcher
+from sfm_matchers.matchers.pair_matcher import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig

@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
+from sfm_matchers.files.pair_lists import Pair, names_to_pair
+from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.matching import (
     Executor,
     InProcess,
@@ -37,9 +39,7 @@ from sfm_matchers.matching import (
 )
 from sfm_matchers.matching.executors import WorkersLostError
 from sfm_matchers.matching.plan import PAIRS_PER_SHARD, cut, ordered_for_reuse
-from sfm_matchers.pairs import exhaustive_pairs
-from sfm_matchers.protocols import EncodedImage, Matches
-from sfm_matchers.storage import Pair, names_to_pair
+from sfm_matchers.pairs.policies import exhaustive_pairs
 
 NUM_PHOTOS = 9
 TESTS = Path(__file__).parent

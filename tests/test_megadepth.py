@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.train import main
-from sfm_matchers.benchmark_pairs import read_scene_info
 from sfm_matchers.errors import InputError
+from sfm_matchers.evaluation.pair_lists import read_scene_info
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.synthetic import (
     Camera,
@@ -27,23 +27,23 @@ from sfm_matchers.synthetic import (
     render,
     unproject,
 )
-from sfm_matchers.training.depth_geometry import DepthGeometry
-from sfm_matchers.training.efficient_loftr_task import EfficientLoFTRTask
-from sfm_matchers.training.jamma_task import JamMaTask
-from sfm_matchers.training.loop import TrainingOptions, TrainingTask
-from sfm_matchers.training.mambaglue_supervision import IGNORED, ground_truth_matches
-from sfm_matchers.training.mambaglue_task import MambaGlueTask
-from sfm_matchers.training.megadepth import (
+from sfm_matchers.training.data.depth_geometry import DepthGeometry
+from sfm_matchers.training.data.megadepth import (
     PosedPhotographs,
     ResizedDepthGeometry,
     load_megadepth,
 )
-from sfm_matchers.training.pair_batch import PairBatch, pixel_grid
-from sfm_matchers.training.photographs import Photographs, load_photographs
+from sfm_matchers.training.data.pair_batch import PairBatch, pixel_grid
+from sfm_matchers.training.data.photographs import Photographs, load_photographs
+from sfm_matchers.training.data.sift_features import extract_sift
+from sfm_matchers.training.loop import TrainingOptions, TrainingTask
+from sfm_matchers.training.losses.mambaglue import IGNORED, ground_truth_matches
+from sfm_matchers.training.losses.supervision import IGNORED as NO_LABEL
+from sfm_matchers.training.losses.supervision import cell_truth
 from sfm_matchers.training.schedule import sample_scheduled_pairs, validation_sets
-from sfm_matchers.training.sift_features import extract_sift
-from sfm_matchers.training.supervision import IGNORED as NO_LABEL
-from sfm_matchers.training.supervision import cell_truth
+from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
+from sfm_matchers.training.tasks.jamma import JamMaTask
+from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
 
 CPU = torch.device("cpu")
 CAMERA = Camera.from_field_of_view(320, 256)

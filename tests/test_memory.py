@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sfm_matchers import memory
-from sfm_matchers.memory import FreedMemory
+from sfm_matchers.machine import memory
+from sfm_matchers.machine.memory import FreedMemory
 
 FRAGMENTED = """
 import os

@@ -10,7 +10,7 @@ import pycolmap
 import pytest
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.models import read_model
+from sfm_matchers.mapping.models import read_model
 
 NAMES = ["a.jpg", "cam1/b.jpg", "0003", "d.jpg", "e.jpg"]
 

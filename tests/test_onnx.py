@@ -26,16 +26,17 @@ from short_matchers import (
 
 from pipelines import export
 from sfm_matchers.errors import MissingExtraError
-from sfm_matchers.matchers import JamMaMatcher, MambaGlueMatcher
+from sfm_matchers.matchers.jamma import JamMaMatcher
+from sfm_matchers.matchers.mambaglue import MambaGlueMatcher
+from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.networks.jamma import JamMa
-from sfm_matchers.onnx_export import (
+from sfm_matchers.onnx.graphs import (
     EfficientLoFTRGraph,
     Graph,
     JamMaGraph,
     MambaGlueGraph,
     export_onnx,
 )
-from sfm_matchers.protocols import Matches
 from sfm_matchers.weights import load_network
 
 DOCUMENTATION = Path(__file__).resolve().parents[1] / "docs" / "onnx.md"
@@ -201,6 +202,6 @@ def test_a_missing_exporter_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    monkeypatch.delitem(sys.modules, "sfm_matchers.onnx_scan", raising=False)
+    monkeypatch.delitem(sys.modules, "sfm_matchers.onnx.selective_scan", raising=False)
     with pytest.raises(MissingExtraError, match=r"sfm-matchers\[onnx\]"):
         export_onnx(JamMaGraph(jamma_matcher(), SIZE), tmp_path / "a.onnx")

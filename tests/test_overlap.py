@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm_matchers.confs import DetectorFreeConf, load_conf
-from sfm_matchers.images import turned
-from sfm_matchers.matchers import load_matcher
-from sfm_matchers.overlap import NARROWEST, _shared_part, match_overlap
-from sfm_matchers.protocols import EncodedImage, Matches
+from sfm_matchers.matchers.overlap import NARROWEST, _shared_part, match_overlap
+from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.protocols import EncodedImage, Matches
+from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 SIZE = (240, 180)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.pairs import (
+from sfm_matchers.files.pair_lists import write_pairs
+from sfm_matchers.pairs.policies import (
     covisibility_pairs,
     exhaustive_pairs,
     pairs_from_file,
@@ -23,7 +24,6 @@ from sfm_matchers.pairs import (
     retrieval_pairs,
     sequential_pairs,
 )
-from sfm_matchers.storage import write_pairs
 
 
 def make_model(

@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks import peer_matchers, peers
 from benchmarks.posed_pairs import line
-from pipelines.evaluate import measure_pairs
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import load_sparse_matcher
-from sfm_matchers.protocols import Matches
+from sfm_matchers.evaluation.runs import measure_pairs
+from sfm_matchers.matchers.protocols import Matches
+from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 # COLMAP's SIFT stands in for the network, mutual nearest neighbours for the matcher.

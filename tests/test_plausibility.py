@@ -8,15 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sfm_matchers.localization import (
-    LocalizationOptions,
-    LocalizedQuery,
-    Query,
-    Status,
-    estimate_pose,
-)
-from sfm_matchers.plausibility import expected_by_chance, imprecision, is_seen
-from sfm_matchers.resectioning import Matches, Solution
+from sfm_matchers.localization.in_model import estimate_pose
+from sfm_matchers.localization.plausibility import expected_by_chance, imprecision, is_seen
+from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
+from sfm_matchers.localization.resectioning import Matches, Solution
 from sfm_matchers.synthetic import look_at
 
 SIZE = (640, 480)

@@ -12,13 +12,13 @@ from PIL import Image
 from PIL.TiffImagePlugin import IFDRational
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.pairs_new.coordinates import (
+from sfm_matchers.geometry.coordinates import (
     WGS84,
     geodetic_from_local,
     local_from_geodetic,
     parse_coordinate_system,
 )
-from sfm_matchers.pairs_new.positions import (
+from sfm_matchers.pairs.positions import (
     exif_positions,
     positions_from_file,
     read_capture_time,

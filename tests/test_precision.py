@@ -21,11 +21,11 @@ from short_matchers import (
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.hloc import options
-from sfm_matchers.matchers import load_detector_free_matcher, load_sparse_matcher
+from sfm_matchers.matchers.protocols import Matches
+from sfm_matchers.matchers.registry import load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
-from sfm_matchers.protocols import Matches
 
 
 def set_precision(network: Any, precision: str) -> None:
@@ -87,7 +87,7 @@ def test_a_conf_takes_bfloat16_where_the_cpu_has_it(
 
 def test_an_onnx_graph_is_in_float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="needs the extra onnx")
-    from sfm_matchers.onnx_export import load_graph
+    from sfm_matchers.onnx.graphs import load_graph
 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert load_graph("jamma", size=(64, 64)).network.config.precision == "float32"  # type: ignore

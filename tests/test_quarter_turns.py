@@ -17,11 +17,12 @@ from PIL import ExifTags, Image, ImageOps
 
 from sfm_matchers.confs import DetectorFreeConf
 from sfm_matchers.errors import InputError, PhotoChangedError
-from sfm_matchers.images import quarters_to_upright, read_image, turned, unturned
-from sfm_matchers.matchers import load_matcher
+from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.protocols import EncodedImage, Matches
+from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.matching import match_images
-from sfm_matchers.protocols import EncodedImage, Matches
-from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.photos.images import quarters_to_upright, read_image
+from sfm_matchers.photos.resizing import turned, unturned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 SIZE = (320, 240)

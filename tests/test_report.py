@@ -16,13 +16,13 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers import report
-from sfm_matchers.diagnosis import MatchGraph, likely_reason
 from sfm_matchers.errors import InputError
-from sfm_matchers.images import read_image
-from sfm_matchers.report import write_report
-from sfm_matchers.storage import names_to_pair
-from sfm_matchers.visualization import write_image
+from sfm_matchers.files.pair_lists import names_to_pair
+from sfm_matchers.mapping.diagnosis import MatchGraph, likely_reason
+from sfm_matchers.photos.images import read_image
+from sfm_matchers.reports import model_in_3d, reconstruction
+from sfm_matchers.reports.drawing import write_image
+from sfm_matchers.reports.reconstruction import write_report
 
 NUM_IMAGES, NUM_POINTS = 6, 40
 ODD_NAME = "x</script><b>\"&'{{data}}.png"
@@ -259,7 +259,7 @@ def test_drawn_matches_lie_on_their_keypoints(scene):
             for i, index in zip(pair_ids, match, strict=True)  # (0, 0) is the pixel's corner here
         ]
     picture = read_image(path.parent / "weakest_pair.png")
-    scale = report.PAIR_HEIGHT / 120
+    scale = reconstruction.PAIR_HEIGHT / 120
     offset = round(160 * scale) + 8
     for corner, start in zip(corners, (0, offset), strict=True):
         x, y = np.rint(corner * scale - 0.5).astype(int)
@@ -339,9 +339,9 @@ def test_a_missing_database_is_refused_and_not_created(tmp_path):
 
 
 def test_large_models_are_thinned_out(scene, monkeypatch):
-    monkeypatch.setattr(report, "MAX_POINTS", 10)
-    monkeypatch.setattr(report, "MAX_THUMBNAILS", 2)
-    monkeypatch.setattr(report, "MAX_MATRIX", 3)
+    monkeypatch.setattr(model_in_3d, "MAX_POINTS", 10)
+    monkeypatch.setattr(reconstruction, "MAX_THUMBNAILS", 2)
+    monkeypatch.setattr(reconstruction, "MAX_MATRIX", 3)
     page = Page(scene.write())
     assert len(page.array(page.data["points"], "<f4")) == 3 * 10
     assert f"10 of {NUM_POINTS} points" in page.text
@@ -396,7 +396,7 @@ def test_upright_cameras_say_where_up_is():
     circle = [[np.cos(a), np.sin(a), 0] for a in np.arange(0, 6.28, 0.5)]
     rotations = np.array([camera_to_world([-x, -y, 0], [0, 0, -1]) for x, y, _ in circle])
     points = rng.uniform(-1, 1, (300, 3)) * (0.3, 0.3, 1)  # a tower: the spread alone misleads
-    upright = report._upright_rotation(
+    upright = model_in_3d._upright_rotation(
         points @ world.T, world @ rotations, 5 * np.array(circle) @ world.T
     )
     assert upright @ upright.T == pytest.approx(np.eye(3), abs=1e-9)
@@ -410,20 +410,20 @@ def test_cameras_that_look_down_from_the_air_are_above_flat_ground():
     centers = np.array([[-1, 0, 4], [0, 0, 4], [1, 0, 4], [2, 0, 4]], dtype=float)
     headings = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]]
     rotations = np.array([camera_to_world([0, 0, -1], heading) for heading in headings])
-    upright = report._upright_rotation(points, rotations, centers)
+    upright = model_in_3d._upright_rotation(points, rotations, centers)
     assert upright[2] == pytest.approx([0, 0, 1], abs=0.05)
 
 
 def test_no_points_and_one_camera_still_give_a_rotation():
     rotations = np.array([camera_to_world([0, 1, 0], [0, 0, -1])])
-    upright = report._upright_rotation(np.zeros((0, 3)), rotations, np.zeros((1, 3)))
+    upright = model_in_3d._upright_rotation(np.zeros((0, 3)), rotations, np.zeros((1, 3)))
     assert upright == pytest.approx(np.eye(3), abs=1e-9)
 
 
 def test_wide_cameras_are_drawn_at_ninety_degrees():
     camera = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 0, 200, 100)
     model = SimpleNamespace(cameras={1: camera})
-    frusta = report._frusta(model, [SimpleNamespace(camera_id=1)])
+    frusta = model_in_3d._frusta(model, [SimpleNamespace(camera_id=1)])
     assert np.abs(frusta[0, 1:]).tolist() == [[1, 0.5, 1]] * 4
 
 

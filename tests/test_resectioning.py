@@ -8,16 +8,11 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers import resectioning
-from sfm_matchers.intrinsics import Intrinsics, camera_with
-from sfm_matchers.localization import (
-    LocalizationOptions,
-    LocalizedQuery,
-    Query,
-    Status,
-    estimate_pose,
-)
-from sfm_matchers.resectioning import Matches
+from sfm_matchers.localization import resectioning
+from sfm_matchers.localization.in_model import estimate_pose
+from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
+from sfm_matchers.localization.resectioning import Matches
+from sfm_matchers.photos.intrinsics import Intrinsics, camera_with
 
 SIZE = (640, 480)
 EXTENT = 4.0

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.retrieval import extract_vlad, most_similar
-from sfm_matchers.storage import open_h5
+from sfm_matchers.files.hdf5 import open_h5
+from sfm_matchers.pairs.retrieval import extract_vlad, most_similar
 
 
 def write_descriptors(path: Path, descriptors: dict[str, np.ndarray]) -> Path:

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from sfm_matchers.overlap import _agreeing
-from sfm_matchers.protocols import Matches
-from sfm_matchers.robust_estimation import estimate_robustly
+from sfm_matchers.geometry.robust_estimation import estimate_robustly
+from sfm_matchers.matchers.overlap import _agreeing
+from sfm_matchers.matchers.protocols import Matches
 
 # Half pixels, of two photos of 160 x 120 pixels.
 POINTS0 = [

@@ -10,8 +10,8 @@ import pycolmap
 import pytest
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization import LocalizedQuery, Query, Status
-from sfm_matchers.scans import (
+from sfm_matchers.files.pair_lists import names_to_pair
+from sfm_matchers.localization.in_depth_scans import (
     ScanOptions,
     interpolate_scan,
     localize_in_scans,
@@ -19,7 +19,7 @@ from sfm_matchers.scans import (
     read_transformation,
     transformation_path,
 )
-from sfm_matchers.storage import names_to_pair
+from sfm_matchers.localization.poses import LocalizedQuery, Query, Status
 
 WIDTH, HEIGHT, FOCAL_LENGTH = 80, 60, 70.0
 CUTOUTS = [f"database/cutouts/DUC1/{scan:03d}/DUC_cutout_{scan:03d}_0_0.jpg" for scan in (1, 2, 3)]

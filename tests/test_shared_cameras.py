@@ -9,8 +9,9 @@ import numpy as np
 import pycolmap
 import pytest
 
-from pipelines.sfm import SfmOptions, run
-from sfm_matchers.shared_cameras import regrouped, try_own_cameras
+from sfm_matchers.mapping.shared_cameras import regrouped, try_own_cameras
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
+from sfm_matchers.training.data.megadepth import PosedPhotographs, load_megadepth
+from sfm_matchers.training.data.photographs import Photographs, load_photographs
+from sfm_matchers.training.data.sparse_pairs import VIEWS, FeatureSource, Kept, SparsePairs
 from sfm_matchers.training.loop import Trainer, TrainingOptions
-from sfm_matchers.training.mambaglue_supervision import IGNORED, UNMATCHED
-from sfm_matchers.training.mambaglue_task import MambaGlueTask, Start
-from sfm_matchers.training.megadepth import PosedPhotographs, load_megadepth
-from sfm_matchers.training.photographs import Photographs, load_photographs
-from sfm_matchers.training.sparse_pairs import VIEWS, FeatureSource, Kept, SparsePairs
+from sfm_matchers.training.losses.mambaglue import IGNORED, UNMATCHED
+from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, Start
 
 CPU = torch.device("cpu")
 CAMERA = Camera.from_field_of_view(320, 256)

@@ -17,25 +17,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization import read_image_names, read_poses, read_queries
-from sfm_matchers.names import name_fault
-from sfm_matchers.storage import (
-    StagedFile,
-    exclusive,
+from sfm_matchers.files.hdf5 import (
     list_groups,
-    name_faults,
-    names_to_pair,
     open_h5,
     read_features,
     read_group,
     read_keypoints,
     read_matches,
+)
+from sfm_matchers.files.locks import exclusive
+from sfm_matchers.files.names import name_fault
+from sfm_matchers.files.pair_lists import (
+    name_faults,
+    names_to_pair,
     read_pairs,
-    read_text,
     unique_pairs,
     write_pairs,
-    write_text,
 )
+from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.files.text import read_text, write_text
+from sfm_matchers.localization.poses import read_poses
+from sfm_matchers.localization.query_files import read_image_names, read_queries
 
 quick = settings(max_examples=40, deadline=None)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipelines.hloc import main as hloc
-from sfm_matchers import matchers
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers import load_matcher
-from sfm_matchers.storage import write_pairs
+from sfm_matchers.files.pair_lists import write_pairs
+from sfm_matchers.matchers import registry
+from sfm_matchers.matchers.pair_matcher import load_matcher
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 SHIFT = np.array([12, 8])
@@ -24,7 +24,7 @@ SHIFT = np.array([12, 8])
 def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The example and a broken package, as if they were installed."""
     entries = {"orb": "third_party_matcher:load", "broken": "no_such_module:load"}
-    entry_points.install(monkeypatch, tmp_path / "site-packages", matchers.PLUGINS, entries)
+    entry_points.install(monkeypatch, tmp_path / "site-packages", registry.PLUGINS, entries)
     monkeypatch.syspath_prepend(EXAMPLES)
 
 

@@ -19,26 +19,23 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError, WeightsError
 from sfm_matchers.networks.jamma import CELL, JamMa
-from sfm_matchers.training import views
-from sfm_matchers.training.export import load_half_precision, save_half_precision
-from sfm_matchers.training.homographies import (
+from sfm_matchers.training.data import views
+from sfm_matchers.training.data.homographies import (
     apply_homography,
     homography_from_corners,
     sample_homography_pairs,
 )
-from sfm_matchers.training.jamma_task import JamMaFineTask, JamMaTask, _shift_some, _transfer_errors
-from sfm_matchers.training.loop import OneRate, TrainedNetwork, Trainer, TrainingOptions
-from sfm_matchers.training.mambaglue_task import MambaGlueTask
-from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
-from sfm_matchers.training.pair_batch import FirstPair, PairBatch, pixel_grid
-from sfm_matchers.training.parallax import sample_parallax_pairs
-from sfm_matchers.training.photographs import (
+from sfm_matchers.training.data.pair_batch import FirstPair, PairBatch, pixel_grid
+from sfm_matchers.training.data.parallax import sample_parallax_pairs
+from sfm_matchers.training.data.photographs import (
     Photographs,
     is_held_out,
     list_photographs,
     load_photographs,
 )
-from sfm_matchers.training.supervision import (
+from sfm_matchers.training.data.surfaces import Reliefs, RoundBodies
+from sfm_matchers.training.loop import OneRate, TrainedNetwork, Trainer, TrainingOptions
+from sfm_matchers.training.losses.supervision import (
     IGNORED,
     CellTruth,
     cell_truth,
@@ -49,10 +46,18 @@ from sfm_matchers.training.supervision import (
     window_labels,
     window_points,
 )
-from sfm_matchers.training.surfaces import Reliefs, RoundBodies
-from sfm_matchers.training.tasks import TASKS, TaskOptions, make_task
+from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
+from sfm_matchers.training.tasks.jamma import (
+    JamMaFineTask,
+    JamMaTask,
+    _shift_some,
+    _transfer_errors,
+)
+from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
+from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
 from sfm_matchers.weights.loading import load_network, load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
+from sfm_matchers.weights.safetensors_file import load_half_precision, save_half_precision
 
 CPU = torch.device("cpu")
 

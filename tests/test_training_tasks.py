@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from sfm_matchers.networks import efficient_loftr, jamma
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.training import schedule
-from sfm_matchers.training.efficient_loftr_task import EfficientLoFTRTask, to_gray
-from sfm_matchers.training.homographies import sample_homography_pairs
-from sfm_matchers.training.jamma_task import JamMaTask
+from sfm_matchers.training.data.homographies import sample_homography_pairs
+from sfm_matchers.training.data.pair_batch import PairBatch
+from sfm_matchers.training.data.photographs import Photographs, load_photographs
+from sfm_matchers.training.data.sift_features import extract_sift
 from sfm_matchers.training.loop import Trainer, TrainingOptions, TrainingTask
-from sfm_matchers.training.mambaglue_supervision import UNMATCHED, GroundTruthMatches
-from sfm_matchers.training.mambaglue_task import MambaGlueTask, match_measures
+from sfm_matchers.training.losses.mambaglue import UNMATCHED, GroundTruthMatches
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
-from sfm_matchers.training.pair_batch import PairBatch
-from sfm_matchers.training.photographs import Photographs, load_photographs
-from sfm_matchers.training.sift_features import extract_sift
-from sfm_matchers.training.tasks import TASKS, TaskOptions, make_task
+from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask, to_gray
+from sfm_matchers.training.tasks.jamma import JamMaTask
+from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, match_measures
+from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
 
 CPU = torch.device("cpu")
 TINY_MAMBAGLUE = MambaGlueConfig(features="sift", keypoint_order="score", num_layers=2, dim=64)

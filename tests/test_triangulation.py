@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.storage import Pair, names_to_pair
-from sfm_matchers.triangulation import epipolar_errors, triangulate
+from sfm_matchers.files.pair_lists import Pair, names_to_pair
+from sfm_matchers.mapping.triangulation import epipolar_errors, triangulate
 
 NUM_POINTS = 300
 NUM_WRONG = 60  # of the matches of each pair

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.visualization import (
+from sfm_matchers.reports.drawing import (
     count_palette,
     draw_keypoints,
     draw_match_graph,
@@ -165,7 +165,7 @@ def test_an_unknown_picture_format_is_refused():
 
 
 def test_plot_matches_goes_from_photos_to_a_picture(tmp_path):
-    from sfm_matchers.protocols import Matches
+    from sfm_matchers.matchers.protocols import Matches
 
     photo0, photo1 = write_image(tmp_path / "0.png", GRAY), write_image(tmp_path / "1.png", GRAY)
     point = np.array([[20, 30]], dtype=np.float32)

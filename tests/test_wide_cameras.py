@@ -11,10 +11,12 @@ import pycolmap
 import pytest
 from PIL import Image
 
-from pipelines.sfm import SfmOptions, run
-from sfm_matchers.images import looks_like_panorama
-from sfm_matchers.intrinsics import camera_with, format_params
-from sfm_matchers.mapping import guess_wide_focal_lengths, verify_geometry
+from sfm_matchers.mapping.database import verify_geometry
+from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
+from sfm_matchers.photos.images import looks_like_panorama
+from sfm_matchers.photos.intrinsics import camera_with, format_params
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, Scene, camera_path, make_scene, render
 
 WIDTH, HEIGHT = 320, 240

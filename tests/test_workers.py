@@ -11,9 +11,9 @@ import pytest
 from test_matching import content
 
 from pipelines import hloc, sfm
-from pipelines.options import make_executor
 from sfm_matchers.errors import InputError
-from sfm_matchers.storage import exclusive
+from sfm_matchers.files.locks import exclusive
+from sfm_matchers.runs.executors import make_executor
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 MATCHES = "matches-sift-NN-ratio_pairs-exhaustive.h5"

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pycolmap
 
-from sfm_matchers.diagnosis import listed
 from sfm_matchers.errors import InputError
-from sfm_matchers.images import is_output
-from sfm_matchers.models import model_folder, read_model, write_model
-from sfm_matchers.storage import file_fingerprint, fingerprint, writing
-
 from sfm_matchers.exports import nerfstudio, undistorted
 from sfm_matchers.exports.images import link_photos, photo_faults, registered_names, without_images
 from sfm_matchers.exports.outputs import PREPARED, OutputFolder
 from sfm_matchers.exports.ply import model_points, write_ply
+from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.space import writing
+from sfm_matchers.mapping.diagnosis import listed
+from sfm_matchers.mapping.models import model_folder, read_model, write_model
+from sfm_matchers.photos.folders import is_output
 
 logger = logging.getLogger("sfm_matchers.exports")
 

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import pycolmap
 
-from sfm_matchers.cameras import read_photo_header
 from sfm_matchers.errors import InputError
+from sfm_matchers.photos.cameras import read_photo_header
 
 
 def registered_names(model: pycolmap.Reconstruction) -> list[str]:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files import replacing, replacing_folder
-from sfm_matchers.storage import write_text, writing
+from sfm_matchers.files.replacing import replacing, replacing_folder
+from sfm_matchers.files.space import writing
+from sfm_matchers.files.text import write_text
 
 RECORD = "exports.json"
 PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp

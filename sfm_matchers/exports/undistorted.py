@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 import pycolmap
 
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.images import read_image
-from sfm_matchers.mapping import is_undecoded, quiet_colmap
-from sfm_matchers.models import write_model
-from sfm_matchers.storage import disk_is_full
-from sfm_matchers.visualization import write_image
-
 from sfm_matchers.exports.images import link, registered_names, without_images
+from sfm_matchers.files.colmap_database import quiet_colmap
+from sfm_matchers.files.space import disk_is_full
+from sfm_matchers.mapping.database import is_undecoded
+from sfm_matchers.mapping.models import write_model
+from sfm_matchers.photos.images import read_image
+from sfm_matchers.reports.drawing import write_image
 
 
 def cannot_undistort(model: pycolmap.Reconstruction) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from hloc.utils.base_model import BaseModel
 
-from sfm_matchers.images import turned
-from sfm_matchers.least_squares_matching import least_squares_matching
-from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.hloc.options import DETECTOR_FREE_DEFAULTS, load_detector_free
+from sfm_matchers.matchers.least_squares_matching import least_squares_matching
+from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.photos.resizing import turned
 
 
 class DetectorFreeModel(BaseModel):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from sfm_matchers.confs import DetectorFreeConf, SparseConf
-from sfm_matchers.matchers import load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.hloc import default_weights
+from sfm_matchers.matchers.registry import load_detector_free_matcher, load_sparse_matcher
 
 # Options of a detector-free model; all others are its network's.
 DETECTOR_FREE_DEFAULTS = {

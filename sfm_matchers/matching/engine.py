@@ -18,12 +18,16 @@ from typing import Generic, TypeVar
 import h5py
 import numpy as np
 
-from sfm_matchers import colmap_matching, revisions
-from sfm_matchers.closer_looks import CloserLook, closer_looks
 from sfm_matchers.confs import Conf, DetectorFreeConf
 from sfm_matchers.errors import InputError, PhotoChangedError
-from sfm_matchers.images import decoding_bytes, inside_mask, quarters_to_upright, read_photo, turned
-from sfm_matchers.protocols import (
+from sfm_matchers.files import revisions
+from sfm_matchers.files.fingerprints import fingerprint, read_fingerprint
+from sfm_matchers.files.hdf5 import open_h5, read_features
+from sfm_matchers.files.pair_lists import Pair, names_to_pair
+from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.matchers import colmap_matching
+from sfm_matchers.matchers.closer_looks import CloserLook, closer_looks
+from sfm_matchers.matchers.protocols import (
     Arrays,
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
@@ -34,18 +38,13 @@ from sfm_matchers.protocols import (
     SparseMatcher,
     SparseMatches,
 )
-from sfm_matchers.quarter_turns import QuarterTurns, unturned_matches
-from sfm_matchers.storage import (
-    Pair,
-    StagedFile,
-    fingerprint,
-    names_to_pair,
-    open_h5,
-    read_features,
-    read_fingerprint,
-)
+from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.matching.executors import Executor, InProcess, MatchedPair, MatchPairs
 from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut
+from sfm_matchers.photos.checked import read_photo
+from sfm_matchers.photos.images import decoding_bytes, quarters_to_upright
+from sfm_matchers.photos.masks import inside_mask
+from sfm_matchers.photos.resizing import turned
 
 logger = logging.getLogger(__name__)
 
@@ -176,10 +175,6 @@ def _complete(
     if left_out:
         raise PhotoChangedError(left_out)
     return [pair for pair in pairs if pair in todo]
-
-
-# ---------------------------------------------------------------------------------------------
-# What a process that matches does
 
 
 @dataclass(frozen=True)

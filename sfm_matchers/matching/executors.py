@@ -26,9 +26,10 @@ import numpy as np
 from tqdm import tqdm
 
 from sfm_matchers.errors import InputError, MissingExtraError, SfmMatchersError
-from sfm_matchers.memory import FreedMemory
-from sfm_matchers.storage import Pair, StagedFile, names_to_pair, staged_part
-from sfm_matchers.threads import limit_threads
+from sfm_matchers.files.pair_lists import Pair, names_to_pair
+from sfm_matchers.files.staged import StagedFile, staged_part
+from sfm_matchers.machine.memory import FreedMemory
+from sfm_matchers.machine.threads import limit_threads
 from sfm_matchers.matching.plan import Shard
 
 logger = logging.getLogger(__name__)
@@ -179,10 +180,6 @@ class NobodyElse:
         return {}
 
 
-# ---------------------------------------------------------------------------------------------
-# Several processes of one machine
-
-
 @dataclass(frozen=True)
 class Processes:
     """Several processes of this machine. Each has its share of the CPU's cores, or a GPU."""
@@ -286,10 +283,6 @@ def _choose_gpu(number: int) -> None:
 def _run_in_worker(shard: Shard, path: Path) -> dict[str, str]:
     assert _Worker.match is not None  # set by _start_worker
     return run_shard(_Worker.match, shard, path, lambda count: None)
-
-
-# ---------------------------------------------------------------------------------------------
-# Several machines
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from sfm_matchers.storage import Pair, fingerprint, names_to_pair
+from sfm_matchers.files.fingerprints import fingerprint
+from sfm_matchers.files.pair_lists import Pair, names_to_pair
 
 TILE = 16
 PAIRS_PER_SHARD = TILE * TILE

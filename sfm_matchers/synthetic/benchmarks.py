@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from sfm_matchers.localization import LocalizedQuery, Query, Status, write_queries, write_results
-from sfm_matchers.storage import write_text
+from sfm_matchers.files.text import write_text
+from sfm_matchers.localization.poses import LocalizedQuery, Query, Status, write_results
+from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.synthetic.cameras import Camera, unproject
 from sfm_matchers.synthetic.photos import write_photos
 from sfm_matchers.synthetic.scenes import Scene
@@ -152,7 +153,7 @@ def _transformation_text(rng: np.random.Generator) -> str:
 def _write_scan(path: Path, points: np.ndarray, transformation: Path) -> None:
     import h5py
 
-    from sfm_matchers.scans import POINTS_VARIABLE, read_transformation
+    from sfm_matchers.localization.in_depth_scans import POINTS_VARIABLE, read_transformation
 
     matrix = read_transformation(transformation)
     in_scan = (points - matrix[:3, 3]) @ matrix[:3, :3]

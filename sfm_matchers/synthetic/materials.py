@@ -18,10 +18,6 @@ from sfm_matchers.synthetic.arrays import Colour, FloatArray
 Material = Callable[[np.random.Generator, int, int, float], FloatArray]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, half-open
 
-# ------------------------------------------------------------------------------------------------
-# Ingredients
-# ------------------------------------------------------------------------------------------------
-
 
 def noise(
     rng: np.random.Generator,
@@ -171,10 +167,6 @@ def _colour_stones(
     return rgb
 
 
-# ------------------------------------------------------------------------------------------------
-# Walls and pavings
-# ------------------------------------------------------------------------------------------------
-
 _BRICKS = [(150, 88, 68), (165, 105, 82), (130, 80, 68), (172, 122, 96), (112, 78, 68)]
 _STONES = [(165, 158, 145), (185, 175, 155), (142, 138, 132), (155, 142, 122)]
 _WOODS = [(140, 104, 72), (120, 90, 62), (160, 126, 92), (104, 80, 60), (128, 112, 92)]
@@ -276,11 +268,6 @@ def planks(rng: np.random.Generator, height: int, width: int, density: float) ->
     return _weather(rgb, rng, density, upright=False)
 
 
-# ------------------------------------------------------------------------------------------------
-# Leaves and railings
-# ------------------------------------------------------------------------------------------------
-
-
 def _leaves(rgb: FloatArray, rng: np.random.Generator, box: Box, size: float) -> None:
     """Cover a box with leaves `size` pixels long, in place, the dark ones below."""
     x0, y0, x1, y1 = box
@@ -328,11 +315,6 @@ def railing(rng: np.random.Generator, height: int, width: int, density: float) -
             cv2.circle(alpha, (x, int(rng.uniform(0.2, 0.8) * height)), radius, 255, bar)
     iron = _canvas(height, width, _pick(rng, _METALS))
     return np.dstack([_weather(iron, rng, density), alpha.astype(np.float32)])
-
-
-# ------------------------------------------------------------------------------------------------
-# Prints, cloth and books
-# ------------------------------------------------------------------------------------------------
 
 
 def painting(rng: np.random.Generator, height: int, width: int, density: float) -> FloatArray:
@@ -412,11 +394,6 @@ def books(rng: np.random.Generator, height: int, width: int, density: float) -> 
             x += thickness
         cv2.line(rgb, (0, int(floor) - 2), (width, int(floor) - 2), board, 5)
     return _weather(rgb, rng, density)
-
-
-# ------------------------------------------------------------------------------------------------
-# House fronts
-# ------------------------------------------------------------------------------------------------
 
 
 def facade(rng: np.random.Generator, height: int, width: int, density: float) -> FloatArray:

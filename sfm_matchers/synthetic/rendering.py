@@ -115,11 +115,6 @@ def render(
     return Rendering(image, depth, surface_ids)
 
 
-# ------------------------------------------------------------------------------------------------
-# What is seen where
-# ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _View:
     """All N quads of a scene as seen by a camera, or by the sun, on a grid of samples.
@@ -241,11 +236,6 @@ def _truth(
     inverse_depth = row[..., 0] * view.x + row[..., 1] * view.y[:, None] + row[..., 2]
     seen = ids >= 0
     return np.where(seen, 1 / np.where(seen, inverse_depth, 1), 0).astype(np.float32), ids
-
-
-# ------------------------------------------------------------------------------------------------
-# Light
-# ------------------------------------------------------------------------------------------------
 
 
 class _ShadowMap:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files import replacing
+from sfm_matchers.files.replacing import replacing
 from sfm_matchers.networks import onednn
 from sfm_matchers.networks.precision import has_fast_bfloat16
 from sfm_matchers.training.curves import draw_curves
-from sfm_matchers.training.export import load_half_precision, save_half_precision
+from sfm_matchers.training.data.photographs import Photographs
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
-from sfm_matchers.training.photographs import Photographs
 from sfm_matchers.weights.registry import WeightsMetadata
+from sfm_matchers.weights.safetensors_file import load_half_precision, save_half_precision
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from sfm_matchers.training.homographies import sample_homography_pairs
-from sfm_matchers.training.pair_batch import PairBatch
-from sfm_matchers.training.parallax import sample_parallax_pairs
-from sfm_matchers.training.photographs import Photographs
+from sfm_matchers.training.data.homographies import sample_homography_pairs
+from sfm_matchers.training.data.pair_batch import PairBatch
+from sfm_matchers.training.data.parallax import sample_parallax_pairs
+from sfm_matchers.training.data.photographs import Photographs
 
 REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is meant
 # Sizes until a share of the run; multiples of what every network asks for. Small images show more

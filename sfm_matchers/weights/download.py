@@ -17,7 +17,7 @@ from typing import IO
 from tqdm import tqdm
 
 from sfm_matchers.errors import WeightsError, one_line
-from sfm_matchers.files import replacing
+from sfm_matchers.files.replacing import replacing
 from sfm_matchers.weights.registry import BUNDLED_DIR, Checkpoint
 
 logger = logging.getLogger(__name__)

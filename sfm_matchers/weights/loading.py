@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from sfm_matchers.confs import check_options
 from sfm_matchers.errors import InputError, WeightsError, one_line
-from sfm_matchers.files import replacing
-from sfm_matchers.stored_precision import SCALE_SUFFIX, to_eight_bits, to_half, widened
+from sfm_matchers.files.replacing import replacing
 from sfm_matchers.weights.download import fetch, file_sha256
+from sfm_matchers.weights.precision import SCALE_SUFFIX, to_eight_bits, to_half, widened
 from sfm_matchers.weights.registry import (
     OFFICIAL,
     Checkpoint,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from hloc.utils.base_model import BaseModel
 
-from sfm_matchers.features import load_extractor
+from sfm_matchers.features.extraction import load_extractor
 from sfm_matchers.hloc.options import hloc_device
 
 

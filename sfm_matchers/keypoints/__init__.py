@@ -1,0 +1,1 @@
+"""Detector-free matches of many pairs to one set of keypoints for each photo."""

@@ -1,0 +1,1 @@
+"""Poses of new photos in a map."""

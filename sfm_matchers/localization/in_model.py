@@ -1,0 +1,410 @@
+"""Poses of queries by matches with the photos of a COLMAP model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pycolmap
+from tqdm import tqdm
+
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.localization.plausibility import Observers, implausibility, imprecision, is_seen
+from sfm_matchers.localization.poses import (
+    LocalizationOptions,
+    LocalizedQuery,
+    Query,
+    Status,
+    failed_query,
+)
+from sfm_matchers.localization.resectioning import (
+    FREEDOMS,
+    WRONG_MOVE,
+    Matches,
+    Solution,
+    best_of,
+    better_intrinsics,
+    centre_covariance,
+    doubt,
+    guesses,
+    solve,
+)
+from sfm_matchers.photos.intrinsics import Intrinsics
+
+logger = logging.getLogger(__name__)
+
+
+CACHED_IMAGES = 512  # of the map, whose tables of 3D points are kept in memory
+
+
+def localize_queries(
+    model: pycolmap.Reconstruction,
+    queries: Sequence[Query],
+    pairs: Iterable[Pair],
+    feature_path: Path,
+    match_path: Path,
+    options: LocalizationOptions | None = None,
+) -> Iterator[LocalizedQuery]:
+    """Localize queries one after the other; memory does not grow with their number.
+
+    Whatever is wrong with one query is said in its `reason`, and the next one follows.
+
+    Args:
+        model: its keypoints are those of the match file, point by point.
+        queries: photos with intrinsics.
+        pairs: (query, photo of the map), best first; others are ignored.
+        feature_path: keypoints of the queries.
+        match_path: matches between queries and photos of the map, in either direction.
+        options: how poses are estimated.
+    """
+    options = options or LocalizationOptions()
+    retrieved = group_by_query(pairs)
+    lookup = _Map(model)
+    with open_h5(feature_path) as features, open_h5(match_path) as matches:
+        for query in tqdm(queries, desc="Localizing", unit="photo"):
+            names = retrieved.get(query.name, [])
+            known = [name for name in names if name in lookup.image_ids]
+            if len(known) < len(names):
+                logger.warning(
+                    "%s: %d of %d retrieved photos are not in the map",
+                    query.name,
+                    len(names) - len(known),
+                    len(names),
+                )
+            try:
+                result = _localize(query, known, lookup, features, matches, options)
+            except InputError as error:
+                result = failed_query(query, str(error), known, lookup.pose)
+            yield result
+
+
+def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """Return the photos listed for each query, in the order of the list."""
+    retrieved: dict[str, list[str]] = {}
+    for query, name in pairs:
+        retrieved.setdefault(query, []).append(name)
+    return retrieved
+
+
+class _Map:
+    """A model as localization sees it: names, poses, and the 3D point of each keypoint."""
+
+    def __init__(self, model: pycolmap.Reconstruction) -> None:
+        self.model = model
+        self.image_ids = {
+            image.name: image_id for image_id, image in model.images.items() if image.has_pose
+        }
+        self.centres = {i: model.images[i].projection_center() for i in self.image_ids.values()}
+        centres = np.array(list(self.centres.values()))
+        self.extent = float(np.linalg.norm(np.ptp(centres, axis=0))) if len(centres) else np.inf
+        self.point_ids = functools.lru_cache(maxsize=CACHED_IMAGES)(self._read_point_ids)
+
+    def pose(self, name: str) -> pycolmap.Rigid3d:
+        return self.model.images[self.image_ids[name]].cam_from_world()
+
+    def observers(
+        self, point_ids: np.ndarray, indices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See `plausibility.Observers`: who saw some of the points (N,)."""
+        rows, centres = [], []
+        for row, point_id in enumerate(point_ids[indices].tolist()):
+            for element in self.model.points3D[point_id].track.elements:
+                if element.image_id in self.centres:
+                    rows.append(row)
+                    centres.append(self.centres[element.image_id])
+        return np.array(rows, dtype=np.int64), np.array(centres).reshape(-1, 3)
+
+    def _read_point_ids(self, name: str) -> np.ndarray:
+        """The 3D point of each keypoint of a photo (N,) int64, -1 where there is none."""
+        image = self.model.images[self.image_ids[name]]
+        ids = np.full(image.num_points2D(), -1, dtype=np.int64)
+        observed = np.asarray(image.get_observation_point2D_idxs(), dtype=np.int64)
+        ids[observed] = [point.point3D_id for point in image.get_observation_points2D()]
+        return ids
+
+
+def _localize(
+    query: Query,
+    names: list[str],
+    lookup: _Map,
+    features: h5py.File,
+    matches: h5py.File,
+    options: LocalizationOptions,
+) -> LocalizedQuery:
+    if not names:
+        return failed_query(query, "no photo of the map was retrieved for it", names, lookup.pose)
+    clusters = [names]
+    if options.covisibility_clustering:
+        clusters = covisibility_clusters({name: lookup.point_ids(name) for name in names})
+    size = (query.camera.width, query.camera.height)
+    keypoints = read_keypoints(features, query.name, size)
+    best: LocalizedQuery | None = None
+    faults: list[str] = []
+    for cluster in clusters:
+        tables = []
+        for name in cluster:
+            ids = lookup.point_ids(name)
+            try:
+                counts = (len(keypoints), len(ids))
+                tables.append((read_matches(matches, query.name, name, counts)[0], ids))
+            except InputError as error:
+                logger.warning("%s", error)
+                faults.append(str(error))
+        index, point_ids, num_matches = collect_matches(tables)
+        points = [lookup.model.points3D[int(point_id)].xyz for point_id in point_ids]
+        points3D = np.array(points, dtype=np.float64).reshape(-1, 3)
+        found = estimate_pose(
+            query,
+            keypoints[index] + np.float32(0.5),
+            points3D,
+            num_matches,
+            options,
+            lookup.extent,
+            functools.partial(lookup.observers, point_ids),
+        )
+        found.database_names, found.point_ids = names, point_ids
+        if best is None or found.num_inliers > best.num_inliers:
+            best = found
+    assert best is not None
+    if best.cam_from_world is None:
+        reason = "; ".join([best.reason, *faults[:1]])
+        return failed_query(query, reason, names, lookup.pose, best.num_matches)
+    return best
+
+
+def collect_matches(
+    tables: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Bring the matches of a query with several photos of the map together.
+
+    Args:
+        tables: per photo of the map, matches (M, 2) of query keypoints and map keypoints, and the
+            3D point of each map keypoint (K,), -1 for none.
+
+    Returns:
+        Query keypoints (N,) and 3D points (N,), each pair once, ordered by where the keypoint, then
+        the pair, appeared first; and the number of matches with a 3D point.
+    """
+    rows = [np.zeros((0, 2), dtype=np.int64)]
+    for matches, point3D_ids in tables:
+        point_ids = point3D_ids[matches[:, 1]]
+        row = np.stack([matches[:, 0], point_ids], axis=1)
+        rows.append(row[point_ids != -1])
+    every = np.concatenate(rows)
+    pairs, first = np.unique(every, axis=0, return_index=True)
+    _, first_of_keypoint, inverse = np.unique(every[:, 0], return_index=True, return_inverse=True)
+    keypoint_appeared = first_of_keypoint[inverse][first]
+    order = np.lexsort((first, keypoint_appeared))
+    return pairs[order, 0], pairs[order, 1], len(every)
+
+
+def covisibility_clusters(point3D_ids: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Group photos that share 3D points, directly or through others; the largest group first."""
+    sees: dict[int, list[str]] = {}
+    for name, ids in point3D_ids.items():
+        for point_id in np.unique(ids[ids != -1]).tolist():
+            sees.setdefault(point_id, []).append(name)
+    clusters: list[list[str]] = []
+    left = dict.fromkeys(point3D_ids)
+    while left:
+        waiting, cluster = [next(iter(left))], set()
+        while waiting:
+            name = waiting.pop()
+            if name in cluster:
+                continue
+            cluster.add(name)
+            ids = point3D_ids[name]
+            for point_id in np.unique(ids[ids != -1]).tolist():
+                waiting += [other for other in sees[point_id] if other not in cluster]
+        clusters.append([name for name in left if name in cluster])
+        left = {name: None for name in left if name not in cluster}
+    return sorted(clusters, key=len, reverse=True)
+
+
+def estimate_pose(
+    query: Query,
+    keypoints: np.ndarray,
+    points3D: np.ndarray,
+    num_matches: int,
+    options: LocalizationOptions,
+    extent: float = np.inf,
+    observers: Observers | None = None,
+) -> LocalizedQuery:
+    """Estimate a pose, with the intrinsics that the matches support best.
+
+    Args:
+        query: its name, camera, and what else its intrinsics may be.
+        keypoints: (N, 2) in COLMAP's convention.
+        points3D: (N, 3).
+        num_matches: to note.
+        options: see `LocalizationOptions`.
+        extent: of the map's cameras: errors of the pose are measured by it.
+        observers: by whom the points of some of the matches were seen, where that is known: points
+            that the query would see from the other side do not support its pose.
+
+    Returns:
+        Status `LOCALIZED` or `LOW_CONFIDENCE`, or `FAILED` without a pose.
+    """
+    result = LocalizedQuery(
+        query.name,
+        Status.FAILED,
+        query.camera,
+        num_matches=num_matches,
+        keypoints=keypoints,
+        points=points3D,
+        inliers=np.zeros(len(keypoints), dtype=bool),
+    )
+    if len(keypoints) < 4:
+        result.reason = f"{len(keypoints)} matches with 3D points, at least 4 are needed"
+        return result
+    # Solvers fail and lose digits far from the origin, where maps in UTM coordinates are.
+    finite = points3D[np.isfinite(points3D).all(axis=1)]
+    origin = np.median(finite, axis=0).astype(np.float64) if len(finite) else np.zeros(3)
+    matches = Matches(
+        np.asarray(keypoints, dtype=np.float64),
+        np.asarray(points3D, dtype=np.float64) - origin,
+        options.max_error,
+        extent,
+    )
+    try:
+        chosen = _choose_intrinsics(query, matches, options)
+    except (ValueError, RuntimeError) as error:
+        result.reason = f"its camera cannot be used: {one_line(error)}"
+        return result
+    if chosen is None:
+        result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
+        return result
+    found, intrinsics, doubts = chosen
+    if options.check_intrinsics:
+        doubts = doubts or imprecision(found)
+    inliers = _seen_inliers(found, observers, origin)
+    if reason := implausibility(found, inliers):
+        result.reason = reason
+        return result
+    result.camera, result.intrinsics, result.reason = found.camera, intrinsics, doubts
+    result.cam_from_world = found.cam_from_world * pycolmap.Rigid3d(pycolmap.Rotation3d(), -origin)
+    result.inliers, result.covariance = inliers, centre_covariance(found)
+    if result.reason:
+        logger.warning("%s: low confidence: %s", query.name, result.reason)
+    confident = _is_confident(inliers, options) and not result.reason
+    result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
+    return result
+
+
+def _seen_inliers(
+    solution: Solution, observers: Observers | None, origin: np.ndarray
+) -> np.ndarray:
+    """The inliers (N,) bool of a solution that are seen from the side from which the map saw them.
+
+    `origin` of the solution's world is where it lies in the map's.
+    """
+    inliers = solution.inliers
+    indices = np.flatnonzero(inliers)
+    if observers is None or not len(indices):
+        return inliers
+    rows, centres = observers(indices)
+    camera_centre = solution.cam_from_world.inverse().translation
+    inliers = inliers.copy()
+    inliers[indices] = is_seen(
+        solution.matches.points[indices], camera_centre, rows, centres - origin
+    )
+    return inliers
+
+
+def _is_confident(inliers: np.ndarray, options: LocalizationOptions) -> bool:
+    count = int(inliers.sum())
+    return count >= options.confident_inliers and count >= options.confident_ratio * len(inliers)
+
+
+def _choose_intrinsics(
+    query: Query, matches: Matches, options: LocalizationOptions
+) -> tuple[Solution, str, str] | None:
+    """The pose for the intrinsics that the matches support best.
+
+    Returns:
+        The solution; whence its intrinsics come, and why; and what speaks against them, or "".
+        None where there is no pose.
+    """
+    estimated = options.estimate_focal_length
+    may_change = query.may_change or query.focal_length_is_guess or estimated
+    solved: list[tuple[str, Solution]] = []
+    for candidate in (Intrinsics(query.camera, query.source), *query.alternatives):
+        is_guess = estimated or (query.focal_length_is_guess and candidate.camera is query.camera)
+        found = solve(matches, candidate.camera, estimate_focal_length=is_guess)
+        if found is not None:
+            source = candidate.source + (", focal length estimated" if is_guess else "")
+            solved.append((source, found))
+    best = best_of(found for _, found in solved)
+    is_good = best and _is_confident(best.inliers, options)
+    if may_change and options.check_intrinsics and not is_good:
+        size = (query.camera.width, query.camera.height)
+        solved += [("estimated", guess) for guess in guesses(matches, size)]
+        best = best_of(found for _, found in solved)
+    if best is None:
+        return None
+    source = next(source for source, found in solved if found is best)
+    others = [f"{name}: {found.summary()}" for name, found in solved if found is not best]
+    text = f"{source} ({'; '.join([best.summary(), *others])})" if others else source
+    if not options.check_intrinsics:
+        return best, text, ""
+    level = int("estimated" in source)  # the focal length
+    if (better := better_intrinsics(best)) is not None:
+        estimate, level = better
+        what = FREEDOMS[level - 1]
+        is_wrong = estimate.moves_from(best) > WRONG_MOVE
+        if not may_change:
+            return best, text, _contradiction(best, estimate, what) if is_wrong else ""
+        if is_wrong and not query.focal_length_is_guess and not estimated:
+            logger.warning(
+                "%s: %s: %s; they are estimated",
+                query.name,
+                source,
+                _contradiction(best, estimate, what),
+            )
+        others = [f"{name}: {found.summary()}" for name, found in solved]
+        best = estimate
+        text = f"{what} estimated ({'; '.join([best.summary(), *others])})"
+    return best, text, doubt(best, level) if may_change else ""
+
+
+def _contradiction(solution: Solution, better: Solution, what: str) -> str:
+    """One line: the matches contradict what of a solution's intrinsics, and what fits better."""
+    focal_lengths = [found.camera.mean_focal_length() for found in (better, solution)]
+    return (
+        f"the matches contradict the {what} of its intrinsics: {better.summary()} with a focal "
+        f"length of {focal_lengths[0]:.0f} px, {solution.summary()} with {focal_lengths[1]:.0f} px"
+    )
+
+
+def add_to_model(
+    model: pycolmap.Reconstruction, results: Iterable[LocalizedQuery]
+) -> pycolmap.Reconstruction:
+    """Return a copy of a model with the localized queries, not those of low confidence.
+
+    Each gets a camera of its own, and its inliers as observations.
+    """
+    extended = pycolmap.Reconstruction(model)
+    for result in results:
+        if result.status != Status.LOCALIZED or result.cam_from_world is None:
+            continue
+        camera_id, image_id = max(extended.cameras) + 1, max(extended.images) + 1
+        camera = copy.copy(result.camera)
+        camera.camera_id = camera_id
+        extended.add_camera_with_trivial_rig(camera)
+        keypoints, first = np.unique(result.keypoints, axis=0, return_index=True)
+        image = pycolmap.Image(
+            name=result.name, keypoints=keypoints, camera_id=camera_id, image_id=image_id
+        )
+        extended.add_image_with_trivial_frame(image, result.cam_from_world)
+        for index, row in enumerate(first.tolist()):
+            if result.inliers[row]:
+                element = pycolmap.TrackElement(image_id, index)
+                extended.add_observation(int(result.point_ids[row]), element)
+    return extended

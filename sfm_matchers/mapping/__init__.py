@@ -1,0 +1,1 @@
+"""Matches to a COLMAP model, by pycolmap."""

@@ -1,0 +1,106 @@
+"""The last, robust bundle adjustment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pycolmap
+
+logger = logging.getLogger(__name__)
+
+
+# Pixels. No detector is more exact, and a smaller scale would make the adjustment ill-conditioned.
+MIN_ROBUST_SCALE = 0.1
+
+# Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
+# steps move cameras by a few hundredths of their error at most.
+ROBUST_TOLERANCE = 1e-5
+
+MIN_OBSERVATIONS = 4  # of a registered photo: three points do not determine its pose
+
+
+def adjust_robustly(
+    model: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    fixed_cameras: Collection[int] = (),
+) -> None:
+    """Adjust a model once more under a Cauchy loss, refining what `adjustment` says.
+
+    The mappers minimise squares, or Huber's loss, under which the few observations near their bound
+    of 4 pixels outweigh the many exact ones. The scale of the loss is 2.385 standard deviations
+    (95 % efficient for Gaussian errors; Holland and Welsch, "Robust regression using iteratively
+    reweighted least-squares", 1977), which is twice the median length of such an error in two
+    dimensions.
+    """
+    logger.info("Last adjustment of a model of %d photos", model.num_reg_images())
+    errors = np.concatenate(list(reprojection_errors(model).values()))
+    scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
+    solve_robustly(model, adjustment, fixed_cameras, scale)
+    bounds = pycolmap.IncrementalMapperOptions()
+    manager = pycolmap.ObservationManager(model)
+    manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
+    # Photos that no point supports any more are not registered.
+    for frame_id in manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS):
+        manager.deregister_frame(frame_id)
+
+
+def robust_adjustment(
+    num_threads: int, *, refines_principal_point: bool = False
+) -> pycolmap.BundleAdjustmentOptions:
+    """COLMAP's own options of a global adjustment, under a Cauchy loss."""
+    pipeline = pycolmap.IncrementalPipelineOptions()
+    pipeline.num_threads = num_threads
+    adjustment = pipeline.get_global_bundle_adjustment()
+    adjustment.refine_principal_point = refines_principal_point
+    adjustment.ceres.solver_options.num_threads = num_threads
+    adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    adjustment.print_summary = False
+    return adjustment
+
+
+def solve_robustly(
+    model: pycolmap.Reconstruction,
+    adjustment: pycolmap.BundleAdjustmentOptions,
+    fixed_cameras: Collection[int],
+    scale: float,
+) -> None:
+    """Adjust a model under a Cauchy loss of a scale in pixels, and remove nothing."""
+    adjustment.print_summary = False
+    adjustment.ceres.solver_options.function_tolerance = ROBUST_TOLERANCE
+    adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
+    adjustment.ceres.loss_function_scale = scale
+    config = pycolmap.BundleAdjustmentConfig()
+    for image_id in model.reg_image_ids():
+        config.add_image(image_id)
+    for camera_id in fixed_cameras:
+        config.set_constant_cam_intrinsics(camera_id)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
+
+
+def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
+    """Return, for every registered image, its observations' errors (M,) in pixels."""
+    # Arrays first: a look-up in pycolmap's own map costs more than all the rest.
+    point_ids = np.array(sorted(model.points3D), dtype=np.uint64)
+    world_points = point_positions(model, point_ids.tolist())
+    errors = {}
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        observations = list(image.get_observation_points2D())
+        observed = np.array([point2D.xy for point2D in observations]).reshape(-1, 2)
+        seen = np.array([point2D.point3D_id for point2D in observations], dtype=np.uint64)
+        cam_from_world = image.cam_from_world().matrix()
+        world = world_points[np.searchsorted(point_ids, seen)]
+        in_camera = world @ cam_from_world[:, :3].T + cam_from_world[:, 3]
+        camera = model.cameras[image.camera_id]
+        projected = camera.img_from_cam(in_camera, check_cheirality=False)
+        errors[image.name] = np.linalg.norm(projected - observed, axis=1)
+    return errors
+
+
+def point_positions(model: pycolmap.Reconstruction, point_ids: Sequence[int]) -> np.ndarray:
+    """Return the points (N, 3) of a model."""
+    points3D = model.points3D
+    return np.array([points3D[i].xyz for i in point_ids], dtype=np.float64).reshape(-1, 3)

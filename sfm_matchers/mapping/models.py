@@ -1,0 +1,182 @@
+"""COLMAP models as users have them, in the folder or below, by COLMAP or by hand; written whole."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pycolmap
+
+from sfm_matchers.errors import InputError, OutputError, one_line
+from sfm_matchers.files.names import check_name
+from sfm_matchers.files.replacing import flush, temporary_beside
+from sfm_matchers.files.space import GOES_ON, writing
+from sfm_matchers.files.text import read_text
+from sfm_matchers.mapping.model_tables import TABLES, check_tables, counts_of, has_tables
+
+logger = logging.getLogger(__name__)
+
+# Where a model lies below the folder that users name.
+SUBFOLDERS = ("", "0", "sparse/0", "sparse")
+WORDS_OF_IMAGE = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; a name may have more
+
+
+def read_model(path: str | Path) -> pycolmap.Reconstruction:
+    """Read a COLMAP model; every command does it here.
+
+    Nothing in it makes pycolmap take memory without end, or fail later: see `model_tables`.
+    Text models written by hand may lack ``points3D.txt``, and the second line of each image in
+    ``images.txt``, which COLMAP leaves empty where there are no points.
+
+    Args:
+        path: its folder, or one that holds it as ``0``, ``sparse/0`` or ``sparse``.
+
+    Raises:
+        InputError: there is no model, or it cannot be read.
+    """
+    try:
+        folder = model_folder(Path(path))
+        if folder != Path(path):
+            logger.info("The model is %s", folder)
+        if has_tables(folder):
+            check_tables(folder)
+            model = pycolmap.Reconstruction(folder)
+        else:
+            by_hand = _is_by_hand(folder)
+            model = _read_by_hand(folder) if by_hand else pycolmap.Reconstruction(folder)
+            _check_as_tables(model)
+    except Exception as error:  # of text that makes no sense pycolmap raises anything
+        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+    for image in model.images.values():
+        check_name(image.name, path)
+    return model
+
+
+def _check_as_tables(model: pycolmap.Reconstruction) -> None:
+    """Look through a model that was text; raise InputError if it cannot be."""
+    with tempfile.TemporaryDirectory() as name:
+        model.write_binary(name)
+        check_tables(Path(name))
+
+
+def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Write a model into a folder, table by table, after a look whether all of it is there.
+
+    pycolmap says nothing where the disk is full. Other files of the folder stay.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = temporary_beside(folder / "model")
+    try:
+        with writing(folder):
+            temporary.mkdir(parents=True)
+            model.write(temporary)
+            check_written(model, temporary)
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_written(model: pycolmap.Reconstruction, folder: Path) -> None:
+    """Raise OutputError if a folder does not hold all of a model; wait until the disk has it."""
+    try:
+        is_whole = check_tables(folder) == counts_of(model)
+    except InputError:
+        is_whole = False
+    if not is_whole:
+        raise OutputError(
+            f"cannot write {folder}: what was written is cut off, is the disk full? {GOES_ON}"
+        )
+    with writing(folder):
+        for table in (*TABLES, "rigs", "frames"):
+            if (folder / f"{table}.bin").exists():
+                flush(folder / f"{table}.bin")
+
+
+def model_folder(path: Path) -> Path:
+    """Return the folder of a model, or `path` itself if there is none."""
+    for subfolder in SUBFOLDERS:
+        folder = path / subfolder
+        if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
+            others = sorted(other.name for other in folder.parent.glob("[0-9]*") if other.is_dir())
+            if subfolder.endswith("0") and len(others) > 1:
+                logger.warning("%s holds %d models, %s is taken", folder.parent, len(others), "0")
+            return folder
+    return path
+
+
+def _is_by_hand(folder: Path) -> bool:
+    """True for a text model that COLMAP would not read, or read wrongly."""
+    has_text = (folder / "cameras.txt").is_file() and (folder / "images.txt").is_file()
+    if not has_text or (folder / "cameras.bin").is_file():
+        return False
+    has_points = (folder / "points3D.txt").is_file()
+    return not has_points or _lacks_lines(_content(folder / "images.txt"))
+
+
+def _content(path: Path) -> list[str]:
+    """The lines of a table, without comments and what follows the last text."""
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    lines = [line for line in lines if not line.startswith("#")]
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _lacks_lines(lines: list[str]) -> bool:
+    """True if an image stands where the points of the one before should."""
+    return any(_is_image(line) for line in lines[1::2]) or any(not line for line in lines[::2])
+
+
+def _is_image(line: str) -> bool:
+    words = line.split(maxsplit=WORDS_OF_IMAGE)  # the points of an image may be thousands
+    if len(words) < WORDS_OF_IMAGE:
+        return False
+    try:
+        int(words[0]), int(words[8])
+        [float(word) for word in words[1:8]]
+    except ValueError:
+        return False
+    # The points of an image are triples of numbers, the last of each whole.
+    return not _are_points(line.split())
+
+
+def _are_points(words: list[str]) -> bool:
+    if len(words) % 3:
+        return False
+    try:
+        [float(word) for word in words]
+        [int(word) for word in words[2::3]]
+    except ValueError:
+        return False
+    return True
+
+
+def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
+    """Read a copy of the model that has what COLMAP expects."""
+    lines = _content(folder / "images.txt")
+    if _lacks_lines(lines):
+        lines = [line for line in lines if line]
+        complete: list[str] = []
+        for index, line in enumerate(lines):
+            if not _is_image(line):
+                complete.append(line)
+                continue
+            complete.append(line)
+            if index + 1 == len(lines) or _is_image(lines[index + 1]):
+                complete.append("")
+        lines = complete
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for table in ("cameras", "points3D", "rigs", "frames"):
+            if (folder / f"{table}.txt").is_file():
+                shutil.copy(folder / f"{table}.txt", copy)
+        if not (copy / "points3D.txt").exists():
+            (copy / "points3D.txt").write_text("", encoding="utf-8")
+        (copy / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return pycolmap.Reconstruction(copy)

@@ -1,0 +1,284 @@
+"""Where a photo shows a point that other photos show: predicted by poses, found by its looks.
+
+A patch of a photo that observes the point is carried over by the two poses and the plane around
+the point, and aligned with the other photo by least squares.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.mapping.sparse_scene import BoolArray, FloatArray, IntArray, SparseScene, View
+from sfm_matchers.matchers.least_squares_matching import CHUNK, RADIUS, align_patches, blurred
+from sfm_matchers.photos.images import read_image
+
+NUM_REFERENCES = 2  # photos that observe a point from which it is looked for in another
+LARGEST_ANGLE = 50.0  # degrees between the rays of the two photos
+LARGEST_ZOOM = 2.5  # of the one photo against the other
+ZOOM_COUNTS = 15.0  # degrees that twice the scale counts for, where a reference is chosen
+LARGEST_STRETCH = 3.5  # of the affine map of a patch
+LARGEST_RESIDUAL = 1.5  # pixels of a keypoint, up to which the projection of its point is trusted
+SHARP_SIDE = 2048  # pixels, longer side up to which photos are taken to be sharp to the pixel
+NUM_INDEPENDENT = 30.0  # samples of a patch, whose noise is blurred
+BORDER = 2 * RADIUS  # samples
+
+
+class Sightings(NamedTuple):
+    """What was found in one photo for M pairs of a point and a reference.
+
+    Attributes:
+        point: (M,) indices of points of the scene.
+        pixel: (M, 2) where they were found.
+        succeeded: (M,) bool.
+        correlation: (M,) of the patches.
+        deviation: (M,) standard deviation of the place, pixels, that noise and texture allow.
+    """
+
+    point: IntArray
+    pixel: FloatArray
+    succeeded: BoolArray
+    correlation: FloatArray
+    deviation: FloatArray
+
+
+class Photos:
+    """Gray photos, blurred for sampling at some distance; the last ones used are kept.
+
+    Args:
+        folder: of the photos.
+        budget: bytes that they may take.
+    """
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.folder = folder
+        self.budget = budget
+        self._kept: OrderedDict[tuple[str, float], Tensor] = OrderedDict()
+        self._gray: tuple[str, np.ndarray] = ("", np.zeros((0, 0)))
+
+    def blurred(self, view: View, spacing: float) -> Tensor:
+        """Return a photo (1, 1, H, W) without what samples so many pixels apart cannot tell.
+
+        Raises:
+            InputError: it cannot be read, or has another size than its camera.
+        """
+        key = (view.name, spacing)
+        if key not in self._kept:
+            self._kept[key] = blurred(self._read(view), spacing)
+            while len(self._kept) > 2 and self._bytes() > self.budget:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _bytes(self) -> int:
+        return sum(image.numel() * image.element_size() for image in self._kept.values())
+
+    def _read(self, view: View) -> np.ndarray:
+        if self._gray[0] != view.name:
+            image = read_image(self.folder / view.name, gray=True)
+            if image.shape[::-1] != view.size:
+                found, expected = ("{}x{}".format(*size) for size in (image.shape[::-1], view.size))
+                raise InputError(
+                    f"{self.folder / view.name} is {found}, its camera in the model {expected}: "
+                    "give the photos that the model was made of"
+                )
+            self._gray = view.name, image.astype(np.float32)
+        return self._gray[1]
+
+
+def sample_spacing(view: View) -> float:
+    """Return the pixels between samples of a patch: larger photos are not sharp to the pixel."""
+    return 2.0 ** max(0, round(np.log2(max(view.size) / SHARP_SIDE)))
+
+
+def choose_references(
+    scene: SparseScene, target: int, candidates: IntArray, absent: BoolArray
+) -> tuple[IntArray, IntArray]:
+    """Choose sightings from which each candidate is looked for in a view, not of absent views (V,).
+
+    Returns:
+        Candidates (M,), each up to `NUM_REFERENCES` times, and the sighting (M,) of each.
+    """
+    counts = scene.starts[candidates + 1] - scene.starts[candidates]
+    point = np.repeat(candidates, counts)
+    sighting = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+    sighting += np.repeat(scene.starts[candidates], counts)
+    centers = np.array([view.center for view in scene.views])
+    scales = np.array([view.pixels_per_radian for view in scene.views])
+    rays0 = centers[scene.view[sighting]] - scene.points[point]
+    rays1 = centers[target] - scene.points[point]
+    lengths0, lengths1 = (np.linalg.norm(rays, axis=1) for rays in (rays0, rays1))
+    cosines = (rays0 * rays1).sum(1) / (lengths0 * lengths1)
+    angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
+    zooms = np.log2(scales[target] / lengths1 * lengths0 / scales[scene.view[sighting]])
+    usable = ~absent[scene.view[sighting]]
+    usable &= (angles < LARGEST_ANGLE) & (np.abs(zooms) < np.log2(LARGEST_ZOOM))
+    point, sighting = point[usable], sighting[usable]
+    order = np.lexsort(((angles + ZOOM_COUNTS * np.abs(zooms))[usable], point))
+    point, sighting = point[order], sighting[order]
+    rank = np.arange(len(point)) - np.searchsorted(point, point)
+    return point[rank < NUM_REFERENCES], sighting[rank < NUM_REFERENCES]
+
+
+def carry_over(
+    view0: View, view1: View, pixels0: FloatArray, points: FloatArray, normals: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Carry patches from one view to another over the planes around points.
+
+    Args:
+        view0: shows the patches.
+        view1: shows them too.
+        pixels0: (M, 2) their centres in view 0.
+        points: (M, 3) of their planes.
+        normals: (M, 3).
+
+    Returns:
+        Their centres (M, 2) in view 1, and the affine maps (M, 2, 2) from offsets in view 0 to
+        offsets in view 1; NaN where there are none.
+    """
+    step = RADIUS / 2
+    offsets = step * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
+    count = len(points)
+    rays = view0.rays((pixels0[:, None] + offsets).reshape(-1, 2)).reshape(count, 5, 3)
+    along = (rays * normals[:, None]).sum(-1)
+    ahead = ((points - view0.center) * normals).sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surface = view0.center + (ahead / along)[..., None] * rays
+        surface[(ahead / along <= 0) | ~np.isfinite(surface).all(-1)] = np.nan
+    pixels1 = view1.project(surface.reshape(-1, 3)).reshape(count, 5, 2)
+    by_x, by_y = (pixels1[:, i] - pixels1[:, i + 1] for i in (1, 3))
+    return pixels1[:, 0], np.stack([by_x, by_y], -1) / (2 * step)
+
+
+def locate(
+    scene: SparseScene,
+    target: int,
+    candidates: IntArray,
+    photos: Photos,
+    missing: Collection[str] = (),
+) -> Sightings:
+    """Look for points in a view, each from up to `NUM_REFERENCES` of the photos that observe it.
+
+    Args:
+        scene: what is known.
+        target: index of the view.
+        candidates: indices of points.
+        photos: decoded ones.
+        missing: names of photos that are not there.
+
+    Raises:
+        InputError: a photo cannot be read.
+    """
+    absent = np.array([view.name in missing for view in scene.views])
+    point, sighting = choose_references(scene, target, candidates, absent)
+    found = []
+    for view in np.unique(scene.view[sighting]):
+        of_view = scene.view[sighting] == view
+        found.append(_locate_from(scene, view, target, point[of_view], sighting[of_view], photos))
+    if not found:
+        nothing = np.zeros(0)
+        return Sightings(
+            np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros(0, bool), nothing, nothing
+        )
+    return Sightings(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def _locate_from(
+    scene: SparseScene,
+    source: int,
+    target: int,
+    point: IntArray,
+    sighting: IntArray,
+    photos: Photos,
+) -> Sightings:
+    """Look for points (M,) in view `target` from their sightings (M,) in view `source`."""
+    view0, view1 = scene.views[source], scene.views[target]
+    points = scene.points[point]
+    pixels0 = _centers(view0, points, scene.pixel[sighting])
+    towards = view0.center - points
+    towards /= np.linalg.norm(towards, axis=1, keepdims=True)
+    normals = np.where(scene.is_flat[point][:, None], scene.normals[point], towards)
+    pixels1, linear = carry_over(view0, view1, pixels0, points, normals)
+    with np.errstate(invalid="ignore"):
+        stretch = np.linalg.svd(np.nan_to_num(linear), compute_uv=False)
+        usable = (stretch[:, 0] < LARGEST_STRETCH) & (stretch[:, 1] * LARGEST_STRETCH > 1)
+        usable &= np.linalg.det(linear) > 0
+    base = sample_spacing(view1)
+    usable &= view0.shows(pixels0, RADIUS) & view1.shows(pixels1, base * RADIUS)
+    point = point[usable]
+    pixels0, pixels1, linear = (array[usable] for array in (pixels0, pixels1, linear))
+    # Samples are never denser than the pixels of the photo that shows less; in half octaves.
+    zooms = np.sqrt(np.linalg.det(linear)).clip(1e-3)
+    spacings = np.maximum(sample_spacing(view0), base / zooms)
+    octaves = np.round(2 * np.log2(spacings)) / 2
+    parts = []
+    for octave in np.unique(octaves):
+        same = octaves == octave
+        zoom = 2 ** (np.round(2 * np.log2(np.median(zooms[same]))) / 2)
+        parts.append((np.flatnonzero(same), 2.0**octave, float(zoom)))
+    found = Sightings(
+        point, pixels1, np.zeros(len(point), bool), np.zeros(len(point)), np.full(len(point), 1e3)
+    )
+    for index, spacing, zoom in parts:
+        for chunk in np.array_split(index, -(-len(index) // CHUNK)):
+            placed = _aligned(
+                photos, view0, view1, pixels0[chunk], pixels1[chunk], linear[chunk], spacing, zoom
+            )
+            for array, values in zip(found[1:], placed, strict=True):
+                array[chunk] = values
+    return found
+
+
+def _centers(view: View, points: FloatArray, keypoints: FloatArray) -> FloatArray:
+    """Return the centres (M, 2) of the patches of a view around points that it observes.
+
+    The projection of a point, which all its keypoints tell, is more exact than one of them.
+    """
+    pixels = view.project(points)
+    near = np.linalg.norm(pixels - keypoints, axis=1) < LARGEST_RESIDUAL * sample_spacing(view)
+    return np.where(near[:, None], pixels, keypoints)
+
+
+def _aligned(
+    photos: Photos,
+    view0: View,
+    view1: View,
+    pixels0: FloatArray,
+    pixels1: FloatArray,
+    linear: FloatArray,
+    spacing: float,
+    zoom: float,
+) -> tuple[np.ndarray, ...]:
+    """Align a batch of patches, coarsely first; return all but the point of `Sightings`."""
+    points0, points1, maps = (
+        torch.from_numpy(array.astype(np.float32)) for array in (pixels0, pixels1, linear)
+    )
+    for width, affine in ((2 * spacing, False), (spacing, True)):
+        result = align_patches(
+            photos.blurred(view0, width),
+            photos.blurred(view1, width * zoom),
+            points0,
+            points1,
+            maps * width,
+            spacing=width,
+            affine=affine,
+        )
+        points1 = result.points
+    noise = (1 - result.correlation.clamp(max=1)) / result.texture.clamp(min=1e-6)
+    deviation = spacing * zoom * (2 * noise / NUM_INDEPENDENT).sqrt()
+    return tuple(
+        array.numpy().astype(array_type)
+        for array, array_type in (
+            (points1, np.float64),
+            (result.succeeded, bool),
+            (result.correlation, np.float64),
+            (deviation, np.float64),
+        )
+    )

@@ -1,0 +1,139 @@
+"""Whether photos that were taken for one camera's are.
+
+Photos without EXIF of one size may be of several cameras, or of several zooms. One camera for all
+of them bends the model: on rendered photos of two cameras the centres are 3 to 14 % of the extent
+off, and nothing but the reprojection error tells. Where each photo gets intrinsics of its own, in
+one more adjustment of the model, that error falls to a half or less; where they are of one camera,
+it does not fall.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pycolmap
+
+from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors
+
+# A median error below this share of the shared cameras' is not from the additional freedom.
+CLEARLY_LESS = 0.7
+
+# Relative difference of focal lengths, from one photo to the next larger, up to which they are of
+# one camera: those of one camera lie within 2 % where each photo has its own.
+SAME_FOCAL_LENGTH = 0.04
+
+
+@dataclass(frozen=True)
+class OwnCameras:
+    """A model adjusted with intrinsics of its own for each of some photos.
+
+    Attributes:
+        shared_error: median reprojection error in pixels of these photos before.
+        own_error: afterwards.
+        focal_lengths: photo -> pixels, afterwards.
+    """
+
+    shared_error: float
+    own_error: float
+    focal_lengths: dict[str, float]
+
+    @property
+    def contradicts(self) -> bool:
+        """True if the photos are not of the cameras that they share."""
+        return self.own_error < CLEARLY_LESS * self.shared_error
+
+
+def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> OwnCameras:
+    """Adjust a copy of a model, in which each of some photos has intrinsics of its own.
+
+    Args:
+        model: it is left as it is.
+        names: photos; those that are not registered have no part.
+    """
+    own = _split_cameras(model, names)
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads = 1
+    adjust_robustly(own, options.get_global_bundle_adjustment())
+    cameras = {
+        image.name: own.cameras[image.camera_id]
+        for image in own.images.values()
+        if image.has_pose and image.name in names
+    }
+    return OwnCameras(
+        median_error(model, names),
+        median_error(own, names),
+        {name: float(camera.mean_focal_length()) for name, camera in cameras.items()},
+    )
+
+
+def median_error(model: pycolmap.Reconstruction, names: Collection[str]) -> float:
+    """Return the median reprojection error of some photos in pixels; infinite without any."""
+    errors = [own for name, own in reprojection_errors(model).items() if name in names]
+    return float(np.median(np.concatenate(errors))) if errors else float("inf")
+
+
+def _split_cameras(
+    model: pycolmap.Reconstruction, names: Collection[str]
+) -> pycolmap.Reconstruction:
+    """Copy the registered images and the points of a model; images of `names` get own cameras."""
+    split = pycolmap.Reconstruction()
+    next_id = 1 + max(model.cameras)
+    for image_id in sorted(model.reg_image_ids()):
+        image = model.images[image_id]
+        camera = copy.copy(model.cameras[image.camera_id])
+        if image.name in names:
+            camera.camera_id, next_id = next_id, next_id + 1
+        if camera.camera_id not in split.cameras:
+            split.add_camera_with_trivial_rig(camera)
+        keypoints = np.array([point.xy for point in image.points2D]).reshape(-1, 2)
+        same = pycolmap.Image(
+            name=image.name, keypoints=keypoints, camera_id=camera.camera_id, image_id=image_id
+        )
+        split.add_image_with_trivial_frame(same, image.cam_from_world())
+    for point_id in sorted(model.points3D):
+        point = model.points3D[point_id]
+        split.add_point3D(point.xyz, point.track, point.color)
+    return split
+
+
+def listed_focal_lengths(
+    groups: Sequence[Sequence[str]], focal_lengths: Mapping[str, float]
+) -> str:
+    """Return the median focal length of each group, and how many photos it has, for the user."""
+    shown = []
+    for group in groups:
+        known = [focal_lengths[name] for name in group if name in focal_lengths]
+        if known:
+            shown.append(f"{np.median(known):.0f} px ({len(group)})")
+    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
+
+
+def regrouped(
+    groups: Sequence[Sequence[str]], focal_lengths: Mapping[str, float]
+) -> list[list[str]]:
+    """Split groups of photos where their focal lengths differ.
+
+    Args:
+        groups: photos that share a camera.
+        focal_lengths: photo -> pixels. Photos of a group that is split, but which are not here, get
+            a camera each; groups without any stay.
+    """
+    result: list[list[str]] = []
+    for group in groups:
+        known = [name for name in group if name in focal_lengths]
+        clusters: list[list[str]] = []
+        last = 0.0
+        for name in sorted(known, key=focal_lengths.__getitem__):
+            if not focal_lengths[name] <= (1 + SAME_FOCAL_LENGTH) * last:
+                clusters.append([])
+            clusters[-1].append(name)
+            last = focal_lengths[name]
+        if len(clusters) <= 1:
+            result.append(list(group))
+        else:
+            result += [sorted(cluster) for cluster in clusters]
+            result += [[name] for name in group if name not in focal_lengths]
+    return result

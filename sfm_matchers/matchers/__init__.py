@@ -1,0 +1,1 @@
+"""Two photos, or their features, to matches."""

@@ -1,0 +1,28 @@
+"""What is done with the pixels of two photos once a network has matched them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from sfm_matchers.confs import DetectorFreeConf
+from sfm_matchers.matchers.overlap import match_overlap
+from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
+
+CloserLook = Callable[[np.ndarray, np.ndarray, Matches], Matches]
+"""Takes two photos as they were matched, RGB (H, W, 3) uint8, and their matches; returns better
+ones."""
+
+
+def closer_looks(matcher: DetectorFreeMatcher, conf: DetectorFreeConf) -> list[partial[Matches]]:
+    """Return the `CloserLook`s that the conf asks for, in the order in which they are done."""
+    looks: list[partial[Matches]] = []
+    if conf.match_overlap:
+        looks.append(partial(match_overlap, matcher))
+    if conf.least_squares_matching:
+        from sfm_matchers.matchers.least_squares_matching import least_squares_matching
+
+        looks.append(partial(least_squares_matching, device=getattr(matcher, "device", "cpu")))
+    return looks

@@ -1,0 +1,120 @@
+"""JamMa on photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sfm_matchers.matchers.batching import (
+    batch_size_on,
+    num_bytes,
+    pad_maps,
+    split_matches,
+    stack_features,
+)
+from sfm_matchers.matchers.protocols import (
+    EncodedImage,
+    Matches,
+)
+from sfm_matchers.networks import jamma
+from sfm_matchers.networks.jamma import JamMa, JamMaFeatures
+from sfm_matchers.photos.resizing import network_size, resize_image
+
+
+class JamMaMatcher:
+    """JamMa on photos of any size.
+
+    A photo is resized so that its longer side is `resize_max` at most and both sides are multiples
+    of 16. Photos of a pair that differ in size are padded to one size after the encoder, on its
+    feature maps, with masks; each photo is thus encoded once, unpadded. The official weights were
+    trained on images padded to squares, and get those.
+
+    Args:
+        network: a `JamMa` in evaluation mode.
+        resize_max: longer side in pixels that the network sees.
+        device: torch device.
+        pad_to_square: pad each image, not its features, to a square of `resize_max`.
+    """
+
+    def __init__(
+        self,
+        network: JamMa,
+        resize_max: int = 832,
+        device: str = "cpu",
+        *,
+        pad_to_square: bool = False,
+    ) -> None:
+        self.network = network.to(device)
+        self.resize_max = resize_max
+        self.device = torch.device(device)
+        self.batch_size = batch_size_on(self.device)
+        self.pad_to_square = pad_to_square
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        """See `DetectorFreeMatcher.encode`."""
+        size = network_size((image.shape[1], image.shape[0]), self.resize_max, jamma.SIZE_MULTIPLE)
+        resized = resize_image(image, size)
+        pixels = torch.from_numpy(resized.pixels).to(self.device).permute(2, 0, 1).float() / 255
+        return self.encode_pixels(pixels[None], resized.scale)
+
+    def encode_pixels(
+        self, pixels: torch.Tensor, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> EncodedImage:
+        """Encode an image that has the network's size already.
+
+        Args:
+            pixels: (1, 3, H, W) RGB in 0..1, sides multiples of 16.
+            scale: of the photo over the image.
+        """
+        mean, std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (jamma.IMAGE_MEAN, jamma.IMAGE_STD)
+        )
+        normalized = (pixels - mean) / std
+        if self.pad_to_square:
+            side = -(-max(self.resize_max, *pixels.shape[2:]) // jamma.SIZE_MULTIPLE)
+            normalized = pad_maps(normalized, (side * jamma.SIZE_MULTIPLE,) * 2)
+        features = self.network.encode(normalized)
+        grid = (pixels.shape[2] // jamma.CELL, pixels.shape[3] // jamma.CELL)
+        size = (pixels.shape[3], pixels.shape[2])
+        return EncodedImage((features, grid), scale, num_bytes(features), size)
+
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        """See `DetectorFreeMatcher.match_encoded`."""
+        return self.match_batch([(image0, image1)])[0]
+
+    @torch.inference_mode()
+    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
+        """See `DetectorFreeBatchMatcher.match_batch`."""
+        (_, grid0), (_, grid1) = (image.features for image in pairs[0])
+        features0, features1 = (
+            JamMaFeatures(*stack_features([image.features[0] for image in images]))
+            for images in zip(*pairs, strict=True)
+        )
+        canvas = tuple(
+            max(sides)
+            for sides in zip(features0.eighth.shape[2:], features1.eighth.shape[2:], strict=True)
+        )
+        features0, features1 = (
+            JamMaFeatures(
+                pad_maps(features.fine, (2 * canvas[0], 2 * canvas[1])),
+                pad_maps(features.eighth, canvas),
+            )
+            for features in (features0, features1)
+        )
+        is_padded = not grid0 == grid1 == canvas
+        masks = (
+            self.masks(len(pairs), grid, canvas) if is_padded else None for grid in (grid0, grid1)
+        )
+        output = self.network.match(features0, features1, *masks)
+        return split_matches(
+            output.batch_ids, output.keypoints0, output.keypoints1, output.scores, pairs
+        )
+
+    def masks(self, count: int, grid: tuple[int, int], canvas: tuple[int, ...]) -> torch.Tensor:
+        mask = torch.zeros(count, *canvas, dtype=torch.bool, device=self.device)
+        mask[:, : grid[0], : grid[1]] = True
+        return mask

@@ -1,0 +1,1 @@
+"""The matchers as ONNX files."""

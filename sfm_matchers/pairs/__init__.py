@@ -1,0 +1,1 @@
+"""Which photos to match with each other."""

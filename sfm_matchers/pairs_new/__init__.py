@@ -1,1 +1,0 @@
-"""Where photos were taken, and which to match with which by that."""

@@ -1,0 +1,1 @@
+"""Photographs: which files are some, decoding, masks, cameras."""

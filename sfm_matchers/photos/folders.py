@@ -1,0 +1,155 @@
+"""Which files of a folder are photographs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.files.pair_lists import name_faults
+from sfm_matchers.photos.images import warn_of
+from sfm_matchers.photos.masks import mask_path
+
+logger = logging.getLogger(__name__)
+
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+
+# Photos too, which OpenCV or COLMAP do not read everywhere.
+OTHER_EXTENSIONS = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".nef")
+
+# Folders with these files are the outputs of a run, and what lies in them is no photo.
+OUTPUT_MARKS = ("photos.json", "steps.json")
+
+# What a run draws into its outputs.
+REPORT_PICTURES = ("model.png", "match_graph.png", "strongest_pair.png", "weakest_pair.png")
+
+
+def find_images(
+    image_dir: str | Path,
+    *,
+    outputs: str | Path | None = None,
+    mask_dir: str | Path | None = None,
+) -> list[str]:
+    """Return the names of all photos below a folder: sorted POSIX paths relative to it.
+
+    Linked folders are followed once, after the others beside them. What is left out is named in
+    the log: photos of other formats, folders that cannot be read, names that files of pairs and
+    matches cannot hold, see `storage.name_faults`, and pictures that are no photos: those in the
+    outputs of this or another run, and masks.
+
+    Args:
+        image_dir: the folder.
+        outputs: of this run.
+        mask_dir: the folder of the masks, or the one mask of all photos.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    image_dir = Path(image_dir)
+    if not image_dir.is_dir():
+        raise InputError(f"{image_dir} is not a folder of photos")
+    names = []
+    others: Counter[str] = Counter()
+    for folder, files in _photo_folders(image_dir, outputs, mask_dir):
+        for file in files:
+            extension = Path(file).suffix.lower()
+            if extension in IMAGE_EXTENSIONS:
+                names.append((folder / file).relative_to(image_dir).as_posix())
+            elif extension in OTHER_EXTENSIONS:
+                others[extension] += 1
+    for extension, count in sorted(others.items()):
+        logger.warning("left out: %d files %s: convert them to JPEG or PNG", count, extension)
+    masks = _masks_among(names, image_dir, mask_dir)
+    names = [name for name in names if name not in masks]
+    faults = name_faults(names)
+    for name, fault in faults.items():
+        logger.warning("left out: %r: %s: rename it", name, fault)
+    return sorted(name for name in names if name not in faults)
+
+
+def _photo_folders(
+    image_dir: Path, outputs: str | Path | None, mask_dir: str | Path | None
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folders below one that may hold photos, with their files; tell of the others."""
+    root = image_dir.resolve()
+    no_photos = {
+        Path(path).resolve(): what
+        for path, what in ((mask_dir, "masks"), (outputs, "the outputs of this run"))
+        if path is not None
+    }
+    visited: set[Path] = set()
+    for folder, subfolders, files in os.walk(image_dir, onerror=warn_of, followlinks=True):
+        real_folder = Path(folder).resolve()
+        if real_folder in visited:
+            subfolders.clear()
+            continue
+        visited.add(real_folder)
+        what = no_photos.get(real_folder, "the outputs of a run" if is_output(folder) else "")
+        if what and real_folder != root:
+            _tell_left_out(_count_images(folder), folder, what)
+            subfolders.clear()
+            continue
+        if is_output(folder):
+            pictures = [file for file in files if file in REPORT_PICTURES]
+            _tell_left_out(len(pictures), folder, "pictures of the run whose outputs they are")
+            files = [file for file in files if file not in REPORT_PICTURES]
+        links = {name for name in subfolders if os.path.islink(os.path.join(folder, name))}
+        subfolders.sort(key=lambda name: (name in links, name))
+        yield Path(folder), files
+
+
+def is_output(folder: str | Path) -> bool:
+    """Return whether a run has put its outputs into a folder."""
+    return all(os.path.isfile(os.path.join(folder, mark)) for mark in OUTPUT_MARKS)
+
+
+def _count_images(folder: str) -> int:
+    return sum(
+        Path(file).suffix.lower() in IMAGE_EXTENSIONS
+        for _, _, files in os.walk(folder)
+        for file in files
+    )
+
+
+def _tell_left_out(count: int, where: str | Path, what: str) -> None:
+    if count:
+        logger.warning("left out: %d image(s) in %s: %s, no photos", count, where, what)
+
+
+def _masks_among(names: list[str], image_dir: Path, mask_dir: str | Path | None) -> set[str]:
+    """Return which of the images found are masks of others, and say so.
+
+    They are those of `mask_dir`, where that is the folder of the photos itself or a file in it,
+    and those that are named as only masks are, ``NAME.jpg.png`` beside another folder's or the
+    same folder's ``NAME.jpg``.
+    """
+    masks: set[str] = set()
+    if mask_dir is not None and (
+        os.path.isfile(mask_dir) or os.path.realpath(mask_dir) == os.path.realpath(image_dir)
+    ):
+        found = {os.path.realpath(image_dir / name): name for name in names}
+        paths = (mask_path(mask_dir, name, image_dir) for name in names)
+        used = {os.path.realpath(path) for path in paths if path is not None}
+        masks = {found[path] for path in used if path in found}
+        _tell_left_out(len(masks), image_dir, "masks")
+    files = {PurePosixPath(name).name for name in names}
+    named = {
+        name
+        for name in names
+        if name not in masks
+        and name.endswith(".png")
+        and (owner := PurePosixPath(name).name.removesuffix(".png")) in files
+        and Path(owner).suffix.lower() in IMAGE_EXTENSIONS
+    }
+    if named:
+        logger.warning(
+            "left out: %d image(s) named as masks of others, such as %s: to use them, give their "
+            "folder as --mask_dir",
+            len(named),
+            min(named),
+        )
+    return masks | named

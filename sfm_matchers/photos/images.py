@@ -1,0 +1,229 @@
+"""Reading photographs, as their file stores them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.photos.decoding_budget import _DECODING
+
+logger = logging.getLogger(__name__)
+
+
+BYTES_PER_PIXEL = 6  # at most, while a photo is decoded
+
+# Of 16 bits: if the values lie closer together than this, they are stretched to 8 bits.
+_NARROW_RANGE = 1 << 15
+_OUTLIERS = 0.001  # share of the values at either end that may be cut off by that
+
+_XMP_WITHIN = 1 << 18  # bytes from the beginning of a file
+
+# TIFF's orientation -> axes to flip; from 5 on rows and columns change places before.
+_FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
+# EXIF's orientation -> counter-clockwise quarters to upright; mirrored photos are left as they are.
+_QUARTERS_TO_UPRIGHT = {3: 2, 6: 3, 8: 1}
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Pillow's modes of TIFFs whose levels are floating-point numbers or integers of 32 bits.
+_WIDE_MODES = ("F", "I")
+_LARGEST_LEVEL = 1e30  # beyond are marks of pixels that were not measured
+
+
+def warn_of(error: OSError) -> None:
+    logger.warning("left out: %s: %s", error.filename, error.strerror)
+
+
+def read_image(path: Path, *, gray: bool = False, least_side: int | None = None) -> np.ndarray:
+    """Decode a photo to 8 bits: RGB (H, W, 3), or (H, W) if `gray`. EXIF rotation is ignored.
+
+    Of an animation this is the first picture; transparency is dropped, see `read_opacity`. Of 16
+    bits the upper 8 stay, or, where less than half of their range is used, as 12-bit and thermal
+    cameras do, the values are stretched by their own range, as those of floating-point TIFFs are.
+    With a `least_side` the photo may come at a half, a quarter or an eighth of its size, as long as
+    both sides have that length, which for JPEG is quicker and takes less memory.
+
+    Raises:
+        InputError: the file is missing or empty, or no decoder reads it.
+    """
+    flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    if least_side is not None:
+        with open_photo(path) as photo:
+            shrink = min(photo.size) // max(1, least_side)
+        # OpenCV's flags for half the size are 16 and 17, for a quarter 32 and 33, and so on.
+        flags |= next((8 * factor for factor in (8, 4, 2) if factor <= shrink), 0)
+    with _DECODING.share(decoding_bytes(path)):
+        image = decode_pixels(path, flags)
+        if image.dtype == np.uint16:
+            image = _to_8_bits(image)
+        if not gray:
+            for rows in np.array_split(image, max(1, image.nbytes >> 24)):  # in place
+                rows[...] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
+    return image
+
+
+def decoding_bytes(path: Path) -> int:
+    """Return about how many bytes it takes to decode a photo; 0 of a file that is none."""
+    try:
+        with open_photo(path) as photo:
+            return BYTES_PER_PIXEL * photo.size[0] * photo.size[1]
+    except InputError:
+        return 0
+
+
+def decode_pixels(path: Path, flags: int) -> np.ndarray:
+    """Decode by OpenCV, to its colours and 8 or 16 bits, as the file stores it."""
+    try:
+        # Through memory, because OpenCV cannot open every path on Windows.
+        encoded = np.fromfile(str(path), dtype=np.uint8)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if not encoded.size:
+        raise InputError(f"{path} is empty")
+    orientation, is_colour = 1, flags != cv2.IMREAD_UNCHANGED and flags % 2 == cv2.IMREAD_COLOR
+    if encoded[:4].tobytes() in _TIFF_MARKS:
+        with open_photo(path) as photo:
+            # OpenCV turns these upright, whatever it is asked.
+            orientation = _exif_orientation(photo)
+            flags = cv2.IMREAD_GRAYSCALE if photo.mode in _WIDE_MODES else flags
+    try:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
+        image = cv2.imdecode(encoded, flags)
+    except cv2.error as error:
+        raise InputError(f"{path} cannot be decoded: {one_line(error)}") from error
+    if image is not None and image.ndim == 2 and image.dtype not in (np.uint8, np.uint16):
+        image = _stretched(image)
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if is_colour else image
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path} cannot be decoded as an image (damaged, or another format)")
+    return from_upright(image, orientation)
+
+
+def _stretched(image: np.ndarray) -> np.ndarray:
+    """Return levels of any kind (H, W) in 8 bits, by their own range; what is no number is 0."""
+    is_level = np.isfinite(image) & (np.abs(image.astype(np.float64)) < _LARGEST_LEVEL)
+    if not is_level.any():
+        return np.zeros(image.shape, dtype=np.uint8)
+    levels = np.where(is_level, image, 0).astype(np.float64)
+    low, high = np.quantile(levels[is_level], (_OUTLIERS, 1 - _OUTLIERS))
+    if high <= low:  # one level
+        low, high = 0.0, max(high, 1.0)
+    stretched = ((levels - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
+    return np.where(is_level, stretched, 0).astype(np.uint8)
+
+
+def _to_8_bits(image: np.ndarray) -> np.ndarray:
+    """Return an image of 16 bits in 8; all channels alike."""
+    counts = np.zeros(1 << 16)
+    for channel in cv2.split(image):
+        counts += cv2.calcHist([channel], [0], None, [1 << 16], [0, 1 << 16]).ravel()
+    counts[[0, -1]] = 0  # no data, saturated
+    share = np.cumsum(counts) / max(1, counts.sum())
+    low, high = np.searchsorted(share, (_OUTLIERS, 1 - _OUTLIERS))
+    if not counts.any() or high - low >= _NARROW_RANGE:
+        return (image >> 8).astype(np.uint8)
+    # Not beyond one level a step, or the noise of a blank photo would have features.
+    levels = (np.arange(1 << 16) - low) * (255 / max(high - low, 255))
+    return levels.clip(0, 255).round().astype(np.uint8)[image]
+
+
+def from_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image that was set upright as an EXIF orientation tells, as it was before."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    return np.ascontiguousarray(np.flip(image, _FLIPS.get(orientation, ())))
+
+
+def quarters_to_upright(path: Path) -> int:
+    """Return by how many quarters `turned` sets a photo upright, which its EXIF orientation tells.
+
+    Raises:
+        InputError: as `open_photo`; damaged EXIF counts as absent.
+    """
+    return _QUARTERS_TO_UPRIGHT.get(exif_orientation(path), 0)
+
+
+def exif_orientation(path: Path) -> int:
+    """Return the EXIF orientation of a photo, 1 to 8; 1 where there is none.
+
+    Raises:
+        InputError: as `open_photo`; damaged EXIF counts as absent.
+    """
+    with open_photo(path) as photo:
+        try:
+            orientation = _exif_orientation(photo)
+        except Exception:  # garbage can make Pillow's parser fail in any way
+            return 1
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def _exif_orientation(photo: Image.Image) -> int:
+    return int(photo.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def looks_like_panorama(path: Path) -> bool:
+    """Return whether a photo may be a whole sphere: twice as wide as high, or so says its XMP.
+
+    Raises:
+        InputError: as `open_photo`.
+    """
+    with open_photo(path) as photo:
+        width, height = photo.size
+    if width == 2 * height:
+        return True
+    with open(path, "rb") as file:
+        head = file.read(_XMP_WITHIN)
+    return b"GPano:ProjectionType" in head and b"equirectangular" in head
+
+
+@contextlib.contextmanager
+def open_photo(path: Path) -> Iterator[Image.Image]:
+    """Open a photo by Pillow, which reads its header now, and its pixels when asked.
+
+    Raises:
+        InputError: the file is missing, empty, damaged, not an image, or has too many pixels; what
+            Pillow says inside the ``with`` block too.
+    """
+    try:
+        if not os.stat(path).st_size:
+            raise InputError(f"{path} is empty")
+        with Image.open(path) as photo:
+            yield photo
+    except InputError:  # which is a ValueError too
+        raise
+    except UnidentifiedImageError as error:
+        with open(path, "rb") as file:
+            is_tiff = file.read(4) in _TIFF_MARKS
+        advice = (
+            ", or a TIFF of colours, or of 64 bits, in floating point: convert it to 8 or 16 bits"
+        )
+        raise InputError(f"{path} is not an image{advice if is_tiff else ''}") from error
+    except Image.DecompressionBombError as error:
+        megapixels = 2 * cast(int, Image.MAX_IMAGE_PIXELS) // 1_000_000
+        raise InputError(f"{path} has more than {megapixels} megapixels: reduce it") from error
+    except Exception as error:  # garbage can make a decoder fail in any way
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def decoded_size(path: Path) -> tuple[int, int]:
+    """Decode a photo to see that all of it is there; return its (width, height) as stored.
+
+    Raises:
+        InputError: the file is missing, empty, cut off, or no decoder reads it.
+    """
+    with open_photo(path) as photo:
+        if photo.format in ("JPEG", "MPO"):  # of phones: several JPEGs in one file
+            # OpenCV before 5 fills what is missing with gray. Pillow refuses it, and is quick at
+            # an eighth of the size.
+            photo.draft("L", (1, 1))
+            with _DECODING.share(decoding_bytes(path)):
+                photo.load()
+    height, width = read_image(path, gray=True).shape
+    return width, height

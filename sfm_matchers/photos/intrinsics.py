@@ -1,0 +1,483 @@
+"""Intrinsics as users give them, and as a map or EXIF suggests them: parsed, checked, transformed.
+
+Parameters are COLMAP's, in pixels: (0, 0) is the corner of the top-left pixel.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import itertools
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.files.text import read_text
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int]
+"""(width, height) in pixels."""
+
+# Of the longer side, COLMAP's value: where nothing is known.
+GUESSED_FOCAL_LENGTH = 1.2
+# Of the longer side. Below there is no lens; above there are few.
+FOCAL_LENGTHS = (0.1, 10.0)
+# Of the photo's sides: how far from the middle principal points of whole photos lie at most.
+OFF_CENTRE = 0.15
+# Up to this difference of their sides' ratio two sizes are those of one camera, scaled and rounded.
+SAME_SHAPE = 0.01
+# Between a photo and a smaller one of it.
+USUAL_SCALES = (2, 4, 8, 1.5, 3, 4 / 3, 1.25, 1 / 2, 1 / 4, 1 / 8, 1 / 1.5, 1 / 3, 0.75, 0.8)
+# Lenses are off by a few percent, along either axis: where the principal point is further from the
+# middle than so, by the same share along both, it is the middle of photos of another size.
+RESCALED, SAME_SHARE = 0.12, 0.25
+
+
+def camera_models() -> list[str]:
+    """COLMAP's camera models."""
+    return sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
+
+
+def camera_with(model: str, focal_length: float, size: Size) -> pycolmap.Camera:
+    """A camera of a model with a focal length in pixels, and nothing else known.
+
+    Raises:
+        InputError: unknown model.
+    """
+    if model not in camera_models():
+        known = ", ".join(camera_models())
+        raise InputError(f"unknown camera model {model!r}, expected one of {known}")
+    return pycolmap.Camera.create_from_model_name(1, model, focal_length, *size)
+
+
+def copy_intrinsics(camera: pycolmap.Camera, model: str) -> pycolmap.Camera:
+    """The camera in another model whose distortion begins with the same parameters."""
+    if camera.model.name == model:
+        return copy.copy(camera)
+    other = camera_with(model, camera.mean_focal_length(), (camera.width, camera.height))
+    params = other.params.copy()
+    for name in ("focal_length_idxs", "principal_point_idxs", "extra_params_idxs"):
+        into, values = list(getattr(other, name)()), camera.params[list(getattr(camera, name)())]
+        if len(into) < len(values):
+            values = values.mean(keepdims=True)
+        elif len(values) == 1:  # one focal length for both axes
+            values = np.repeat(values, len(into) if name == "focal_length_idxs" else 1)
+        params[into[: len(values)]] = values
+    other.params = params
+    return other
+
+
+def parse_params(model: str, text: str, what: str = "--camera_params") -> list[float]:
+    """Parse intrinsics: numbers between commas or spaces, in COLMAP's order.
+
+    Args:
+        model: COLMAP's name.
+        text: "" where they are unknown. A comma at the end does no harm.
+        what: names the text in errors.
+
+    Raises:
+        InputError: unknown model, another number of parameters, or one that is no finite number.
+    """
+    camera = camera_with(model, 1.0, (1, 1))
+    words = re.split(r"\s*,\s*|\s+", text.strip().removesuffix(",").strip())
+    if words == [""]:
+        return []
+    expected = f"{what}: {model} takes {camera.params_info}"
+    try:
+        params = [float(word) for word in words]
+    except ValueError as error:
+        raise InputError(f"{expected}, got {text!r}") from error
+    if len(params) != len(camera.params):
+        raise InputError(f"{expected}: {len(camera.params)} numbers, got {text!r}")
+    if not np.isfinite(params).all():
+        raise InputError(f"{what}: every parameter must be a finite number, got {text!r}")
+    return params
+
+
+def format_params(params: Iterable[float]) -> str:
+    """The text that `parse_params` reads."""
+    return ",".join(f"{value:.17g}" for value in params)
+
+
+def impossibility(camera: pycolmap.Camera) -> str:
+    """Why there is no such camera: its focal length or principal point; "" where there may be."""
+    focal_lengths = camera.params[list(camera.focal_length_idxs())]
+    if (focal_lengths <= 0).any():
+        return f"the focal length is {focal_lengths.min():g}, it must be above 0"
+    if camera.model.name == "EQUIRECTANGULAR":
+        size = camera.width, camera.height
+        if tuple(camera.params) != size:
+            return f"width and height are {camera.params_to_string()}, the photo's are {size}"
+        return ""
+    sides = np.array([camera.width, camera.height])
+    centre = camera.params[list(camera.principal_point_idxs())]
+    # Exactly in a corner it is that of a photo twice as large.
+    if (centre <= 0.01 * sides).any() or (centre >= 0.99 * sides).any():
+        return f"the principal point {_point(centre)} lies outside the photo"
+    return ""
+
+
+def improbability(camera: pycolmap.Camera) -> str:
+    """What is unusual about a camera that may exist; "" where nothing is."""
+    focal_lengths = camera.params[list(camera.focal_length_idxs())]
+    if not len(focal_lengths):
+        return ""
+    longer = max(camera.width, camera.height)
+    least, most = FOCAL_LENGTHS
+    if not least * longer <= focal_lengths.min() <= focal_lengths.max() <= most * longer:
+        sides = focal_lengths.mean() / longer
+        return f"the focal length is {sides:.3g} times the longer side of the photo"
+    if focal_lengths.max() > 1.5 * focal_lengths.min():
+        return f"the focal lengths {_point(focal_lengths)} of the two axes are far apart"
+    centre = camera.params[list(camera.principal_point_idxs())]
+    offset = np.abs(centre / [camera.width, camera.height] - 0.5)
+    if (offset > OFF_CENTRE).any():
+        return f"the principal point {_point(centre)} is far from the middle of the photo"
+    if (scale := _scale_of_centre(camera)) and abs(scale - 1) > RESCALED:
+        share = f"{abs(scale - 1):.0%}"
+        return f"the principal point {_point(centre)} is {share} off the middle along both axes"
+    return ""
+
+
+def likely_mistake(camera: pycolmap.Camera) -> str:
+    """The likely reason for parameters that cannot be, or are unlikely; "" if none is known."""
+    return _normalised(camera) or _other_order(camera) or _other_resolution(camera)
+
+
+def _normalised(camera: pycolmap.Camera) -> str:
+    several = [*camera.focal_length_idxs(), *camera.principal_point_idxs()]
+    if len(several) and 0 < np.abs(camera.params[several]).max() < 10 < camera.width / 5:
+        return "they look normalised: give pixels"
+    return ""
+
+
+def _other_order(camera: pycolmap.Camera) -> str:
+    """Focal lengths and principal point in an order that would make sense."""
+    indices = [*camera.focal_length_idxs(), *camera.principal_point_idxs()]
+    names = [name.strip() for name in camera.params_info.split(",")]
+    for order in itertools.permutations(range(len(indices))):
+        sorted_ = copy.copy(camera)
+        params = camera.params.copy()
+        params[[indices[place] for place in order]] = camera.params[indices]
+        sorted_.params = params
+        if np.array_equal(params, camera.params):
+            continue
+        if not impossibility(sorted_) and _is_centred(sorted_) and not improbability(sorted_):
+            found = ",".join(names[indices[place]] for place in order)
+            return f"they look like {found}, COLMAP's order is {','.join(names[: len(indices)])}"
+    return ""
+
+
+def _is_centred(camera: pycolmap.Camera) -> bool:
+    centre = camera.params[list(camera.principal_point_idxs())]
+    return bool((np.abs(centre / [camera.width, camera.height] - 0.5) < 0.05).all())
+
+
+def _scale_of_centre(camera: pycolmap.Camera) -> float | None:
+    """How many times larger the photos are whose middle is the principal point.
+
+    None where that differs from axis to axis: by the lens' own few percent of a large scale, and by
+    less of a small one.
+    """
+    indices = list(camera.principal_point_idxs())
+    if not indices:
+        return None
+    scales = 2 * camera.params[indices] / [camera.width, camera.height]
+    if scales.min() <= 0:
+        return None
+    scale, difference = float(scales.mean()), np.log(scales.max() / scales.min())
+    most = 0.1 if abs(scale - 1) >= 0.2 else SAME_SHARE * abs(np.log(scale))
+    return scale if difference < most else None
+
+
+def _other_resolution(camera: pycolmap.Camera) -> str:
+    """The size of the photos whose middle is the principal point, if its shape is the photo's."""
+    found = _scale_of_centre(camera)
+    if found is None or abs(found - 1) <= RESCALED:
+        return ""
+    scale = min(USUAL_SCALES, key=lambda usual: abs(np.log(usual / found)))
+    if abs(np.log(scale / found)) > 0.03:
+        scale = found
+    meant = np.rint(np.array([camera.width, camera.height]) * scale).astype(int)
+    values = camera.params.copy()
+    values[[*camera.focal_length_idxs(), *camera.principal_point_idxs()]] /= scale
+    shown = ",".join(f"{value:.6g}" for value in values)
+    return (
+        f"they look like those of photos of {meant[0]} x {meant[1]} pixels, for these they would "
+        f"be {shown}"
+    )
+
+
+def check_camera(camera: pycolmap.Camera, what: str, *, is_deliberate: bool = False) -> None:
+    """Compare intrinsics with the size of their photos.
+
+    Args:
+        camera: with the photos' size.
+        what: names it in messages.
+        is_deliberate: what is only unlikely is a warning.
+
+    Raises:
+        InputError: they cannot be, or are unlikely; the message names the likely mistake.
+    """
+    impossible = impossibility(camera)
+    unlikely = impossible or improbability(camera)
+    if not unlikely:
+        return
+    mistake = likely_mistake(camera)
+    size = f"{camera.width} x {camera.height}"
+    message = f"{what}: {unlikely} ({size} pixels)" + (f"; {mistake}" if mistake else "")
+    if impossible or not is_deliberate:
+        advice = "" if impossible else "; if they are right, give them in a file, --cameras"
+        raise InputError(message + advice)
+    logger.warning("%s: they are taken as they are", message)
+
+
+def _point(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"
+
+
+def check_one_size(what: str, sizes: Mapping[str, Size]) -> None:
+    """Check that photos which share parameters have one size.
+
+    Args:
+        what: names the parameters.
+        sizes: name of a photo -> its size.
+
+    Raises:
+        InputError: they have several; the message names them.
+    """
+    counts = Counter(sizes.values())
+    if len(counts) < 2:
+        return
+    first = {size: name for name, size in sorted(sizes.items(), reverse=True)}
+    named = ", ".join(
+        f"{count} of {size[0]} x {size[1]} ({first[size]})" for size, count in counts.most_common()
+    )
+    raise InputError(
+        f"{what}: one set of parameters is for photos of one size, these have {len(counts)}: "
+        f"{named}; give each its own in a file, --cameras"
+    )
+
+
+@dataclass(frozen=True)
+class GivenCamera:
+    """Intrinsics that the user gives for some photos.
+
+    Attributes:
+        pattern: name, folder or pattern (``left/*.jpg``) of the photos.
+        model: COLMAP's camera model.
+        params: COLMAP's, in pixels; empty where only the model is given.
+        is_start: the parameters are where an estimate starts from; they are kept otherwise.
+        size: of the photos, or None where it is not said.
+        where: names it in messages.
+    """
+
+    pattern: str
+    model: str
+    params: tuple[float, ...] = ()
+    is_start: bool = False
+    size: Size | None = None
+    where: str = "--camera_params"
+
+    @property
+    def is_fixed(self) -> bool:
+        """The intrinsics are known and stay as they are."""
+        return bool(self.params) and not self.is_start
+
+    def matches(self, name: str) -> bool:
+        """True if a photo is meant."""
+        folder = self.pattern.rstrip("/") + "/"
+        return (
+            name == self.pattern or name.startswith(folder) or fnmatch.fnmatch(name, self.pattern)
+        )
+
+    def camera(self, size: Size) -> pycolmap.Camera:
+        """The camera for photos of a size: that of the list where it says one."""
+        camera = camera_with(self.model, 1.0, self.size or size)
+        camera.params = list(self.params)
+        return camera
+
+
+def read_cameras(path: str | Path) -> list[GivenCamera]:
+    """Read a file of intrinsics: lines ``PATTERN MODEL [WIDTH HEIGHT] PARAMS [fixed|start]``.
+
+    A query list as Aachen's, ``name MODEL width height params``, is such a file. Where several
+    lines match a photo the first counts. Without parameters a line gives the model only.
+
+    Raises:
+        InputError: no such file, or a wrong line, which is named.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is no file of cameras")
+    cameras = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            cameras.append(_parse_line(line, f"{path}, line {number}"))
+    if not cameras:
+        raise InputError(f"{path} holds no camera: give lines PATTERN MODEL PARAMS [fixed|start]")
+    return cameras
+
+
+def _parse_line(line: str, where: str) -> GivenCamera:
+    words, known = re.split(r"[,\s]+", line.strip().removesuffix(",")), set(camera_models())
+    at = next((index for index, word in enumerate(words) if index and word in known), None)
+    if at is None:
+        raise InputError(
+            f"{where}: expected PATTERN MODEL PARAMS [fixed|start] with one of COLMAP's camera "
+            f"models, found {line.strip()!r}"
+        )
+    # A name may contain spaces and commas: it ends where the camera model begins.
+    pattern = re.split(rf"[,\s]+{words[at]}(?=[,\s]|$)", line.strip())[0]
+    numbers, kind = words[at + 1 :], "fixed"
+    if numbers and numbers[-1] in ("fixed", "start"):
+        kind = numbers.pop()
+    size, num_params = None, len(camera_with(words[at], 1.0, (1, 1)).params)
+    if len(numbers) == num_params + 2:
+        if not all(word.isdigit() and 0 < int(word) < 2**31 for word in numbers[:2]):
+            raise InputError(f"{where}: width and height must be whole numbers above 0")
+        size, numbers = (int(numbers[0]), int(numbers[1])), numbers[2:]
+    params = parse_params(words[at], " ".join(numbers), where)
+    given = GivenCamera(pattern, words[at], tuple(params), kind == "start", size, where)
+    if size is not None:
+        check_camera(given.camera(size), where, is_deliberate=True)
+    return given
+
+
+def find_camera(cameras: Sequence[GivenCamera], *names: str) -> GivenCamera | None:
+    """The first of some cameras that is given for a photo, which may have several names."""
+    return next((camera for camera in cameras if any(map(camera.matches, names))), None)
+
+
+def check_given(cameras: Sequence[GivenCamera], sizes: Mapping[str, Size]) -> None:
+    """Compare the cameras that are given with the photos they are given for.
+
+    Args:
+        cameras: the first that matches a photo counts.
+        sizes: name of each photo -> its size.
+
+    Raises:
+        InputError: photos of several sizes share parameters, parameters do not fit their photos, or
+            no photo is meant.
+    """
+    photos: dict[GivenCamera, dict[str, Size]] = defaultdict(dict)
+    for name, size in sizes.items():
+        if (found := find_camera(cameras, name)) is not None:
+            photos[found][name] = size
+    unused = [camera for camera in cameras if camera not in photos]
+    if len(unused) == len(cameras):
+        raise InputError(f"{cameras[0].where}: no photo is called or lies in {cameras[0].pattern}")
+    for camera in unused[:5]:
+        logger.warning("%s: no photo is meant by %s", camera.where, camera.pattern)
+    for camera, meant in photos.items():
+        if not camera.params:
+            continue
+        check_one_size(camera.where, meant)
+        name, size = next(iter(meant.items()))
+        if camera.size is not None and camera.size != size:
+            raise InputError(
+                f"{camera.where}: {name} has {size[0]} x {size[1]} pixels, the line says "
+                f"{camera.size[0]} x {camera.size[1]}"
+            )
+        is_deliberate = camera.where != "--camera_params"
+        check_camera(camera.camera(size), camera.where, is_deliberate=is_deliberate)
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """Intrinsics that a photo may have.
+
+    Attributes:
+        camera: the intrinsics.
+        source: whence they come, in the user's words.
+    """
+
+    camera: pycolmap.Camera
+    source: str
+
+
+def intrinsics_of_map(model: pycolmap.Reconstruction, size: Size) -> list[Intrinsics]:
+    """Each camera of a map for photos of a size: of this size, of this shape, or turned upright.
+
+    The most frequent first, those of the very size before all others; equal ones once.
+    """
+    counts = Counter(image.camera_id for image in model.images.values())
+    exact, similar = [], []
+    for camera_id, _ in counts.most_common():
+        camera, name = model.cameras[camera_id], f"camera {camera_id} of the map"
+        if (camera.width, camera.height) == size:
+            exact.append(Intrinsics(camera, name))
+            continue
+        for turns, turned in (
+            (0, camera),
+            (1, turned_camera(camera)),
+            (3, turned_camera(camera, 3)),
+        ):
+            if turned is not None and _has_shape(turned, size):
+                how = ", scaled" if {turned.width, turned.height} != set(size) else ""
+                how += ", turned" if turns else ""
+                similar.append(Intrinsics(_scaled(turned, size), name + how))
+    unlike: list[Intrinsics] = []
+    for found in exact + similar:
+        if not any(_are_equal(found.camera, other.camera) for other in unlike):
+            unlike.append(found)
+    return unlike
+
+
+def _has_shape(camera: pycolmap.Camera, size: Size) -> bool:
+    ratio = camera.width / camera.height / (size[0] / size[1])
+    rounding = 1 / min(*size, camera.width, camera.height)
+    return abs(ratio - 1) < max(SAME_SHAPE, rounding)
+
+
+def _scaled(camera: pycolmap.Camera, size: Size) -> pycolmap.Camera:
+    scaled = copy.copy(camera)
+    scaled.rescale(*size)
+    return scaled
+
+
+def _are_equal(one: pycolmap.Camera, other: pycolmap.Camera) -> bool:
+    """True if two cameras are the same to a tenth of a pixel."""
+    if one.model != other.model:
+        return False
+    pixels = [*one.focal_length_idxs(), *one.principal_point_idxs()]
+    rest = list(one.extra_params_idxs())
+    return np.allclose(one.params[pixels], other.params[pixels], rtol=0, atol=0.1) and np.allclose(
+        one.params[rest], other.params[rest], rtol=0, atol=1e-4
+    )
+
+
+def turned_camera(camera: pycolmap.Camera, quarters: int = 1) -> pycolmap.Camera | None:
+    """The camera of a photo after quarter turns clockwise; None where its model has no such.
+
+    Radial distortion stays; the tangential ``(p1, p2)``, of a term along x and y, turn with it.
+    """
+    turned = copy.copy(camera)
+    for _ in range(quarters % 4):
+        values = dict(zip(_parameter_names(turned), turned.params.tolist(), strict=True))
+        if not {name.rstrip("123456") for name in values} <= {*_TURNED_NAMES}:
+            return None
+        if "fx" in values:
+            values["fx"], values["fy"] = values["fy"], values["fx"]
+        # (x, y) becomes (height - y, x).
+        values["cx"], values["cy"] = turned.height - values["cy"], values["cx"]
+        if "p1" in values:
+            values["p1"], values["p2"] = values["p2"], -values["p1"]
+        turned.width, turned.height = turned.height, turned.width
+        turned.params = list(values.values())
+    return turned
+
+
+_TURNED_NAMES = ("f", "fx", "fy", "cx", "cy", "k", "p", "omega", "alpha", "beta")
+
+
+def _parameter_names(camera: pycolmap.Camera) -> list[str]:
+    return [name.strip() for name in camera.params_info.split(",")]

@@ -1,0 +1,40 @@
+"""Pictures within a report."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.photos.images import read_image
+from sfm_matchers.reports.drawing import (
+    encode_image,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_ASPECT = 6  # of a picture of a photo; wider ones are drawn less high
+
+
+def read_picture(path: Path, least_side: int | None = None) -> np.ndarray | None:
+    """Return a photo (H, W, 3) as `read_image`; None and a warning where it cannot be read."""
+    try:
+        return read_image(path, least_side=least_side)
+    except InputError as error:
+        logger.warning("the report goes without a picture: %s", error)
+        return None
+
+
+def resize_to_height(image: np.ndarray, height: int) -> tuple[np.ndarray, float]:
+    """Return a photo of that height, less where it is very wide, and the scale."""
+    scale = min(height / image.shape[0], MAX_ASPECT * height / image.shape[1])
+    size = [max(1, round(side * scale)) for side in (image.shape[1], image.shape[0])]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
+
+
+def jpeg_url(image: np.ndarray) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(encode_image(image, ".jpg")).decode()

@@ -1,0 +1,89 @@
+"""The last steps of `pipelines.sfm`: camera models by evidence, and how sure the poses are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from sfm_matchers.mapping.camera_models import CameraChoice, choose_camera_models
+from sfm_matchers.mapping.diagnosis import listed
+from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
+
+MAX_SHOWN = 3
+
+
+def choose_for_models(
+    models: Sequence[pycolmap.Reconstruction],
+    known: Collection[str],
+    database_path: Path,
+    num_threads: int,
+) -> tuple[list[pycolmap.Reconstruction], list[CameraChoice]]:
+    """Choose the camera models of each model.
+
+    Args:
+        models: the largest first.
+        known: photos whose cameras are given.
+        database_path: with the matches that they are made of.
+        num_threads: of the adjustment.
+
+    Returns:
+        The models, and the choices of the first one.
+    """
+    chosen = [
+        choose_camera_models(
+            model,
+            camera_ids(model, known),
+            database_path=database_path,
+            num_threads=num_threads,
+        )
+        for model in models
+    ]
+    return [model for model, _ in chosen], list(chosen[0][1]) if chosen else []
+
+
+def camera_ids(model: pycolmap.Reconstruction, names: Collection[str]) -> set[int]:
+    """Cameras of some photos of a model."""
+    return {image.camera_id for image in model.images.values() if image.name in names}
+
+
+def describe_choices(choices: Sequence[CameraChoice]) -> str:
+    """One line for the summary; "" where nothing was looked at."""
+    changed = sorted(
+        (choice for choice in choices if choice.has_changed), key=lambda one: -one.num_images
+    )
+    if not changed:
+        return (
+            f"{choices[0].after} kept: no other predicts held-out points better" if choices else ""
+        )
+    shown = [choice.summary() for choice in changed[:MAX_SHOWN]]
+    if len(changed) > MAX_SHOWN:
+        shown.append(f"{len(changed) - MAX_SHOWN} more")
+    if len(choices) > len(changed):
+        shown.append(f"{len(choices) - len(changed)} unchanged")
+    return "; ".join(shown)
+
+
+def describe_covariances(
+    model: pycolmap.Reconstruction, known: Collection[str], choices: Sequence[CameraChoice]
+) -> dict[str, str]:
+    """Lines for the summary: how sure the poses are, and which photos are badly held."""
+    covariances = pose_covariances(
+        model,
+        camera_ids(model, known),
+        refines_principal_point=any(choice.refines_principal_point for choice in choices),
+    )
+    if not covariances:
+        return {}
+    center = np.median([covariance.center for covariance in covariances.values()])
+    rotation = np.median([covariance.rotation for covariance in covariances.values()])
+    lines = {
+        "pose uncertainty": f"centres {100 * center:.3f} % of the extent, rotations "
+        f"{rotation:.3f} degrees (median standard deviation, by the noise of the keypoints alone)"
+    }
+    if badly := badly_held(covariances):
+        worst = 100 * covariances[badly[0]].center
+        lines["badly held photos"] = f"{listed(badly)}: up to {worst:.2g} % of the extent"
+    return lines

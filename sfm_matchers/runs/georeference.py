@@ -1,0 +1,93 @@
+"""The model of a run in metres."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pycolmap
+
+from sfm_matchers.choices import EXIF, NONE
+from sfm_matchers.errors import InputError
+from sfm_matchers.files import revisions
+from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.text import read_text
+from sfm_matchers.mapping.control_points import (
+    ControlPoints,
+    is_control_points,
+    read_control_points,
+)
+from sfm_matchers.mapping.georeference import describe, georeference, write_georeference
+from sfm_matchers.pairs.positions import (
+    Positions,
+    exif_positions,
+    positions_from_file,
+)
+from sfm_matchers.runs.matching import MatchingJob
+
+logger = logging.getLogger("sfm_matchers.sfm")
+
+FOLDER = "georeferenced"
+
+
+def read_places(
+    option: str | Path, image_dir: Path, names: Sequence[str]
+) -> Positions | ControlPoints | None:
+    """Return what ``--georeference`` names: ``none``, ``exif`` or a file.
+
+    Raises:
+        InputError: there is no such file, or it is malformed.
+    """
+    if str(option) == NONE:
+        return None
+    if str(option) == EXIF:
+        return exif_positions(image_dir, names)
+    path = Path(option)
+    if not path.is_file():
+        raise InputError(f"--georeference {path}: expected none, exif or a file")
+    if is_control_points(path):
+        return read_control_points(path, names)
+    return positions_from_file(path, names)
+
+
+def georeference_models(
+    job: MatchingJob,
+    known: Positions | ControlPoints | None,
+    models: Sequence[pycolmap.Reconstruction],
+    fixed: Collection[str] = (),
+) -> str:
+    """Write the largest model in metres beside it, if its place is known.
+
+    Args:
+        job: knows where.
+        known: from `read_places`.
+        models: the largest first.
+        fixed: photos whose intrinsics are kept as they are.
+
+    Returns:
+        What came out, for the summary; "" where there is nothing to say.
+    """
+    folder = job.outputs / FOLDER
+    is_empty = isinstance(known, Positions) and not known.xyz
+    if known is None or is_empty or not models:
+        shutil.rmtree(folder, ignore_errors=True)
+        return ""
+    model_dir = job.outputs / "sparse" / "0"
+    content = [file_fingerprint(model_dir / f"{part}.bin") for part in ("images", "points3D")]
+    source = fingerprint(revisions.GEOREFERENCE, repr(known), content)
+    written = folder / "georeference.json"
+    if job.steps.is_done(FOLDER, source):
+        return str(json.loads(read_text(written))["summary"])
+    try:
+        place, model = georeference(models[0], known, fixed)
+    except InputError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        logger.info("No model in metres: %s", error)
+        return f"none: {error}"
+    text = describe(place, models[0].num_reg_images())
+    write_georeference(folder, place, model, text)
+    job.steps.set_done(FOLDER, source, folder)
+    return text

@@ -1,0 +1,81 @@
+"""A map triangulated from known poses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pycolmap
+
+from sfm_matchers.errors import (
+    InputError,
+)
+from sfm_matchers.files import revisions
+from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.mapping.models import read_model
+from sfm_matchers.mapping.triangulation import triangulate
+from sfm_matchers.runs.matching import MatchingJob
+
+logger = logging.getLogger("sfm_matchers.pipelines")
+
+
+def triangulated_map(
+    job: MatchingJob, reference: pycolmap.Reconstruction, pairs: Sequence[Pair], label: str
+) -> tuple[pycolmap.Reconstruction, Path]:
+    """Match pairs of photos of a map and triangulate into its poses.
+
+    Returns:
+        The model, which lies in ``map-<conf>`` of the outputs, and its feature file.
+    """
+    usable = _photos_of_map(job, reference)
+    known = [pair for pair in pairs if usable.issuperset(pair)]
+    if not known:
+        raise InputError(
+            "no two photos of the map can be matched: they are missing, are not those its model "
+            "was made of, or have nothing in common there; the messages above tell"
+        )
+    feature_path, match_path = job.match(known, label)
+    model_dir = job.outputs / f"map-{job.conf.name}"
+    # The matches carry the fingerprints of their features. The file of features may have those of
+    # queries too, which do not matter here.
+    views = [
+        (image.name, image.cam_from_world().matrix().tolist(), image.camera.params.tolist())
+        for image in reference.images.values()
+        if image.has_pose
+    ]
+    source = fingerprint(
+        revisions.TRIANGULATION, known, file_fingerprint(match_path), sorted(views)
+    )
+    if job.steps.is_done(model_dir.name, source):
+        return read_model(model_dir), feature_path
+    model = job.steps.timed(
+        "triangulation",
+        lambda: triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path),
+    )
+    job.steps.set_done(model_dir.name, source, model_dir)
+    return model, feature_path
+
+
+def _photos_of_map(job: MatchingJob, reference: pycolmap.Reconstruction) -> set[str]:
+    """Names of the map's photos that can be decoded and have the size of their camera."""
+    names = set()
+    for image in reference.images.values():
+        if image.name not in job.photos:
+            continue
+        width, height = job.photos[image.name].size
+        camera = image.camera
+        if (width, height) == (camera.width, camera.height):
+            names.add(image.name)
+        else:
+            logger.warning(
+                "left out: %s has %d x %d pixels, its camera in the map %d x %d: give the photos "
+                "that the map was made of",
+                image.name,
+                width,
+                height,
+                camera.width,
+                camera.height,
+            )
+    return names

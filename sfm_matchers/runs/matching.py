@@ -1,0 +1,334 @@
+"""Matching of a list of pairs, with what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
+from sfm_matchers.errors import (
+    PhotoChangedError,
+)
+from sfm_matchers.features.extraction import extract_features
+from sfm_matchers.files import revisions
+from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.files.staged import remove_staged
+from sfm_matchers.keypoints.aggregation import Existing, aggregate
+from sfm_matchers.keypoints.grid import AggregationOptions
+from sfm_matchers.matchers import colmap_matching
+from sfm_matchers.matchers.protocols import SparseMatcher
+from sfm_matchers.matching import Executor, match_features, match_images
+from sfm_matchers.photos.checked import photo_fingerprint
+from sfm_matchers.runs.executors import make_executor
+from sfm_matchers.runs.notes import Steps
+from sfm_matchers.runs.photos import CheckedPhoto, _stamps, check_masks, check_photos
+
+
+class MatchingOptions(Protocol):
+    """What the options of all pipelines say about matching."""
+
+    @property
+    def matcher(self) -> str | Path: ...
+
+    @property
+    def weights(self) -> str | Path: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def workers(self) -> int | None: ...
+
+    @property
+    def ray(self) -> str | None: ...
+
+
+class Matching(NamedTuple):
+    """How a run matches.
+
+    Attributes:
+        conf: features and matcher.
+        weights: ``bundled``, ``official`` or a checkpoint file.
+        device: a torch device.
+        executor: which processes match.
+    """
+
+    conf: Conf
+    weights: str
+    device: str
+    executor: Executor
+
+
+def choose_matching(
+    options: MatchingOptions, shard: str | None = None, *, merge: bool = False
+) -> Matching:
+    """Look at the options of the matching, before anything takes time.
+
+    Raises:
+        InputError: unknown matcher or device, or options that contradict each other.
+    """
+    conf = load_conf(str(options.matcher))
+    device = _device(conf, options.device)
+    executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
+    return Matching(conf, str(options.weights), device, executor)
+
+
+def start_job(
+    matching: Matching,
+    image_dir: Path,
+    outputs: Path,
+    names: Sequence[str] | None = None,
+    *,
+    mask_dir: Path | None = None,
+    drop_raw_matches: bool = False,
+) -> MatchingJob:
+    """Check the photos; arguments as of `check_photos` and `MatchingJob`."""
+    outputs.mkdir(parents=True, exist_ok=True)
+    steps = Steps(outputs / "steps.json")
+    photos = steps.timed("photos", lambda: check_photos(image_dir, outputs, names, mask_dir))
+    if mask_dir is not None:
+        check_masks(mask_dir, image_dir, photos)
+    return MatchingJob(matching, image_dir, outputs, photos, steps, mask_dir, drop_raw_matches)
+
+
+@dataclass(frozen=True)
+class MatchingJob:
+    """What all matching of one run has in common.
+
+    Attributes:
+        matching: how to match.
+        image_dir: the photos.
+        outputs: where all files go.
+        photos: from `check_photos`.
+        steps: notes the seconds.
+        mask_dir: a folder of masks, or one mask for all photos.
+        drop_raw_matches: delete a detector-free matcher's correspondences once keypoints are made
+            of them. They are not needed until pairs, photos or settings change; then all pairs
+            are matched again.
+    """
+
+    matching: Matching
+    image_dir: Path
+    outputs: Path
+    photos: Mapping[str, CheckedPhoto]
+    steps: Steps
+    mask_dir: Path | None = None
+    drop_raw_matches: bool = False
+
+    @property
+    def conf(self) -> Conf:
+        """Features and matcher."""
+        return self.matching.conf
+
+    def match(
+        self,
+        pairs: Sequence[Pair],
+        label: str,
+        *,
+        map_features: Path | None = None,
+        existing: Existing = "update",
+    ) -> tuple[Path, Path]:
+        """Match pairs of checked photos; return the feature file and the match file.
+
+        Args:
+            pairs: names of photos.
+            label: of the list of pairs; part of the names of the files.
+            map_features: a feature file whose images keep their keypoints: the photos of a map.
+                With a detector-free matcher the others, the queries, get exact points, in a
+                feature file of their own.
+            existing: see `keypoints.aggregate`.
+        """
+        if isinstance(self.conf, SparseConf):
+            found = self._match_features(self.conf, pairs, label)
+        else:
+            found = self._match_photos(self.conf, pairs, label, map_features, existing)
+        self.check_photos_unchanged()
+        return found
+
+    def _match_photos(
+        self,
+        conf: DetectorFreeConf,
+        pairs: Sequence[Pair],
+        label: str,
+        map_features: Path | None,
+        existing: Existing,
+    ) -> tuple[Path, Path]:
+        """Match without a detector; see `match`."""
+        stem = conf.output.replace("matches-", "feats-")
+        feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
+        match_path = self.outputs / f"{conf.output}_{label}.h5"
+        source = fingerprint(
+            revisions.MATCHES,
+            revisions.KEYPOINTS,
+            pairs,
+            self.fingerprints(_names(pairs)),
+            asdict(replace(conf, min_inlier_ratio=0)),  # only verification looks at it
+            _weights_fingerprint(self.matching),
+        )
+        raw_path = _correspondence_path(match_path)
+        if raw_path.exists() or not self.steps.is_done(match_path.name, source):
+            self._match_images(conf, pairs, raw_path)
+            self._aggregate(conf, pairs, raw_path, feature_path, match_path, existing, map_features)
+        if self.drop_raw_matches:
+            self.steps.set_done(match_path.name, source, feature_path, match_path)
+            remove_staged(raw_path)
+        return feature_path, match_path
+
+    def match_share(self, pairs: Sequence[Pair], label: str) -> None:
+        """Match what the executor does of the pairs; other runs do the rest."""
+        if isinstance(self.conf, SparseConf):
+            self._match_features(self.conf, pairs, label)
+        else:
+            match_path = self.outputs / f"{self.conf.output}_{label}.h5"
+            self._match_images(self.conf, pairs, _correspondence_path(match_path))
+
+    def check_photos_unchanged(self) -> None:
+        """Look whether the photos and masks are those that the run has begun with.
+
+        Raises:
+            PhotoChangedError: some are not, so what was made of them is of no use.
+        """
+        changed = {}
+        for name, photo in self.photos.items():
+            if not photo.stamps or photo.stamps == _stamps(self.image_dir, name, self.mask_dir):
+                continue
+            path = self.image_dir / name
+            try:
+                content = photo_fingerprint(
+                    file_fingerprint(path), self.mask_dir, name, self.image_dir
+                )
+            except OSError:
+                content = ""
+            if content != photo.fingerprint:
+                changed[name] = f"{path} has changed since this run began"
+        if changed:
+            raise PhotoChangedError(changed)
+
+    def fingerprints(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the fingerprint of each of some photos."""
+        return {name: self.photos[name].fingerprint for name in names}
+
+    def extract(self, features: Mapping[str, Any], names: Iterable[str]) -> Path:
+        """Extract the features of photos; return the feature file."""
+        feature_path = self.outputs / f"{features['output']}.h5"
+        wanted = self.fingerprints(names)
+        self.steps.timed(
+            "features",
+            lambda: extract_features(
+                features, self.image_dir, wanted, feature_path, self.mask_dir, self.matching.device
+            ),
+        )
+        return feature_path
+
+    def _match_features(
+        self, conf: SparseConf, pairs: Sequence[Pair], label: str
+    ) -> tuple[Path, Path]:
+        feature_path = self.extract(conf.features, _names(pairs))
+        match_path = self.outputs / f"{conf.output}_{label}.h5"
+        self.steps.timed(
+            "matching",
+            lambda: match_features(
+                conf,
+                partial(_load_sparse_matcher, conf, self.matching.weights, self.matching.device),
+                pairs,
+                feature_path,
+                match_path,
+                _weights_fingerprint(self.matching),
+                self.matching.executor,
+            ),
+        )
+        return feature_path, match_path
+
+    def _match_images(self, conf: DetectorFreeConf, pairs: Sequence[Pair], raw_path: Path) -> None:
+        from sfm_matchers.matchers.registry import load_detector_free_matcher
+
+        self.steps.timed(
+            "matching",
+            lambda: match_images(
+                conf,
+                partial(
+                    load_detector_free_matcher, conf, self.matching.weights, self.matching.device
+                ),
+                pairs,
+                self.image_dir,
+                self.fingerprints(_names(pairs)),
+                raw_path,
+                self.mask_dir,
+                _weights_fingerprint(self.matching),
+                self.matching.executor,
+            ),
+        )
+
+    def _aggregate(
+        self,
+        conf: DetectorFreeConf,
+        pairs: Sequence[Pair],
+        raw_path: Path,
+        feature_path: Path,
+        match_path: Path,
+        existing: Existing,
+        map_features: Path | None,
+    ) -> None:
+        """Make keypoints and matches of the correspondences."""
+        options = AggregationOptions(
+            conf.max_error,
+            conf.cell_size,
+            max_keypoints=None if map_features else conf.max_keypoints,
+            refined=conf.refine_keypoints,
+        )
+        self.steps.timed(
+            "keypoints",
+            lambda: aggregate(
+                pairs,
+                raw_path,
+                feature_path,
+                match_path,
+                options,
+                {name: self.photos[name].size for name in _names(pairs)},
+                fixed_features=[map_features] if map_features else [],
+                existing=existing,
+            ),
+        )
+
+
+# COLMAP's matcher needs no torch, whose import takes as long as matching twenty pairs.
+
+
+def _is_colmaps(conf: Conf) -> bool:
+    return conf.model.get("name") == colmap_matching.NAME
+
+
+def _device(conf: Conf, device: str) -> str:
+    if device == "auto" and _is_colmaps(conf):
+        return "cpu"
+    from sfm_matchers.matchers.registry import default_device
+
+    return default_device(device)
+
+
+def _load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMatcher:
+    if _is_colmaps(conf):
+        return colmap_matching.load(conf)
+    from sfm_matchers.matchers.registry import load_sparse_matcher
+
+    return load_sparse_matcher(conf, weights, device)
+
+
+def _weights_fingerprint(matching: Matching) -> str:
+    if _is_colmaps(matching.conf):
+        return ""
+    from sfm_matchers.matchers.registry import matcher_weights_fingerprint
+
+    return matcher_weights_fingerprint(matching.conf, matching.weights)
+
+
+def _correspondence_path(match_path: Path) -> Path:
+    return match_path.with_name(match_path.name.replace("matches-", "correspondences-"))
+
+
+def _names(pairs: Iterable[Pair]) -> list[str]:
+    return sorted({name for pair in pairs for name in pair})

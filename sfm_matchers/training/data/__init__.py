@@ -1,0 +1,1 @@
+"""Pairs to train on, and their truth."""
