@@ -1,55 +1,9 @@
-"""Where the tests find golden data and photographs."""
+"""Settings of all tests."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
 
 # The tests run in as many processes as there are cores. Threads of several processes that share a
 # core wait for each other at every operation. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import h5py
-import pytest
-
-from sfm_matchers.confs import DetectorFreeConf
-from sfm_matchers.files.fingerprints import file_fingerprint
-from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
-from sfm_matchers.matching import match_images
-from sfm_matchers.photos.checked import photo_fingerprint
-
-SHARED_ROOT = Path(__file__).resolve().parents[2] / "shared"
-
-
-def shared_path(relative: str) -> Path:
-    """Return a path below `../shared`, or skip the test where that material is absent."""
-    path = SHARED_ROOT / relative
-    if not path.exists():
-        pytest.skip(
-            f"needs the reference material at ../shared/{relative}", allow_module_level=True
-        )
-    return path
-
-
-def photo_fingerprints(image_dir: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return what a run knows of photos without masks before it begins."""
-    return {
-        name: photo_fingerprint(file_fingerprint(image_dir / name), None, name) for name in names
-    }
-
-
-def matches_of_a_folder(
-    folder: Path,
-    load_matcher: Callable[[], DetectorFreeMatcher],
-    preprocessing: Mapping[str, Any],
-) -> Matches:
-    """Match a.png with b.png of a folder by a conf with such preprocessing, and read the file."""
-    names = ("a.png", "b.png")
-    conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, preprocessing)
-    path = folder / "correspondences.h5"
-    match_images(conf, load_matcher, [names], folder, photo_fingerprints(folder, names), path)
-    with h5py.File(path) as file:
-        group = file["a.png"]["b.png"]
-        return Matches(*(group[key][()] for key in ("keypoints0", "keypoints1", "scores")))
