@@ -19,7 +19,12 @@ import yaml
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.files.names import name_fault
 
-CONF_DIR = Path(__file__).parent / "configs"
+# A wheel has them inside the package, a checkout beside it.
+CONF_DIR = next(
+    folder
+    for folder in (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+    if folder.is_dir()
+)
 
 # Of a conf file; those of the package have a tenth of each.
 MAX_LETTERS = 1 << 16

@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 
 def _fill_template(parts: Mapping[str, str]) -> str:
-    template = importlib.resources.files(__package__).joinpath("report_template.html")
+    template = importlib.resources.files(__package__).joinpath("page.html")
     text = template.read_text(encoding="utf-8")
     # One pass, so that braces inside what is filled in stay as they are.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], text)

@@ -428,7 +428,7 @@ def test_wide_cameras_are_drawn_at_ninety_degrees():
 
 
 def test_every_element_the_script_asks_for_exists():
-    template = importlib.resources.files("sfm_matchers").joinpath("report_template.html")
+    template = importlib.resources.files("sfm_matchers.reports").joinpath("page.html")
     text = template.read_text(encoding="utf-8")
     asked = set(re.findall(r'byId\("([\w-]+)"\)', text))
     assert asked
