@@ -33,6 +33,7 @@ LEAST_KEYPOINTS = 8
 MAX_MEDIAN_ERROR = 0.005
 # Poses as good that wrong matches would give, on average.
 MAX_BY_CHANCE = 0.01
+LEAST_ERROR = 0.1  # pixels: keypoints are not more exact
 
 
 def is_seen(
@@ -69,14 +70,18 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return np.asarray(vectors / np.maximum(lengths, np.finfo(float).tiny))
 
 
-def expected_by_chance(matches: Matches, camera: pycolmap.Camera, num_inliers: int) -> float:
+def expected_by_chance(
+    matches: Matches, camera: pycolmap.Camera, num_inliers: int, error: float
+) -> float:
     """How many poses with so many inliers wrong matches would give, all samples of three tried.
+
+    `error` in pixels is that within which the inliers lie.
 
     As Moisan and Stival, "A probabilistic criterion to detect rigid point matches" (IJCV 2004):
     keypoints count once, and each lies anywhere in the photo.
     """
     count = len(np.unique(matches.keypoints, axis=0))
-    area = np.pi * matches.max_error**2 / (camera.width * camera.height)
+    area = np.pi * error**2 / (camera.width * camera.height)
     chance = min(1.0, area * len(matches.keypoints) / count)
     samples = count * (count - 1) * (count - 2) / 6
     return samples * _binomial_tail(num_inliers - 3, count - 3, chance)
@@ -112,7 +117,16 @@ def implausibility(solution: Solution, inliers: np.ndarray) -> str:
             f"{with_unseen - count} of the {with_unseen} keypoints that fit its pose show what the "
             "map saw from the other side: is the photo mirrored?"
         )
-    if expected_by_chance(solution.matches, solution.camera, count) > MAX_BY_CHANCE:
+    # All within the largest error, or half of them within the median one, if that says more.
+    errors = {
+        count: solution.matches.max_error,
+        count // 2: max(solution.median_error, LEAST_ERROR),
+    }
+    expected = min(
+        expected_by_chance(solution.matches, solution.camera, few, error)
+        for few, error in errors.items()
+    )
+    if len(errors) * expected > MAX_BY_CHANCE:
         return f"{count} of its {every} matched keypoints fit a pose, as many as would by chance"
     return ""
 

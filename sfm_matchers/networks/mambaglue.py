@@ -99,11 +99,11 @@ class MambaGlueConfig:
             known = ", ".join(KEYPOINT_ORDERS)
             raise InputError(f"unknown order {self.keypoint_order!r}, choose one of {known}")
         if not (1 <= self.num_layers <= 64 and self.num_heads >= 1 and 1 <= self.dim <= 4096):
-            raise InputError("num_layers must be 1 to 64, num_heads 1 or more, dim 1 to 4096")
-        if self.dim % self.num_heads:
-            raise InputError(f"dim {self.dim} cannot be divided among {self.num_heads} heads")
-        if self.dim % (4 * self.num_heads) or self.num_layers < 1:
-            raise InputError("dim must be a multiple of 4 * num_heads, and num_layers at least 1")
+            raise InputError("num_layers and num_heads must be at least 1, dim 4096 at most")
+        if self.dim % (4 * self.num_heads):
+            raise InputError(
+                f"dim {self.dim} must be a multiple of 4 * num_heads, {4 * self.num_heads}"
+            )
 
     @property
     def front_end(self) -> FrontEnd:

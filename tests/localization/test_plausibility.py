@@ -129,11 +129,11 @@ def test_wrong_matches_give_no_pose(count: int, seed: int, places: int) -> None:
 def test_what_chance_gives() -> None:
     rng = np.random.default_rng(0)
     matches = Matches(rng.uniform(0, 400, (800, 2)), np.zeros((800, 3)), 12.0)
-    assert expected_by_chance(matches, camera(), 10) > 1
-    assert expected_by_chance(matches, camera(), 40) < 1e-6
+    assert expected_by_chance(matches, camera(), 10, 12.0) > 1
+    assert expected_by_chance(matches, camera(), 40, 12.0) < 1e-6
     few = matches.some(np.arange(8))
-    assert expected_by_chance(few, camera(), 8) < 1e-6
-    assert expected_by_chance(few.some(np.zeros(8, int)), camera(), 8) == 0  # one keypoint
+    assert expected_by_chance(few, camera(), 8, 12.0) < 1e-6
+    assert expected_by_chance(few.some(np.zeros(8, int)), camera(), 8, 12.0) == 0  # one keypoint
 
 
 @pytest.mark.parametrize("relief", [0.0, 2.0])

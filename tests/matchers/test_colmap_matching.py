@@ -154,7 +154,8 @@ def test_an_interrupted_list_keeps_its_pairs_and_leaves_no_thread(
     with h5py.File(feature_path, "w") as file:
         for name, arrays in features.items():
             count = arrays["descriptors"].shape[1]
-            file.create_group(name)["keypoints"] = np.zeros((count, 2), np.float32)
+            positions = np.arange(2 * count, dtype=np.float32).reshape(-1, 2)
+            file.create_group(name)["keypoints"] = positions
             file[name]["descriptors"] = arrays["descriptors"]
     conf = load_conf("sift")
     assert isinstance(conf, SparseConf)

@@ -16,7 +16,8 @@ from PIL import Image
 from pipelines.command import run_guarded
 
 SLOW_JOB = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 from pipelines.command import run_guarded
 def job():
     import pycolmap
