@@ -18,9 +18,11 @@ from sfm_matchers.training.data.depth_geometry import DepthGeometry
 from sfm_matchers.training.losses.efficient_loftr import efficient_loftr_loss
 from sfm_matchers.weights import convert_efficient_loftr
 
-GOLDEN = shared_path("networks/eloftr/golden")
+GOLDEN = "networks/eloftr/golden"
 CASES = sorted(
-    path.stem for path in GOLDEN.glob("*_*.npz") if path.stem.startswith(("full", "opt"))
+    path.stem
+    for path in shared_path(GOLDEN).glob("*_*.npz")
+    if path.stem.startswith(("full", "opt"))
 )
 FEATURES = 2e-4
 CONFIDENCE = {"full": 1e-4, "opt": 5e-4}
@@ -29,7 +31,7 @@ POINTS = 1e-4  # pixels
 
 @functools.cache
 def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
+    with np.load(shared_path(f"{GOLDEN}/{name}.npz")) as arrays:
         return dict(arrays)
 
 

@@ -25,7 +25,7 @@ from sfm_matchers.networks.mambaglue import (
 from sfm_matchers.networks.selective_scan import selective_scan
 from sfm_matchers.training.losses.mambaglue import GroundTruthMatches, mambaglue_loss
 
-GOLDEN = shared_path("networks/mambaglue/golden")
+GOLDEN = "networks/mambaglue/golden"
 Arrays = dict[str, np.ndarray]
 
 STATE_TOLERANCE = 1e-4
@@ -35,7 +35,7 @@ LOG_ASSIGNMENT_TOLERANCE = 2e-3
 
 @lru_cache
 def arrays(name: str) -> Arrays:
-    with np.load(GOLDEN / f"{name}.npz") as file:
+    with np.load(shared_path(f"{GOLDEN}/{name}.npz")) as file:
         return {key: file[key] for key in file.files}
 
 
@@ -136,7 +136,7 @@ def assert_states(seen: dict[str, Any], data: Arrays) -> None:
 
 
 def test_mambaglue_golden_weights_follow_the_recipe() -> None:
-    checks = json.loads((GOLDEN / "weights_check.json").read_text())
+    checks = json.loads(shared_path(f"{GOLDEN}/weights_check.json").read_text())
     for features in ("superpoint", "aliked", "sift"):
         expected = checks["superpoint"] | checks.get(f"{features}_differs", {})
         state = golden_network(features).state_dict()
@@ -151,7 +151,7 @@ def test_mambaglue_golden_weights_follow_the_recipe() -> None:
 
 @pytest.mark.parametrize("features", ["superpoint", "disk", "aliked", "sift", "doghardnet"])
 def test_mambaglue_golden_state_dict_has_the_authors_keys_and_shapes(features: str) -> None:
-    listing = json.loads((GOLDEN.parent / "state_dict.json").read_text())
+    listing = json.loads(shared_path("networks/mambaglue/state_dict.json").read_text())
     same_shapes = {"disk": "aliked", "doghardnet": "sift"}.get(features, features)
     expected = listing["superpoint"]["tensors"] | listing[same_shapes]["differs"]
     state = MambaGlue(MambaGlueConfig(features=features)).state_dict()

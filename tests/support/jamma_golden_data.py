@@ -13,7 +13,7 @@ from torch import Tensor
 from sfm_matchers.networks import jamma
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 
-GOLDEN = shared_path("networks/jamma/golden")
+GOLDEN = "networks/jamma/golden"
 TOLERANCE = 1e-4  # of features and similarities
 POINT_TOLERANCE = 1e-3  # pixels
 CASES = {
@@ -26,7 +26,7 @@ CASES = {
 
 @functools.cache
 def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
+    with np.load(shared_path(f"{GOLDEN}/{name}.npz")) as arrays:
         return dict(arrays)
 
 

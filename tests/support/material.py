@@ -16,16 +16,18 @@ from sfm_matchers.matching import match_images
 from sfm_matchers.photos.checked import photo_fingerprint
 
 SHARED_ROOT = Path(__file__).resolve().parents[3] / "shared"
+SMALLEST_CASES = Path(__file__).resolve().parents[1] / "golden" / "data"
 
 
 def shared_path(relative: str) -> Path:
-    """Return a path below `../shared`, or skip the test where that material is absent."""
-    path = SHARED_ROOT / relative
-    if not path.exists():
-        pytest.skip(
-            f"needs the reference material at ../shared/{relative}", allow_module_level=True
-        )
-    return path
+    """Return a path below `../shared`, or skip the test where that material is absent.
+
+    Of the golden data the smallest cases are in `tests/golden/data` too.
+    """
+    for root in (SHARED_ROOT, SMALLEST_CASES):
+        if (root / relative).exists():
+            return root / relative
+    pytest.skip(f"needs the reference material at ../shared/{relative}", allow_module_level=True)
 
 
 def photo_fingerprints(image_dir: Path, names: Iterable[str]) -> dict[str, str]:
