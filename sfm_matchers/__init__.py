@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Matches", "__version__", "load_matcher", "plot_matches"]
 
-_HOMES = {"Matches": "matchers", "load_matcher": "matchers", "plot_matches": "visualization"}
+_HOMES = {
+    "Matches": "matchers.protocols",
+    "load_matcher": "matchers.pair_matcher",
+    "plot_matches": "reports.drawing",
+}
 
 
 def __getattr__(name: str) -> Any:
