@@ -44,7 +44,6 @@ EXTRAS = {
 
 # The front-ends of confs that need an extra.
 EXTRA_OF_FRONT_END = {"superpoint": "superpoint"}
-FRONT_ENDS_WITHOUT_WEIGHTS = ("sift",)
 
 PYCOLMAP_CUDA = {True: "with CUDA", False: "without CUDA", None: "cannot be imported"}
 
@@ -177,7 +176,7 @@ def _matcher(
     conf: Any, known: list[dict[str, Any]], installed: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     from sfm_matchers.confs import SparseConf
-    from sfm_matchers.weights import NETWORKS, features_of, subject_name
+    from sfm_matchers.weights import NETWORKS, features_of, needs_weights, subject_name
 
     needs: list[str] = []
     source = None
@@ -186,7 +185,7 @@ def _matcher(
         extra = EXTRA_OF_FRONT_END.get(front_end)
         if extra and not installed[extra]["installed"]:
             needs.append(installed[extra]["install"])
-        if front_end not in FRONT_ENDS_WITHOUT_WEIGHTS:
+        if needs_weights(front_end):
             needs += _choose(front_end, known)[1]
     network = conf.model["name"]
     if network in NETWORKS:

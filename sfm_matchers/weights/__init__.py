@@ -11,6 +11,7 @@ from sfm_matchers.weights.registry import (
     all_checkpoints,
     default_source,
     find_checkpoint,
+    needs_weights,
     subject_name,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "find_weights",
     "load_network",
     "load_state_dict_file",
+    "needs_weights",
     "save_bundled",
     "subject_name",
     "weights_fingerprint",

@@ -27,6 +27,8 @@ LICENCE_ALLOWS = {
     NON_COMMERCIAL: "academic and non-profit research only; no redistribution",
 }
 
+WITHOUT_WEIGHTS = ("sift", "nearest_neighbor", "colmap_nearest_neighbor")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -277,6 +279,11 @@ def subject_name(network: str, features: str | None = None) -> str:
     'mambaglue-aliked'
     """
     return f"{network}-{features}" if features else network
+
+
+def needs_weights(subject: str) -> bool:
+    """Return False for front-ends and matchers that compute and have learned nothing."""
+    return subject not in WITHOUT_WEIGHTS
 
 
 def bundled_checkpoints() -> list[Checkpoint]:
