@@ -16,12 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pycolmap
-
 from pipelines.options import add_matching_options, add_retrieval_options, take_defaults
 from pipelines.running import print_localization, run_command
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization.in_depth_scans import MAX_ERROR, ScanOptions, localize_in_scans
+from sfm_matchers.localization.in_depth_scans import (
+    MAX_ERROR,
+    ScanOptions,
+    localize_in_scans,
+    query_camera,
+)
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
     LocalizedQuery,
@@ -39,8 +42,6 @@ LAYOUT = {
     "database/alignments": "transformations of the scans",
     "query/iphone7": "queries",
 }
-# The queries were taken with one phone: 28 mm where 36 mm film is 4032 pixels wide.
-FOCAL_LENGTH_PER_SIDE = 28 / 36
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,6 @@ def check_layout(dataset: Path) -> None:
     ]
     if missing:
         raise InputError(f"{dataset} is not InLoc; missing, see {ORIGIN}:\n" + "\n".join(missing))
-
-
-def query_camera(size: tuple[int, int]) -> pycolmap.Camera:
-    """The camera of a query of (width, height) pixels."""
-    focal_length = FOCAL_LENGTH_PER_SIDE * max(size)
-    return pycolmap.Camera(
-        model="SIMPLE_PINHOLE",
-        width=size[0],
-        height=size[1],
-        params=[focal_length, size[0] / 2, size[1] / 2],
-    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pycolmap
 from tqdm import tqdm
 
 from sfm_matchers.errors import InputError
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 POINTS_VARIABLE = "XYZcut"
 TRANSFORMATION_LINES = slice(7, 11)  # of an alignment file: the 4 x 4 matrix
 MAX_ERROR = 48.0  # pixels: the scans are known to some centimetres
+# The queries were taken with one phone: 28 mm where 36 mm film is 4032 pixels wide.
+FOCAL_LENGTH_PER_SIDE = 28 / 36
 CACHED_SCANS = 4  # some tens of megabytes each
 
 
@@ -224,3 +227,14 @@ def interpolate_scan(scan: np.ndarray, keypoints: np.ndarray) -> tuple[np.ndarra
     nearest = scan[np.rint(y).astype(int), np.rint(x).astype(int)]
     points = np.where(np.isfinite(points).all(1, keepdims=True), points, nearest)
     return points, np.isfinite(points).all(1) & is_somewhere
+
+
+def query_camera(size: tuple[int, int]) -> pycolmap.Camera:
+    """Return the camera of a query of InLoc of (width, height) pixels."""
+    focal_length = FOCAL_LENGTH_PER_SIDE * max(size)
+    return pycolmap.Camera(
+        model="SIMPLE_PINHOLE",
+        width=size[0],
+        height=size[1],
+        params=[focal_length, size[0] / 2, size[1] / 2],
+    )

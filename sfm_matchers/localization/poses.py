@@ -234,9 +234,18 @@ def write_results(
         if count > 1:
             logger.warning("%s: %d photos are called %s there", path, count, name)
     write_text(path, "\n".join(lines) + "\n" if lines else "")
-    log_path = path.with_name(path.stem + "_log.jsonl")
-    write_text(log_path, "".join(json.dumps(result.to_json()) + "\n" for result in results))
-    return log_path
+    log = log_path(path)
+    write_text(log, "".join(json.dumps(result.to_json()) + "\n" for result in results))
+    return log
+
+
+def log_path(path: Path) -> Path:
+    """Return where the log of a submission file lies.
+
+    >>> log_path(Path("poses.txt")).name
+    'poses_log.jsonl'
+    """
+    return path.with_name(path.stem + "_log.jsonl")
 
 
 def read_poses(path: Path) -> dict[str, pycolmap.Rigid3d]:
