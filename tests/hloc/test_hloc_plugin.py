@@ -1,6 +1,6 @@
 """The plugin, in hloc where it is installed, else in a stand-in that enforces hloc's rules.
 
-The stand-in, `tests/standins/hloc`, loads models as hloc does: by importing
+The stand-in, `tests/support/standins/hloc`, loads models as hloc does: by importing
 ``hloc.matchers.<name>`` and taking the one class that is defined in it and derives from hloc's
 `BaseModel`. What only hloc itself can show is in `test_hloc_real`.
 """
@@ -23,6 +23,7 @@ from golden_weights_eloftr import golden_state_dict
 
 from sfm_matchers import hloc as plugin
 from sfm_matchers.errors import MissingExtraError
+from sfm_matchers.hloc import is_installed
 from sfm_matchers.hloc.two_view_geometries import complete_before
 from sfm_matchers.matchers.pair_matcher import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR
@@ -34,7 +35,7 @@ from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 @pytest.fixture
 def hloc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """hloc, or its stand-in; forgotten afterwards."""
-    if importlib.util.find_spec("hloc") is None:
+    if not is_installed():  # the folder of these tests is called so too
         monkeypatch.syspath_prepend(Path(__file__).parents[1] / "support" / "standins")
     yield
     for name in list(sys.modules):
