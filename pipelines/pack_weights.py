@@ -48,15 +48,15 @@ def bundle(
     Raises:
         InputError: a file is missing or not one that training has written, or they are of several
             networks.
-        WeightsError: its header is damaged.
+        WeightsError: it is damaged.
     """
     import torch
 
     from sfm_matchers.weights import save_bundled
-    from sfm_matchers.weights.safetensors_file import load_half_precision
+    from sfm_matchers.weights.safetensors_file import read_as_float32
 
     metadata = [_metadata(path) for path in weights]
-    state_dicts = [load_half_precision(path) for path in weights]
+    state_dicts = [read_as_float32(path) for path in weights]
     shapes = [{name: tensor.shape for name, tensor in each.items()} for each in state_dicts]
     if any(each != shapes[0] for each in shapes):
         raise InputError(f"{weights[0]} and the others are not of one network")

@@ -28,7 +28,7 @@ from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.data.photographs import Photographs
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
 from sfm_matchers.weights.registry import WeightsMetadata
-from sfm_matchers.weights.safetensors_file import load_half_precision, save_half_precision
+from sfm_matchers.weights.safetensors_file import read_as_float32, save_half_precision
 
 logger = logging.getLogger(__name__)
 
@@ -291,12 +291,13 @@ class Trainer:
         """Start from the averaged weights of another run: its checkpoint or its exported weights.
 
         Raises:
-            InputError: if there is no such file, or it is of another network.
+            InputError: there is no such file, or it is of another network.
+            WeightsError: the file of weights is damaged.
         """
         if not path.is_file():
             raise InputError(f"no file {path}: give a checkpoint.pt or weights.safetensors")
         if path.suffix == ".safetensors":
-            average = load_half_precision(path)
+            average = read_as_float32(path)
         else:
             average = torch.load(path, map_location=self.device, weights_only=True)["average"]
         try:

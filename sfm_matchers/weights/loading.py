@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from sfm_matchers.confs import check_options
 from sfm_matchers.errors import InputError, WeightsError, one_line
-from sfm_matchers.files.replacing import replacing
 from sfm_matchers.weights.download import fetch, file_sha256
-from sfm_matchers.weights.precision import SCALE_SUFFIX, to_eight_bits, to_half, widened
+from sfm_matchers.weights.precision import SCALE_SUFFIX, to_eight_bits, to_half
 from sfm_matchers.weights.registry import (
     OFFICIAL,
     Checkpoint,
@@ -32,6 +30,7 @@ from sfm_matchers.weights.registry import (
     find_checkpoint,
     subject_name,
 )
+from sfm_matchers.weights.safetensors_file import read_safetensors, write_safetensors
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +74,9 @@ def load_state_dict_file(path: str | os.PathLike[str]) -> StateDict:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return widened(safetensors.torch.load_file(path, device="cpu"))
         content = _load_pickle(path)
     except WeightsError:
         raise
@@ -363,20 +362,17 @@ def save_bundled(
     Raises:
         WeightsError: a value is not finite, or too large for half precision.
     """
-    path = Path(path)
     stored: StateDict = {}
     for key, tensor in state_dict.items():
         if eight_bits and key.endswith("weight") and tensor.numel() >= EIGHT_BITS_FROM:
             stored[key], stored[key + SCALE_SUFFIX] = to_eight_bits(_halved(key, tensor))
         else:
             stored[key] = _halved(key, tensor)
-    with replacing(path) as temporary:
-        safetensors.torch.save_file(stored, temporary, metadata=metadata.to_header())
-        temporary.chmod(0o644)  # the library's files are their owner's alone
+    write_safetensors(stored, Path(path), metadata.to_header())
 
 
 def _halved(key: str, tensor: Tensor) -> Tensor:
-    tensor = to_half(tensor.detach().cpu().contiguous())
+    tensor = to_half(tensor.detach().cpu())
     if not tensor.isfinite().all():
         raise WeightsError(f"{key} is not finite, or too large for half precision")
     return tensor

@@ -1,72 +1,53 @@
-"""Weights as half-precision safetensors, without the library, so that a bare machine can train."""
+"""Weights in safetensors files: read as stored, written in half precision."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+import safetensors.torch
 from torch import Tensor
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import WeightsError, one_line
 from sfm_matchers.files.replacing import replacing
 from sfm_matchers.weights.precision import to_half, widened
 
-_DTYPE_NAMES = {
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.int64: "I64",
-    torch.int8: "I8",
-}
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file on the CPU: as stored, those in eight bits as float32.
+
+    Raises:
+        WeightsError: the file is absent or damaged.
+    """
+    try:
+        return widened(safetensors.torch.load_file(path, device="cpu"))
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file") from error
+    except Exception as error:  # garbage can make a reader fail in any way
+        raise WeightsError(f"{path}: damaged or not a checkpoint ({one_line(error)})") from error
+
+
+def read_as_float32(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file, floating-point ones as float32: to train, or to take a mean.
+
+    Raises:
+        WeightsError: the file is absent or damaged.
+    """
+    tensors = read_safetensors(path)
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def save_half_precision(
-    state_dict: dict[str, Tensor], path: Path, metadata: dict[str, str]
+    state_dict: Mapping[str, Tensor], path: Path, metadata: dict[str, str]
 ) -> None:
-    """Write a state dict in the safetensors format, in the precision of `to_half`.
-
-    The format: length of the header (8 bytes, little endian), a JSON header with dtype, shape and
-    byte range of each tensor, then the raw data.
-    """
-    header: dict[str, object] = {"__metadata__": metadata}
-    chunks: list[bytes] = []
-    position = 0
-    for name, tensor in sorted(state_dict.items()):
-        tensor = to_half(tensor.detach().cpu())
-        data = tensor.contiguous().numpy().tobytes()
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, position + len(data)],
-        }
-        chunks.append(data)
-        position += len(data)
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
-        file.writelines(chunks)
+    """Write a state dict in the precision of `to_half`; the file appears whole."""
+    halves = {key: to_half(tensor.detach().cpu()) for key, tensor in state_dict.items()}
+    write_safetensors(halves, path, metadata)
 
 
-def load_half_precision(path: Path) -> dict[str, Tensor]:
-    """Read what `save_half_precision` wrote, or bundled weights; all comes back as float32.
-
-    Raises:
-        InputError: the file is damaged, or holds other types of numbers.
-    """
-    content = path.read_bytes()
-    dtypes = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
-    try:
-        start = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:start])
-        header.pop("__metadata__", None)
-        state_dict = {}
-        for name, entry in header.items():
-            first, last = (start + offset for offset in entry["data_offsets"])
-            data = torch.frombuffer(bytearray(content[first:last]), dtype=dtypes[entry["dtype"]])
-            tensor = data.view(entry["shape"])
-            state_dict[name] = tensor.float() if tensor.is_floating_point() else tensor
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged, or no fp16 safetensors file") from error
-    return widened(state_dict)
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors as they are; the file appears whole."""
+    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(whole, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # the library's files are their owner's alone

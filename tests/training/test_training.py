@@ -57,7 +57,7 @@ from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
 from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
 from sfm_matchers.weights.loading import load_network, load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
-from sfm_matchers.weights.safetensors_file import load_half_precision, save_half_precision
+from sfm_matchers.weights.safetensors_file import read_as_float32, save_half_precision
 
 CPU = torch.device("cpu")
 
@@ -605,8 +605,8 @@ def test_the_held_out_photographs_do_not_depend_on_the_folder_given() -> None:
 
 @pytest.mark.parametrize("file", sorted(BUNDLED_DIR.glob("*.safetensors")), ids=lambda f: f.stem)
 def test_bundled_weights_are_a_start_for_training(file: Path) -> None:
-    """The tensors that a bare machine reads are those that the matchers use."""
-    started, used = load_half_precision(file), load_state_dict_file(file)
+    """Training begins with the tensors that the matchers use."""
+    started, used = read_as_float32(file), load_state_dict_file(file)
     assert started.keys() == used.keys()
     for name, tensor in started.items():
         torch.testing.assert_close(tensor, used[name].to(tensor.dtype), rtol=0, atol=0)
@@ -617,5 +617,5 @@ def test_weights_of_a_run_keep_variances_beyond_half_precision(tmp_path: Path) -
     save_half_precision(weights, tmp_path / "weights.safetensors", {})
     stored = load_state_dict_file(tmp_path / "weights.safetensors")
     assert stored["conv.weight"].dtype == torch.float16
-    for read in (stored, load_half_precision(tmp_path / "weights.safetensors")):
+    for read in (stored, read_as_float32(tmp_path / "weights.safetensors")):
         torch.testing.assert_close(read["norm.running_var"], weights["norm.running_var"])
