@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from efficient_loftr_supervision import efficient_loftr_loss
 from golden_weights_eloftr import golden_state_dict
 from material import shared_path
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from sfm_matchers.networks import efficient_loftr as eloftr
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.training.data.depth_geometry import DepthGeometry
-from sfm_matchers.training.losses.efficient_loftr import efficient_loftr_loss
 from sfm_matchers.weights import convert_efficient_loftr
 
 GOLDEN = "networks/eloftr/golden"

@@ -19,6 +19,7 @@ from jamma_golden_data import (
     normalized,
     unit_input,
 )
+from jamma_supervision import PairTruth, coarse_truth, fine_truth, jamma_loss
 from material import shared_path
 from torch import Tensor
 
@@ -28,7 +29,6 @@ from sfm_matchers.networks.mamba import run_side_by_side
 from sfm_matchers.networks.selective_scan import selective_scan
 from sfm_matchers.photos.resizing import network_size, resize_image
 from sfm_matchers.training.data.depth_geometry import DepthGeometry
-from sfm_matchers.training.losses.jamma import PairTruth, coarse_truth, fine_truth, jamma_loss
 
 
 def test_jamma_golden_weights_and_keys() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 
+import jamma_supervision
 import pytest
 import torch
 from golden_weights_jamma import golden_state_dict
+from jamma_supervision import PairTruth
 from torch import Tensor
 
 from sfm_matchers.errors import InputError
@@ -14,8 +16,6 @@ from sfm_matchers.networks import jamma
 from sfm_matchers.networks.coarse_matching import CoarseMatches
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig, JamMaOutput
 from sfm_matchers.training.data.homographies import HomographyGeometry
-from sfm_matchers.training.losses import jamma as jamma_supervision
-from sfm_matchers.training.losses.jamma import PairTruth
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Ground truth and losses of JamMa (Lu and Du, CVPR 2025, supervision), as its released code has.
 
-The training recipe of this project supervises JamMa otherwise (`tasks.JamMaTask`); this is the
-reference: what the paper's numbers were trained with.
+Training supervises JamMa otherwise (`tasks.JamMaTask`); this is the reference: what the paper's
+numbers were trained with.
 """
 
 from __future__ import annotations
