@@ -33,13 +33,15 @@ import torch
 from torch import Tensor
 
 from sfm_matchers.errors import InputError, MissingExtraError
+from sfm_matchers.networks.selective_scan.reasons import NotInstalled
 
 __all__ = ["BACKENDS", "default_backend", "selective_scan", "unusable_backends"]
 
 logger = logging.getLogger(__name__)
 
-# In order of preference. Each module has `unusable_because(device, dtype) -> str | None` and
-# `scan(u, delta, A, B, C, D, z, delta_bias)` on operands that `selective_scan` has prepared.
+# In order of preference. Each module has `unusable_because(device, dtype) -> str | None`, which is
+# `NotInstalled` where a library is missing, and `scan(u, delta, A, B, C, D, z, delta_bias)` on
+# operands that `selective_scan` has prepared.
 BACKENDS = {
     "mamba_ssm": "mamba_ssm",
     "triton": "triton_channels",
@@ -186,7 +188,7 @@ def _choose_backend(name: str | None, device: torch.device, dtype: torch.dtype) 
         module = _load(name)
         reason = module.unusable_because(device, dtype)
         if reason is not None:
-            error = MissingExtraError if "pip install" in reason else InputError
+            error = MissingExtraError if isinstance(reason, NotInstalled) else InputError
             raise error(f"the scan backend {name!r} cannot run here: {reason}")
     else:
         name = default_backend(device.type, dtype)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sfm_matchers.networks.selective_scan.reasons import NotInstalled
+
 
 @functools.lru_cache
 def _selective_scan_fn() -> Callable[..., Tensor] | None:
@@ -26,7 +28,7 @@ def unusable_because(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "it has no float64 kernel"
     if _selective_scan_fn() is None:
-        return "mamba-ssm cannot be imported, pip install 'sfm-matchers[mamba]'"
+        return NotInstalled("mamba-ssm cannot be imported, pip install 'sfm-matchers[mamba]'")
     return None
 
 

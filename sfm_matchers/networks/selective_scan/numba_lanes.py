@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sfm_matchers.networks.selective_scan.reasons import NotInstalled
+
 LOG2_E = 1.4426950408889634
 # Below this many state updates handing work to threads costs more than it saves.
 SMALLEST_PARALLEL_WORK = 10_000_000
@@ -34,7 +36,7 @@ def unusable_because(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "it computes in float32 only"
     if importlib.util.find_spec("numba") is None:
-        return "numba is not installed, pip install 'sfm-matchers[fast]'"
+        return NotInstalled("numba is not installed, pip install 'sfm-matchers[fast]'")
     return None
 
 

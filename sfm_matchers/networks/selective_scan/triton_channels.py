@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sfm_matchers.networks.selective_scan.reasons import NotInstalled
+
 CHANNELS_PER_PROGRAM = 16
 
 
@@ -27,7 +29,7 @@ def unusable_because(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "it computes in float32 only"
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed, pip install triton"
+        return NotInstalled("triton is not installed, pip install triton")
     return None
 
 
