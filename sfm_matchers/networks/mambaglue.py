@@ -166,9 +166,11 @@ class LocalFeatures:
         return value
 
 
-@dataclass(frozen=True)
+@dataclass
 class MambaGlueMatches:
     """Matches of B pairs, in the order of the given keypoints.
+
+    `MambaGlue.forward` writes into the tensors as pairs come to an end.
 
     Attributes:
         matches0: (B, M) int64, index of the partner in image 1; -1: none.
