@@ -16,8 +16,9 @@ import torch
 from pipelines.command import run_guarded
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.pair_lists import read_posed_pairs
+from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.megadepth import load_megadepth
-from sfm_matchers.training.data.photographs import is_held_out, list_photographs, load_photographs
+from sfm_matchers.training.data.photographs import list_photographs, load_photographs
 from sfm_matchers.training.data.sparse_pairs import MODELS
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.tasks.mambaglue import Start

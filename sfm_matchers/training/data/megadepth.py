@@ -26,8 +26,8 @@ from sfm_matchers.evaluation.pair_lists import SceneInfo, read_scene_info
 from sfm_matchers.files.hdf5 import open_h5, read_numbers
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.training.data.depth_geometry import DepthGeometry, depth_at
+from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.pair_batch import PairBatch
-from sfm_matchers.training.data.photographs import is_held_out
 
 # LoFTR's recipe has 0.2, which takes much of what is hidden for visible.
 MAX_RELATIVE_DEPTH_ERROR = 0.05

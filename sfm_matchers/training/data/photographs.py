@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,16 +23,6 @@ logger = logging.getLogger(__name__)
 
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 PYRAMID_LEVELS = 3
-HELD_OUT_SHARE = 10  # one photograph in ten is kept for validation
-
-
-def is_held_out(name: str) -> bool:
-    """Tell whether a photograph is kept for validation, by a hash of its file name alone.
-
-    The choice depends neither on which other photographs lie in the folder nor on which of the
-    folders above them a run is given, so a later run never trains on what an earlier one held out.
-    """
-    return zlib.crc32(name.rpartition("/")[2].encode()) % HELD_OUT_SHARE == 0
 
 
 @dataclass
