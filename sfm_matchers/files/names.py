@@ -16,6 +16,21 @@ _SEPARATORS = re.compile(r"[/\\]")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Return names sorted such that numbers in them count as numbers.
+
+    >>> in_natural_order(["img10.jpg", "img2.jpg", "img02.jpg"])
+    ['img02.jpg', 'img2.jpg', 'img10.jpg']
+    """
+    return sorted(names, key=_natural_key)
+
+
+def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Texts and numbers by turns, numbers first; names that differ in zeros only, as texts."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
+
+
 def name_fault(name: str) -> str | None:
     r"""Return why a name cannot be that of a photo below a folder; None if it can.
 

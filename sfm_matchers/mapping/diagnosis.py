@@ -9,12 +9,10 @@ the log of a run all take it from here.
 from __future__ import annotations
 
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +20,7 @@ import pycolmap
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.colmap_database import read_image_ids
+from sfm_matchers.files.names import in_natural_order
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.photos.masks import usable_pixels
@@ -94,7 +93,7 @@ def read_match_graph(
     names = set(image_ids) | {name for pair in pairs for name in pair}
     if model is not None:
         names |= {image.name for image in model.images.values()}
-    ordered = sorted(names, key=_natural_key)
+    ordered = in_natural_order(names)
     row_of = {name: row for row, name in enumerate(ordered)}
     every_pair = (
         {frozenset(pair) for pair in pairs if pair[0] != pair[1]} | set(raw) | set(verified)
@@ -118,12 +117,6 @@ def _counts_by_pair(
     id_pairs = (pycolmap.pair_id_to_image_pair(pair_id) for pair_id in pair_ids)
     keys = (frozenset((name_of[id0], name_of[id1])) for id0, id1 in id_pairs)
     return dict(zip(keys, counts, strict=True))
-
-
-def _natural_key(name: str) -> tuple[list[Any], str]:
-    """Sort ``img2`` before ``img10``."""
-    parts = re.split(r"([0-9]+)", name)  # texts at even places, numbers at odd ones
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def poor_photos(graph: MatchGraph, image_dir: Path, mask_dir: Path | None = None) -> dict[str, str]:

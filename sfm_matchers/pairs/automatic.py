@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sfm_matchers.files.names import in_natural_order
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
 from sfm_matchers.geometry.coordinates import FloatArray
-from sfm_matchers.pairs.policies import exhaustive_pairs, in_natural_order, retrieval_pairs
+from sfm_matchers.pairs.policies import exhaustive_pairs, retrieval_pairs
 from sfm_matchers.pairs.positions import read_capture_time, spatial_pairs
 
 logger = logging.getLogger(__name__)

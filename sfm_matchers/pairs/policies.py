@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.names import in_natural_order
 from sfm_matchers.files.pair_lists import Pair, read_pairs, unique_pairs
 from sfm_matchers.pairs.retrieval import most_similar
 
@@ -34,16 +35,6 @@ def sequential_pairs(names: Sequence[str], overlap: int) -> list[Pair]:
         for index, name in enumerate(ordered)
         for other in ordered[index + 1 : index + 1 + overlap]
     ]
-
-
-def in_natural_order(names: Iterable[str]) -> list[str]:
-    """Return names sorted such that numbers in them count as numbers."""
-    return sorted(names, key=_natural_order)
-
-
-def _natural_order(name: str) -> list[tuple[int, int, str]]:
-    parts = ["".join(group) for _, group in itertools.groupby(name, str.isdecimal)]
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def retrieval_pairs(names: Sequence[str], descriptor_path: Path, num_matched: int) -> list[Pair]:
