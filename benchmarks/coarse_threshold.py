@@ -20,12 +20,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.features.networks import to_gray
 from sfm_matchers.networks.jamma import CELL  # Efficient LoFTR's cells are as large
+from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.pair_batch import PairBatch
-from sfm_matchers.training.data.photographs import is_held_out, list_photographs, load_photographs
+from sfm_matchers.training.data.photographs import list_photographs, load_photographs
 from sfm_matchers.training.losses.supervision import cell_truth
 from sfm_matchers.training.schedule import UPRIGHT, validation_sets
-from sfm_matchers.training.tasks.efficient_loftr import to_gray
 from sfm_matchers.training.tasks.jamma import normalize
 from sfm_matchers.weights import load_network
 

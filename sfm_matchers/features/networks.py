@@ -30,7 +30,14 @@ CUDA_BATCH_PIXELS = 2 * 1024**2
 
 # Keypoints per photo in MambaGlue's published training on MegaDepth.
 MAX_NUM_KEYPOINTS = 2048
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's
 LARGEST_LIMIT = 1_000_000  # keypoints of a photo
+
+
+def to_gray(images: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB to (B, 1, H, W) grey, both in 0..1."""
+    weights = images.new_tensor(GRAY_WEIGHTS).view(3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
 
 
 class NetworkExtractor(ABC):

@@ -16,6 +16,7 @@ from sfm_matchers.features.networks import (
     check_keypoint_limit,
     load_extractor_weights,
     to_features,
+    to_gray,
 )
 from sfm_matchers.weights import Checkpoint, find_checkpoint
 
@@ -78,7 +79,7 @@ class SuperPointExtractor(NetworkExtractor):
         self.max_num_keypoints = max_num_keypoints
 
     def _detect(self, images: Tensor) -> list[Features]:
-        gray = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1)[:, None]
+        gray = to_gray(images)
         output = self.network(gray)
         size = gray.new_tensor([gray.shape[3], gray.shape[2]])
         end = size // SUPERPOINT_CELL * SUPERPOINT_CELL - SUPERPOINT_BORDER

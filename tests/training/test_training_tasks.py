@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.features.networks import to_gray
 from sfm_matchers.networks import efficient_loftr, jamma
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.training import schedule
@@ -23,7 +24,7 @@ from sfm_matchers.training.data.sift_features import extract_sift
 from sfm_matchers.training.loop import Trainer, TrainingOptions, TrainingTask
 from sfm_matchers.training.losses.mambaglue import UNMATCHED, GroundTruthMatches
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
-from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask, to_gray
+from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
 from sfm_matchers.training.tasks.jamma import JamMaTask
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, match_measures
 from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfm_matchers.features.networks import to_gray
 from sfm_matchers.networks.mambaglue import LocalFeatures
 
 # COLMAP's detector in OpenCV's terms: three scales per octave, contrast 0.02 / 3 for each.
@@ -32,7 +33,7 @@ def extract_sift(images: Tensor, max_keypoints: int) -> LocalFeatures:
         Features on the device of the images, those of an image from the largest scale to the
         smallest, which is the order of their scores. M is at least 1.
     """
-    gray = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1).mul(images).sum(1)
+    gray = to_gray(images)[:, 0]
     pixels = (gray * 255).round().clamp(0, 255).byte().cpu().numpy()
     tables = [_extract_one(one, max_keypoints) for one in pixels]
     most = max(1, *(len(table) for table in tables))

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.features.networks import to_gray
 from sfm_matchers.networks.efficient_loftr import (
     CELL,
     COARSE_DIM,
@@ -50,7 +51,6 @@ from sfm_matchers.training.schedule import (
     sample_scheduled_pairs,
 )
 
-GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's
 # Mean over standard deviation of the positive half of a normal distribution: the shift after
 # normalisation that keeps such values positive, so that a ReLU leaves them alone.
 HALF_NORMAL_MEAN = 0.68
@@ -58,12 +58,6 @@ BRANCH_GAIN = 0.1  # of the convolutions beside an identity branch
 UPDATE_GAIN = 0.1  # of the transformer's first updates
 INITIAL_SELF_SIMILARITY = 4.0  # mean coarse logit of a cell with itself
 INITIAL_FINE_LOGIT_STD = 1.5
-
-
-def to_gray(images: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB to (B, 1, H, W) grey, both in 0..1."""
-    weights = images.new_tensor(GRAY_WEIGHTS).view(3, 1, 1)
-    return (images * weights).sum(1, keepdim=True)
 
 
 class EfficientLoFTRTask(OneRate):
