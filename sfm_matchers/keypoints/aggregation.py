@@ -1,4 +1,10 @@
-"""Matches of a file to keypoints and matches in hloc's files."""
+"""Matches of a file to keypoints and matches in hloc's files.
+
+Images get ``keypoints`` (K, 2) float32, ``scores`` (K,) float32 and ``image_size``; hloc's dense
+matching writes ``score``, but hloc itself only looks for ``scores``. Pairs get ``matches0`` (K0,)
+int32 and ``matching_scores0`` (K0,) float16, in the direction in which the correspondences are
+stored.
+"""
 
 from __future__ import annotations
 
@@ -67,11 +73,6 @@ def aggregate(
     that was interrupted starts again, to the same result. Matches are made again when they are
     missing, or when their correspondences or the keypoints they refer to have changed.
 
-    Images get ``keypoints`` (K, 2) float32, ``scores`` (K,) float32 and ``image_size``; hloc's
-    dense matching writes ``score``, but hloc itself only looks for ``scores``. Pairs get
-    ``matches0`` (K0,) int32 and ``matching_scores0`` (K0,) float16, in the direction in which
-    the correspondences are stored.
-
     Args:
         pairs: image names; repeated and reversed pairs are dropped.
         correspondence_path: correspondences of all pairs. A match file of hloc's dense matching
@@ -96,56 +97,59 @@ def aggregate(
         InputError: a file cannot be read, the correspondences of a pair or the size of an image
             are missing, or `existing` is unknown.
     """
-    if existing not in get_args(Existing):
-        raise InputError(f"existing={existing!r}: expected one of {', '.join(get_args(Existing))}")
-    if Path(correspondence_path).resolve() == Path(match_path).resolve():
-        raise InputError(f"{match_path}: correspondences and matches need two different files")
-    feature_file, match_file = (
-        StagedFile(path, keep_parts=False) for path in (feature_path, match_path)
-    )
+    _check_arguments(existing, correspondence_path, match_path)
+    feature_file, match_file = (StagedFile(p, keep_parts=False) for p in (feature_path, match_path))
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_h5(correspondence_path))
-        stored_matches = None
-        if match_file.path.exists():
-            stored_matches = stack.enter_context(open_h5(match_path))
         provenance = _Provenance(_find_correspondences(source, pairs), options)
-        fixed = _open_fixed_keypoints(
-            stack, fixed_features, feature_file, existing, provenance.of_image
-        )
-        unsized = [
-            name for name in provenance.of_image if not (name in fixed or name in image_sizes)
-        ]
-        if unsized:
-            raise InputError(
-                f"image_sizes lacks {len(unsized)} images, the first is {unsized[0]!r}"
-            )
-        for name, keypoints in fixed.items():
-            provenance.add_keypoints(name, keypoints)
-        todo = [
-            pair
-            for pair in provenance.versions
-            if not (
-                all(name in fixed for name in pair)
-                and match_file.is_current(names_to_pair(*pair), provenance.of_pair(pair))
-                and stored_matches is not None
-                and holds(stored_matches, f"{names_to_pair(*pair)}/matches0")
-            )
-        ]
+        of_image = provenance.of_image
+        fixed = _open_fixed_keypoints(stack, fixed_features, feature_file, existing, of_image)
+        _check_sizes((name for name in of_image if name not in fixed), image_sizes)
+        provenance.add_all(fixed)
+        todo = _pairs_to_do(provenance, fixed, match_file)
         correspondences = _LazyMapping(todo, lambda pair: _read_inside(source, pair, image_sizes))
         results = assemble(correspondences, options, fixed)
         summary = _store(results, len(todo), feature_file, match_file, image_sizes, provenance)
     match_file.commit()
     feature_file.commit()
     if todo:
-        logger.info(
-            "%d images got %d keypoints, %d of %d pairs got %d matches",
-            summary.num_images,
-            summary.num_keypoints,
-            summary.num_pairs,
-            len(provenance.versions),
-            summary.num_matches,
-        )
+        text = "%d images got %d keypoints, %d of %d pairs got %d matches"
+        logger.info(text, *summary[:3], len(provenance.versions), summary.num_matches)
     return summary
+
+
+def _check_arguments(existing: str, correspondence_path: Path, match_path: Path) -> None:
+    if existing not in get_args(Existing):
+        raise InputError(f"existing={existing!r}: expected one of {', '.join(get_args(Existing))}")
+    if Path(correspondence_path).resolve() == Path(match_path).resolve():
+        raise InputError(f"{match_path}: correspondences and matches need two different files")
+
+
+def _check_sizes(names: Iterable[str], image_sizes: Mapping[str, tuple[int, int]]) -> None:
+    unsized = [name for name in names if name not in image_sizes]
+    if unsized:
+        raise InputError(f"image_sizes lacks {len(unsized)} images, the first is {unsized[0]!r}")
+
+
+def _pairs_to_do(
+    provenance: _Provenance,
+    fixed: Mapping[str, np.ndarray],
+    match_file: StagedFile,
+) -> list[Pair]:
+    """Pairs of images with new keypoints, or whose matches are missing or of other inputs."""
+    if not match_file.path.exists():
+        return list(provenance.versions)
+    with open_h5(match_file.path) as stored:
+
+        def is_done(pair: Pair) -> bool:
+            group = names_to_pair(*pair)
+            return (
+                all(name in fixed for name in pair)
+                and match_file.is_current(group, provenance.of_pair(pair))
+                and holds(stored, f"{group}/matches0")
+            )
+
+        return [pair for pair in provenance.versions if not is_done(pair)]
 
 
 def _read_inside(
@@ -194,6 +198,10 @@ class _Provenance:
     def add_keypoints(self, name: str, keypoints: np.ndarray) -> None:
         content = np.ascontiguousarray(keypoints, dtype=np.float32).tobytes()
         self._contents[name] = hashlib.sha256(content).hexdigest()
+
+    def add_all(self, keypoints: Mapping[str, np.ndarray]) -> None:
+        for name, array in keypoints.items():
+            self.add_keypoints(name, array)
 
     def of_pair(self, pair: Pair) -> str:
         keypoints = [self._contents[name] for name in pair]

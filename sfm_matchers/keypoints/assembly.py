@@ -135,7 +135,7 @@ def assemble(
         if isinstance(result, ImageKeypoints):
             yield result
         else:
-            yield PairMatches(result.pair, *matches0_from_ids(*result[1:]))
+            yield result.matched()
 
 
 class _Snapped(NamedTuple):
@@ -147,13 +147,39 @@ class _Snapped(NamedTuple):
     scores: np.ndarray
     num_keypoints0: int
 
+    def matched(self) -> PairMatches:
+        matches = matches0_from_ids(self.ids0, self.ids1, self.scores, self.num_keypoints0)
+        return PairMatches(self.pair, *matches)
+
+
+class _Unique(NamedTuple):
+    """The one-to-one matches of a pair: rows of its correspondences, keypoints and scores."""
+
+    pair: Pair
+    rows: np.ndarray
+    ids0: np.ndarray
+    ids1: np.ndarray
+    scores: np.ndarray
+    num_keypoints0: int
+
+    @classmethod
+    def of(cls, snapped: _Snapped) -> _Unique:
+        rows = unique_matches(snapped.ids0, snapped.ids1, snapped.scores)
+        ids0, ids1 = (ids[rows].astype(np.int32) for ids in (snapped.ids0, snapped.ids1))
+        scores = snapped.scores[rows]
+        return cls(snapped.pair, rows.astype(np.int32), ids0, ids1, scores, snapped.num_keypoints0)
+
+    def matched(self) -> PairMatches:
+        matches = _matches0(self.ids0, self.ids1, self.scores, self.num_keypoints0)
+        return PairMatches(self.pair, *matches)
+
 
 def _snap(
     correspondences: Mapping[Pair, Correspondences],
     options: AggregationOptions,
     fixed: Mapping[str, np.ndarray],
 ) -> Iterator[ImageKeypoints | _Snapped]:
-    """Do the first three steps, image by image."""
+    """Give each point a keypoint, image by image."""
     pairs_of_image: dict[str, list[Pair]] = {}
     for pair in _hloc_order(correspondences, fixed):
         for name in pair:
@@ -192,28 +218,27 @@ def _refined(
 ) -> Iterator[ImageKeypoints | PairMatches]:
     """Match, and move the keypoints; the matches stay those of the keypoints before."""
     images: list[ImageKeypoints] = []
-    matches: list[tuple[np.ndarray, _Snapped]] = []
+    matches: list[_Unique] = []
     for result in snapped:
         if isinstance(result, ImageKeypoints):
             images.append(result)
-            continue
-        rows = unique_matches(*result[1:4]).astype(np.int32)
-        ids0, ids1 = (ids[rows].astype(np.int32) for ids in (result.ids0, result.ids1))
-        matches.append((rows, result._replace(ids0=ids0, ids1=ids1, scores=result.scores[rows])))
+        else:
+            matches.append(_Unique.of(result))
 
     def with_points() -> Iterator[SnappedMatches]:
-        for rows, (pair, ids0, ids1, scores, _) in matches:
-            points0, points1, _ = correspondences[pair]
-            yield SnappedMatches(pair, ids0, ids1, points0[rows], points1[rows], scores)
+        for one in matches:
+            points0, points1, _ = correspondences[one.pair]
+            points = points0[one.rows], points1[one.rows]
+            yield SnappedMatches(one.pair, one.ids0, one.ids1, *points, one.scores)
 
     keypoints = {image.name: image.keypoints for image in images}
-    matched = {name for _, (pair, *_) in matches for name in pair}
+    matched = {name for one in matches for name in one.pair}
     keypoints |= {name: fixed[name] for name in matched if name in fixed}
     moved = refine_keypoints(keypoints, with_points(), fixed)
     for image in images:
         yield image._replace(keypoints=moved[image.name])
-    for _, assigned in matches:
-        yield PairMatches(assigned.pair, *_matches0(*assigned[1:]))
+    for one in matches:
+        yield one.matched()
 
 
 def _hloc_order(pairs: Iterable[Pair], fixed: Mapping[str, np.ndarray]) -> list[Pair]:
