@@ -176,23 +176,44 @@ def match_dense(
     ours = our_conf(conf)
     if isinstance(ours, SparseConf):
         raise InputError(f"{conf} matches features: run hloc match_features")
-    output = ours.output if ours else conf_of_hloc("match_dense", conf)["output"]
-    feature_path = Path(features or "feats_")
-    if feature_path.suffix not in (".h5", ".hdf5"):
-        feature_path = _folder(export_dir) / f"{features or 'feats_'}{output}.h5"
-    match_path = Path(matches or _folder(export_dir) / f"{output}_{Path(pairs).stem}.h5")
-    options = {"max_kps": max_kps or None, "features_ref": features_ref, "overwrite": overwrite}
+    feature_path, match_path = _dense_files(ours, conf, Path(pairs), features, export_dir, matches)
     if ours is None:
+        options = {"matches": match_path, "features": feature_path, "overwrite": overwrite}
+        options |= {"max_kps": max_kps or None, "features_ref": list(features_ref)}
         match_path.parent.mkdir(parents=True, exist_ok=True)
-        files = {"matches": match_path, "features": feature_path}
-        run_hloc("match_dense", conf, Path(pairs), Path(image_dir), **files, **options)
+        run_hloc("match_dense", conf, Path(pairs), Path(image_dir), **options)
         return feature_path, match_path
     from pipelines.hloc import engine
 
     is_whole = engine.match_dense(
-        ours, Path(pairs), Path(image_dir), feature_path, match_path, weights, executor, **options
+        ours,
+        Path(pairs),
+        Path(image_dir),
+        feature_path,
+        match_path,
+        weights,
+        executor,
+        max_kps=max_kps or None,
+        features_ref=features_ref,
+        overwrite=overwrite,
     )
     return (feature_path, match_path) if is_whole else ()
+
+
+def _dense_files(
+    ours: DetectorFreeConf | None,
+    conf: str,
+    pairs: Path,
+    features: str | Path | None,
+    export_dir: str | Path | None,
+    matches: str | Path | None,
+) -> tuple[Path, Path]:
+    """The feature file and the match file."""
+    output = ours.output if ours else conf_of_hloc("match_dense", conf)["output"]
+    feature_path = Path(features or "feats_")
+    if feature_path.suffix not in (".h5", ".hdf5"):
+        feature_path = _folder(export_dir) / f"{features or 'feats_'}{output}.h5"
+    return feature_path, Path(matches or _folder(export_dir) / f"{output}_{pairs.stem}.h5")
 
 
 def _folder(export_dir: str | Path | None) -> Path:

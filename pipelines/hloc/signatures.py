@@ -80,7 +80,7 @@ def _types(function: Callable[..., Any]) -> dict[str, Any]:
     """Parameter -> its type, None left out; what is returned may be of a library not loaded yet."""
     annotations = {k: v for k, v in function.__annotations__.items() if k != "return"}
     holder = SimpleNamespace(__annotations__=annotations)
-    hints = get_type_hints(holder, globalns=function.__globals__)  # type: ignore[attr-defined]
+    hints = get_type_hints(holder, globalns=function.__globals__)
     return {name: _without_none(kind) for name, kind in hints.items()}
 
 
