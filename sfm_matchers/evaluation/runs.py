@@ -36,6 +36,12 @@ NO_POSE_ERROR = 180.0  # degrees
 NO_HOMOGRAPHY_ERROR = 1e6  # pixels; larger errors count as this
 MAX_EPIPOLAR_DISTANCE = 1e-4  # squared, in normalised coordinates
 COARSE_CELL = 8  # pixels
+HOMOGRAPHY_MEASURES = (
+    "error = mean distance of the four corners of photo 0 from where the truth puts them; a match "
+    f"is coarsely right if the true position is within {COARSE_CELL / 2:g} px along x and y, "
+    f"recall is the share of visible {COARSE_CELL} x {COARSE_CELL} cells of photo 0 with such a "
+    "match"
+)
 
 
 @dataclass(frozen=True)
@@ -305,17 +311,13 @@ def evaluate_homographies(
         counts.append(len(matches))
         coarse.append(coarse_precision_recall(points0, points1, truth, size0, size1, COARSE_CELL))
         for name in estimators:
-            estimate = HOMOGRAPHY_ESTIMATORS[name](points0, points1, max_error=max_error)
-            error = homography_error(estimate, truth, size0)
-            errors[name].append(min(error, NO_HOMOGRAPHY_ERROR))
+            found = HOMOGRAPHY_ESTIMATORS[name](points0, points1, max_error=max_error)
+            errors[name].append(min(homography_error(found, truth, size0), NO_HOMOGRAPHY_ERROR))
     protocol = (
         f"protocol: {len(pairs)} pairs of {hpatches_dir}, the 8 sequences of large photos left "
         f"out; matcher {matcher}, weights {weights}; photos resized to a shorter side of "
         f"{resize_min} px before the conf's own preprocessing, all numbers in their pixels; the "
-        f"{max_matches} surest matches; inlier threshold {max_error:g} px; error = mean distance "
-        "of the four corners of photo 0 from where the truth puts them; a match is coarsely right "
-        f"if the true position is within {COARSE_CELL / 2:g} px along x and y, recall is the share "
-        f"of visible {COARSE_CELL} x {COARSE_CELL} cells of photo 0 with such a match"
+        f"{max_matches} surest matches; inlier threshold {max_error:g} px; {HOMOGRAPHY_MEASURES}"
     )
     precision, recall = np.mean(coarse, axis=0).tolist()
     return HomographiesResult(

@@ -142,13 +142,30 @@ def estimate_relative_pose(
         ),
         method,
     )
-    if essentials is None:
-        return None
+    return None if essentials is None else _best_pose(essentials, pixels0, pixels1, shared, mask)
+
+
+def _best_pose(
+    essentials: np.ndarray,
+    pixels0: np.ndarray,
+    pixels1: np.ndarray,
+    intrinsics: np.ndarray,
+    mask: np.ndarray,
+) -> RelativePose | None:
+    """The pose that puts most inliers in front of both cameras.
+
+    Args:
+        essentials: (3 E, 3), E solutions below each other.
+        pixels0: (N, 2).
+        pixels1: (N, 2).
+        intrinsics: (3, 3), of both.
+        mask: (N, 1), nonzero for inliers.
+    """
     best: RelativePose | None = None
     most = 0
     for start in range(0, len(essentials) - 2, 3):
         count, rotation, translation, _ = cv2.recoverPose(
-            essentials[start : start + 3], pixels0, pixels1, shared, 1e9, mask=mask.copy()
+            essentials[start : start + 3], pixels0, pixels1, intrinsics, 1e9, mask=mask.copy()
         )[:4]
         if count > most:
             most = count

@@ -252,27 +252,17 @@ def estimate_pose(
     Returns:
         Status `LOCALIZED` or `LOW_CONFIDENCE`, or `FAILED` without a pose.
     """
-    result = LocalizedQuery(
-        query.name,
-        Status.FAILED,
-        query.camera,
-        num_matches=num_matches,
-        keypoints=keypoints,
-        points=points3D,
-        inliers=np.zeros(len(keypoints), dtype=bool),
-    )
+    result = LocalizedQuery(query.name, Status.FAILED, query.camera, num_matches=num_matches)
+    result.keypoints, result.points = keypoints, points3D
+    result.inliers = np.zeros(len(keypoints), dtype=bool)
     if len(keypoints) < 4:
         result.reason = f"{len(keypoints)} matches with 3D points, at least 4 are needed"
         return result
     # Solvers fail and lose digits far from the origin, where maps in UTM coordinates are.
-    finite = points3D[np.isfinite(points3D).all(axis=1)]
-    origin = np.median(finite, axis=0).astype(np.float64) if len(finite) else np.zeros(3)
-    matches = Matches(
-        np.asarray(keypoints, dtype=np.float64),
-        np.asarray(points3D, dtype=np.float64) - origin,
-        options.max_error,
-        extent,
-    )
+    origin = _middle(points3D)
+    points = np.asarray(points3D, dtype=np.float64) - origin
+    pixels = np.asarray(keypoints, dtype=np.float64)
+    matches = Matches(pixels, points, options.max_error, extent)
     try:
         chosen = _choose_intrinsics(query, matches, options)
     except (ValueError, RuntimeError) as error:
@@ -296,6 +286,12 @@ def estimate_pose(
     confident = _is_confident(inliers, options) and not result.reason
     result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
     return result
+
+
+def _middle(points: np.ndarray) -> np.ndarray:
+    """The median (3,) of the finite ones of (N, 3) points."""
+    finite = points[np.isfinite(points).all(axis=1)]
+    return np.median(finite, axis=0).astype(np.float64) if len(finite) else np.zeros(3)
 
 
 def _seen_inliers(

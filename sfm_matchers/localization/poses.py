@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -165,7 +165,7 @@ def failed_query(
     query: Query,
     reason: str,
     names: list[str],
-    pose_of: Any,
+    pose_of: Callable[[str], pycolmap.Rigid3d] | None,
     num_matches: int = 0,
 ) -> LocalizedQuery:
     """A query without a pose of its own: fallback where a photo of the map can stand in.
@@ -178,12 +178,12 @@ def failed_query(
         num_matches: to note.
     """
     logger.warning("%s: not localized: %s", query.name, reason)
-    stands_in = bool(names) and pose_of is not None
+    pose = pose_of(names[0]) if names and pose_of is not None else None
     return LocalizedQuery(
         query.name,
-        Status.FALLBACK if stands_in else Status.FAILED,
+        Status.FAILED if pose is None else Status.FALLBACK,
         query.camera,
-        pose_of(names[0]) if stands_in else None,
+        pose,
         reason,
         names,
         num_matches,

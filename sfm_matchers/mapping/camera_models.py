@@ -46,7 +46,7 @@ FloatArray = NDArray[np.float64]
 # fortieth of the noise gain as much.
 MARGIN = 0.0005
 # Standard errors of the mean gain: below, it may be chance.
-SIGNIFICANT, BEYOND_DOUBT = 2.0, 3.0
+SIGNIFICANT, HIGHLY_SIGNIFICANT = 2.0, 3.0
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
 SIMPLEST = {PERSPECTIVE[0], FISHEYE[0]}
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
@@ -350,7 +350,7 @@ class _Trials:
             # Where both are as good, a lens is rather no fisheye.
             num_more = max(0, num_refined(camera) - num_refined(before.camera))
             losses = self.best[i].losses
-            is_worth = i in mine and is_better(losses, before.losses, num_more, BEYOND_DOUBT)
+            is_worth = i in mine and is_better(losses, before.losses, num_more, HIGHLY_SIGNIFICANT)
             if not is_worth or self._problem(i, camera):
                 self.best[i] = before
         if not self._models().intersection(FISHEYE):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,15 @@ def reconstruct(
                 incremental_options or {},
             )
         shutil.rmtree(work_dir)
-        ordered = sorted(
-            (model for model in models if model.num_points3D()),
-            key=lambda model: (-model.num_reg_images(), -model.num_points3D()),
-        )
+        ordered = _largest_first(model for model in models if model.num_points3D())
         for index, model in enumerate(ordered):
             _color_points_of_undecoded(model, image_dir)
             write_model(model, temporary / str(index))
     return ordered
+
+
+def _largest_first(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
+    return sorted(models, key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
 
 
 @contextlib.contextmanager

@@ -75,12 +75,7 @@ def triangulate(
         InputError: an image of the model has no pose, a file lacks a pair or does not belong to
             the others, or no point came out.
     """
-    if verification not in get_args(Verification):
-        known = ", ".join(get_args(Verification))
-        raise InputError(f"verification={verification!r}: expected one of {known}")
-    unposed = [image.name for image in reference.images.values() if not image.has_pose]
-    if unposed:
-        raise InputError(f"the model has no pose of {unposed[0]}: leave it out of the model")
+    _check_arguments(reference, verification)
     remove_left_behind(model_dir)
     temporary = temporary_beside(model_dir / "triangulation")
     try:
@@ -90,12 +85,7 @@ def triangulate(
             create_database_of_model(reference, database_path)
             import_features(database_path, feature_path)
             num_matched = import_matches(database_path, pairs, match_path, min_match_score)
-            if verification == "two_view":
-                verify_geometry(database_path)
-            elif verification == "none":
-                accept_matches(database_path)
-            else:
-                _check_against_poses(reference, database_path, feature_path)
+            _verify(verification, reference, database_path, feature_path)
             model = _triangulate_points(reference, database_path, image_dir, temporary)
         if not model.num_points3D():
             raise InputError(
@@ -109,6 +99,30 @@ def triangulate(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return model
+
+
+def _check_arguments(reference: pycolmap.Reconstruction, verification: str) -> None:
+    if verification not in get_args(Verification):
+        known = ", ".join(get_args(Verification))
+        raise InputError(f"verification={verification!r}: expected one of {known}")
+    unposed = [image.name for image in reference.images.values() if not image.has_pose]
+    if unposed:
+        raise InputError(f"the model has no pose of {unposed[0]}: leave it out of the model")
+
+
+def _verify(
+    verification: Verification,
+    reference: pycolmap.Reconstruction,
+    database_path: Path,
+    feature_path: Path,
+) -> None:
+    """Choose the matches to triangulate, see `triangulate`."""
+    if verification == "two_view":
+        verify_geometry(database_path)
+    elif verification == "none":
+        accept_matches(database_path)
+    else:
+        _check_against_poses(reference, database_path, feature_path)
 
 
 def create_database_of_model(model: pycolmap.Reconstruction, database_path: Path) -> None:

@@ -79,8 +79,7 @@ def write_report(
         match_path: match file (HDF5), read for the confidence of the matches that are drawn.
         database_path: COLMAP database with the verified matches.
         summary: what else to show. A value that is itself a mapping becomes a table named by its
-            key, such as ``{"settings": {"matcher": "jamma"}}``; the table ``seconds`` is drawn as
-            bars. All other values stand together in one table.
+            key, ``seconds`` one of bars. All other values stand together in one table.
         faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
 
     Returns:
@@ -89,9 +88,8 @@ def write_report(
     Raises:
         InputError: there is no database.
     """
-    output_dir = Path(output_dir)
     path = output_dir / "report.html"
-    graph = read_match_graph(Path(database_path), pairs, model)
+    graph = read_match_graph(database_path, pairs, model)
     # Nothing of an older run stays where a part fails.
     for old in (path, *(output_dir / name for name in REPORT_PICTURES)):
         old.unlink(missing_ok=True)
@@ -99,22 +97,20 @@ def write_report(
     def write() -> None:
         images = _image_statistics(graph, model)
         scene = attempted("the model", partial(_build_scene, model, graph), _no_scene())
-        drawn_pairs = _draw_pairs(graph, Path(image_dir), Path(feature_path), Path(match_path))
+        drawn_pairs = _draw_pairs(graph, image_dir, feature_path, match_path)
         matrix, block = _match_matrix(graph)
         _write_pictures(output_dir, graph.names[::block], matrix[0], scene, model, drawn_pairs)
-        page = _fill_template(
-            {
-                "subtitle": html.escape(_subtitle(images, model)),
-                "tiles": _tiles_html(graph, images, model),
-                "summary": _summary_html(summary),
-                "scene_note": html.escape(_scene_note(scene, model)),
-                "unregistered": _unregistered_html(graph, images, faults),
-                "pairs": _pairs_html(drawn_pairs),
-                "images": _images_html(images, _read_thumbnails(Path(image_dir), graph.names)),
-                "data": _script_data(graph.names, scene, matrix, block),
-            }
-        )
-        write_text(path, page)
+        parts = {
+            "subtitle": html.escape(_subtitle(images, model)),
+            "tiles": _tiles_html(graph, images, model),
+            "summary": _summary_html(summary),
+            "scene_note": html.escape(_scene_note(scene, model)),
+            "unregistered": _unregistered_html(graph, images, faults),
+            "pairs": _pairs_html(drawn_pairs),
+            "images": _images_html(images, _read_thumbnails(image_dir, graph.names)),
+            "data": _script_data(graph.names, scene, matrix, block),
+        }
+        write_text(path, _fill_template(parts))
 
     attempted("all but the summary", write, None)
     return path
