@@ -136,6 +136,8 @@ def build_parser() -> argparse.ArgumentParser:
 def print_summary(result: SfmResult) -> None:
     """Print the summary, one fact a line."""
     lines = {key: value for key, value in result.summary.items() if not isinstance(value, dict)}
+    verdict = lines.pop("verdict")
+    lines.pop("verdict_level")
     lines |= result.summary["settings"]
     lines |= {f"seconds, {name}": value for name, value in result.summary["seconds"].items()}
     exports = result.summary.get("exports", {})
@@ -143,6 +145,7 @@ def print_summary(result: SfmResult) -> None:
     lines["report"] = result.report if result.report.exists() else "none, see above"
     width = max(map(len, lines))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))
+    print(f"\n{verdict}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.pairs.automatic import most_pairs
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.pairs import is_fast
+from sfm_matchers.runs.verdict import duration
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
@@ -80,12 +81,3 @@ def _shorter(job: MatchingJob, num_pairs: int, policy: str, num_matched: int) ->
     if not is_fast(job):
         options.append("--matcher sift, or a machine with a GPU")
     return "; ".join(options) or "fewer photos"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"

@@ -40,12 +40,13 @@ from sfm_matchers.runs.camera_models import (
 )
 from sfm_matchers.runs.forecast import announce_matching
 from sfm_matchers.runs.georeference import georeference_models, read_places
-from sfm_matchers.runs.mapping import _Build, _build_and_check_cameras
+from sfm_matchers.runs.mapping import SAFER_CAMERAS, _Build, _build_and_check_cameras
 from sfm_matchers.runs.matcher_auto import _match_again
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AUTO, AUTO_MATCHERS, MAPPED_WITH, SfmOptions
 from sfm_matchers.runs.pairs import make_pairs
 from sfm_matchers.runs.photos import CheckedPhoto
+from sfm_matchers.runs.verdict import judge_model
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
@@ -122,6 +123,17 @@ def run(options: SfmOptions) -> SfmResult:
     summary = summarize(
         options, photos, pairs, cameras.reason, models, explanation.reason, steps.seconds
     )
+    unsure = f"cameras: {SAFER_CAMERAS}" if SAFER_CAMERAS in cameras.reason else ""
+    verdict = judge_model(
+        models,
+        sorted(photos),
+        pairs,
+        matcher=str(options.matcher),
+        device=options.device,
+        faults=faults,
+        doubt=panoramas or unsure,
+    )
+    summary |= {"verdict": verdict.text, "verdict_level": verdict.level}
     summary |= sure
     if place:
         summary["georeference"] = place
