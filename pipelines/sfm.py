@@ -29,7 +29,8 @@ from pipelines.options import add_matching_options, take_defaults
 from pipelines.running import run_command
 from sfm_matchers.choices import CAMERA_MODES, MAPPERS
 from sfm_matchers.runs.options import AUTO_MATCHERS, MAPPED_WITH, SfmOptions
-from sfm_matchers.runs.reconstruct import SfmResult, run, run_shard
+from sfm_matchers.runs.reconstruct import run, run_shard
+from sfm_matchers.runs.results import SfmResult
 
 
 def build_parser() -> argparse.ArgumentParser:

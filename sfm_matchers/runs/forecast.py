@@ -62,11 +62,9 @@ def announce_matching(
 
 
 def _unmatched(job: MatchingJob, pairs: Iterable[Pair], label: str) -> list[Pair]:
-    match_path = job.outputs / f"{job.conf.output}_{label}.h5"
-    files = [StagedFile(match_path)]
+    files = [StagedFile(job.workspace.matches(job.conf, label))]
     if not isinstance(job.conf, SparseConf):
-        raw = match_path.with_name(match_path.name.replace("matches-", "correspondences-"))
-        files.append(StagedFile(raw))
+        files.append(StagedFile(job.workspace.correspondences(job.conf, label)))
     return [pair for pair in pairs if not any(names_to_pair(*pair) in file for file in files)]
 
 
