@@ -115,7 +115,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
         "report": write_localization_report(workspace.report, image_dir, model, results),
         "names of photos are relative to": image_dir,
     }
-    verdict = judge_localization(results)
+    verdict = judge_localization(results, str(options.matcher))
     return LocalizeResult(results, extended, files, workspace.seconds, verdict)
 
 

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pycolmap
 
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.exports import check_place, export_model, parse_formats
 from sfm_matchers.files.hdf5 import mean_layers_run
-from sfm_matchers.mapping.diagnosis import Explanation, explain, poor_photos, read_match_graph
 from sfm_matchers.mapping.mapper import check_mapper
-from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.folders import is_output
 from sfm_matchers.reports.reconstruction import write_report
 from sfm_matchers.runs.camera_models import describe_choices, describe_covariances
-from sfm_matchers.runs.cameras import KnownCameras, know_cameras, read_camera_options
+from sfm_matchers.runs.cameras import know_cameras, read_camera_options
+from sfm_matchers.runs.findings import look_into
 from sfm_matchers.runs.forecast import announce_matching
 from sfm_matchers.runs.georeference import georeference_models, read_places
-from sfm_matchers.runs.mapping import SAFER_CAMERAS, Build, make_and_check_cameras
+from sfm_matchers.runs.mapping import Build, make_and_check_cameras
 from sfm_matchers.runs.matcher_auto import match_again
 from sfm_matchers.runs.matching import Matching, MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AUTO, AUTO_MATCHERS, MatchOptions, SfmOptions, make_options
 from sfm_matchers.runs.pairs import make_pairs
 from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.runs.summary import Settings, summarize
-from sfm_matchers.runs.verdict import Verdict, judge_model
 from sfm_matchers.runs.workspace import Workspace
-
-logger = logging.getLogger("sfm_matchers.sfm")
 
 
 def reconstruct(image_dir: str | Path, output: str | Path, **options: Any) -> SfmResult:
@@ -101,16 +93,7 @@ def run(options: SfmOptions) -> SfmResult:
         mapper=options.mapper,
         camera_models=describe_choices(choices),
     )
-    summary = summarize(
-        workspace.model,
-        len(job.photos),
-        models,
-        findings.explanation.reason,
-        findings.verdict,
-        details,
-        settings,
-        workspace.seconds,
-    )
+    summary = summarize(job, models, findings, details, settings)
     report = write_report(
         workspace.path,
         models[0] if models else None,
@@ -202,59 +185,6 @@ def start_photos(options: MatchOptions, matching: Matching) -> MatchingJob:
             "needs two at least, of one scene"
         )
     return job
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What is to be said of the models of a run.
-
-    Attributes:
-        faults: what is wrong with photos that have no keypoints.
-        explanation: why photos are missing.
-        verdict: how good the models are.
-    """
-
-    faults: dict[str, str]
-    explanation: Explanation
-    verdict: Verdict
-
-
-def look_into(
-    build: Build,
-    models: Sequence[pycolmap.Reconstruction],
-    cameras: KnownCameras,
-    groups: CameraGroups,
-) -> Findings:
-    """Say what is wrong with the models, and with the photos that are not in them.
-
-    Args:
-        build: has made them.
-        models: the largest first.
-        cameras: as known before mapping.
-        groups: photos that share a camera in the models.
-    """
-    job = build.job
-    graph = read_match_graph(job.workspace.database, build.pairs, models[0] if models else None)
-    faults = poor_photos(graph, job.image_dir, job.mask_dir)
-    hint = cameras.panoramas
-    if models and cameras.is_guess(groups) and not hint:
-        hint = "photos of several cameras need --camera_mode per_image or per_folder"
-    explanation = explain(graph, models, faults, hint)
-    for line in explanation.details:
-        logger.warning("%s", line)
-    if explanation.reason:
-        logger.log(logging.WARNING if models else logging.ERROR, "%s", explanation.reason)
-    is_uncertain = SAFER_CAMERAS in groups.reason
-    verdict = judge_model(
-        models,
-        sorted(job.photos),
-        build.pairs,
-        matcher=str(build.options.matcher),
-        device=job.matching.device,
-        faults=faults,
-        doubt=cameras.panoramas or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain),
-    )
-    return Findings(faults, explanation, verdict)
 
 
 def _layers(build: Build) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pycolmap
 
-from sfm_matchers.runs.verdict import Verdict
+from sfm_matchers.runs.findings import Findings
+from sfm_matchers.runs.matching import MatchingJob
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,28 @@ class Settings:
 
 
 def summarize(
-    model_dir: Path,
-    num_photos: int,
+    job: MatchingJob,
     models: Sequence[pycolmap.Reconstruction],
-    reason: str,
-    verdict: Verdict,
+    findings: Findings,
     details: Mapping[str, str],
     settings: Settings,
-    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the lines of the printed summary.
 
     Args:
-        model_dir: where the first model is.
-        num_photos: of the run.
+        job: of the run.
         models: the largest first.
-        reason: as of `diagnosis.Explanation`.
-        verdict: on the models.
+        findings: on the models.
         details: further lines; those that are "" are left out.
         settings: of the run.
-        seconds: of its steps.
     """
+    verdict, reason = findings.verdict, findings.explanation.reason
     summary: dict[str, Any] = {"model": "none"}
     if models:
         model = models[0]
         summary = {
-            "model": str(model_dir),
-            "registered images": f"{model.num_reg_images()} of {num_photos}",
+            "model": str(job.workspace.model),
+            "registered images": f"{model.num_reg_images()} of {len(job.photos)}",
             "points": model.num_points3D(),
             "mean track length": round(model.compute_mean_track_length(), 3),
             "mean reprojection error": f"{model.compute_mean_reprojection_error():.3f} px",
@@ -78,5 +73,5 @@ def summarize(
     summary |= {"verdict": verdict.text, "verdict_level": verdict.level}
     summary |= {name: line for name, line in details.items() if line}
     summary["settings"] = settings.lines()
-    summary["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+    summary["seconds"] = {name: round(value, 1) for name, value in job.workspace.seconds.items()}
     return summary

@@ -98,8 +98,8 @@ def judge_model(
     return Verdict("good", f"{what}, with a mean error of {error:.2f} px")
 
 
-def judge_localization(queries: Sequence[LocalizedQuery]) -> Verdict:
-    """Judge the poses of queries."""
+def judge_localization(queries: Sequence[LocalizedQuery], matcher: str) -> Verdict:
+    """Judge the poses of queries, made with a matcher as the run's option names it."""
     total = len(queries)
     found = sum(query.status is Status.LOCALIZED for query in queries)
     unsure = sum(query.status is Status.LOW_CONFIDENCE for query in queries)
@@ -108,7 +108,8 @@ def judge_localization(queries: Sequence[LocalizedQuery]) -> Verdict:
         return Verdict("good", what)
     if unsure:
         what += f", {unsure} with low confidence"
-    advice = "try a larger --num_loc, or --matcher jamma; the report has a reason for each"
+    stronger = f", or --matcher {STRONGER[matcher]}" if matcher in STRONGER else ""
+    advice = f"try a larger --num_loc{stronger}; the report has a reason for each"
     level: Level = "poor" if found < POOR * total else "good" if found >= GOOD * total else "fair"
     return Verdict(level, f"{what}; {advice}" if level != "good" else what)
 

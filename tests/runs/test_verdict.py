@@ -111,8 +111,11 @@ def queries(*statuses: Status) -> list[Any]:
 
 def test_localization() -> None:
     good, bad, unsure = Status.LOCALIZED, Status.FAILED, Status.LOW_CONFIDENCE
-    assert judge_localization(queries(good, good)).level == "good"
-    assert judge_localization(queries(good, good, bad)).level == "fair"
-    found = judge_localization(queries(good, unsure, bad))
+    assert judge_localization(queries(good, good), "sift").level == "good"
+    assert judge_localization(queries(good, good, bad), "sift").level == "fair"
+    found = judge_localization(queries(good, unsure, bad), "jamma")
     assert found.level == "poor"
-    assert found.text.startswith("1 of 3 queries localized, 1 with low confidence; try ")
+    assert found.text == (
+        "1 of 3 queries localized, 1 with low confidence; try a larger --num_loc; "
+        "the report has a reason for each"
+    )
