@@ -82,6 +82,8 @@ def judge_model(
         what = f"no model of {count(total, 'photo')}"
     else:
         what = f"only {found} of {total} photos are in the model"
+        if others := sum(model.num_reg_images() for model in models[1:]):
+            what += f", {others} in further ones"
     advice = _advice(names, pairs, matcher, device) if missing > 0 else ""
     if faults:
         advice = "; ".join(filter(None, [_about_faults(faults), advice]))

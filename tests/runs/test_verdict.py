@@ -62,8 +62,8 @@ def test_most_photos_are_fair() -> None:
     found = judge(Model(10), Model(3), pairs=PAIRS[:40], matcher="jamma")
     assert found.level == "fair"
     assert found.text == (
-        "10 of 13 photos are in the model; try --pairs exhaustive (78 pairs instead of 40), "
-        "or photos between those that match"
+        "10 of 13 photos are in the model, 3 in further ones; "
+        "try --pairs exhaustive (78 pairs instead of 40), or photos between those that match"
     )
 
 
