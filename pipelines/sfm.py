@@ -144,9 +144,9 @@ def print_summary(result: SfmResult) -> None:
     exports = result.summary.get("exports", {})
     lines |= {f"export, {name}": value for name, value in exports.items()}
     lines["report"] = result.report if result.report.exists() else "none, see above"
+    lines["verdict"] = verdict  # the last line is what is read first
     width = max(map(len, lines))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))
-    print(f"\n{verdict}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
