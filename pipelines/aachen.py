@@ -117,10 +117,11 @@ def run(options: AachenOptions) -> AachenResult:
     )
     features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
     poses = LocalizationOptions(max_error=options.ransac_thresh)
-    with workspace.timed("localization"):
+    with workspace.timed("localization", always_works=True):
         found = localize_queries(model, readable, loc_pairs, features, matches, poses)
         # The matches of a thousand queries fill the memory.
         results = [*failed, *(query.without_matches() for query in found)]
+    workspace.keep_seconds()
 
     submission = workspace.submission(f"Aachen-v{options.version}", job.conf, label)
     files = {

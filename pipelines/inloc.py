@@ -96,10 +96,11 @@ def run(options: InlocOptions) -> InlocResult:
     features, matches = job.match(pairs, label)
     poses = LocalizationOptions(max_error=options.ransac_thresh, check_intrinsics=False)
     scans = ScanOptions(poses, options.skip_matches)
-    with workspace.timed("localization"):
+    with workspace.timed("localization", always_works=True):
         found = localize_in_scans(dataset, readable, pairs, features, matches, scans)
         # The matches of a thousand queries fill the memory.
         results = [*failed, *(query.without_matches() for query in found)]
+    workspace.keep_seconds()
 
     submission = workspace.submission("InLoc", job.conf, label)
     files = {

@@ -99,9 +99,10 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )
-    with workspace.timed("localization"):
+    with workspace.timed("localization", always_works=True):
         found = list(localize_queries(model, readable, loc_pairs, features, matches, poses))
     job.check_photos_unchanged()
+    workspace.keep_seconds()
 
     results = [*failed, *found]
     name_faults(results, image_dir)

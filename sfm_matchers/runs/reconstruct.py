@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from sfm_matchers.runs.pairs import make_pairs
 from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.runs.summary import Settings, summarize
 from sfm_matchers.runs.workspace import Workspace
+
+logger = logging.getLogger("sfm_matchers.sfm")
 
 
 def reconstruct(image_dir: str | Path, output: str | Path, **options: Any) -> SfmResult:
@@ -78,11 +81,14 @@ def run(options: SfmOptions) -> SfmResult:
     models, choices = build.finish(groups, models, cameras.given)
     details = {}
     if models:
-        with workspace.timed("uncertainty"):
+        with workspace.timed("uncertainty", always_works=True):
             details = describe_covariances(models[0], cameras.fixed, choices)
     job.check_photos_unchanged()  # the mapper has looked at them too
     with workspace.timed("georeference"):
         details["georeference"] = georeference_models(job, places, models, cameras.fixed)
+    if models and not workspace.has_worked:
+        logger.info("Nothing to do: all is as an earlier run made it, whose seconds these are")
+    workspace.keep_seconds()
 
     findings = look_into(build, models, cameras, groups)
     settings = Settings(

@@ -36,17 +36,20 @@ class Workspace:
 
     Attributes:
         path: the folder.
-        seconds: of the steps of this run, by name.
+        has_worked: whether a step has changed results.
 
     >>> workspace = Workspace("out")
     >>> workspace.model.as_posix()
     'out/sparse/0'
     """
 
-    def __init__(self, outputs: str | Path, seconds: dict[str, float] | None = None) -> None:
-        """Look at a folder, which need not be there yet; `seconds` of others are gone on with."""
+    def __init__(self, outputs: str | Path) -> None:
+        """Look at a folder, which need not be there yet."""
         self.path = Path(outputs)
-        self.seconds = {} if seconds is None else seconds
+        self.has_worked = False
+        self._spent: dict[str, float] = {}  # seconds of this run
+        self._new: set[str] = set()  # steps that did not find all done
+        self._parent: Workspace | None = None  # of a trial
         # Of every run.
         self.photos = self.path / "photos.json"  # which can be decoded
         self.notes = self.path / "steps.json"  # what is done, and from what
@@ -121,11 +124,52 @@ class Workspace:
     # What is done.
 
     @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Note the seconds of the block; those of one name add up."""
-        start = time.monotonic()
+    def timed(self, name: str, *, always_works: bool = False) -> Iterator[None]:
+        """Note the seconds of the block as those of a step; those of one name add up.
+
+        Args:
+            name: of the step.
+            always_works: it leaves nothing for the next run, so that its seconds are always new.
+        """
+        if self._parent is not None:
+            with self._parent.timed(name, always_works=True):
+                yield
+            return
+        before, start = self._results(), time.monotonic()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        self._spent[name] = self._spent.get(name, 0.0) + time.monotonic() - start
+        self.has_worked = self.has_worked or self._results() != before
+        if self.has_worked or always_works:
+            self._new.add(name)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by step: of a step that found all done, those of the run that did it."""
+        known = dict(read_memory(self.notes).get(_SECONDS, {}))
+        kept = {} if self.has_worked else known
+        return kept | {
+            name: spent if name in self._new else known.get(name, spent)
+            for name, spent in self._spent.items()
+        }
+
+    def keep_seconds(self) -> None:
+        """Note the seconds for runs that find all done."""
+        notes, seconds = read_memory(self.notes), self.seconds
+        if seconds != notes.get(_SECONDS):
+            write_memory(self.notes, {**notes, _SECONDS: seconds})
+
+    def _results(self) -> dict[Path, tuple[int, int] | bytes]:
+        """What tells whether a step has changed the files that runs make once."""
+        found: dict[Path, tuple[int, int] | bytes] = {}
+        for pattern in _RESULTS:
+            for path in self.path.glob(pattern):
+                with contextlib.suppress(OSError):
+                    status = path.stat()
+                    if path.suffix == ".json":  # small, and written each time
+                        found[path] = path.read_bytes()
+                    else:  # new files take the places of old ones; SQLite touches what it reads
+                        found[path] = (status.st_ino, status.st_size)
+        return found
 
     def is_done(self, name: str, source: str) -> bool:
         """True if a finished step was computed from `source` and its files are as it made them.
@@ -152,7 +196,8 @@ class Workspace:
             "results": [result.relative_to(self.path).as_posix() for result in results],
             "files": {file.relative_to(self.path).as_posix(): content_hash(file) for file in files},
         }
-        write_memory(self.notes, {**read_memory(self.notes), name: note})
+        known = {**read_memory(self.notes), name: note}
+        write_memory(self.notes, {**known, _SECONDS: self.seconds})
 
     def forget(self, *names: str) -> None:
         """Delete the notes of steps whose results are about to be replaced."""
@@ -190,7 +235,9 @@ class Workspace:
         folder = temporary_beside(self.path / "cameras")
         folder.mkdir()
         try:
-            yield Workspace(folder, self.seconds)
+            trial = Workspace(folder)
+            trial._parent = self
+            yield trial
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -212,6 +259,9 @@ class Workspace:
             else:
                 path.unlink(missing_ok=True)
 
+
+_SECONDS = "seconds"  # among the notes
+_RESULTS = ("photos.json", "*.h5", "database.db", "sparse/*/*", "map-*/*", "georeferenced/*")
 
 # With the part files and the seal of each HDF5 file.
 _HDF5 = ("feats-*.h5", "global-feats-*.h5", "matches-*.h5", "correspondences-*.h5")

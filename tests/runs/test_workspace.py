@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,72 @@ def test_seconds_add_up(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for _ in range(2):
         with workspace.timed("matching"):
-            pass
+            time.sleep(0.03)
     with workspace.trial() as trial, trial.timed("mapping"):
         trial.report.touch()
         assert trial.path.is_dir()
     assert set(workspace.seconds) == {"matching", "mapping"}
+    assert workspace.seconds["matching"] >= 0.06
     assert not list(tmp_path.iterdir())
+
+
+def work(workspace: Workspace, step: str, name: str, text: str = "a") -> None:
+    """Do a step that writes a file, as runs do: a new one takes the place of the old one."""
+    with workspace.timed(step):
+        time.sleep(0.05)
+        temporary = workspace.path / ".new"
+        temporary.write_text(text)
+        temporary.replace(workspace.path / name)
+
+
+def test_a_run_with_nothing_to_do_keeps_the_seconds_of_the_one_that_did_it(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    work(workspace, "photos", "photos.json")
+    work(workspace, "features", "feats-sift.h5")
+    assert workspace.has_worked
+    workspace.keep_seconds()
+    first = workspace.seconds
+    assert all(value >= 0.05 for value in first.values())
+
+    workspace = Workspace(tmp_path)
+    with workspace.timed("photos"):
+        workspace.photos.write_text("a")
+    with workspace.timed("features"):
+        pass
+    assert not workspace.has_worked
+    assert workspace.seconds == first
+    with workspace.timed("localization", always_works=True):
+        pass
+    assert workspace.seconds.keys() == {*first, "localization"}
+
+
+def test_a_step_that_works_has_its_own_seconds(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for step in ("features", "matching", "keypoints"):
+        work(workspace, step, f"{step}.h5")
+    workspace.keep_seconds()
+    first = workspace.seconds
+
+    workspace = Workspace(tmp_path)
+    with workspace.timed("features"):
+        pass
+    with workspace.timed("matching"):
+        (tmp_path / "matching.h5").write_text("another")
+    with workspace.timed("mapping"):
+        pass
+    assert workspace.seconds["features"] == first["features"]
+    assert workspace.seconds["matching"] < 0.05
+    assert workspace.seconds.keys() == {"features", "matching", "mapping"}
+
+
+def test_a_killed_run_leaves_the_seconds_of_what_it_finished(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    work(workspace, "matching", "matches.h5")
+    workspace.set_done("database.db", "source")
+    workspace = Workspace(tmp_path)
+    with workspace.timed("matching"):
+        pass
+    assert workspace.seconds["matching"] >= 0.05
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
