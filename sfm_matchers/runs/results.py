@@ -14,6 +14,7 @@ import pycolmap
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.poses import LocalizedQuery, count_by_status
 from sfm_matchers.runs.verdict import Level, Verdict
+from sfm_matchers.runs.workspace import Workspace
 
 COLORS: dict[Level, str] = {"good": "#2e7d32", "fair": "#b26a00", "poor": "#b3261e"}
 _TILE = "display:inline-block;margin:0 1.5em .6em 0;vertical-align:top"
@@ -71,7 +72,7 @@ class SfmResult:
     def _repr_html_(self) -> str:
         names = ("registered images", "points", "mean track length", "mean reprojection error")
         tiles = {name: self.summary[name] for name in names if name in self.summary}
-        return _page(self.verdict, tiles, self.report.with_name("model.png"))
+        return _page(self.verdict, tiles, Workspace(self.report.parent).model_picture)
 
 
 @dataclass(repr=False)

@@ -55,6 +55,7 @@ class Workspace:
         self.notes = self.path / "steps.json"  # what is done, and from what
         self.report = self.path / "report.html"
         self.pictures = tuple(self.path / name for name in REPORT_PICTURES)
+        self.model_picture = self.pictures[0]
         self.log = self.path / "log.txt"
         # Of a model of photos.
         self.database = self.path / "database.db"
