@@ -36,6 +36,7 @@ from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import choose_matching, start_job
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.retrieval import choose_query_pairs
+from sfm_matchers.runs.verdict import judge_localization
 from sfm_matchers.runs.workspace import Workspace
 
 QUERIES = "queries/*_time_queries_with_intrinsics.txt"
@@ -185,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> int:
         result = run(options)
         print_localization(result.queries, CONDITIONS, result.files, result.seconds)
+        print(f"verdict: {judge_localization(result.queries, options.matcher).text}")
         return 0
 
     return run_command(options.outputs, job)

@@ -32,6 +32,7 @@ from sfm_matchers.photos.folders import find_images
 from sfm_matchers.runs.matching import choose_matching, start_job
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.retrieval import choose_query_pairs
+from sfm_matchers.runs.verdict import judge_localization
 from sfm_matchers.runs.workspace import Workspace
 
 ORIGIN = "http://www.ok.sc.e.titech.ac.jp/INLOC/"
@@ -167,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_localization(
             result.queries, {"queries": lambda name: True}, result.files, result.seconds
         )
+        print(f"verdict: {judge_localization(result.queries, options.matcher).text}")
         return 0
 
     return run_command(options.outputs, job)

@@ -351,6 +351,7 @@ def test_exports_come_with_a_run_and_go_with_overwrite(
     printed = dict(
         re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
     )
+    assert printed["verdict"].startswith("all 9 photos are in the model")
     assert printed["export, nerfstudio"] == str(outputs / "transforms.json")
     assert printed["export, undistorted"] == str(outputs / "undistorted")
     names = sorted(path.name for path in (outputs / "images").iterdir())
