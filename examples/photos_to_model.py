@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sfm_matchers.runs.options import SfmOptions
-from sfm_matchers.runs.reconstruct import run
+from sfm_matchers import reconstruct
 
 
 def main() -> None:
@@ -18,13 +17,13 @@ def main() -> None:
     parser.add_argument("outputs", type=Path)
     args = parser.parse_args()
 
-    result = run(SfmOptions(image_dir=args.photos, outputs=args.outputs, matcher="sift"))
-    if not result.models:
+    result = reconstruct(args.photos, args.outputs, matcher="sift")
+    print(result.verdict.text)
+    if result.model is None:
         raise SystemExit(f"no model; {result.report} says why")
-    model = result.models[0]
-    for image in model.images.values():
+    for image in result.model.images.values():
         print(image.name, image.cam_from_world())
-    print(f"{model.num_points3D()} points; look at {result.report}")
+    print(f"{result.model.num_points3D()} points; look at {result.report}")
 
 
 if __name__ == "__main__":

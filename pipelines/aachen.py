@@ -26,7 +26,6 @@ from pipelines.options import (
 )
 from pipelines.running import print_localization, run_command
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.pair_lists import write_pairs
 from sfm_matchers.localization.in_model import localize_queries
 from sfm_matchers.localization.nvm import read_nvm
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, write_results
@@ -37,6 +36,8 @@ from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import choose_matching, start_job
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.retrieval import choose_query_pairs
+from sfm_matchers.runs.verdict import judge_localization
+from sfm_matchers.runs.workspace import Workspace
 
 QUERIES = "queries/*_time_queries_with_intrinsics.txt"
 CONDITIONS: dict[str, Callable[[str], bool]] = {
@@ -97,47 +98,39 @@ def run(options: AachenOptions) -> AachenResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
-    dataset, outputs = Path(options.dataset), Path(options.outputs)
+    dataset, workspace = Path(options.dataset), Workspace(options.outputs)
     check_layout(dataset, options.version)
     matching = choose_matching(options)
     queries = read_queries(dataset / QUERIES, skip_bad_lines=True)
     reference = read_reference(dataset, options.version)
     database = sorted(image.name for image in reference.images.values())
     names = [*database, *(query.name for query in queries)]
-    job = start_job(matching, dataset / "images_upright", outputs, names)
+    job = start_job(matching, dataset / "images_upright", workspace, names)
+    readable, failed = split_readable(job, queries)
 
     label = f"pairs-db-covis{options.num_covis}"
     pairs = covisibility_pairs(reference, options.num_covis)
-    write_pairs(outputs / f"{label}.txt", pairs)
+    workspace.write_pairs(label, pairs)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
-    readable, results = split_readable(job, queries)
     loc_pairs, label = choose_query_pairs(
         job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
-    feature_path, match_path = job.match(
-        loc_pairs, label, map_features=map_features, existing="keep"
-    )
-    localization = LocalizationOptions(max_error=options.ransac_thresh)
-    results += job.steps.timed(
-        "localization",
-        lambda: [
-            result.without_matches()  # those of a thousand queries fill the memory
-            for result in localize_queries(
-                model, readable, loc_pairs, feature_path, match_path, localization
-            )
-        ],
-    )
-    submission = outputs / (
-        f"Aachen-v{options.version}_{job.conf.name}_{label.removeprefix('pairs-query-')}.txt"
-    )
-    log_path = write_results(submission, results)
+    features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
+    poses = LocalizationOptions(max_error=options.ransac_thresh)
+    with workspace.timed("localization", always_works=True):
+        found = localize_queries(model, readable, loc_pairs, features, matches, poses)
+        # The matches of a thousand queries fill the memory.
+        results = [*failed, *(query.without_matches() for query in found)]
+    workspace.keep_seconds()
+
+    submission = workspace.submission(f"Aachen-v{options.version}", job.conf, label)
     files = {
         "submission": submission,
-        "log of all queries": log_path,
-        "triangulated map": outputs / f"map-{job.conf.name}",
+        "log of all queries": write_results(submission, results),
+        "triangulated map": workspace.triangulated(job.conf),
     }
-    return AachenResult(results, model, files, job.steps.seconds)
+    return AachenResult(results, model, files, workspace.seconds)
 
 
 def check_layout(dataset: Path, version: str) -> None:
@@ -193,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> int:
         result = run(options)
         print_localization(result.queries, CONDITIONS, result.files, result.seconds)
+        print(f"verdict: {judge_localization(result.queries, options.matcher).text}")
         return 0
 
     return run_command(options.outputs, job)

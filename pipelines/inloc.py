@@ -35,6 +35,8 @@ from sfm_matchers.photos.folders import find_images
 from sfm_matchers.runs.matching import choose_matching, start_job
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.retrieval import choose_query_pairs
+from sfm_matchers.runs.verdict import judge_localization
+from sfm_matchers.runs.workspace import Workspace
 
 ORIGIN = "http://www.ok.sc.e.titech.ac.jp/INLOC/"
 LAYOUT = {
@@ -77,40 +79,37 @@ def run(options: InlocOptions) -> InlocResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
-    dataset, outputs = Path(options.dataset), Path(options.outputs)
+    dataset, workspace = Path(options.dataset), Workspace(options.outputs)
     check_layout(dataset)
     matching = choose_matching(options)
-    found = find_images(dataset)
-    database = [name for name in found if name.startswith("database/cutouts/")]
-    query_names = [name for name in found if name.startswith("query/iphone7/")]
-    job = start_job(matching, dataset, outputs, [*database, *query_names])
+    photos = find_images(dataset)
+    database = [name for name in photos if name.startswith("database/cutouts/")]
+    names = [name for name in photos if name.startswith("query/iphone7/")]
+    job = start_job(matching, dataset, workspace, [*database, *names])
     queries = [
         Query(name, query_camera(job.photos[name].size if name in job.photos else (1, 1)))
-        for name in query_names
+        for name in names
     ]
-    readable, results = split_readable(job, queries)
+    readable, failed = split_readable(job, queries)
+
     pairs, label = choose_query_pairs(
         job, readable, database, options.pairs, options.num_loc, options.retrieval
     )
-    feature_path, match_path = job.match(pairs, label)
-    scan_options = ScanOptions(
-        LocalizationOptions(max_error=options.ransac_thresh, check_intrinsics=False),
-        options.skip_matches,
-    )
-    results += job.steps.timed(
-        "localization",
-        lambda: [
-            result.without_matches()  # those of a thousand queries fill the memory
-            for result in localize_in_scans(
-                dataset, readable, pairs, feature_path, match_path, scan_options
-            )
-        ],
-    )
-    submission = outputs / f"InLoc_{job.conf.name}_{label.removeprefix('pairs-query-')}.txt"
-    log_path = write_results(submission, results)
-    return InlocResult(
-        results, {"submission": submission, "log of all queries": log_path}, job.steps.seconds
-    )
+    features, matches = job.match(pairs, label)
+    poses = LocalizationOptions(max_error=options.ransac_thresh, check_intrinsics=False)
+    scans = ScanOptions(poses, options.skip_matches)
+    with workspace.timed("localization", always_works=True):
+        found = localize_in_scans(dataset, readable, pairs, features, matches, scans)
+        # The matches of a thousand queries fill the memory.
+        results = [*failed, *(query.without_matches() for query in found)]
+    workspace.keep_seconds()
+
+    submission = workspace.submission("InLoc", job.conf, label)
+    files = {
+        "submission": submission,
+        "log of all queries": write_results(submission, results),
+    }
+    return InlocResult(results, files, workspace.seconds)
 
 
 def check_layout(dataset: Path) -> None:
@@ -159,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_localization(
             result.queries, {"queries": lambda name: True}, result.files, result.seconds
         )
+        print(f"verdict: {judge_localization(result.queries, options.matcher).text}")
         return 0
 
     return run_command(options.outputs, job)

@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_localization(
             result.queries, {"queries": lambda name: True}, result.files, result.seconds
         )
+        print(f"verdict: {result.verdict.text}")
         return 0
 
     return run_command(Path(options.outputs), job)

@@ -29,7 +29,8 @@ from pipelines.options import add_matching_options, take_defaults
 from pipelines.running import run_command
 from sfm_matchers.choices import CAMERA_MODES, MAPPERS
 from sfm_matchers.runs.options import AUTO_MATCHERS, MAPPED_WITH, SfmOptions
-from sfm_matchers.runs.reconstruct import SfmResult, run, run_shard
+from sfm_matchers.runs.reconstruct import run, run_shard
+from sfm_matchers.runs.results import SfmResult
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -136,11 +137,14 @@ def build_parser() -> argparse.ArgumentParser:
 def print_summary(result: SfmResult) -> None:
     """Print the summary, one fact a line."""
     lines = {key: value for key, value in result.summary.items() if not isinstance(value, dict)}
+    verdict = lines.pop("verdict")
+    lines.pop("verdict_level")
     lines |= result.summary["settings"]
     lines |= {f"seconds, {name}": value for name, value in result.summary["seconds"].items()}
     exports = result.summary.get("exports", {})
     lines |= {f"export, {name}": value for name, value in exports.items()}
     lines["report"] = result.report if result.report.exists() else "none, see above"
+    lines["verdict"] = verdict  # the last line is what is read first
     width = max(map(len, lines))
     print("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))
 

@@ -1,9 +1,11 @@
 """MambaGlue, JamMa and Efficient LoFTR for COLMAP and hloc.
 
 Example:
-    >>> from sfm_matchers import load_matcher, plot_matches
+    >>> from sfm_matchers import load_matcher, plot_matches, reconstruct
     >>> matches = load_matcher("jamma").match("a.jpg", "b.jpg")  # doctest: +SKIP
     >>> plot_matches("a.jpg", "b.jpg", matches, "matches.png")  # doctest: +SKIP
+    >>> reconstruct("photos", "out", matcher="jamma")  # doctest: +SKIP
+    SfmResult(all 12 photos are in the model, with a mean error of 0.41 px; out/report.html)
 
 Import this package (or OpenCV) before pycolmap: see the first import.
 """
@@ -18,17 +20,54 @@ import zlib  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfm_matchers.confs import conf_names as list_matchers
+    from sfm_matchers.errors import SfmMatchersError
     from sfm_matchers.matchers.pair_matcher import load_matcher
     from sfm_matchers.matchers.protocols import Matches
     from sfm_matchers.reports.drawing import plot_matches
+    from sfm_matchers.runs.localize import localize
+    from sfm_matchers.runs.match import extract, match
+    from sfm_matchers.runs.options import LocalizeOptions, MatchOptions, SfmOptions
+    from sfm_matchers.runs.reconstruct import reconstruct
+    from sfm_matchers.runs.results import LocalizeResult, MatchResult, SfmResult
 
 __version__ = "0.1.0"
-__all__ = ["Matches", "__version__", "load_matcher", "plot_matches"]
+__all__ = [
+    "LocalizeOptions",
+    "LocalizeResult",
+    "MatchOptions",
+    "MatchResult",
+    "Matches",
+    "SfmMatchersError",
+    "SfmOptions",
+    "SfmResult",
+    "__version__",
+    "extract",
+    "list_matchers",
+    "load_matcher",
+    "localize",
+    "match",
+    "plot_matches",
+    "reconstruct",
+]
 
+# Public name -> module, and its name there.
 _HOMES = {
-    "Matches": "matchers.protocols",
-    "load_matcher": "matchers.pair_matcher",
-    "plot_matches": "reports.drawing",
+    "LocalizeOptions": ("runs.options", "LocalizeOptions"),
+    "LocalizeResult": ("runs.results", "LocalizeResult"),
+    "MatchOptions": ("runs.options", "MatchOptions"),
+    "MatchResult": ("runs.results", "MatchResult"),
+    "Matches": ("matchers.protocols", "Matches"),
+    "SfmMatchersError": ("errors", "SfmMatchersError"),
+    "SfmOptions": ("runs.options", "SfmOptions"),
+    "SfmResult": ("runs.results", "SfmResult"),
+    "extract": ("runs.match", "extract"),
+    "list_matchers": ("confs", "conf_names"),
+    "load_matcher": ("matchers.pair_matcher", "load_matcher"),
+    "localize": ("runs.localize", "localize"),
+    "match": ("runs.match", "match"),
+    "plot_matches": ("reports.drawing", "plot_matches"),
+    "reconstruct": ("runs.reconstruct", "reconstruct"),
 }
 
 
@@ -36,4 +75,12 @@ def __getattr__(name: str) -> Any:
     """Import the public names on first use: torch alone takes a second."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    module, own_name = _HOMES[name]
+    found = getattr(importlib.import_module(f".{module}", __name__), own_name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Return the public names, before they are imported too."""
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """Pictures of keypoints, matches, match graphs and models: arrays in, RGB arrays out, OpenCV only.
 
-Nothing here opens a window. `plot_matches` goes from two photos to a picture file.
+Nothing here opens a window. `plot_matches` goes from two photos to a picture.
 Keypoints are pixels of the image they are drawn on; (0, 0) is the centre of its top-left pixel.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.text import written_whole
@@ -112,16 +113,33 @@ def draw_matches(
 
 
 def plot_matches(
-    photo0: str | Path, photo1: str | Path, matches: Matches, path: str | Path
-) -> Path:
-    """Draw the matches of two photos, as `draw_matches` does, and write the picture to `path`.
+    photo0: str | Path | np.ndarray,
+    photo1: str | Path | np.ndarray,
+    matches: Matches,
+    path: str | Path | None = None,
+) -> Image.Image:
+    """Draw the matches of two photos, as `draw_matches` does.
+
+    Args:
+        photo0: a file, or an RGB array.
+        photo1: the same.
+        matches: of the two.
+        path: also write the picture there.
+
+    Returns:
+        The picture, which a notebook shows as it is; ``numpy.asarray`` makes an array of it.
 
     Raises:
         InputError: a photo cannot be read, or the picture cannot be written as `path` names it.
     """
-    image0, image1 = read_image(Path(photo0)), read_image(Path(photo1))
+    image0, image1 = (
+        photo if isinstance(photo, np.ndarray) else read_image(Path(photo))
+        for photo in (photo0, photo1)
+    )
     picture = draw_matches(image0, image1, matches.keypoints0, matches.keypoints1, matches.scores)
-    return write_image(Path(path), picture)
+    if path is not None:
+        write_image(Path(path), picture)
+    return Image.fromarray(picture)
 
 
 def write_image(path: Path, image: np.ndarray) -> Path:

@@ -12,6 +12,7 @@ from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.pairs.automatic import most_pairs
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.pairs import is_fast
+from sfm_matchers.runs.verdict import duration
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
@@ -61,11 +62,9 @@ def announce_matching(
 
 
 def _unmatched(job: MatchingJob, pairs: Iterable[Pair], label: str) -> list[Pair]:
-    match_path = job.outputs / f"{job.conf.output}_{label}.h5"
-    files = [StagedFile(match_path)]
+    files = [StagedFile(job.workspace.matches(job.conf, label))]
     if not isinstance(job.conf, SparseConf):
-        raw = match_path.with_name(match_path.name.replace("matches-", "correspondences-"))
-        files.append(StagedFile(raw))
+        files.append(StagedFile(job.workspace.correspondences(job.conf, label)))
     return [pair for pair in pairs if not any(names_to_pair(*pair) in file for file in files)]
 
 
@@ -80,12 +79,3 @@ def _shorter(job: MatchingJob, num_pairs: int, policy: str, num_matched: int) ->
     if not is_fast(job):
         options.append("--matcher sift, or a machine with a GPU")
     return "; ".join(options) or "fewer photos"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people say them."""
-    if seconds < 90:
-        return f"{seconds:.0f} seconds"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} minutes"
-    return f"{seconds / 3600:.1f} hours"

@@ -30,8 +30,6 @@ from sfm_matchers.runs.matching import MatchingJob
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
-FOLDER = "georeferenced"
-
 
 def read_places(
     option: str | Path, image_dir: Path, names: Sequence[str]
@@ -70,16 +68,17 @@ def georeference_models(
     Returns:
         What came out, for the summary; "" where there is nothing to say.
     """
-    folder = job.outputs / FOLDER
+    workspace = job.workspace
+    folder = workspace.georeferenced
     is_empty = isinstance(known, Positions) and not known.xyz
     if known is None or is_empty or not models:
         shutil.rmtree(folder, ignore_errors=True)
         return ""
-    model_dir = job.outputs / "sparse" / "0"
-    content = [file_fingerprint(model_dir / f"{part}.bin") for part in ("images", "points3D")]
+    parts = [workspace.model / f"{part}.bin" for part in ("images", "points3D")]
+    content = [file_fingerprint(part) for part in parts]
     source = fingerprint(revisions.GEOREFERENCE, repr(known), content)
     written = folder / "georeference.json"
-    if job.steps.is_done(FOLDER, source):
+    if workspace.is_done(folder.name, source):
         return str(json.loads(read_text(written))["summary"])
     try:
         place, model = georeference(models[0], known, fixed)
@@ -89,5 +88,5 @@ def georeference_models(
         return f"none: {error}"
     text = describe(place, models[0].num_reg_images())
     write_georeference(folder, place, model, text)
-    job.steps.set_done(FOLDER, source, folder)
+    workspace.set_done(folder.name, source, folder)
     return text

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pycolmap
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.pair_lists import write_pairs
+from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.in_model import add_to_model, localize_queries
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
-    LocalizedQuery,
     write_results,
 )
 from sfm_matchers.mapping.models import read_model, write_model
@@ -23,88 +23,124 @@ from sfm_matchers.photos.folders import find_images
 from sfm_matchers.reports.localization import write_localization_report
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import choose_matching, start_job
-from sfm_matchers.runs.options import LocalizeOptions
+from sfm_matchers.runs.options import LocalizeOptions, make_options
 from sfm_matchers.runs.queries import given_cameras, make_queries, name_faults, split_readable
+from sfm_matchers.runs.results import LocalizeResult
 from sfm_matchers.runs.retrieval import choose_query_pairs
+from sfm_matchers.runs.verdict import judge_localization
+from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.localize")
 
 
-@dataclass
-class LocalizeResult:
-    """What came out: all queries, the map with them, the files and the seconds."""
+def localize(
+    map: str | Path,
+    map_images: str | Path,
+    queries: str | Path,
+    output: str | Path,
+    **options: Any,
+) -> LocalizeResult:
+    """Find the poses of new photos in a map; what is done already is not done again.
 
-    queries: list[LocalizedQuery]
-    model: pycolmap.Reconstruction
-    files: dict[str, Path]
-    seconds: dict[str, float]
+    Args:
+        map: folder of a COLMAP model, or the outputs of `reconstruct`.
+        map_images: folder its names are relative to.
+        queries: folder of new photos.
+        output: folder for all results.
+        options: of `LocalizeOptions`, such as ``matcher="jamma"``.
+
+    Raises:
+        SfmMatchersError: an option or an input cannot be used, or another run works in `output`.
+
+    Example:
+        >>> from sfm_matchers import localize
+        >>> result = localize("out", "photos", "new", "located")  # doctest: +SKIP
+        >>> [query.name for query in result.queries]  # doctest: +SKIP
+        ['a.jpg', 'b.jpg']
+    """
+    chosen = make_options(
+        LocalizeOptions,
+        map=map,
+        map_images=map_images,
+        queries=queries,
+        outputs=output,
+        **options,
+    )
+    with Workspace(output).alone():
+        return run(chosen)
 
 
 def run(options: LocalizeOptions) -> LocalizeResult:
-    """Localize a folder of photos.
+    """Localize a folder of photos. No other run may work in the outputs; see `localize`.
 
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
-    outputs = Path(options.outputs)
+    workspace = Workspace(options.outputs)
     matching = choose_matching(options)
     cameras = given_cameras(options)
     image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, options.queries)
     reference = read_map(options.map, options.map_images, map_prefix)
     say_what_is_not_in_the_map(options, reference, map_prefix)
     database = sorted(image.name for image in reference.images.values())
-    new_names = [query_prefix + name for name in find_images(Path(options.queries))]
-    query_names = sorted(set(new_names).difference(database))
-    if not query_names:
-        raise InputError(f"{options.queries} holds no photo that is not in the map")
-    job = start_job(matching, image_dir, outputs, [*database, *query_names])
-    queries = make_queries(job, query_names, query_prefix, cameras, reference, options)
+    names = new_photos(options.queries, query_prefix, database)
+    job = start_job(matching, image_dir, workspace, [*database, *names])
+    queries = make_queries(job, names, query_prefix, cameras, reference, options)
+    readable, failed = split_readable(job, queries)
 
-    if reference.num_points3D():
-        label = f"pairs-db-covis{options.num_covis}"
-        pairs = covisibility_pairs(reference, options.num_covis)
-    else:
-        label = f"pairs-db-poses{options.num_covis}"
-        pairs = pose_pairs(reference, options.num_covis, rotation_threshold=60.0)
-    write_pairs(outputs / f"{label}.txt", pairs)
+    pairs, label = map_pairs(reference, options.num_covis)
+    workspace.write_pairs(label, pairs)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
-    readable, results = split_readable(job, queries)
     loc_pairs, label = choose_query_pairs(
-        job,
-        readable,
-        database,
-        Path(options.loc_pairs) if options.loc_pairs else None,
-        options.num_loc,
-        options.retrieval,
+        job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
-    feature_path, match_path = job.match(
-        loc_pairs, label, map_features=map_features, existing="keep"
-    )
-    localization = LocalizationOptions(
+    features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
+    poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )
-    results += job.steps.timed(
-        "localization",
-        lambda: list(
-            localize_queries(model, readable, loc_pairs, feature_path, match_path, localization)
-        ),
-    )
+    with workspace.timed("localization", always_works=True):
+        found = list(localize_queries(model, readable, loc_pairs, features, matches, poses))
     job.check_photos_unchanged()
+    workspace.keep_seconds()
+
+    results = [*failed, *found]
     name_faults(results, image_dir)
-    poses, model_dir = outputs / "poses.txt", outputs / "model"
-    log_path = write_results(poses, results, keep_folders=True)
+    log_path = write_results(workspace.poses, results, keep_folders=True)
     extended = add_to_model(model, results)
-    write_model(extended, model_dir)
-    report = write_localization_report(outputs / "report.html", image_dir, model, results)
+    write_model(extended, workspace.extended_map)
     files = {
-        "poses": poses,
+        "poses": workspace.poses,
         "log of all queries": log_path,
-        "map with the queries": model_dir,
-        "report": report,
+        "map with the queries": workspace.extended_map,
+        "report": write_localization_report(workspace.report, image_dir, model, results),
         "names of photos are relative to": image_dir,
     }
-    return LocalizeResult(results, extended, files, job.steps.seconds)
+    verdict = judge_localization(results, str(options.matcher))
+    return LocalizeResult(results, extended, files, workspace.seconds, verdict)
+
+
+def new_photos(queries: str | Path, prefix: str, database: Collection[str]) -> list[str]:
+    """Return the photos of a folder that are not in the map, with `prefix` before their names.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = sorted({prefix + name for name in find_images(Path(queries))}.difference(database))
+    if not names:
+        raise InputError(f"{queries} holds no photo that is not in the map")
+    return names
+
+
+def map_pairs(reference: pycolmap.Reconstruction, num_covis: int) -> tuple[list[Pair], str]:
+    """Return pairs of photos of a map that show the same, and their label.
+
+    A map without points has poses to tell by.
+    """
+    if reference.num_points3D():
+        return covisibility_pairs(reference, num_covis), f"pairs-db-covis{num_covis}"
+    pairs = pose_pairs(reference, num_covis, rotation_threshold=60.0)
+    return pairs, f"pairs-db-poses{num_covis}"
 
 
 def common_image_dir(map_images: str | Path, queries: str | Path) -> tuple[Path, str, str]:

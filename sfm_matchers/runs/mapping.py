@@ -8,16 +8,13 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import cast
 
 import pycolmap
 
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
 from sfm_matchers.files.pair_lists import Pair
-from sfm_matchers.files.replacing import temporary_beside
 from sfm_matchers.files.text import folder_written_whole
 from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.camera_options import CameraOptions
@@ -39,12 +36,16 @@ from sfm_matchers.runs.camera_models import (
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.notes import read_memory, write_memory
 from sfm_matchers.runs.options import AUTO, SfmOptions
+from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
+# Names of the notes of what is done.
+_DATABASE, _MAPPED, _FINISHED = "database.db", "mapped", "sparse"
+
 
 @dataclass(frozen=True)
-class _Build:
+class Build:
     """Database and models of matched photos; those that are there already are taken."""
 
     options: SfmOptions
@@ -84,65 +85,62 @@ class _Build:
             self.options.no_longer_tracks,
         )
 
-    def __call__(
-        self, cameras: CameraGroups, folder: Path | None = None
+    def make(
+        self, cameras: CameraGroups, workspace: Workspace | None = None
     ) -> list[pycolmap.Reconstruction]:
-        """Return the models, made in the outputs, or afresh in a folder of their own."""
-        steps = self.job.steps
-        database_path = (folder or self.job.outputs) / "database.db"
-        model_dir = (folder or self.job.outputs) / "sparse"
+        """Return the models, made in the run's workspace, or in another one."""
+        workspace = workspace or self.job.workspace
+        with workspace.timed("verification"):
+            self._make_database(cameras, workspace)
+        with workspace.timed("mapping"):
+            return self._make_models(cameras, workspace)
+
+    def _make_database(self, cameras: CameraGroups, workspace: Workspace) -> None:
         source = self.source(cameras)
-        model_source = self.model_source(cameras)
+        if workspace.is_done(_DATABASE, source):
+            return
+        build_database(
+            workspace.database,
+            self.job.image_dir,
+            cameras,
+            self.camera_options,
+            self.pairs,
+            self.feature_path,
+            self.match_path,
+            min_inlier_ratio=self.job.conf.min_inlier_ratio,
+        )
+        workspace.set_done(_DATABASE, source, workspace.database)
 
-        def database() -> None:
-            if folder is None and steps.is_done("database.db", source):
-                return
-            build_database(
-                database_path,
-                self.job.image_dir,
-                cameras,
-                self.camera_options,
-                self.pairs,
-                self.feature_path,
-                self.match_path,
-                min_inlier_ratio=self.job.conf.min_inlier_ratio,
-            )
-            if folder is None:
-                steps.set_done("database.db", source, database_path)
+    def _make_models(
+        self, cameras: CameraGroups, workspace: Workspace
+    ) -> list[pycolmap.Reconstruction]:
+        source = self.model_source(cameras)
+        if workspace.is_done(_MAPPED, source) or workspace.is_done(
+            _FINISHED, self.finished_source(cameras)
+        ):
+            return [read_model(path) for path in workspace.model_folders()]
+        models = reconstruct(
+            workspace.database,
+            self.job.image_dir,
+            workspace.models,
+            self.options.mapper,
+            fixed_intrinsics=self.fixed,
+            num_threads=self.options.mapper_threads,
+            robust=not self.options.no_refine,
+        )
+        workspace.set_done(_MAPPED, source, workspace.models)
+        return models
 
-        def mapping() -> list[pycolmap.Reconstruction]:
-            if folder is None and (
-                steps.is_done("mapped", model_source)
-                or steps.is_done("sparse", self.finished_source(cameras))
-            ):
-                return [read_model(path) for path in _model_dirs(model_dir)]
-            models = reconstruct(
-                database_path,
-                self.job.image_dir,
-                model_dir,
-                self.options.mapper,
-                fixed_intrinsics=self.fixed,
-                num_threads=self.options.mapper_threads,
-                robust=not self.options.no_refine,
-            )
-            if folder is None:
-                steps.set_done("mapped", model_source, model_dir)
-            return models
-
-        steps.timed("verification", database)
-        return cast(list[pycolmap.Reconstruction], steps.timed("mapping", mapping))
-
-    def take(self, cameras: CameraGroups, folder: Path) -> None:
-        """Put the database and the models that were made in a folder into the outputs."""
-        steps, names = self.job.steps, ("database.db", "sparse")
-        targets = [self.job.outputs / name for name in names]
-        steps.forget(*names, "mapped")
-        for name, target in zip(names, targets, strict=True):
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(folder / name, target)
-        steps.set_done(names[0], self.source(cameras), targets[0])
-        steps.set_done("mapped", self.model_source(cameras), targets[1])
+    def take(self, cameras: CameraGroups, trial: Workspace) -> None:
+        """Put the database and the models that were made in another workspace into the run's."""
+        workspace = self.job.workspace
+        workspace.forget(_DATABASE, _MAPPED, _FINISHED)
+        if workspace.models.is_dir():
+            shutil.rmtree(workspace.models)
+        os.replace(trial.database, workspace.database)
+        os.replace(trial.models, workspace.models)
+        workspace.set_done(_DATABASE, self.source(cameras), workspace.database)
+        workspace.set_done(_MAPPED, self.model_source(cameras), workspace.models)
 
     def finish(
         self,
@@ -154,37 +152,33 @@ class _Build:
 
         Args:
             cameras: which photos share one.
-            models: as they lie in the outputs; the better ones take their place.
+            models: as they lie in the workspace; the better ones take their place.
             known: photos whose cameras are given.
 
         Returns:
             The models, and the camera models of the first one.
         """
-        steps, outputs = self.job.steps, self.job.outputs
-        model_dir, memory_path = outputs / "sparse", outputs / "camera_models.json"
-        source = self.finished_source(cameras)
-        if steps.is_done("sparse", source):
-            return list(models), [CameraChoice(**one) for one in read_memory(memory_path)["first"]]
-        better, choices = list(models), []
+        workspace, source = self.job.workspace, self.finished_source(cameras)
+        if workspace.is_done(_FINISHED, source):
+            chosen = read_memory(workspace.camera_models)["first"]
+            return list(models), [CameraChoice(**one) for one in chosen]
+        better, choices = list(models), list[CameraChoice]()
         refines = not self.options.no_refine
         if refines and self.options.camera_model == AUTO and len(known) < len(self.job.photos):
-            choose = partial(
-                choose_for_models,
-                models,
-                known,
-                outputs / "database.db",
-                self.options.mapper_threads,
-            )
-            better, choices = steps.timed("camera models", choose)
+            with workspace.timed("camera models"):
+                better, choices = choose_for_models(
+                    models, known, workspace.database, self.options.mapper_threads
+                )
         if refines and not self.options.no_longer_tracks:
-            better = steps.timed("longer tracks", partial(self._lengthened, better))
-        steps.forget("mapped")
+            with workspace.timed("longer tracks"):
+                better = self._lengthened(better)
+        workspace.forget(_MAPPED)
         if any(new is not old for new, old in zip(better, models, strict=True)):
-            with folder_written_whole(model_dir) as temporary:
+            with folder_written_whole(workspace.models) as temporary:
                 for index, model in enumerate(better):
                     write_model(model, temporary / str(index))
-        write_memory(memory_path, {"first": [asdict(one) for one in choices]})
-        steps.set_done("sparse", source, model_dir, memory_path)
+        write_memory(workspace.camera_models, {"first": [asdict(one) for one in choices]})
+        workspace.set_done(_FINISHED, source, workspace.models, workspace.camera_models)
         return better, choices
 
     def _lengthened(
@@ -204,8 +198,8 @@ MAX_CAMERA_TRIALS = 3
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
 
 
-def _build_and_check_cameras(
-    build: _Build, cameras: CameraGroups, guessed: set[str]
+def make_and_check_cameras(
+    build: Build, cameras: CameraGroups, guessed: set[str]
 ) -> tuple[CameraGroups, list[pycolmap.Reconstruction]]:
     """Make the models, and make them again with other cameras if they contradict the first ones.
 
@@ -217,21 +211,22 @@ def _build_and_check_cameras(
     Returns:
         The cameras and the models that agree best.
     """
-    memory_path = build.job.outputs / "cameras.json"
+    workspace = build.job.workspace
     first_source = fingerprint(revisions.CAMERAS, build.model_source(cameras))
-    memory = read_memory(memory_path)
+    memory = read_memory(workspace.cameras)
     if memory.get("source") == first_source:
         cameras = CameraGroups(memory["groups"], memory["reason"])
         logger.info("Cameras: %s", cameras.reason)
-        return cameras, build(cameras)
-    models = build(cameras)
+        return cameras, build.make(cameras)
+    models = build.make(cameras)
     by_size = cameras.groups
     shared = {name for group in by_size if len(group) > 1 for name in group} & guessed
     first_error = median_error(models[0], shared) if models else math.inf
     for _ in range(MAX_CAMERA_TRIALS if shared else 0):
         if not models or not shared.intersection(image.name for image in models[0].images.values()):
             break
-        own = build.job.steps.timed("cameras", partial(try_own_cameras, models[0], shared))
+        with workspace.timed("cameras"):
+            own = try_own_cameras(models[0], shared)
         groups = regrouped(by_size, own.focal_lengths)
         if not own.contradicts and len(groups) >= len(cameras.groups):
             break
@@ -242,12 +237,12 @@ def _build_and_check_cameras(
             break
         cameras, models = others
     remembered = {"source": first_source, "groups": cameras.groups, "reason": cameras.reason}
-    write_memory(memory_path, remembered)
+    write_memory(workspace.cameras, remembered)
     return cameras, models
 
 
 def _with_other_cameras(
-    build: _Build,
+    build: Build,
     groups: list[list[str]],
     model: pycolmap.Reconstruction,
     own: OwnCameras,
@@ -257,10 +252,8 @@ def _with_other_cameras(
 
     `first_error` is the median reprojection error with one camera per size.
     """
-    folder = temporary_beside(build.job.outputs / "cameras")
-    folder.mkdir()
-    try:
-        models = build(CameraGroups(groups), folder)
+    with build.job.workspace.trial() as trial:
+        models = build.make(CameraGroups(groups), trial)
         error = median_error(models[0], own.focal_lengths) if models else math.inf
         # Fewer cameras than before have less freedom.
         limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
@@ -281,10 +274,8 @@ def _with_other_cameras(
             reason += f"; this is not certain: {SAFER_CAMERAS}"
         cameras = CameraGroups(groups, reason)
         logger.warning("Cameras: %s", reason)
-        build.take(cameras, folder)
+        build.take(cameras, trial)
         return cameras, models
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:
@@ -296,8 +287,3 @@ def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:
     )
     logger.warning("Cameras: %s", warning)
     return CameraGroups(cameras.groups, f"{cameras.reason}; {warning}")
-
-
-def _model_dirs(model_dir: Path) -> list[Path]:
-    numbered = (path for path in model_dir.iterdir() if path.name.isdecimal())
-    return sorted(numbered, key=lambda path: int(path.name))

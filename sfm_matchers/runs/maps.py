@@ -27,7 +27,7 @@ def triangulated_map(
     """Match pairs of photos of a map and triangulate into its poses.
 
     Returns:
-        The model, which lies in ``map-<conf>`` of the outputs, and its feature file.
+        The model, which lies in `Workspace.triangulated`, and its feature file.
     """
     usable = _photos_of_map(job, reference)
     known = [pair for pair in pairs if usable.issuperset(pair)]
@@ -37,7 +37,7 @@ def triangulated_map(
             "was made of, or have nothing in common there; the messages above tell"
         )
     feature_path, match_path = job.match(known, label)
-    model_dir = job.outputs / f"map-{job.conf.name}"
+    model_dir = job.workspace.triangulated(job.conf)
     # The matches carry the fingerprints of their features. The file of features may have those of
     # queries too, which do not matter here.
     views = [
@@ -48,13 +48,11 @@ def triangulated_map(
     source = fingerprint(
         revisions.TRIANGULATION, known, file_fingerprint(match_path), sorted(views)
     )
-    if job.steps.is_done(model_dir.name, source):
+    if job.workspace.is_done(model_dir.name, source):
         return read_model(model_dir), feature_path
-    model = job.steps.timed(
-        "triangulation",
-        lambda: triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path),
-    )
-    job.steps.set_done(model_dir.name, source, model_dir)
+    with job.workspace.timed("triangulation"):
+        model = triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path)
+    job.workspace.set_done(model_dir.name, source, model_dir)
     return model, feature_path
 
 

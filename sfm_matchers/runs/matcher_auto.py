@@ -14,30 +14,31 @@ from sfm_matchers.files.hdf5 import mean_layers_run, open_h5, read_keypoints
 from sfm_matchers.files.pair_lists import Pair, read_pairs, write_pairs
 from sfm_matchers.keypoints.joining import join_features, join_matches
 from sfm_matchers.photos.cameras import CameraGroups
-from sfm_matchers.runs.mapping import _Build
+from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.matching import choose_matching
 from sfm_matchers.runs.options import AUTO, AUTO_MATCHERS
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
 
-def _match_again(build: _Build, cameras: CameraGroups, label: str) -> tuple[_Build, str]:
+def match_again(build: Build, cameras: CameraGroups, label: str) -> tuple[Build, str]:
     """Match the photos that the first matcher leaves out of its model with a stronger one.
 
     Returns:
         What builds the models of the matches of both, and what was done, for the summary.
     """
-    job, steps = build.job, build.job.steps
+    job, workspace = build.job, build.job.workspace
     first = (build.feature_path, build.match_path)
-    again_path = job.outputs / f"{label}-again.txt"
+    again_label = f"{label}-again"
+    again_path = workspace.pairs(again_label)
     source = build.model_source(cameras)
-    if not steps.is_done(again_path.name, source):
+    if not workspace.is_done(again_path.name, source):
         with open_h5(first[0]) as features:  # without keypoints a photo is blank
             names = {name for pair in build.pairs for name in pair}
             usable = {name for name in names if len(read_keypoints(features, name))}
         pairs = [pair for pair in build.pairs if usable.issuperset(pair)]
-        write_pairs(again_path, pairs_across_models(build(cameras), pairs))
-        steps.set_done(again_path.name, source, again_path)
+        write_pairs(again_path, pairs_across_models(build.make(cameras), pairs))
+        workspace.set_done(again_path.name, source, again_path)
     again = read_pairs(again_path, job.photos)
     if not again:
         return build, f"{AUTO}: {AUTO_MATCHERS[0]}"
@@ -45,13 +46,13 @@ def _match_again(build: _Build, cameras: CameraGroups, label: str) -> tuple[_Bui
         "%s leaves photos out of its model: %s matches %d pairs", *AUTO_MATCHERS, len(again)
     )
     matching = choose_matching(replace(build.options, matcher=AUTO_MATCHERS[1]))
-    second = replace(job, matching=matching).match(again, again_path.stem)
-    both = (job.outputs / "feats-auto.h5", job.outputs / f"matches-auto_{label}.h5")
+    second = replace(job, matching=matching).match(again, again_label)
+    both = workspace.joined(label)
     source = fingerprint(revisions.JOINED, *map(file_fingerprint, (*first, *second)))
-    if not steps.is_done(both[1].name, source):
+    if not workspace.is_done(both[1].name, source):
         join_features(first[0], second[0], both[0])
         join_matches(build.pairs, first, second, both[1])
-        steps.set_done(both[1].name, source, *both)
+        workspace.set_done(both[1].name, source, *both)
     described = f"{AUTO}: {AUTO_MATCHERS[0]}, then {AUTO_MATCHERS[1]} for {len(again)} pairs"
     if (layers := mean_layers_run(second[1], again)) is not None:
         described += f" ({layers:.1f} layers each)"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import (
@@ -24,8 +24,8 @@ from sfm_matchers.matchers.protocols import SparseMatcher
 from sfm_matchers.matching import Executor, match_features, match_images
 from sfm_matchers.photos.checked import photo_fingerprint
 from sfm_matchers.runs.executors import make_executor
-from sfm_matchers.runs.notes import Steps
 from sfm_matchers.runs.photos import CheckedPhoto, _stamps, check_masks, check_photos
+from sfm_matchers.runs.workspace import Workspace
 
 
 class MatchingOptions(Protocol):
@@ -80,19 +80,19 @@ def choose_matching(
 def start_job(
     matching: Matching,
     image_dir: Path,
-    outputs: Path,
+    workspace: Workspace,
     names: Sequence[str] | None = None,
     *,
     mask_dir: Path | None = None,
     drop_raw_matches: bool = False,
 ) -> MatchingJob:
     """Check the photos; arguments as of `check_photos` and `MatchingJob`."""
-    outputs.mkdir(parents=True, exist_ok=True)
-    steps = Steps(outputs / "steps.json")
-    photos = steps.timed("photos", lambda: check_photos(image_dir, outputs, names, mask_dir))
+    workspace.path.mkdir(parents=True, exist_ok=True)
+    with workspace.timed("photos"):
+        photos = check_photos(image_dir, workspace.path, names, mask_dir)
     if mask_dir is not None:
         check_masks(mask_dir, image_dir, photos)
-    return MatchingJob(matching, image_dir, outputs, photos, steps, mask_dir, drop_raw_matches)
+    return MatchingJob(matching, image_dir, workspace, photos, mask_dir, drop_raw_matches)
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,8 @@ class MatchingJob:
     Attributes:
         matching: how to match.
         image_dir: the photos.
-        outputs: where all files go.
+        workspace: where all files go, and what is done.
         photos: from `check_photos`.
-        steps: notes the seconds.
         mask_dir: a folder of masks, or one mask for all photos.
         drop_raw_matches: delete a detector-free matcher's correspondences once keypoints are made
             of them. They are not needed until pairs, photos or settings change; then all pairs
@@ -113,9 +112,8 @@ class MatchingJob:
 
     matching: Matching
     image_dir: Path
-    outputs: Path
+    workspace: Workspace
     photos: Mapping[str, CheckedPhoto]
-    steps: Steps
     mask_dir: Path | None = None
     drop_raw_matches: bool = False
 
@@ -158,9 +156,10 @@ class MatchingJob:
         existing: Existing,
     ) -> tuple[Path, Path]:
         """Match without a detector; see `match`."""
-        stem = conf.output.replace("matches-", "feats-")
-        feature_path = self.outputs / (f"{stem}_{label}.h5" if map_features else f"{stem}.h5")
-        match_path = self.outputs / f"{conf.output}_{label}.h5"
+        workspace = self.workspace
+        feature_path = workspace.features(conf, label if map_features else "")
+        match_path = workspace.matches(conf, label)
+        raw_path = workspace.correspondences(conf, label)
         source = fingerprint(
             revisions.MATCHES,
             revisions.KEYPOINTS,
@@ -169,12 +168,11 @@ class MatchingJob:
             asdict(replace(conf, min_inlier_ratio=0)),  # only verification looks at it
             _weights_fingerprint(self.matching),
         )
-        raw_path = _correspondence_path(match_path)
-        if raw_path.exists() or not self.steps.is_done(match_path.name, source):
+        if raw_path.exists() or not workspace.is_done(match_path.name, source):
             self._match_images(conf, pairs, raw_path)
             self._aggregate(conf, pairs, raw_path, feature_path, match_path, existing, map_features)
         if self.drop_raw_matches:
-            self.steps.set_done(match_path.name, source, feature_path, match_path)
+            workspace.set_done(match_path.name, source, feature_path, match_path)
             remove_staged(raw_path)
         return feature_path, match_path
 
@@ -183,8 +181,8 @@ class MatchingJob:
         if isinstance(self.conf, SparseConf):
             self._match_features(self.conf, pairs, label)
         else:
-            match_path = self.outputs / f"{self.conf.output}_{label}.h5"
-            self._match_images(self.conf, pairs, _correspondence_path(match_path))
+            raw_path = self.workspace.correspondences(self.conf, label)
+            self._match_images(self.conf, pairs, raw_path)
 
     def check_photos_unchanged(self) -> None:
         """Look whether the photos and masks are those that the run has begun with.
@@ -212,26 +210,21 @@ class MatchingJob:
         """Return the fingerprint of each of some photos."""
         return {name: self.photos[name].fingerprint for name in names}
 
-    def extract(self, features: Mapping[str, Any], names: Iterable[str]) -> Path:
+    def extract(self, conf: SparseConf, names: Iterable[str]) -> Path:
         """Extract the features of photos; return the feature file."""
-        feature_path = self.outputs / f"{features['output']}.h5"
+        path, device = self.workspace.features(conf), self.matching.device
         wanted = self.fingerprints(names)
-        self.steps.timed(
-            "features",
-            lambda: extract_features(
-                features, self.image_dir, wanted, feature_path, self.mask_dir, self.matching.device
-            ),
-        )
-        return feature_path
+        with self.workspace.timed("features"):
+            extract_features(conf.features, self.image_dir, wanted, path, self.mask_dir, device)
+        return path
 
     def _match_features(
         self, conf: SparseConf, pairs: Sequence[Pair], label: str
     ) -> tuple[Path, Path]:
-        feature_path = self.extract(conf.features, _names(pairs))
-        match_path = self.outputs / f"{conf.output}_{label}.h5"
-        self.steps.timed(
-            "matching",
-            lambda: match_features(
+        feature_path = self.extract(conf, _names(pairs))
+        match_path = self.workspace.matches(conf, label)
+        with self.workspace.timed("matching"):
+            match_features(
                 conf,
                 partial(_load_sparse_matcher, conf, self.matching.weights, self.matching.device),
                 pairs,
@@ -239,20 +232,19 @@ class MatchingJob:
                 match_path,
                 _weights_fingerprint(self.matching),
                 self.matching.executor,
-            ),
-        )
+            )
         return feature_path, match_path
 
     def _match_images(self, conf: DetectorFreeConf, pairs: Sequence[Pair], raw_path: Path) -> None:
         from sfm_matchers.matchers.registry import load_detector_free_matcher
 
-        self.steps.timed(
-            "matching",
-            lambda: match_images(
+        load = partial(
+            load_detector_free_matcher, conf, self.matching.weights, self.matching.device
+        )
+        with self.workspace.timed("matching"):
+            match_images(
                 conf,
-                partial(
-                    load_detector_free_matcher, conf, self.matching.weights, self.matching.device
-                ),
+                load,
                 pairs,
                 self.image_dir,
                 self.fingerprints(_names(pairs)),
@@ -260,8 +252,7 @@ class MatchingJob:
                 self.mask_dir,
                 _weights_fingerprint(self.matching),
                 self.matching.executor,
-            ),
-        )
+            )
 
     def _aggregate(
         self,
@@ -280,9 +271,8 @@ class MatchingJob:
             max_keypoints=None if map_features else conf.max_keypoints,
             refined=conf.refine_keypoints,
         )
-        self.steps.timed(
-            "keypoints",
-            lambda: aggregate(
+        with self.workspace.timed("keypoints"):
+            aggregate(
                 pairs,
                 raw_path,
                 feature_path,
@@ -291,8 +281,7 @@ class MatchingJob:
                 {name: self.photos[name].size for name in _names(pairs)},
                 fixed_features=[map_features] if map_features else [],
                 existing=existing,
-            ),
-        )
+            )
 
 
 # COLMAP's matcher needs no torch, whose import takes as long as matching twenty pairs.
@@ -324,10 +313,6 @@ def _weights_fingerprint(matching: Matching) -> str:
     from sfm_matchers.matchers.registry import matcher_weights_fingerprint
 
     return matcher_weights_fingerprint(matching.conf, matching.weights)
-
-
-def _correspondence_path(match_path: Path) -> Path:
-    return match_path.with_name(match_path.name.replace("matches-", "correspondences-"))
 
 
 def _names(pairs: Iterable[Pair]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from sfm_matchers.choices import EXIF
+from sfm_matchers.confs import check_keys
 
 # `--matcher auto`: where SIFT finds enough nothing is as exact for as little time; the photos that
 # it leaves out of the model are matched again by the second.
@@ -17,30 +19,68 @@ MAPPED_WITH = "SIMPLE_RADIAL"
 
 
 @dataclass(frozen=True)
-class SfmOptions:
-    """What to reconstruct, and how. The command line has the same names and defaults."""
+class MatchOptions:
+    """What to match, and how; the command line `pipelines.sfm` has the same names.
+
+    Attributes:
+        image_dir: folder of photos.
+        outputs: folder for all results.
+        matcher: name of a conf, or a conf file.
+        pairs: ``auto``, ``exhaustive``, ``sequential``, ``retrieval``, ``spatial``, or a file.
+        num_matched: photos matched to each by all but ``exhaustive``.
+        georeference: positions of photos: ``exif``, ``none``, or a file.
+        mask_dir: a folder of masks, or one mask for all photos.
+        weights: ``bundled``, ``official``, ``lightglue``, or a checkpoint file.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        workers: processes that match; None: this one.
+        ray: address of a Ray cluster.
+        drop_raw_matches: delete a detector-free matcher's correspondences in the end.
+    """
 
     image_dir: str | Path
     outputs: str | Path
-    matcher: str | Path = AUTO
+    matcher: str | Path = "sift"
     pairs: str | Path = "auto"
     num_matched: int = 20
+    georeference: str | Path = EXIF
+    mask_dir: str | Path | None = None
+    weights: str | Path = "bundled"
+    device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
+    drop_raw_matches: bool = False
+
+
+@dataclass(frozen=True)
+class SfmOptions(MatchOptions):
+    """What to reconstruct, and how. The command line has the same names and defaults.
+
+    Attributes, beside those of `MatchOptions`:
+        mapper: ``incremental``, ``global`` or ``hierarchical``.
+        mapper_threads: of the mapper; one gives the same model every time.
+        camera_mode: which photos share a camera: ``auto``, ``single``, ``per_folder``,
+            ``per_image``.
+        camera_model: COLMAP's name, or ``auto``.
+        camera_params: known intrinsics in COLMAP's order, comma-separated, in pixels.
+        cameras: file of known intrinsics by folder or name.
+        shard: ``I/N``: match one part only.
+        merge: go on after all shards are done.
+        export: formats for other tools, comma-separated.
+        no_longer_tracks: keep the tracks that matching gave.
+        no_refine: leave the mapper's model as it is.
+        overwrite: delete the results in `outputs` first.
+    """
+
+    matcher: str | Path = AUTO
     mapper: str = "incremental"
     mapper_threads: int = 1
     camera_mode: str = "auto"
     camera_model: str = AUTO
     camera_params: str = ""
     cameras: str | Path | None = None
-    mask_dir: str | Path | None = None
-    georeference: str | Path = EXIF
-    weights: str | Path = "bundled"
-    device: str = "auto"
-    workers: int | None = None
-    ray: str | None = None
     shard: str | None = None
     merge: bool = False
     export: str = ""
-    drop_raw_matches: bool = False
     no_longer_tracks: bool = False
     no_refine: bool = False
     overwrite: bool = False
@@ -69,3 +109,16 @@ class LocalizeOptions:
     device: str = "auto"
     workers: int | None = None
     ray: str | None = None
+
+
+Options = TypeVar("Options", MatchOptions, SfmOptions, LocalizeOptions)
+
+
+def make_options(kind: type[Options], **given: Any) -> Options:
+    """Return options; an unknown name is an error with the one that was probably meant.
+
+    Raises:
+        InputError: there is no such option.
+    """
+    check_keys(given, [field.name for field in fields(kind)], f"options of {kind.__name__}")
+    return kind(**given)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sfm_matchers.choices import POLICIES
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.pair_lists import Pair, unique_pairs, write_pairs
+from sfm_matchers.files.pair_lists import Pair, unique_pairs
 from sfm_matchers.geometry.coordinates import FloatArray
 from sfm_matchers.matchers import colmap_matching
 from sfm_matchers.pairs.automatic import auto_pairs
@@ -25,7 +25,7 @@ from sfm_matchers.pairs.positions import (
 )
 from sfm_matchers.runs.georeference import read_places
 from sfm_matchers.runs.matching import MatchingJob
-from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.options import MatchOptions
 from sfm_matchers.runs.retrieval import describe_with_vlad
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -75,9 +75,9 @@ def is_fast(job: MatchingJob) -> bool:
     return job.matching.device != "cpu" or job.conf.model.get("name") == colmap_matching.NAME
 
 
-def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]:
-    """Choose the pairs of photos to match and write them to ``pairs-*.txt``."""
-    names, outputs = sorted(job.photos), job.outputs
+def make_pairs(options: MatchOptions, job: MatchingJob) -> tuple[list[Pair], str]:
+    """Choose the pairs of photos to match and write them; return them and their label."""
+    names = sorted(job.photos)
     label = str(options.pairs)
     if options.pairs in POLICIES:
         pairs, label = choose_pairs(label, job, options.georeference, options.num_matched)
@@ -97,6 +97,6 @@ def make_pairs(options: SfmOptions, job: MatchingJob) -> tuple[Path, list[Pair]]
         if len(unknown) > 5:
             logger.warning("left out: %d more such pairs", len(unknown) - 5)
     pairs = unique_pairs(pairs)
-    path = outputs / f"pairs-{label}.txt"
-    write_pairs(path, pairs)
-    return path, pairs
+    label = f"pairs-{label}"
+    job.workspace.write_pairs(label, pairs)
+    return pairs, label

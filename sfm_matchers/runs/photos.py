@@ -18,6 +18,7 @@ from sfm_matchers.photos.folders import find_images
 from sfm_matchers.photos.images import decoded_size
 from sfm_matchers.photos.masks import WayUp, mask_names, mask_path, read_mask_and_way_up
 from sfm_matchers.runs.notes import read_memory, write_memory
+from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.pipelines")
 
@@ -54,7 +55,7 @@ def _stamps(image_dir: Path, name: str, mask_dir: Path | None) -> tuple[Stamp | 
 
 def check_photos(
     image_dir: Path,
-    outputs: Path,
+    outputs: str | Path,
     names: Sequence[str] | None = None,
     mask_dir: Path | None = None,
 ) -> dict[str, CheckedPhoto]:
@@ -64,14 +65,14 @@ def check_photos(
 
     Args:
         image_dir: the photos.
-        outputs: ``photos.json`` there remembers them.
+        outputs: of the run, which remembers them.
         names: photos to look at; all in the folder if None. One that is missing is left out.
         mask_dir: a folder of masks, or one mask for all, see `images.mask_path`.
 
     Raises:
         InputError: there is no such folder.
     """
-    cache_path = outputs / "photos.json"
+    cache_path = Workspace(outputs).photos
     cache = read_memory(cache_path)
     if names is None:
         names = find_images(image_dir, outputs=outputs, mask_dir=mask_dir)

@@ -14,7 +14,7 @@ from sfm_matchers.errors import (
     InputError,
     MissingExtraError,
 )
-from sfm_matchers.files.pair_lists import Pair, read_pairs, write_pairs
+from sfm_matchers.files.pair_lists import Pair, read_pairs
 from sfm_matchers.hloc import INSTALL, is_installed
 from sfm_matchers.localization.poses import (
     Query,
@@ -56,12 +56,11 @@ def retrieve(
     if retrieval == "vlad":
         descriptor_path = describe_with_vlad(job, names, database)
     else:
-        descriptor_path = job.steps.timed(
-            "retrieval", lambda: _describe_with_hloc(job, names, retrieval)
-        )
+        with job.workspace.timed("retrieval"):
+            descriptor_path = _describe_with_hloc(job, names, retrieval)
     pairs = query_pairs(queries, database, descriptor_path, num_matched)
     label = f"pairs-query-{retrieval}{num_matched}"
-    write_pairs(job.outputs / f"{label}.txt", pairs)
+    job.workspace.write_pairs(label, pairs)
     return pairs, label
 
 
@@ -71,13 +70,11 @@ def describe_with_vlad(
     """Global descriptors of photos, from SIFT, by a vocabulary learned from those of `database`
     (all if None); return the feature file."""
     sift = cast(SparseConf, load_conf("sift"))
-    sift_path = job.extract(sift.features, names)
-    descriptor_path = job.outputs / "global-feats-vlad.h5"
+    sift_path = job.extract(sift, names)
+    descriptor_path = job.workspace.global_features("vlad")
     fingerprints = job.fingerprints(names)
-    job.steps.timed(
-        "retrieval",
-        lambda: extract_vlad(names, sift_path, descriptor_path, fingerprints, database),
-    )
+    with job.workspace.timed("retrieval"):
+        extract_vlad(names, sift_path, descriptor_path, fingerprints, database)
     return descriptor_path
 
 
@@ -89,7 +86,7 @@ def _describe_with_hloc(job: MatchingJob, names: list[str], retrieval: str) -> P
         )
     module = importlib.import_module("hloc.extract_features")
     conf = module.confs[retrieval]
-    return Path(module.main(conf, job.image_dir, job.outputs, image_list=names))
+    return Path(module.main(conf, job.image_dir, job.workspace.path, image_list=names))
 
 
 def choose_query_pairs(

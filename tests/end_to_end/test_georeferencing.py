@@ -22,7 +22,7 @@ from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.geometry.coordinates import WGS84, Frame, geodetic_from_local
 from sfm_matchers.pairs import automatic as policies
 from sfm_matchers.pairs.automatic import auto_pairs, pairs_in_order
-from sfm_matchers.runs import forecast
+from sfm_matchers.runs import forecast, verdict
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
@@ -215,4 +215,4 @@ def test_a_shorter_option_is_named(
     [(20, "20 seconds"), (300, "5 minutes"), (250 * 3600, "250.0 hours")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert forecast.duration(seconds) == text
+    assert verdict.duration(seconds) == text

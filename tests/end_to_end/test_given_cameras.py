@@ -20,6 +20,7 @@ from sfm_matchers.localization.poses import LocalizedQuery, Status, read_poses
 from sfm_matchers.runs import localize as localize_run
 from sfm_matchers.runs import queries, reconstruct
 from sfm_matchers.runs.options import LocalizeOptions, SfmOptions
+from sfm_matchers.runs.workspace import Workspace
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -195,7 +196,7 @@ def test_one_set_of_params_is_for_one_size(photos_of_two_sizes: Path, tmp_path: 
             localize_run.start_job(
                 localize_run.choose_matching(LocalizeOptions(*[tmp_path] * 4)),
                 photos_of_two_sizes,
-                tmp_path / "out",
+                Workspace(tmp_path / "out"),
             ),
             ["a.png", "b.png", "c.png"],
             "",

@@ -28,6 +28,7 @@ from sfm_matchers.files.hdf5 import list_groups, open_h5, read_keypoints, read_m
 from sfm_matchers.files.pair_lists import write_pairs
 from sfm_matchers.mapping.database import verify_geometry
 from sfm_matchers.networks.jamma import JamMa
+from sfm_matchers.runs.notes import read_memory
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
@@ -107,12 +108,22 @@ def test_database_keypoints_are_half_a_pixel_further(finished: Path) -> None:
         np.testing.assert_allclose(stored[:, :2], read_keypoints(file, "0003.jpg") + 0.5)
 
 
-def test_second_run_changes_nothing(photos: Path, finished: Path) -> None:
+def test_second_run_changes_nothing(
+    photos: Path, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     # Not the database: SQLite touches it when it is read.
     watched = [path for path in finished.rglob("*") if path.suffix in (".h5", ".bin")]
     before = {path: path.stat().st_mtime_ns for path in watched}
-    run(SfmOptions(photos / "images", finished))
+    noted = read_memory(finished / "steps.json")["seconds"]
+    with caplog.at_level(logging.INFO, logger="sfm_matchers"):
+        seconds = run(SfmOptions(photos / "images", finished)).summary["seconds"]
     assert {path: path.stat().st_mtime_ns for path in watched} == before
+    assert "Nothing to do" in caplog.text
+    again = {"uncertainty", "georeference"}  # computed each time
+    assert seconds.keys() == noted.keys()
+    assert {name: seconds[name] for name in seconds.keys() - again} == {
+        name: round(noted[name], 1) for name in noted.keys() - again
+    }
 
 
 def test_longer_tracks_can_be_left_out_and_made_later(
@@ -340,6 +351,7 @@ def test_exports_come_with_a_run_and_go_with_overwrite(
     printed = dict(
         re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
     )
+    assert printed["verdict"].startswith("all 9 photos are in the model")
     assert printed["export, nerfstudio"] == str(outputs / "transforms.json")
     assert printed["export, undistorted"] == str(outputs / "undistorted")
     names = sorted(path.name for path in (outputs / "images").iterdir())

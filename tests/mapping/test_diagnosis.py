@@ -15,7 +15,8 @@ from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.mapping.diagnosis import MatchGraph, explain, fault_of_photo, is_rotation
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.queries import name_faults
-from sfm_matchers.runs.reconstruct import SfmResult, run
+from sfm_matchers.runs.reconstruct import run
+from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)

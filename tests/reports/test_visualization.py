@@ -170,8 +170,12 @@ def test_plot_matches_goes_from_photos_to_a_picture(tmp_path):
     photo0, photo1 = write_image(tmp_path / "0.png", GRAY), write_image(tmp_path / "1.png", GRAY)
     point = np.array([[20, 30]], dtype=np.float32)
     matches = Matches(point, point + 4, np.ones(1, dtype=np.float32))
-    path = plot_matches(str(photo0), photo1, matches, str(tmp_path / "matches.png"))
-    written = cv2.imread(str(path))[..., ::-1]
-    assert np.array_equal(written, draw_matches(GRAY, GRAY, point, point + 4, np.ones(1)))
+    path = tmp_path / "matches.png"
+    expected = draw_matches(GRAY, GRAY, point, point + 4, np.ones(1))
+    assert np.array_equal(plot_matches(str(photo0), photo1, matches, str(path)), expected)
+    assert np.array_equal(cv2.imread(str(path))[..., ::-1], expected)
+    path.unlink()
+    assert np.array_equal(plot_matches(GRAY, photo1, matches), expected)
+    assert not path.exists()
     with pytest.raises(InputError, match=r"missing\.png"):
         plot_matches(tmp_path / "missing.png", photo1, matches, path)

@@ -28,9 +28,10 @@ from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.reports import model_in_3d, pictures, reconstruction
 from sfm_matchers.runs import matching
-from sfm_matchers.runs.notes import Steps, read_memory, write_memory
+from sfm_matchers.runs.notes import read_memory, write_memory
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
+from sfm_matchers.runs.workspace import Workspace
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
@@ -123,11 +124,11 @@ def test_a_note_does_not_outlive_its_result(
 ) -> None:
     """Killed between the new model and its note, the model is not taken for the old one."""
 
-    def killed(self: Steps, *arguments: Any) -> None:
+    def killed(self: Workspace, *arguments: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "set_done", killed)
+        patch.setattr(Workspace, "set_done", killed)
         with pytest.raises(KeyboardInterrupt):
             run(SfmOptions(photos, outputs, "sift", mapper="global"))
     assert tables(outputs) != tables(finished)

@@ -1,0 +1,70 @@
+"""What is to be said of the models of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pycolmap
+
+from sfm_matchers.mapping.diagnosis import Explanation, explain, poor_photos, read_match_graph
+from sfm_matchers.photos.cameras import CameraGroups
+from sfm_matchers.runs.cameras import KnownCameras
+from sfm_matchers.runs.mapping import SAFER_CAMERAS, Build
+from sfm_matchers.runs.verdict import Verdict, judge_model
+
+logger = logging.getLogger("sfm_matchers.sfm")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is to be said of the models of a run.
+
+    Attributes:
+        faults: what is wrong with photos that have no keypoints.
+        explanation: why photos are missing.
+        verdict: how good the models are.
+    """
+
+    faults: dict[str, str]
+    explanation: Explanation
+    verdict: Verdict
+
+
+def look_into(
+    build: Build,
+    models: Sequence[pycolmap.Reconstruction],
+    cameras: KnownCameras,
+    groups: CameraGroups,
+) -> Findings:
+    """Say what is wrong with the models, and with the photos that are not in them.
+
+    Args:
+        build: has made them.
+        models: the largest first.
+        cameras: as known before mapping.
+        groups: photos that share a camera in the models.
+    """
+    job = build.job
+    graph = read_match_graph(job.workspace.database, build.pairs, models[0] if models else None)
+    faults = poor_photos(graph, job.image_dir, job.mask_dir)
+    hint = cameras.panoramas
+    if models and cameras.is_guess(groups) and not hint:
+        hint = "photos of several cameras need --camera_mode per_image or per_folder"
+    explanation = explain(graph, models, faults, hint)
+    for line in explanation.details:
+        logger.warning("%s", line)
+    if explanation.reason:
+        logger.log(logging.WARNING if models else logging.ERROR, "%s", explanation.reason)
+    is_uncertain = SAFER_CAMERAS in groups.reason
+    verdict = judge_model(
+        models,
+        sorted(job.photos),
+        build.pairs,
+        matcher=str(build.options.matcher),
+        device=job.matching.device,
+        faults=faults,
+        doubt=cameras.panoramas or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain),
+    )
+    return Findings(faults, explanation, verdict)

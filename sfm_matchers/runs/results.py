@@ -1,0 +1,118 @@
+"""What runs return, as Python and notebooks show it."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pycolmap
+
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.localization.poses import LocalizedQuery, count_by_status
+from sfm_matchers.runs.verdict import Level, Verdict
+from sfm_matchers.runs.workspace import Workspace
+
+COLORS: dict[Level, str] = {"good": "#2e7d32", "fair": "#b26a00", "poor": "#b3261e"}
+_TILE = "display:inline-block;margin:0 1.5em .6em 0;vertical-align:top"
+
+
+@dataclass(repr=False)
+class MatchResult:
+    """Matches of a folder of photos.
+
+    Attributes:
+        pairs: that were matched.
+        features: feature file (HDF5), as hloc has it.
+        matches: match file (HDF5), as hloc has it.
+        pair_list: the pairs as text, two names a line.
+    """
+
+    pairs: list[Pair]
+    features: Path
+    matches: Path
+    pair_list: Path
+
+    def __repr__(self) -> str:
+        """Return the number of pairs, and where they are."""
+        return f"MatchResult({len(self.pairs)} pairs, {str(self.matches)!r})"
+
+
+@dataclass(repr=False)
+class SfmResult:
+    """What came out.
+
+    Attributes:
+        models: COLMAP models, the largest first; empty if there is none.
+        summary: what the command line prints, by line.
+        report: the HTML report.
+    """
+
+    models: list[pycolmap.Reconstruction]
+    summary: dict[str, Any]
+    report: Path
+
+    @property
+    def model(self) -> pycolmap.Reconstruction | None:
+        """The largest model; None if there is none."""
+        return self.models[0] if self.models else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """How good it is, and what to try next."""
+        return Verdict(self.summary["verdict_level"], self.summary["verdict"])
+
+    def __repr__(self) -> str:
+        """Return the verdict, and where the report is."""
+        return f"SfmResult({self.summary['verdict']}; {self.report})"
+
+    def _repr_html_(self) -> str:
+        names = ("registered images", "points", "mean track length", "mean reprojection error")
+        tiles = {name: self.summary[name] for name in names if name in self.summary}
+        return _page(self.verdict, tiles, Workspace(self.report.parent).model_picture)
+
+
+@dataclass(repr=False)
+class LocalizeResult:
+    """What came out.
+
+    Attributes:
+        queries: all of them.
+        model: the map with those that have a pose.
+        files: what it is -> where it is.
+        seconds: of the steps.
+        verdict: how good it is, and what to try next.
+    """
+
+    queries: list[LocalizedQuery]
+    model: pycolmap.Reconstruction
+    files: dict[str, Path]
+    seconds: dict[str, float]
+    verdict: Verdict
+
+    def __repr__(self) -> str:
+        """Return the verdict, and where the report is."""
+        return f"LocalizeResult({self.verdict.text}; {self.files['report']})"
+
+    def _repr_html_(self) -> str:
+        counts = {str(status): number for status, number in count_by_status(self.queries).items()}
+        return _page(self.verdict, counts, None)
+
+
+def _page(verdict: Verdict, tiles: Mapping[str, Any], picture: Path | None) -> str:
+    """A verdict, numbers and a picture, as HTML without scripts."""
+    parts = [
+        f'<p style="border-left:.4em solid {COLORS[verdict.level]};padding:.3em .8em">'
+        f"{html.escape(verdict.text)}</p>"
+    ]
+    parts += [
+        f'<div style="{_TILE}"><b>{html.escape(str(value))}</b><br>{html.escape(name)}</div>'
+        for name, value in tiles.items()
+    ]
+    if picture is not None and picture.is_file():
+        url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+        parts.append(f'<p><img alt="the model" style="max-width:100%" src="{url}"></p>')
+    return "".join(parts)

@@ -1,0 +1,164 @@
+"""What came of a run, in one line: how good it is, and what to try next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pycolmap
+
+from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.localization.poses import LocalizedQuery, Status
+from sfm_matchers.mapping.diagnosis import count
+
+Level = Literal["good", "fair", "poor"]
+
+# Shares of the photos in the model, below which it is not good, or poor.
+GOOD, POOR = 0.95, 0.6
+LARGE_ERROR = 2.0  # pixels, of the mean reprojection error
+MIN_PHOTOS = 3  # two that match make no model worth the name
+
+# What finds more where a matcher fails, the cheaper first.
+STRONGER = {
+    "sift": "jamma",
+    "sift+mambaglue": "aliked+mambaglue",
+    "disk+mambaglue": "aliked+mambaglue",
+    "superpoint+mambaglue": "aliked+mambaglue",
+    "auto": "jamma",
+    "aliked+mambaglue": "jamma",
+    "eloftr": "jamma",
+}
+# CPU seconds of a pair with all that a conf asks for, on a core that multiplies matrices at
+# `REFERENCE_SPEED`; docs/performance.md has what they are made of.
+CPU_SECONDS = {"jamma": 6.0, "aliked+mambaglue": 2.0}
+REFERENCE_SPEED = 100e9  # float32 operations a second
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement of a run.
+
+    Attributes:
+        level: ``good``, ``fair`` or ``poor``.
+        text: one line: what came out, and what to try next where it is not good.
+    """
+
+    level: Level
+    text: str
+
+
+def judge_model(
+    models: Sequence[pycolmap.Reconstruction],
+    names: Sequence[str],
+    pairs: Sequence[Pair],
+    *,
+    matcher: str,
+    device: str = "cpu",
+    faults: Mapping[str, str] | None = None,
+    doubt: str = "",
+) -> Verdict:
+    """Judge the models of a run.
+
+    Args:
+        models: what came out, the largest first.
+        names: of all photos.
+        pairs: that were matched.
+        matcher: as the run's option names it.
+        device: the run's.
+        faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
+        doubt: why the model may be wrong although it has the photos; "" if nothing says so.
+    """
+    faults = faults or {}
+    total = len(names)
+    found = models[0].num_reg_images() if models else 0
+    usable = max(total - len(faults), 0)
+    missing = usable - found
+    if found >= total:
+        what = f"all {total} photos are in the model"
+    elif not models:
+        what = f"no model of {count(total, 'photo')}"
+    else:
+        what = f"only {found} of {total} photos are in the model"
+        if others := sum(model.num_reg_images() for model in models[1:]):
+            what += f", {others} in further ones"
+    advice = _advice(names, pairs, matcher, device) if missing > 0 else ""
+    if faults:
+        advice = "; ".join(filter(None, [_about_faults(faults), advice]))
+    if not models or found < POOR * total or (found < MIN_PHOTOS < total):
+        return Verdict("poor", f"{what}; {advice}" if advice else what)
+    error = models[0].compute_mean_reprojection_error()
+    if error > LARGE_ERROR:
+        doubt = doubt or f"its mean error of {error:.1f} px is large: check cameras and intrinsics"
+    if doubt:
+        return Verdict("fair", "; ".join(filter(None, [what, doubt, advice])))
+    what = what.removeprefix("only ")
+    if found < GOOD * total:
+        return Verdict("fair", f"{what}; {advice}" if advice else what)
+    return Verdict("good", f"{what}, with a mean error of {error:.2f} px")
+
+
+def judge_localization(queries: Sequence[LocalizedQuery], matcher: str) -> Verdict:
+    """Judge the poses of queries, made with a matcher as the run's option names it."""
+    total = len(queries)
+    found = sum(query.status is Status.LOCALIZED for query in queries)
+    unsure = sum(query.status is Status.LOW_CONFIDENCE for query in queries)
+    what = f"{found} of {count(total, 'query', 'queries')} localized"
+    if found == total:
+        return Verdict("good", what)
+    if unsure:
+        what += f", {unsure} with low confidence"
+    stronger = f", or --matcher {STRONGER[matcher]}" if matcher in STRONGER else ""
+    advice = f"try a larger --num_loc{stronger}; the report has a reason for each"
+    level: Level = "poor" if found < POOR * total else "good" if found >= GOOD * total else "fair"
+    return Verdict(level, f"{what}; {advice}" if level != "good" else what)
+
+
+def _advice(names: Sequence[str], pairs: Sequence[Pair], matcher: str, device: str) -> str:
+    """What to try for photos that are not in the model, the likeliest first."""
+    options = []
+    every = len(names) * (len(names) - 1) // 2
+    stronger = STRONGER.get(matcher)
+    if stronger:
+        options.append(f"--matcher {stronger}{_about_seconds(stronger, len(pairs), device)}")
+    if len(pairs) < every:
+        options.append(f"--pairs exhaustive ({every:,} pairs instead of {len(pairs):,})")
+    options.append("photos between those that match")
+    return f"try {options[0]}" + (f", or {options[1]}" if len(options) > 1 else "")
+
+
+def _about_faults(faults: Mapping[str, str]) -> str:
+    kinds = sorted({fault for fault in faults.values() if fault})
+    seen = f" ({', '.join(kinds)})" if kinds else ""
+    return f"{count(len(faults), 'photo')} without enough keypoints{seen}: take them again"
+
+
+def _about_seconds(matcher: str, num_pairs: int, device: str) -> str:
+    """How long a matcher takes on this machine, roughly; "" where nobody has measured."""
+    if device not in ("auto", "cpu") or matcher not in CPU_SECONDS:
+        return ""
+    seconds = num_pairs * CPU_SECONDS[matcher] * REFERENCE_SPEED / _speed()
+    return f", about {duration(seconds)} here"
+
+
+def _speed() -> float:
+    """Floating point operations a second of this process, by a matrix product of 30 ms."""
+    side = 768
+    matrix = np.ones((side, side), np.float32)
+    fastest = float("inf")
+    for _ in range(4):  # the first one starts the threads
+        start = time.perf_counter()
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * side**3 / max(fastest, 1e-9)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"

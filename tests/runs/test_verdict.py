@@ -1,0 +1,121 @@
+"""A run ends with a judgement that a user can act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfm_matchers.localization.poses import LocalizedQuery, Status
+from sfm_matchers.runs import verdict
+from sfm_matchers.runs.verdict import judge_localization, judge_model
+
+NAMES = [f"{index:02d}.jpg" for index in range(13)]
+PAIRS = list(combinations(NAMES, 2))
+
+
+@dataclass
+class Model:
+    """What a verdict asks of a model."""
+
+    num_images: int
+    error: float = 0.4
+
+    def num_reg_images(self) -> int:
+        return self.num_images
+
+    def compute_mean_reprojection_error(self) -> float:
+        return self.error
+
+
+def judge(*models: Any, pairs: Any = PAIRS, matcher: str = "sift", **given: Any) -> Any:
+    return judge_model(models, NAMES, pairs, matcher=matcher, **given)
+
+
+@pytest.fixture(autouse=True)
+def speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "_speed", lambda: verdict.REFERENCE_SPEED)
+
+
+def test_few_photos_are_poor_and_a_matcher_is_named() -> None:
+    found = judge(Model(2, 0.091))
+    assert found.level == "poor"
+    assert found.text == (
+        "only 2 of 13 photos are in the model; try --matcher jamma, about 8 minutes here, "
+        "or photos between those that match"
+    )
+
+
+def test_all_photos_are_good_and_calm() -> None:
+    found = judge(Model(13, 0.4))
+    assert (found.level, found.text) == (
+        "good",
+        "all 13 photos are in the model, with a mean error of 0.40 px",
+    )
+
+
+def test_most_photos_are_fair() -> None:
+    found = judge(Model(10), Model(3), pairs=PAIRS[:40], matcher="jamma")
+    assert found.level == "fair"
+    assert found.text == (
+        "10 of 13 photos are in the model, 3 in further ones; "
+        "try --pairs exhaustive (78 pairs instead of 40), or photos between those that match"
+    )
+
+
+def test_no_model_is_poor() -> None:
+    found = judge(matcher="jamma")
+    assert (found.level, found.text) == (
+        "poor",
+        "no model of 13 photos; try photos between those that match",
+    )
+
+
+def test_photos_at_fault_are_no_fault_of_the_matcher() -> None:
+    found = judge(Model(11), faults={"00.jpg": "dark", "01.jpg": ""})
+    assert found.level == "fair"
+    assert "2 photos without enough keypoints (dark): take them again" in found.text
+    assert "--matcher" not in found.text
+
+
+def test_large_errors_and_doubts_are_fair() -> None:
+    assert judge(Model(13, 3.0)).level == "fair"
+    assert "3.0 px is large" in judge(Model(13, 3.0)).text
+    found = judge(Model(13), doubt="try --camera_mode per_image")
+    assert found.level == "fair"
+    assert "--camera_mode per_image" in found.text
+
+
+def test_nothing_is_said_of_the_time_on_a_gpu() -> None:
+    assert "here" not in judge(Model(2), device="cuda").text
+
+
+@given(st.integers(0, 13), st.floats(0, 50), st.sampled_from(["sift", "jamma", "my.yaml", "auto"]))
+def test_more_photos_are_never_worse(found: int, error: float, matcher: str) -> None:
+    levels = ["poor", "fair", "good"]
+
+    def level(number: int) -> int:
+        return levels.index(judge(*[Model(number, error)] * (number > 0), matcher=matcher).level)
+
+    assert level(found) <= level(13)
+    assert level(0) == 0
+
+
+def queries(*statuses: Status) -> list[Any]:
+    return [LocalizedQuery(f"{index}.jpg", status, None) for index, status in enumerate(statuses)]
+
+
+def test_localization() -> None:
+    good, bad, unsure = Status.LOCALIZED, Status.FAILED, Status.LOW_CONFIDENCE
+    assert judge_localization(queries(good, good), "sift").level == "good"
+    assert judge_localization(queries(good, good, bad), "sift").level == "fair"
+    found = judge_localization(queries(good, unsure, bad), "jamma")
+    assert found.level == "poor"
+    assert found.text == (
+        "1 of 3 queries localized, 1 with low confidence; try a larger --num_loc; "
+        "the report has a reason for each"
+    )
