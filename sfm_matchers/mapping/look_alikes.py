@@ -36,7 +36,6 @@ BoolArray = NDArray[np.bool_]
 # Of the photo's diagonal: farther from all matches of a pair, a keypoint is in its surroundings.
 RADIUS = 0.05
 TWIN_MATCHES = 60  # verified
-TWIN_RATE = 0.3  # least share of the matched keypoints, where there are matches
 TWIN_KEYPOINTS = 30  # least in the surroundings
 AGREE_WITH_HOMOGRAPHY = 0.5  # share of a pair's matches, or what both should show is not known
 # A pair shares the surroundings of a photo that has a twin if so many of its matches lie there, in
@@ -56,17 +55,20 @@ class _Limits:
 
     Attributes:
         angle: largest one between the rays to matched points, degrees.
+        rate: least share of the keypoints that match, where there are matches, of those that match
+            in any photo.
         area: least of the surroundings without matches, as a share of all that has keypoints.
         larger_area: likewise, of the photo that has more of it.
     """
 
     angle: float
+    rate: float
     area: float
     larger_area: float
 
 
-CERTAIN = _Limits(angle=8.0, area=0.13, larger_area=0.2)
-NEXT_TO_TWINS = _Limits(angle=15.0, area=0.13, larger_area=0.16)
+CERTAIN = _Limits(angle=8.0, rate=0.35, area=0.13, larger_area=0.2)
+NEXT_TO_TWINS = _Limits(angle=15.0, rate=0.3, area=0.13, larger_area=0.16)
 
 
 @dataclass(frozen=True)
@@ -239,15 +241,17 @@ def _are_twins(graph: VerifiedGraph, first: int, second: int, limits: _Limits) -
     if abs(np.linalg.det(homography)) < 1e-12:
         return False
     shares = [
-        _unmatched_area(graph, first, second, homography),
-        _unmatched_area(graph, second, first, np.linalg.inv(homography)),
+        _unmatched_area(graph, first, second, homography, limits.rate),
+        _unmatched_area(graph, second, first, np.linalg.inv(homography), limits.rate),
     ]
     if min(shares) < limits.area or max(shares) < limits.larger_area:
         return False
     return graph.angle(first, second) < limits.angle
 
 
-def _unmatched_area(graph: VerifiedGraph, image: int, other: int, homography: FloatArray) -> float:
+def _unmatched_area(
+    graph: VerifiedGraph, image: int, other: int, homography: FloatArray, least_rate: float
+) -> float:
     """Area of a photo that another one should show, and does not match, of all that both show.
 
     Where too few keypoints are there, or where the others are hardly matched either, it is 0.
@@ -265,7 +269,7 @@ def _unmatched_area(graph: VerifiedGraph, image: int, other: int, homography: Fl
     places = projected[:, :2] / np.where(in_front, projected[:, 2], np.inf)[:, None]
     inside = in_front & (places >= 0).all(axis=1) & (places < size).all(axis=1)
     surroundings = elsewhere[far & inside]
-    if rate < TWIN_RATE or len(surroundings) < TWIN_KEYPOINTS:
+    if rate < least_rate or len(surroundings) < TWIN_KEYPOINTS:
         return 0.0
     area = photo.area(surroundings)
     return area / (area + photo.area(matched))
