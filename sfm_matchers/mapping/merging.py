@@ -36,7 +36,6 @@ IntArray = NDArray[np.int64]
 # Of the median distance from a camera to its points: two points that are one are not farther apart.
 MAX_DISTANCE = 0.02
 MIN_POINTS, MIN_SHARE = 30, 0.5  # that agree, of all that match
-MIN_PHOTOS = 2  # of either model that see them
 FLAT = 0.02  # of the largest extent of the points that agree: along a line they tell no rotation
 MAX_ERROR = 8.0  # pixels, median, of points of one model in the photos of the other
 MAX_GROWTH = 1.5  # of the median reprojection error, or the models contradict each other
@@ -80,10 +79,9 @@ def merge_models(
         The models, the largest first, those that could not be joined as they were; and a line about
         each two that were joined.
     """
-    models, lines = list(models), []
+    models, lines = sorted(models, key=lambda model: -model.num_reg_images()), []
     with quiet_colmap(), pycolmap.Database.open(database_path) as database:
         matches = _read_matches(database)
-        cache = pycolmap.DatabaseCache.create(database, pycolmap.DatabaseCacheOptions())
     refused: set[tuple[int, int]] = set()
     while True:
         ordered = itertools.combinations(models, 2)
@@ -93,15 +91,8 @@ def merge_models(
         first, second = pair
         joined, link = None, find_link(first, second, matches)
         if link.first_from_second is not None:
-            joined = _joined(
-                first,
-                second,
-                link.first_from_second,
-                database_path,
-                cache,
-                fixed_cameras,
-                num_threads,
-            )
+            similarity = link.first_from_second
+            joined = _joined(first, second, similarity, database_path, fixed_cameras, num_threads)
         if joined is None:
             refused.add((id(first), id(second)))
             continue
@@ -132,7 +123,7 @@ def find_link(
 ) -> Link:
     """Find the similarity between two models of one database."""
     both = set(first.reg_image_ids()).intersection(second.reg_image_ids())
-    pairs, photos = _matching_points(first, second, matches)
+    pairs = _matching_points(first, second, matches)
     if len(pairs) < MIN_POINTS:
         return Link(len(both), len(pairs), reason=f"only {count(len(pairs), 'point')} in common")
     targets = point_positions(first, pairs[:, 0].tolist())
@@ -148,7 +139,7 @@ def find_link(
         distances = np.linalg.norm(moved + similarity.translation - targets, axis=1)
         agree = distances < options.max_error
         similarity = pycolmap.estimate_sim3d(sources[agree], targets[agree]) or similarity
-    reason = _why_not_trusted(targets, agree, photos)
+    reason = _why_not_trusted(targets, agree)
     link = Link(len(both), len(pairs), int(agree.sum()), None if reason else similarity, reason)
     if not reason:
         error = _error_across(first, second, similarity, pairs[agree])
@@ -158,13 +149,11 @@ def find_link(
     return link
 
 
-def _why_not_trusted(points: FloatArray, agree: NDArray[np.bool_], photos: IntArray) -> str:
+def _why_not_trusted(points: FloatArray, agree: NDArray[np.bool_]) -> str:
     """Why the points (N, 3) that agree do not determine a similarity; "" if they do."""
     num = int(agree.sum())
     if num < MIN_POINTS or num < MIN_SHARE * len(agree):
         return f"of {len(agree)} points in common only {num} agree"
-    if min(len(np.unique(photos[agree, side])) for side in (0, 1)) < MIN_PHOTOS:
-        return "one photo alone sees the points in common"
     extents = np.linalg.svd(points[agree] - points[agree].mean(axis=0), compute_uv=False)
     return "the points in common lie on a line" if extents[1] < FLAT * extents[0] else ""
 
@@ -173,28 +162,22 @@ def _matching_points(
     first: pycolmap.Reconstruction,
     second: pycolmap.Reconstruction,
     matches: dict[tuple[int, int], IntArray],
-) -> tuple[IntArray, IntArray]:
-    """Pairs of point ids (N, 2) that match, each once, and a photo of either (N, 2) in which.
+) -> IntArray:
+    """Pairs of point ids (N, 2) that match, each once.
 
     They match by a keypoint of a photo that both models have, or by a verified match.
     """
     owners = [_owners(first), _owners(second)]
-    found: dict[tuple[int, int], tuple[int, int]] = {}
+    found: list[IntArray] = [np.zeros((0, 2), np.int64)]
     for image_id in sorted(owners[0].keys() & owners[1].keys()):
-        mine, other = owners[0][image_id], owners[1][image_id]
-        for pair in zip(mine.tolist(), other.tolist(), strict=True):
-            if min(pair) >= 0:
-                found.setdefault(pair, (image_id, image_id))
-    for pair_ids, indices in sorted(matches.items()):
-        for a, b, columns in ((*pair_ids, indices), (*pair_ids[::-1], indices[:, ::-1])):
-            if a not in owners[0] or b not in owners[1]:
-                continue
-            points = zip(owners[0][a][columns[:, 0]], owners[1][b][columns[:, 1]], strict=True)
-            for one, two in points:
-                if min(one, two) >= 0:
-                    found.setdefault((int(one), int(two)), (a, b))
-    pairs = np.array(list(found), np.int64).reshape(-1, 2)
-    return pairs, np.array(list(found.values()), np.int64).reshape(-1, 2)
+        found.append(np.column_stack([each[image_id] for each in owners]))
+    for pair, indices in matches.items():
+        for a, b, columns in ((*pair, indices), (*pair[::-1], indices[:, ::-1])):
+            if a in owners[0] and b in owners[1]:
+                points = owners[0][a][columns[:, 0]], owners[1][b][columns[:, 1]]
+                found.append(np.column_stack(points))
+    pairs = np.concatenate(found)
+    return np.unique(pairs[(pairs >= 0).all(axis=1)], axis=0)
 
 
 def _owners(model: pycolmap.Reconstruction) -> dict[int, IntArray]:
@@ -254,13 +237,16 @@ def _joined(
     second: pycolmap.Reconstruction,
     first_from_second: pycolmap.Sim3d,
     database_path: Path,
-    cache: pycolmap.DatabaseCache,
     fixed_cameras: Collection[int],
     num_threads: int,
 ) -> pycolmap.Reconstruction | None:
     """Join two models and adjust; None if they contradict each other then."""
     moved = pycolmap.Reconstruction(second)
     moved.transform(first_from_second)
+    names = {model.images[i].name for model in (first, second) for i in model.reg_image_ids()}
+    with quiet_colmap(), pycolmap.Database.open(database_path) as database:
+        cache_options = pycolmap.DatabaseCacheOptions(image_names=names)
+        cache = pycolmap.DatabaseCache.create(database, cache_options)
     with quiet_colmap():
         model = _union(first, moved, cache)
         graph = cache.correspondence_graph
