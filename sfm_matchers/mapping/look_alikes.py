@@ -46,7 +46,7 @@ MAX_STEPS = 4  # from photo to photo of one place
 CLOSED, NOT_CLOSED = 10.0, 20.0
 MUCH_STRONGER = 2.0  # times the verified matches
 MIN_TRIPLETS = 2
-MAX_LINES = 20  # about pairs
+MAX_LINES = 10  # about pairs
 
 
 @dataclass(frozen=True)
@@ -380,14 +380,14 @@ def drop_pairs(database_path: Path, pairs: Iterable[SuspiciousPair]) -> None:
             database.delete_two_view_geometry(*(image_ids[name] for name in pair.names))
 
 
-def describe(pairs: Sequence[SuspiciousPair], *, are_dropped: bool) -> list[str]:
+def describe(pairs: Sequence[SuspiciousPair], *, are_dropped: bool) -> dict[str, str]:
     """A line for each pair, the strongest first; the last one counts those that are not shown."""
     ordered = sorted(pairs, key=lambda pair: (-pair.num_inliers, pair.names))
-    what = "dropped" if are_dropped else "suspicious"
-    lines = [
-        f"{what}: {' and '.join(pair.names)}, {pair.num_inliers} verified matches: {pair.reason}"
+    what = "dropped" if are_dropped else "kept"
+    lines = {
+        " and ".join(pair.names): f"{what}, {pair.num_inliers} verified matches: {pair.reason}"
         for pair in ordered[:MAX_LINES]
-    ]
+    }
     if len(ordered) > MAX_LINES:
-        lines.append(f"{what}: {len(ordered) - MAX_LINES} more pairs")
+        lines["others"] = f"{what}, {len(ordered) - MAX_LINES} more pairs"
     return lines
