@@ -11,6 +11,7 @@ changed:
     matches-*.h5                  matches between keypoints
     correspondences-*.h5          detector-free matches before they were turned into keypoints
     database.db                   COLMAP database with verified matches
+    look_alikes.json              pairs that seem to show two places
     sparse/0, sparse/1, ...       COLMAP models, the largest first
     georeferenced                 the largest one in metres, where its place is known
     report.html, *.png            what came out, to look at
@@ -118,6 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
         "(for Inria's 3DGS), ply",
     )
     add(
+        "--keep_all_pairs",
+        action="store_true",
+        help="map all verified pairs; otherwise those that seem to show two places that look alike "
+        "(opposite sides of a building, twin towers) are left out, and told",
+    )
+    add(
         "--no_longer_tracks",
         action="store_true",
         help="keep the tracks that matching gave; otherwise each point is looked for in all photos "
@@ -127,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--no_refine",
         action="store_true",
         help="leave the mapper's model as it is: no robust adjustment, no choice of camera models, "
-        "no longer tracks",
+        "no longer tracks, no joining of models; pairs that show two places are told, not left out",
     )
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
     take_defaults(parser, SfmOptions)

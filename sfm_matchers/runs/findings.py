@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pycolmap
 
@@ -12,6 +13,7 @@ from sfm_matchers.mapping.diagnosis import Explanation, explain, poor_photos, re
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import SAFER_CAMERAS, Build
+from sfm_matchers.runs.match_graph import describe_match_graph, doubt_about_pairs
 from sfm_matchers.runs.verdict import Verdict, judge_model
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -25,11 +27,13 @@ class Findings:
         faults: what is wrong with photos that have no keypoints.
         explanation: why photos are missing.
         verdict: how good the models are.
+        match_graph: further lines for the summary.
     """
 
     faults: dict[str, str]
     explanation: Explanation
     verdict: Verdict
+    match_graph: dict[str, Any]
 
 
 def look_into(
@@ -65,6 +69,9 @@ def look_into(
         matcher=str(build.options.matcher),
         device=job.matching.device,
         faults=faults,
-        doubt=cameras.panoramas or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain),
+        doubt=cameras.panoramas
+        or doubt_about_pairs(job.workspace)
+        or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain),
     )
-    return Findings(faults, explanation, verdict)
+    match_graph = describe_match_graph(job.workspace, models, graph)
+    return Findings(faults, explanation, verdict, match_graph)

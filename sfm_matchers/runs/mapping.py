@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import os
 import shutil
 from collections.abc import Collection, Sequence
@@ -20,6 +21,7 @@ from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.database import build_database
 from sfm_matchers.mapping.mapper import reconstruct
+from sfm_matchers.mapping.merging import merge_models
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
@@ -30,9 +32,8 @@ from sfm_matchers.mapping.shared_cameras import (
 )
 from sfm_matchers.mapping.tracks import lengthen_tracks
 from sfm_matchers.photos.cameras import CameraGroups
-from sfm_matchers.runs.camera_models import (
-    choose_for_models,
-)
+from sfm_matchers.runs.camera_models import camera_ids, choose_for_models
+from sfm_matchers.runs.match_graph import check_pairs
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.notes import read_memory, write_memory
 from sfm_matchers.runs.options import AUTO, SfmOptions
@@ -67,6 +68,8 @@ class Build:
             self.options.camera_model,
             self.options.camera_params,
             self.job.conf.min_inlier_ratio,
+            *(() if self.options.keep_all_pairs else (revisions.LOOK_ALIKES,)),
+            self.options.no_refine,  # or pairs of places that look alike are dropped
             *([asdict(camera) for camera in self.camera_options.given]),
         )
 
@@ -80,6 +83,7 @@ class Build:
         """Return the fingerprint of what finished models are made of."""
         return fingerprint(
             self.model_source(cameras),
+            revisions.MERGING,
             revisions.CAMERA_MODELS,
             revisions.LONGER_TRACKS,
             self.options.no_longer_tracks,
@@ -90,15 +94,20 @@ class Build:
     ) -> list[pycolmap.Reconstruction]:
         """Return the models, made in the run's workspace, or in another one."""
         workspace = workspace or self.job.workspace
+        source = self.source(cameras)
         with workspace.timed("verification"):
-            self._make_database(cameras, workspace)
+            is_made = self._make_database(cameras, workspace)
+        if is_made:
+            with workspace.timed("look-alikes"):
+                check_pairs(workspace, self.options)
+            workspace.set_done(_DATABASE, source, workspace.database, workspace.look_alikes)
         with workspace.timed("mapping"):
             return self._make_models(cameras, workspace)
 
-    def _make_database(self, cameras: CameraGroups, workspace: Workspace) -> None:
-        source = self.source(cameras)
-        if workspace.is_done(_DATABASE, source):
-            return
+    def _make_database(self, cameras: CameraGroups, workspace: Workspace) -> bool:
+        """Return whether it was made; if not, it was there."""
+        if workspace.is_done(_DATABASE, self.source(cameras)):
+            return False
         build_database(
             workspace.database,
             self.job.image_dir,
@@ -109,7 +118,7 @@ class Build:
             self.match_path,
             min_inlier_ratio=self.job.conf.min_inlier_ratio,
         )
-        workspace.set_done(_DATABASE, source, workspace.database)
+        return True
 
     def _make_models(
         self, cameras: CameraGroups, workspace: Workspace
@@ -138,8 +147,11 @@ class Build:
         if workspace.models.is_dir():
             shutil.rmtree(workspace.models)
         os.replace(trial.database, workspace.database)
+        os.replace(trial.look_alikes, workspace.look_alikes)
         os.replace(trial.models, workspace.models)
-        workspace.set_done(_DATABASE, self.source(cameras), workspace.database)
+        workspace.set_done(
+            _DATABASE, self.source(cameras), workspace.database, workspace.look_alikes
+        )
         workspace.set_done(_MAPPED, self.model_source(cameras), workspace.models)
 
     def finish(
@@ -148,7 +160,8 @@ class Build:
         models: Sequence[pycolmap.Reconstruction],
         known: Collection[str],
     ) -> tuple[list[pycolmap.Reconstruction], list[CameraChoice]]:
-        """Make the mapper's models better: camera models by evidence, points in more photos.
+        """Make the mapper's models better: one of several, camera models by evidence, points in
+        more photos.
 
         Args:
             cameras: which photos share one.
@@ -162,22 +175,31 @@ class Build:
         if workspace.is_done(_FINISHED, source):
             chosen = read_memory(workspace.camera_models)["first"]
             return list(models), [CameraChoice(**one) for one in chosen]
-        better, choices = list(models), list[CameraChoice]()
+        better, choices, joined = list(models), list[CameraChoice](), list[str]()
         refines = not self.options.no_refine
+        if refines and len(models) > 1:
+            with workspace.timed("merging"):
+                better, joined = merge_models(
+                    models,
+                    workspace.database,
+                    {i for model in models for i in camera_ids(model, self.fixed)},
+                    num_threads=self.options.mapper_threads,
+                )
         if refines and self.options.camera_model == AUTO and len(known) < len(self.job.photos):
             with workspace.timed("camera models"):
                 better, choices = choose_for_models(
-                    models, known, workspace.database, self.options.mapper_threads
+                    better, known, workspace.database, self.options.mapper_threads
                 )
         if refines and not self.options.no_longer_tracks:
             with workspace.timed("longer tracks"):
                 better = self._lengthened(better)
         workspace.forget(_MAPPED)
-        if any(new is not old for new, old in zip(better, models, strict=True)):
+        if len(better) < len(models) or any(map(operator.is_not, better, models)):
             with folder_written_whole(workspace.models) as temporary:
                 for index, model in enumerate(better):
                     write_model(model, temporary / str(index))
-        write_memory(workspace.camera_models, {"first": [asdict(one) for one in choices]})
+        first = [asdict(one) for one in choices]
+        write_memory(workspace.camera_models, {"first": first, "joined": joined})
         workspace.set_done(_FINISHED, source, workspace.models, workspace.camera_models)
         return better, choices
 

@@ -66,6 +66,7 @@ class SfmOptions(MatchOptions):
         shard: ``I/N``: match one part only.
         merge: go on after all shards are done.
         export: formats for other tools, comma-separated.
+        keep_all_pairs: map pairs of places that look alike too.
         no_longer_tracks: keep the tracks that matching gave.
         no_refine: leave the mapper's model as it is.
         overwrite: delete the results in `outputs` first.
@@ -81,6 +82,7 @@ class SfmOptions(MatchOptions):
     shard: str | None = None
     merge: bool = False
     export: str = ""
+    keep_all_pairs: bool = False
     no_longer_tracks: bool = False
     no_refine: bool = False
     overwrite: bool = False

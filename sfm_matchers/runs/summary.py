@@ -71,7 +71,8 @@ def summarize(
     if reason:
         summary["reason"] = reason
     summary |= {"verdict": verdict.text, "verdict_level": verdict.level}
-    summary |= {name: line for name, line in details.items() if line}
+    further = {**details, **findings.match_graph}
+    summary |= {name: line for name, line in further.items() if line}
     summary["settings"] = settings.lines()
     summary["seconds"] = {name: round(value, 1) for name, value in job.workspace.seconds.items()}
     return summary

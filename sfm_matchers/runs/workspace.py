@@ -59,6 +59,7 @@ class Workspace:
         self.log = self.path / "log.txt"
         # Of a model of photos.
         self.database = self.path / "database.db"
+        self.look_alikes = self.path / "look_alikes.json"  # pairs of two places
         self.models = self.path / "sparse"
         self.model = self.models / "0"  # the largest
         self.cameras = self.path / "cameras.json"  # which photos share one
@@ -248,6 +249,7 @@ class Workspace:
             return
         remove_exports(self.path)
         own = [self.database, self.models, self.cameras, self.camera_models, self.georeferenced]
+        own.append(self.look_alikes)
         if is_output(self.path):  # else files of such names may be anybody's
             own += [*self.pictures, self.log]
         own += [self.photos, self.notes, self.report]

@@ -1,4 +1,4 @@
-"""Inventing places: a courtyard, a street, a room."""
+"""Inventing places: a courtyard, a street, a room, a tower whose opposite sides look alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_scene(seed: int, *, kind: str = "courtyard", texture_size: int = 768) -
 
     Args:
         seed: another seed is another place.
-        kind: "courtyard", "street" or "room".
+        kind: "courtyard", "street", "room" or "tower", whose opposite sides are the same.
         texture_size: pixels along the longer side of each large surface; more is sharper, slower
             to make, and takes more memory.
 
@@ -181,6 +181,14 @@ class _Builder:
             piece = pieces[choice % len(pieces)]
             piece(np.array([x, y, 0.0]), float(self.rng.uniform(0, 90)))
 
+    def repeat_turned(self, first: int) -> None:
+        """Repeat all surfaces from number `first` on, turned by half a turn around the origin."""
+        turn = np.array([-1.0, -1.0, 1.0])
+        for quad in self.quads[first:]:
+            self.quads.append(
+                Quad(quad.origin * turn, quad.u * turn, quad.v * turn, quad.texture, quad.mask)
+            )
+
     # The pieces, each on `base` and turned by `yaw` degrees.
 
     def tree(self, base: FloatArray, yaw: float) -> None:
@@ -258,6 +266,34 @@ def _street(builder: _Builder) -> FloatArray:
     return np.stack([places, targets], axis=1)
 
 
+def _tower(builder: _Builder) -> FloatArray:
+    """A square tower whose opposite sides are the same, in a place; the walk goes around it.
+
+    Whoever sees nothing but the tower cannot tell on which side he stands; the pavings, what stands
+    around, and the houses behind tell.
+    """
+    half, side, height = 20.0, 6.0, 9.0
+    builder.ground((-half - 1, -half - 1), (half + 1, half + 1), 6.0)
+    corners = [(-half, half), (half, half), (half, -half), (-half, -half), (-half, half)]
+    for start, end in pairwise(corners):
+        builder.houses(start, end, (5.5, 9.0))
+    first = len(builder.quads)
+    for yaw in (0.0, 90.0):
+        along, back = _axes(yaw)
+        base = -back * side / 2
+        corner = base - along * side / 2 + height * _UP
+        builder.quad(corner, along * side, -_UP * height, materials.facade)
+        builder.ornaments(base, side, height, yaw)
+    builder.repeat_turned(first)
+    turns = np.radians(np.arange(0, 360, 60) + builder.rng.uniform(0, 60))
+    for radius, shift in ((5.6, 0.0), (15.0, 0.5)):
+        x, y = radius * np.cos(turns + shift), radius * np.sin(turns + shift)
+        builder.furnish(list(zip(x.tolist(), y.tolist(), strict=True)))
+    angles = np.radians(np.linspace(-90, 270, 49))
+    places = np.column_stack([11 * np.cos(angles), 11 * np.sin(angles), np.full(49, 1.7)])
+    return np.stack([places, places * [0, 0, 2.2]], axis=1)
+
+
 def _room(builder: _Builder) -> FloatArray:
     """A furnished room of 8 x 6 x 3 m; the walk is a half circle within it."""
     rng, east, south = builder.rng, np.array([1.0, 0, 0]), np.array([0, -1.0, 0])
@@ -327,5 +363,6 @@ KINDS: dict[str, Callable[[_Builder], FloatArray]] = {
     "courtyard": _courtyard,
     "street": _street,
     "room": _room,
+    "tower": _tower,
 }
 """The kinds of scenes: what fills a builder and returns the walk, (N, 2, 3)."""
