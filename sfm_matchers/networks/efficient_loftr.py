@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -635,17 +634,6 @@ class EfficientLoFTR(nn.Module):
         self.loftr_coarse = LocalFeatureTransformer(self.config)
         self.fine_preprocess = FineFusion()
         self.init_weights()
-
-    @classmethod
-    def from_state_dict(
-        cls, state_dict: Mapping[str, Tensor], config: EfficientLoFTRConfig | None = None
-    ) -> EfficientLoFTR:
-        """The network in the form, training or fused, whose parameters are given; strict."""
-        network = cls(config)
-        if any("rbr_reparam" in key for key in state_dict):
-            network.fuse()
-        network.load_state_dict(state_dict)
-        return network
 
     def init_weights(self) -> None:
         """Draw the weights a training starts from."""

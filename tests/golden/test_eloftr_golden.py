@@ -42,7 +42,9 @@ def golden_weights() -> dict[str, Tensor]:
 
 
 def golden_network(config: EfficientLoFTRConfig | None = None) -> EfficientLoFTR:
-    return EfficientLoFTR.from_state_dict(golden_weights(), config).eval()
+    network = EfficientLoFTR(config)
+    network.load_state_dict(golden_weights())
+    return network.eval()
 
 
 def network_of(case: str) -> EfficientLoFTR:

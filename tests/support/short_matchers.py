@@ -49,7 +49,9 @@ def eloftr_matcher(*, skip_softmax: bool = False) -> EfficientLoFTRMatcher:
     )
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in EfficientLoFTR().state_dict().items()}
-    network = EfficientLoFTR.from_state_dict(golden_state_dict(shapes), config).eval().fuse()
+    network = EfficientLoFTR(config)
+    network.load_state_dict(golden_state_dict(shapes))
+    network.eval().fuse()
     network.backbone.layer3 = network.backbone.layer3[:2]
     network.loftr_coarse.layers = network.loftr_coarse.layers[:2]
     return EfficientLoFTRMatcher(network)
