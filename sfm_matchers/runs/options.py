@@ -90,7 +90,26 @@ class SfmOptions(MatchOptions):
 
 @dataclass(frozen=True)
 class LocalizeOptions:
-    """What to localize, and how. The command line has the same names and defaults."""
+    """What to localize, and how. The command line has the same names and defaults.
+
+    Attributes:
+        map: folder of a COLMAP model, or above its ``sparse/0``.
+        map_images: folder its names are relative to.
+        queries: folder of new photos.
+        outputs: folder for all results.
+        matcher: name of a conf, or a conf file.
+        num_covis: photos of the map that each photo of it is matched with.
+        num_loc: photos of the map that each query is matched with.
+        loc_pairs: file of pairs (query, photo of the map) instead of retrieval.
+        camera_from_map: queries have a camera of the map.
+        camera_model: of `camera_params`.
+        camera_params: known intrinsics of all queries, comma-separated, in pixels.
+        cameras: file of intrinsics of single queries.
+        estimate_focal_length: with the pose, of every query.
+        ransac_thresh: largest reprojection error of an inlier in pixels.
+        retrieval: ``vlad``, or one of hloc's.
+        weights, device, workers, ray: as in `MatchOptions`.
+    """
 
     map: str | Path
     map_images: str | Path

@@ -45,7 +45,7 @@ def test_few_photos_are_poor_and_a_matcher_is_named() -> None:
     found = judge(Model(2, 0.091))
     assert found.level == "poor"
     assert found.text == (
-        "only 2 of 13 photos are in the model; try --matcher jamma, about 8 minutes here, "
+        "only 2 of 13 photos are in the model; try --matcher jamma, about 12 minutes here, "
         "or photos between those that match"
     )
 
