@@ -45,6 +45,7 @@ from sfm_matchers.matching.engine import matched_features
 from sfm_matchers.pairs.sequences import with_neighbours
 from sfm_matchers.photos.images import decoded_size, read_image
 
+FIRST_PHOTOS = 3  # matched before anything is estimated, where few may be enough
 CACHE_BYTES = 1 << 30  # of local features of the map's photos; the others are read when needed
 Photo = str | Path | np.ndarray
 
@@ -67,6 +68,9 @@ class Localizer:
         path: folder of the map.
         device: auto, cpu, cuda or mps.
         num_loc: photos of the map that each query is matched with.
+        enough_inliers: a query is matched with `FIRST_PHOTOS` at a time, and no more once it is
+            localized with so many inliers. Several times as fast where the place is well known;
+            the estimate is then that of fewer photos. None: all are matched.
         options: how poses are estimated.
 
     Raises:
@@ -80,11 +84,12 @@ class Localizer:
         *,
         device: str = "auto",
         num_loc: int = 20,
+        enough_inliers: int | None = None,
         options: LocalizationOptions | None = None,
     ) -> None:
         if num_loc < 1:
             raise InputError(f"num_loc is {num_loc}: a query needs a photo to be matched with")
-        self.path, self.num_loc = Path(path), num_loc
+        self.path, self.num_loc, self.enough_inliers = Path(path), num_loc, enough_inliers
         self.options = options or LocalizationOptions()
         self.settings = map_folder.read_settings(self.path)
         map_folder.check(self.path, self.settings, map_folder.HASHED_WHEN_OPENED)
@@ -230,16 +235,27 @@ class Localizer:
         return [name for name in names if name in self._lookup.image_ids]
 
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
-        """Match a query with photos of the map, and estimate its pose."""
+        """Match a query with photos of the map, as many as it takes, and estimate its pose."""
+        if self.enough_inliers is None:
+            return self._estimate(seen, names, {})
+        found: dict[str, np.ndarray] = {}
+        for count in range(FIRST_PHOTOS, len(names), FIRST_PHOTOS):
+            result = self._estimate(seen, names[:count], found)
+            if result.status is Status.LOCALIZED and result.num_inliers >= self.enough_inliers:
+                return result
+        return self._estimate(seen, names, found)
+
+    def _estimate(
+        self, seen: _Seen, names: list[str], found: dict[str, np.ndarray]
+    ) -> LocalizedQuery:
+        """Match a query with those photos that are not in `found`, which keeps the matches."""
         # Names of the map's photos do not begin with a NUL.
         key = "\0"
         with self._networks:
-            pairs = [(key, name) for name in names]
+            pairs = [(key, name) for name in names if name not in found]
             features_of = functools.partial(self._features, key, seen.features)
-            found = {
-                pair[1]: arrays["matches0"]
-                for pair, arrays in matched_features(self._matcher, pairs, features_of)
-            }
+            for pair, arrays in matched_features(self._matcher, pairs, features_of):
+                found[pair[1]] = arrays["matches0"]
 
         def matches_with(name: str, counts: tuple[int, int]) -> np.ndarray:
             matches0 = found[name].astype(np.int64)

@@ -104,6 +104,18 @@ def test_arrays_and_given_cameras(place: Path, localizer: Localizer) -> None:
     assert blank.status is Status.FALLBACK
 
 
+def test_few_photos_are_enough_where_they_hold_the_pose(place: Path) -> None:
+    path = place / "new" / "0000.jpg"
+    with Localizer(place / "ready", enough_inliers=30) as quick:
+        found = quick.localize(path)
+    assert (found.status, len(found.database_names)) == (Status.LOCALIZED, 3)
+    with (
+        Localizer(place / "ready", enough_inliers=10**6) as slow,
+        Localizer(place / "ready") as usual,
+    ):
+        assert slow.localize(path).to_json() == usual.localize(path).to_json()
+
+
 def test_damage_and_wrong_folders_are_said(place: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"python -m pipelines.map build"):
         Localizer(place / "truth")
