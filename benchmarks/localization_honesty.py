@@ -85,7 +85,7 @@ def main() -> None:
     camera = Camera.from_field_of_view(*options.size)
     table: dict[str, Counter[str]] = {}
     for index in range(options.maps):
-        seed, kind = options.seed + index, KINDS[index % len(KINDS)]
+        seed, kind = options.seed + index, sorted(KINDS)[index % len(KINDS)]
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             scene = make_scene(seed, kind=kind, texture_size=384)
