@@ -38,8 +38,14 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--map", type=Path, required=True, help="folder of a COLMAP model, or above its sparse/0")
-    add("--map_images", type=Path, required=True, help="folder its names are relative to")
+    add(
+        "--map",
+        type=Path,
+        required=True,
+        help="folder of a COLMAP model, or above its sparse/0; or a map of pipelines.map, which "
+        "has its matcher and needs no --map_images",
+    )
+    add("--map_images", type=Path, help="folder its names are relative to")
     add("--queries", type=Path, required=True, help="folder of photos to localize")
     add("--outputs", type=Path, default=Path("outputs/localize"), help="default: %(default)s")
     add_matching_options(add)
@@ -68,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--estimate_focal_length",
         action="store_true",
         help="estimate the focal length of every query with its pose",
+    )
+    add(
+        "--sequence",
+        action="store_true",
+        help="queries, by name, are frames of one walk: photos of the map that are like the "
+        "neighbours of a frame are matched with it too",
     )
     add_map_options(add)
     add_retrieval_options(add, "photos of the map")

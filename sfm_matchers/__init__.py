@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sfm_matchers.confs import conf_names as list_matchers
     from sfm_matchers.errors import SfmMatchersError
+    from sfm_matchers.localization.localizer import Localizer
     from sfm_matchers.matchers.pair_matcher import load_matcher
     from sfm_matchers.matchers.protocols import Matches
     from sfm_matchers.reports.drawing import plot_matches
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LocalizeOptions",
     "LocalizeResult",
+    "Localizer",
     "MatchOptions",
     "MatchResult",
     "Matches",
@@ -55,6 +57,7 @@ __all__ = [
 _HOMES = {
     "LocalizeOptions": ("runs.options", "LocalizeOptions"),
     "LocalizeResult": ("runs.results", "LocalizeResult"),
+    "Localizer": ("localization.localizer", "Localizer"),
     "MatchOptions": ("runs.options", "MatchOptions"),
     "MatchResult": ("runs.results", "MatchResult"),
     "Matches": ("matchers.protocols", "Matches"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -66,7 +66,7 @@ def localize_queries(
     """
     options = options or LocalizationOptions()
     retrieved = group_by_query(pairs)
-    lookup = _Map(model)
+    lookup = IndexedModel(model)
     with open_h5(feature_path) as features, open_h5(match_path) as matches:
         for query in tqdm(queries, desc="Localizing", unit="photo"):
             names = retrieved.get(query.name, [])
@@ -78,8 +78,13 @@ def localize_queries(
                     len(names) - len(known),
                     len(names),
                 )
+            read = functools.partial(_read_matches, matches, query.name)
             try:
-                result = _localize(query, known, lookup, features, matches, options)
+                size = (query.camera.width, query.camera.height)
+                keypoints = (
+                    read_keypoints(features, query.name, size) if known else np.zeros((0, 2))
+                )
+                result = localize_query(query, known, lookup, keypoints, read, options)
             except InputError as error:
                 result = failed_query(query, str(error), known, lookup.pose)
             yield result
@@ -93,7 +98,7 @@ def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
     return retrieved
 
 
-class _Map:
+class IndexedModel:
     """A model as localization sees it: names, poses, and the 3D point of each keypoint."""
 
     def __init__(self, model: pycolmap.Reconstruction) -> None:
@@ -130,21 +135,38 @@ class _Map:
         return ids
 
 
-def _localize(
+MatchesWith = Callable[[str, tuple[int, int]], np.ndarray]
+"""A photo of the map, and how many keypoints the query and it have -> matches (M, 2) int64, column
+0 for the query; an InputError where they cannot be had."""
+
+
+def _read_matches(matches: h5py.File, query: str, name: str, counts: tuple[int, int]) -> np.ndarray:
+    return read_matches(matches, query, name, counts)[0]
+
+
+def localize_query(
     query: Query,
     names: list[str],
-    lookup: _Map,
-    features: h5py.File,
-    matches: h5py.File,
+    lookup: IndexedModel,
+    keypoints: np.ndarray,
+    matches_with: MatchesWith,
     options: LocalizationOptions,
 ) -> LocalizedQuery:
+    """Localize one query.
+
+    Args:
+        query: with intrinsics.
+        names: photos of the map that it is matched with, best first.
+        lookup: the map.
+        keypoints: (N, 2) of the query; (0, 0) is the centre of the top-left pixel.
+        matches_with: gives its matches with one of them.
+        options: how poses are estimated.
+    """
     if not names:
         return failed_query(query, "no photo of the map was retrieved for it", names, lookup.pose)
     clusters = [names]
     if options.covisibility_clustering:
         clusters = covisibility_clusters({name: lookup.point_ids(name) for name in names})
-    size = (query.camera.width, query.camera.height)
-    keypoints = read_keypoints(features, query.name, size)
     best: LocalizedQuery | None = None
     faults: list[str] = []
     for cluster in clusters:
@@ -153,7 +175,7 @@ def _localize(
             ids = lookup.point_ids(name)
             try:
                 counts = (len(keypoints), len(ids))
-                tables.append((read_matches(matches, query.name, name, counts)[0], ids))
+                tables.append((matches_with(name, counts), ids))
             except InputError as error:
                 logger.warning("%s", error)
                 faults.append(str(error))

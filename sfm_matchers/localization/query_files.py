@@ -18,6 +18,8 @@ from sfm_matchers.photos.intrinsics import impossibility
 
 logger = logging.getLogger(__name__)
 
+_MODELS = frozenset(pycolmap.CameraModelId.__members__) - {"INVALID"}
+
 
 def read_queries(pattern: str | Path, *, skip_bad_lines: bool = False) -> list[Query]:
     """Read query lists: lines of ``name MODEL width height params...``.
@@ -71,16 +73,25 @@ def _matching_files(pattern: str | Path) -> list[Path]:
 
 
 def _parse_query(words: Sequence[str]) -> Query:
-    known = set(pycolmap.CameraModelId.__members__) - {"INVALID"}
     # A name may contain spaces: it ends where the camera model begins.
-    at = next((index for index, word in enumerate(words) if index and word in known), 1)
-    name, model = " ".join(words[:at]), words[at]
+    at = next((index for index, word in enumerate(words) if index and word in _MODELS), 1)
+    name = " ".join(words[:at])
     if fault := name_fault(name):
         raise ValueError(fault)
-    if model not in known:
+    return Query(name, parse_camera(words[at:]))
+
+
+def parse_camera(words: Sequence[str]) -> pycolmap.Camera:
+    """A camera of the words ``MODEL width height params...``.
+
+    Raises:
+        ValueError, IndexError, RuntimeError: they are none.
+    """
+    model = words[0]
+    if model not in _MODELS:
         raise ValueError(f"unknown camera model {model}")
-    width, height = int(words[at + 1]), int(words[at + 2])
-    params = [float(word) for word in words[at + 3 :]]
+    width, height = int(words[1]), int(words[2])
+    params = [float(word) for word in words[3:]]
     if not 0 < min(width, height) <= max(width, height) < 2**31:
         raise ValueError("sizes must be positive")
     camera = pycolmap.Camera.create_from_model_name(1, model, 1.0, width, height)
@@ -92,7 +103,7 @@ def _parse_query(words: Sequence[str]) -> Query:
     camera.params = params
     if impossible := impossibility(camera):
         raise ValueError(impossible)
-    return Query(name, camera)
+    return camera
 
 
 def write_queries(path: Path, queries: Iterable[Query]) -> None:

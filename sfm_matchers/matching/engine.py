@@ -194,14 +194,15 @@ class FeatureMatching:
             )
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                return _match_features(matcher, pairs, cached.get)
+                return matched_features(matcher, pairs, cached.get)
 
             yield match
 
 
-def _match_features(
+def matched_features(
     matcher: SparseMatcher, pairs: Sequence[Pair], features_of: Callable[[str], Arrays]
 ) -> Iterator[MatchedPair]:
+    """Match pairs by features in memory; yield the datasets of a match file, in any order."""
     if isinstance(matcher, SparseListMatcher):
         for pair, matches in matcher.match_list(pairs, features_of):
             yield pair, _match_arrays(matches)

@@ -61,7 +61,7 @@ def extract_vlad(
     missing = [name for name in names if not staged.is_current(name, wanted[name])]
     if missing:
         with open_h5(feature_path) as file:
-            vocabulary = _learn_vocabulary(file, vocabulary_names)
+            vocabulary = learn_vocabulary(file, vocabulary_names)
             for name in tqdm(missing, desc="Global descriptors", unit="photo"):
                 vlad = vlad_descriptor(_descriptors(file, name), vocabulary)
                 entry = {"global_descriptor": vlad.astype(np.float16)}
@@ -73,27 +73,43 @@ def extract_vlad(
     return missing
 
 
-def _descriptors(file: h5py.File, name: str) -> np.ndarray:
-    """Return RootSIFT descriptors (N, 128) of a photo, an even sample of at most 2048."""
+def _descriptors(file: h5py.File, name: str, dimension: int | None = SIFT_DIM) -> np.ndarray:
+    """Return `sampled_descriptors` of a photo, which have `dimension` numbers if it is given."""
     stored = read_finite_numbers(file, name, "descriptors")
-    if stored is None or stored.ndim != 2 or len(stored) != SIFT_DIM:
-        raise InputError(f"{file.filename} holds no SIFT descriptors ({SIFT_DIM}, N) of {name!r}")
+    if stored is None or stored.ndim != 2 or (dimension and len(stored) != dimension):
+        kind = f"SIFT descriptors ({SIFT_DIM}, N)" if dimension == SIFT_DIM else "descriptors"
+        raise InputError(f"{file.filename} holds no {kind} of {name!r}")
+    return sampled_descriptors(stored)
+
+
+def sampled_descriptors(stored: np.ndarray) -> np.ndarray:
+    """Return descriptors (D, N) of a feature file as (N, D) float32, an even sample of at most
+    2048."""
     descriptors = stored.T.astype(np.float32)
     step = max(1, len(descriptors) // _MAX_DESCRIPTORS_PER_IMAGE)
     return descriptors[::step]
 
 
-def _learn_vocabulary(file: h5py.File, names: Sequence[str]) -> np.ndarray:
+def learn_vocabulary(
+    file: h5py.File, names: Sequence[str], dimension: int | None = SIFT_DIM
+) -> np.ndarray:
+    """Return visual words (64, D) float32, or one of zeros where there are too few descriptors.
+
+    Args:
+        file: a feature file.
+        names: the photos that they are learned from.
+        dimension: D, that of the photos if None.
+    """
     per_image = max(NUM_VISUAL_WORDS, _TRAINING_DESCRIPTORS // len(names))
     rng = np.random.default_rng(0)
     samples = []
     for name in names:
-        descriptors = _descriptors(file, name)
+        descriptors = _descriptors(file, name, dimension)
         chosen = rng.permutation(len(descriptors))[:per_image]
         samples.append(descriptors[chosen])
     training = np.concatenate(samples)
     if len(training) < NUM_VISUAL_WORDS:
-        return np.zeros((1, SIFT_DIM), dtype=np.float32)
+        return np.zeros((1, training.shape[1]), dtype=np.float32)
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_MAX_ITER, 20, 0.0)
     flags = cv2.KMEANS_PP_CENTERS
@@ -139,14 +155,20 @@ def most_similar(
         for start in range(0, len(queries), 256):
             block = queries[start : start + 256]
             descriptors = _global_descriptors(file, block, database_matrix.shape[1])
-            similarities = descriptors @ database_matrix.T
-            order = np.argsort(-similarities, axis=1, kind="stable")
+            order, similarities = by_similarity(descriptors, database_matrix)
             for name, row, similarity in zip(block, order, similarities, strict=True):
                 ranked = row[: num_matched + 1]
                 similar = ranked[similarity[ranked] >= min_similarity]
                 others = [database[index] for index in similar if database[index] != name]
                 neighbours[name] = others[:num_matched]
     return neighbours
+
+
+def by_similarity(descriptors: np.ndarray, database: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of `database` (N, D) for each descriptor (M, D), the most similar first, and
+    the similarities, both (M, N); the latter in the order of the rows."""
+    similarities = descriptors @ database.T
+    return np.argsort(-similarities, axis=1, kind="stable"), similarities
 
 
 def _global_descriptors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,16 +14,19 @@ import pycolmap
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.in_model import add_to_model, localize_queries
+from sfm_matchers.localization.map_folder import is_map
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
+    LocalizedQuery,
     write_results,
 )
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.pairs.policies import covisibility_pairs, pose_pairs
+from sfm_matchers.pairs.sequences import add_neighbours
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.reports.localization import write_localization_report
 from sfm_matchers.runs.maps import triangulated_map
-from sfm_matchers.runs.matching import choose_matching, start_job
+from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import LocalizeOptions, make_options
 from sfm_matchers.runs.queries import given_cameras, make_queries, name_faults, split_readable
 from sfm_matchers.runs.results import LocalizeResult
@@ -35,7 +39,7 @@ logger = logging.getLogger("sfm_matchers.localize")
 
 def localize(
     map: str | Path,
-    map_images: str | Path,
+    map_images: str | Path | None,
     queries: str | Path,
     output: str | Path,
     **options: Any,
@@ -43,8 +47,8 @@ def localize(
     """Find the poses of new photos in a map; what is done already is not done again.
 
     Args:
-        map: folder of a COLMAP model, or the outputs of `reconstruct`.
-        map_images: folder its names are relative to.
+        map: folder of a COLMAP model, the outputs of `reconstruct`, or a map of `pipelines.map`.
+        map_images: folder its names are relative to; None for a map that needs no photos.
         queries: folder of new photos.
         output: folder for all results.
         options: of `LocalizeOptions`, such as ``matcher="jamma"``.
@@ -76,6 +80,13 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
+    if is_map(options.map):
+        return run_in_map(options)
+    if options.map_images is None:
+        raise InputError(
+            "--map_images is missing: the folder of the photos of the map; or make a map that "
+            "needs none by python -m pipelines.map build"
+        )
     workspace = Workspace(options.outputs)
     matching = choose_matching(options)
     cameras = given_cameras(options)
@@ -95,6 +106,9 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     loc_pairs, label = choose_query_pairs(
         job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
+    if options.sequence:
+        loc_pairs, label = add_neighbours(loc_pairs, [q.name for q in readable]), f"{label}-seq"
+        workspace.write_pairs(label, loc_pairs)
     features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
     poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
@@ -103,9 +117,52 @@ def run(options: LocalizeOptions) -> LocalizeResult:
         found = list(localize_queries(model, readable, loc_pairs, features, matches, poses))
     job.check_photos_unchanged()
     workspace.keep_seconds()
-
     results = [*failed, *found]
     name_faults(results, image_dir)
+    return write_localization(job, model, results)
+
+
+def run_in_map(options: LocalizeOptions) -> LocalizeResult:
+    """Localize a folder of photos in a map that is ready, see `localization.map_folder`."""
+    from sfm_matchers.localization.localizer import Localizer  # torch takes a second
+
+    for name, value, default in (
+        ("--loc_pairs", options.loc_pairs, None),
+        ("--retrieval", options.retrieval, LocalizeOptions.retrieval),
+    ):
+        if value != default:
+            raise InputError(f"{options.map} has its own retrieval: leave {name} out")
+    folder = Path(options.queries).resolve()
+    if not folder.is_dir():
+        raise InputError(f"{options.queries} is not a folder")
+    poses = LocalizationOptions(
+        max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
+    )
+    localizer = Localizer(
+        options.map, device=options.device, num_loc=options.num_loc, options=poses
+    )
+    if options.matcher not in (localizer.conf.name, LocalizeOptions.matcher):
+        raise InputError(f"{options.map} was built with {localizer.conf.name}: leave --matcher out")
+    workspace, prefix = Workspace(options.outputs), folder.name + "/"
+    matching = choose_matching(replace(options, matcher=localizer.conf.name))
+    names = new_photos(folder, prefix, ())
+    job = start_job(matching, folder.parent, workspace, names)
+    cameras = given_cameras(options)
+    queries = make_queries(job, names, prefix, cameras, localizer.model, options)
+    readable, failed = split_readable(job, queries)
+    paths = [job.image_dir / query.name for query in readable]
+    with workspace.timed("localization", always_works=True):
+        found = localizer.localize_queries(readable, paths, sequence=options.sequence)
+    job.check_photos_unchanged()
+    workspace.keep_seconds()
+    return write_localization(job, localizer.model, [*failed, *found])
+
+
+def write_localization(
+    job: MatchingJob, model: pycolmap.Reconstruction, results: list[LocalizedQuery]
+) -> LocalizeResult:
+    """Write the poses, the log, the map with the queries and the report."""
+    image_dir, workspace = job.image_dir, job.workspace
     log_path = write_results(workspace.poses, results, keep_folders=True)
     extended = add_to_model(model, results)
     write_model(extended, workspace.extended_map)
@@ -116,7 +173,7 @@ def run(options: LocalizeOptions) -> LocalizeResult:
         "report": write_localization_report(workspace.report, image_dir, model, results),
         "names of photos are relative to": image_dir,
     }
-    verdict = judge_localization(results, str(options.matcher))
+    verdict = judge_localization(results, job.conf.name)
     return LocalizeResult(results, extended, files, workspace.seconds, verdict)
 
 
@@ -187,7 +244,7 @@ def say_what_is_not_in_the_map(
     options: LocalizeOptions, reference: pycolmap.Reconstruction, prefix: str
 ) -> None:
     """Count the photos beside those of the map that are neither in its model nor queries."""
-    folder, others = Path(options.map_images).resolve(), []
+    folder, others = Path(options.map_images or "").resolve(), []
     elsewhere = [Path(path).resolve() for path in (options.queries, options.outputs)]
     known = {image.name for image in reference.images.values()}
     for name in find_images(folder):

@@ -166,7 +166,7 @@ class MatchingJob:
             pairs,
             self.fingerprints(_names(pairs)),
             asdict(replace(conf, min_inlier_ratio=0)),  # only verification looks at it
-            _weights_fingerprint(self.matching),
+            matcher_weights(self.matching),
         )
         if raw_path.exists() or not workspace.is_done(match_path.name, source):
             self._match_images(conf, pairs, raw_path)
@@ -230,7 +230,7 @@ class MatchingJob:
                 pairs,
                 feature_path,
                 match_path,
-                _weights_fingerprint(self.matching),
+                matcher_weights(self.matching),
                 self.matching.executor,
             )
         return feature_path, match_path
@@ -250,7 +250,7 @@ class MatchingJob:
                 self.fingerprints(_names(pairs)),
                 raw_path,
                 self.mask_dir,
-                _weights_fingerprint(self.matching),
+                matcher_weights(self.matching),
                 self.matching.executor,
             )
 
@@ -307,7 +307,8 @@ def _load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseM
     return load_sparse_matcher(conf, weights, device)
 
 
-def _weights_fingerprint(matching: Matching) -> str:
+def matcher_weights(matching: Matching) -> str:
+    """Return a fingerprint of the weights of the matcher; "" if it has none."""
     if _is_colmaps(matching.conf):
         return ""
     from sfm_matchers.matchers.registry import matcher_weights_fingerprint

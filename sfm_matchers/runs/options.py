@@ -112,12 +112,13 @@ class LocalizeOptions:
     """
 
     map: str | Path
-    map_images: str | Path
+    map_images: str | Path | None
     queries: str | Path
     outputs: str | Path
     matcher: str = "sift"
     num_covis: int = 20
     num_loc: int = 20
+    sequence: bool = False
     loc_pairs: str | Path | None = None
     camera_from_map: bool = False
     camera_model: str = "SIMPLE_RADIAL"

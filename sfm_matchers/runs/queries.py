@@ -15,16 +15,16 @@ from sfm_matchers.localization.poses import (
     Status,
     failed_query,
 )
+from sfm_matchers.localization.query_intrinsics import (
+    query_of_given_camera,
+    query_of_map,
+    size_fault,
+)
 from sfm_matchers.mapping.diagnosis import fault_of_photo
 from sfm_matchers.photos.intrinsics import (
-    GUESSED_FOCAL_LENGTH,
     GivenCamera,
-    Intrinsics,
-    Size,
-    camera_with,
     check_given,
     find_camera,
-    intrinsics_of_map,
     parse_params,
     read_cameras,
 )
@@ -40,19 +40,13 @@ def split_readable(
     """Queries whose photo can be decoded and has the size of its camera; the others, failed."""
     readable, unreadable = [], []
     for query in queries:
-        camera_size = (query.camera.width, query.camera.height)
-        if query.name not in job.photos:
-            reason = "its photo is missing or cannot be decoded"
-        elif job.photos[query.name].size != camera_size:
-            width, height = job.photos[query.name].size
-            reason = (
-                f"its photo has {width} x {height} pixels, its intrinsics are for "
-                f"{camera_size[0]} x {camera_size[1]}"
-            )
+        reason = "its photo is missing or cannot be decoded"
+        if query.name in job.photos:
+            reason = size_fault(query, job.photos[query.name].size)
+        if reason:
+            unreadable.append(failed_query(query, reason, [], None))
         else:
             readable.append(query)
-            continue
-        unreadable.append(failed_query(query, reason, [], None))
     return readable, unreadable
 
 
@@ -100,9 +94,11 @@ def make_queries(
         if name not in sizes:
             queries.append(Query(name, pycolmap.Camera()))
         elif given is not None:
-            queries.append(_query_of_given_camera(name, sizes[name], given))
+            queries.append(query_of_given_camera(name, sizes[name], given))
         else:
-            queries.append(_make_query(name, sizes[name], job.image_dir, model, options))
+            path = job.image_dir / name
+            from_map = options.camera_from_map
+            queries.append(query_of_map(name, sizes[name], path, model, camera_from_map=from_map))
     guessed = [query.name for query in queries if query.focal_length_is_guess]
     if guessed:
         logger.warning(
@@ -113,44 +109,6 @@ def make_queries(
             ", ..." if len(guessed) > 1 else "",
         )
     return queries
-
-
-def _query_of_given_camera(name: str, size: Size, given: GivenCamera) -> Query:
-    if given.params:
-        return Query(name, given.camera(size), source=given.where, may_change=given.is_start)
-    camera = camera_with(given.model, GUESSED_FOCAL_LENGTH * max(size), size)
-    return Query(name, camera, focal_length_is_guess=True, source=given.where, may_change=True)
-
-
-def _make_query(
-    name: str,
-    size: Size,
-    image_dir: Path,
-    model: pycolmap.Reconstruction,
-    options: LocalizeOptions,
-) -> Query:
-    """A query whose intrinsics the user does not give."""
-    candidates = intrinsics_of_map(model, size)
-    if not (options.camera_from_map and candidates):
-        if options.camera_from_map:
-            logger.warning("%s: no camera of the map has the shape %d x %d", name, *size)
-        candidates += _intrinsics_of_exif(image_dir / name)
-    if not candidates:
-        camera = camera_with("SIMPLE_RADIAL", GUESSED_FOCAL_LENGTH * max(size), size)
-        return Query(name, camera, focal_length_is_guess=True, source="no EXIF", may_change=True)
-    first, *others = candidates
-    may_change = not options.camera_from_map or "of the map" not in first.source
-    return Query(
-        name, first.camera, source=first.source, alternatives=others, may_change=may_change
-    )
-
-
-def _intrinsics_of_exif(path: Path) -> list[Intrinsics]:
-    try:
-        camera = pycolmap.infer_camera_from_image(path)
-    except (ValueError, RuntimeError):  # COLMAP reads fewer formats
-        return []
-    return [Intrinsics(camera, "EXIF")] if camera.has_prior_focal_length else []
 
 
 def name_faults(results: Iterable[LocalizedQuery], image_dir: Path) -> None:

@@ -1,0 +1,112 @@
+"""Serve a map of `pipelines.map`: photos are uploaded, poses come back as JSON.
+
+    python -m pipelines.serve MAP
+    curl -F image=@new.jpg http://127.0.0.1:8000/localize
+
+http://127.0.0.1:8000/docs describes the API, /health says whether it works. Only this machine is
+answered unless --host is given; there is no password and no encryption, which are a proxy's work.
+Ctrl-C or SIGTERM ends it once the requests at work are answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.command import run_guarded
+from sfm_matchers.errors import InputError, MissingExtraError
+
+MAX_WAITING = 64  # requests at work or waiting; more are answered 503
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line of this pipeline."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("map", type=Path, metavar="MAP", help="folder of the map")
+    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
+    add("--max_megabytes", type=float, default=32, help="of an upload (default: %(default)s)")
+    add("--max_megapixels", type=float, default=50, help="of a photo (default: %(default)s)")
+    add("--num_loc", type=int, default=20, help="photos of the map for each query (default: 20)")
+    add(
+        "--enough_inliers",
+        type=int,
+        help="match a query with no more photos once it is localized with so many inliers, such "
+        "as 200: several times as fast (default: match all)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 after a signal to stop, 2 for bad input."""
+    options = build_parser().parse_args(arguments)
+    return run_guarded(lambda: _serve(options))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+
+        from sfm_matchers.localization.service import create_app
+    except ImportError as error:
+        raise MissingExtraError(
+            f"serve needs FastAPI and uvicorn ({error}): pip install 'sfm-matchers[serve]'"
+        ) from error
+    from sfm_matchers.localization.localizer import Localizer
+
+    if not (options.max_megabytes > 0 and options.max_megapixels > 0):
+        raise InputError("--max_megabytes and --max_megapixels must be above 0")
+    if not 0 <= options.port < 1 << 16:
+        raise InputError(f"--port {options.port}: a port is 0 to 65535")
+    localizer = Localizer(
+        options.map,
+        device=options.device,
+        num_loc=options.num_loc,
+        enough_inliers=options.enough_inliers,
+    )
+    app = create_app(
+        localizer,
+        max_bytes=int(options.max_megabytes * 1e6),
+        max_pixels=int(options.max_megapixels * 1e6),
+    )
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        limit_concurrency=MAX_WAITING,
+        log_level="info",
+    )
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """As uvicorn's, which would send itself the signal again: to be stopped is no error."""
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            previous: dict[Any, Any] = {n: signal.signal(n, self.handle_exit) for n in numbers}
+            try:
+                yield
+            finally:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
+
+    try:
+        Server(config).run()
+    except SystemExit as error:  # the address cannot be had; uvicorn has said why
+        raise InputError(f"cannot listen at {options.host}:{options.port}") from error
+    localizer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

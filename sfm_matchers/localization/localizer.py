@@ -1,0 +1,291 @@
+"""A map in memory that localizes photo after photo.
+
+Example:
+    >>> from sfm_matchers import Localizer
+    >>> localizer = Localizer("MAP")  # doctest: +SKIP
+    >>> found = localizer.localize("new.jpg")  # doctest: +SKIP
+    >>> found.status, found.cam_from_world, found.num_inliers, found.reason  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pycolmap
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.features.extraction import extract_image, load_extractor
+from sfm_matchers.files.hdf5 import read_features
+from sfm_matchers.localization import map_folder
+from sfm_matchers.localization.in_model import IndexedModel, localize_query
+from sfm_matchers.localization.poses import (
+    LocalizationOptions,
+    LocalizedQuery,
+    Query,
+    Status,
+    failed_query,
+)
+from sfm_matchers.localization.query_intrinsics import query_of_map, size_fault
+from sfm_matchers.mapping.diagnosis import fault_of_photo
+from sfm_matchers.mapping.models import read_model
+from sfm_matchers.matchers.registry import (
+    default_device,
+    load_sparse_matcher,
+    matcher_weights_fingerprint,
+)
+from sfm_matchers.matching.engine import matched_features
+from sfm_matchers.pairs.sequences import with_neighbours
+from sfm_matchers.photos.images import decoded_size, read_image
+
+FIRST_PHOTOS = 3  # matched before anything is estimated, where few may be enough
+CACHE_BYTES = 1 << 30  # of local features of the map's photos; the others are read when needed
+Photo = str | Path | np.ndarray
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A query with its local features, as a feature file has them."""
+
+    query: Query
+    features: dict[str, np.ndarray]
+
+
+class Localizer:
+    """Poses of photos in a map that `pipelines.map` has built. Any thread may call it.
+
+    Networks work for one thread at a time, with all the threads of torch; poses are estimated side
+    by side. The estimates are those of ``pipelines.localize`` with the same retrieved photos.
+
+    Args:
+        path: folder of the map.
+        device: auto, cpu, cuda or mps.
+        num_loc: photos of the map that each query is matched with.
+        enough_inliers: a query is matched with `FIRST_PHOTOS` at a time, and no more once it is
+            localized with so many inliers. Several times as fast where the place is well known;
+            the estimate is then that of fewer photos. None: all are matched.
+        options: how poses are estimated.
+
+    Raises:
+        InputError: the folder is no map, or damaged.
+        WeightsError: the matcher's weights are not here, or others than those of the map.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        num_loc: int = 20,
+        enough_inliers: int | None = None,
+        options: LocalizationOptions | None = None,
+    ) -> None:
+        if num_loc < 1:
+            raise InputError(f"num_loc is {num_loc}: a query needs a photo to be matched with")
+        self.path, self.num_loc, self.enough_inliers = Path(path), num_loc, enough_inliers
+        self.options = options or LocalizationOptions()
+        self.settings = map_folder.read_settings(self.path)
+        map_folder.check(self.path, self.settings, map_folder.HASHED_WHEN_OPENED)
+        self.conf = self.settings.load_conf(str(self.path / map_folder.ABOUT))
+        device = default_device(device)
+        weights = self.settings.weights
+        if weights.startswith(f"{map_folder.WEIGHTS}/"):
+            weights = str(self.path / weights)
+        if matcher_weights_fingerprint(self.conf, weights) != self.settings.weights_fingerprint:
+            raise InputError(
+                f"{path} was built with other weights of {self.conf.name} ({weights}): build it "
+                "again, or take the version it was built with"
+            )
+        self.model = read_model(self.path / map_folder.MODEL)
+        self._lookup = IndexedModel(self.model)
+        self._index = map_folder.read_index(self.path / map_folder.RETRIEVAL)
+        self._extractor = load_extractor(self.conf.features["model"], device)
+        self._matcher = load_sparse_matcher(self.conf, weights, device)
+        self._file = h5py.File(self.path / map_folder.FEATURES, "r")
+        self._cached: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
+        self._cached_bytes = 0
+        self._networks = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the map's files."""
+        with self._networks:
+            self._file.close()
+
+    def __enter__(self) -> Localizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def localize(
+        self, image: Photo, camera: pycolmap.Camera | None = None, *, name: str = ""
+    ) -> LocalizedQuery:
+        """Localize one photo.
+
+        Args:
+            image: a file, or RGB (H, W, 3) uint8.
+            camera: its intrinsics, which then stay; else those of the map's cameras, of EXIF (of a
+                file) and estimates are compared, as ``pipelines.localize`` does.
+            name: what the result is called; that of the file by default.
+
+        Returns:
+            Pose, status, inliers, covariance, and in `reason` what speaks against the pose.
+
+        Raises:
+            InputError: the photo cannot be read.
+        """
+        return self.localize_all([image], [camera], names=[name])[0]
+
+    def localize_all(
+        self,
+        images: Sequence[Photo],
+        cameras: Sequence[pycolmap.Camera | None] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        sequence: bool = False,
+    ) -> list[LocalizedQuery]:
+        """Localize photos; see `localize`.
+
+        Args:
+            images: files or arrays.
+            cameras: of each photo, or None.
+            names: of each photo; "" for the default.
+            sequence: they are frames of one walk, in their order: photos of the map that are like
+                the neighbours of a frame are matched with it too.
+        """
+        cameras = [None] * len(images) if cameras is None else cameras
+        names = [""] * len(images) if names is None else names
+        queries = [self.query(*photo) for photo in zip(images, cameras, names, strict=True)]
+        return self.localize_queries(queries, images, sequence=sequence)
+
+    def query(self, image: Photo, camera: pycolmap.Camera | None = None, name: str = "") -> Query:
+        """The query of a photo: its name, and what its intrinsics may be.
+
+        Raises:
+            InputError: the photo cannot be read.
+        """
+        if isinstance(image, np.ndarray):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+                raise InputError(
+                    f"an image is RGB (H, W, 3) uint8, found {image.shape} {image.dtype}"
+                )
+            size, path = (image.shape[1], image.shape[0]), None
+        else:
+            path = Path(image)
+            size = decoded_size(path)
+        name = name or (path.name if path else "query")
+        if camera is not None:
+            return Query(name, camera)
+        return query_of_map(name, size, path, self.model)
+
+    def localize_queries(
+        self, queries: Sequence[Query], images: Sequence[Photo], *, sequence: bool = False
+    ) -> list[LocalizedQuery]:
+        """Localize queries whose intrinsics are chosen; arguments as of `localize_all`.
+
+        Raises:
+            InputError: a photo cannot be read.
+        """
+        results: list[LocalizedQuery | None] = [None] * len(queries)
+        if sequence:
+            seen = [self._look(*both) for both in zip(queries, images, strict=True)]
+            lists = [self._retrieve(one) for one in seen]
+            lists = with_neighbours(lists)
+            results = [
+                one if isinstance(one, LocalizedQuery) else self._localize(one, names)
+                for one, names in zip(seen, lists, strict=True)
+            ]
+        else:
+
+            def work(index: int) -> LocalizedQuery:
+                one = self._look(queries[index], images[index])
+                if isinstance(one, LocalizedQuery):
+                    return one
+                return self._localize(one, self._retrieve(one))
+
+            with ThreadPoolExecutor(2) as threads:  # one matches, the other estimates a pose
+                results = list(threads.map(work, range(len(queries))))
+        found = [result for result in results if result is not None]
+        for result, image in zip(found, images, strict=True):
+            if result.status is Status.FAILED and not isinstance(image, np.ndarray):
+                fault = fault_of_photo(Path(image).parent, Path(image).name)
+                if fault:
+                    result.reason = f"{result.reason}; the photo is {fault}"
+        return found
+
+    def _look(self, query: Query, image: Photo) -> _Seen | LocalizedQuery:
+        """A query with its local features, or failed where its intrinsics are of another size."""
+        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        if fault := size_fault(query, (pixels.shape[1], pixels.shape[0])):
+            return failed_query(query, fault, [], None)
+        with self._networks:
+            return _Seen(query, extract_image(self._extractor, self.conf.features, pixels))
+
+    def _retrieve(self, seen: _Seen | LocalizedQuery) -> list[str]:
+        if isinstance(seen, LocalizedQuery):
+            return []
+        names = self._index.most_similar(seen.features["descriptors"], self.num_loc)
+        return [name for name in names if name in self._lookup.image_ids]
+
+    def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
+        """Match a query with photos of the map, as many as it takes, and estimate its pose."""
+        if self.enough_inliers is None:
+            return self._estimate(seen, names, {})
+        found: dict[str, np.ndarray] = {}
+        for count in range(FIRST_PHOTOS, len(names), FIRST_PHOTOS):
+            result = self._estimate(seen, names[:count], found)
+            if result.status is Status.LOCALIZED and result.num_inliers >= self.enough_inliers:
+                return result
+        return self._estimate(seen, names, found)
+
+    def _estimate(
+        self, seen: _Seen, names: list[str], found: dict[str, np.ndarray]
+    ) -> LocalizedQuery:
+        """Match a query with those photos that are not in `found`, which keeps the matches."""
+        # Names of the map's photos do not begin with a NUL.
+        key = "\0"
+        with self._networks:
+            pairs = [(key, name) for name in names if name not in found]
+            features_of = functools.partial(self._features, key, seen.features)
+            for pair, arrays in matched_features(self._matcher, pairs, features_of):
+                found[pair[1]] = arrays["matches0"]
+
+        def matches_with(name: str, counts: tuple[int, int]) -> np.ndarray:
+            matches0 = found[name].astype(np.int64)
+            index = np.flatnonzero(matches0 >= 0)
+            return np.stack([index, matches0[index]], axis=1)
+
+        keypoints = seen.features["keypoints"]
+        try:
+            return localize_query(
+                seen.query, names, self._lookup, keypoints, matches_with, self.options
+            )
+        except InputError as error:
+            return failed_query(seen.query, str(error), names, self._lookup.pose)
+
+    def _features(
+        self, key: str, features: dict[str, np.ndarray], name: str
+    ) -> dict[str, np.ndarray]:
+        """Those of the query, whose name is `key`, or of a photo of the map; the lock is held."""
+        if name == key:
+            return features
+        if name in self._cached:
+            self._cached.move_to_end(name)
+            return self._cached[name]
+        read = read_features(self._file, name)
+        self._cached[name] = read
+        self._cached_bytes += _num_bytes(read)
+        while self._cached_bytes > CACHE_BYTES and len(self._cached) > 1:
+            self._cached_bytes -= _num_bytes(self._cached.popitem(last=False)[1])
+        return read
+
+
+def _num_bytes(arrays: dict[str, np.ndarray]) -> int:
+    return sum(array.nbytes for array in arrays.values())

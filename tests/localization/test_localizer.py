@@ -1,0 +1,166 @@
+"""A map in one folder, and photos localized in it, beside what `pipelines.localize` finds."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycolmap
+import pytest
+
+import sfm_matchers
+from pipelines import localize, map
+from sfm_matchers.errors import InputError
+from sfm_matchers.localization import map_folder
+from sfm_matchers.localization.localizer import Localizer
+from sfm_matchers.localization.poses import LocalizedQuery, Status
+from sfm_matchers.pairs.sequences import with_neighbours
+from sfm_matchers.runs import localize as localize_run
+from sfm_matchers.runs.map_build import MapOptions, build
+from sfm_matchers.runs.options import LocalizeOptions
+from sfm_matchers.synthetic import Camera, make_scene, write_photos
+
+CAMERA = Camera.from_field_of_view(320, 240)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """photos/, truth/: of the map; new/, new_truth/: queries; ready/: the map, built with sift."""
+    folder = tmp_path_factory.mktemp("place")
+    scene = make_scene(3, kind="room", texture_size=384)
+    write_photos(folder / "a", scene, 6, 1, camera=CAMERA)
+    write_photos(folder / "b", scene, 3, 2, camera=CAMERA)
+    for old, new in (("a", ""), ("b", "new_")):
+        shutil.move(folder / old / "truth", folder / f"{new}truth")
+        shutil.move(folder / old / "images", folder / (new.rstrip("_") or "photos"))
+    options = ["--images", str(folder / "photos"), "--matcher", "sift"]
+    options = [str(folder / "truth"), *options, "--output", str(folder / "ready")]
+    assert map.main(["build", *options]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def localizer(place: Path) -> Localizer:
+    return Localizer(place / "ready")
+
+
+def assert_same(found: LocalizedQuery, expected: LocalizedQuery) -> None:
+    ours, theirs = found.to_json(), expected.to_json()
+    prefix = expected.database_names[0].partition("/")[0] + "/"
+    theirs["database_names"] = [name.removeprefix(prefix) for name in theirs["database_names"]]
+    theirs["name"] = theirs["name"].rpartition("/")[2]
+    assert ours == theirs
+
+
+def test_estimates_are_those_of_the_pipeline(
+    place: Path, localizer: Localizer, tmp_path: Path
+) -> None:
+    options = LocalizeOptions(place / "truth", place / "photos", place / "new", tmp_path)
+    expected = localize_run.run(options).queries
+    assert [query.status for query in expected] == [Status.LOCALIZED] * 3
+    paths = sorted((place / "new").glob("*.jpg"))
+    for found, query in zip(localizer.localize_all(paths), expected, strict=True):
+        assert_same(found, query)
+    # One by one, by several threads.
+    with ThreadPoolExecutor(4) as threads:
+        for found, query in zip(threads.map(localizer.localize, paths), expected, strict=True):
+            assert_same(found, query)
+
+
+def test_a_copied_map_needs_no_photos(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "ready", tmp_path / "elsewhere")
+    assert not list((place / "ready").rglob("*.jpg"))
+    options = ["--map", str(tmp_path / "elsewhere"), "--queries", str(place / "new")]
+    assert localize.main([*options, "--outputs", str(tmp_path / "out"), "--sequence"]) == 0
+    truth = pycolmap.Reconstruction(place / "new_truth")
+    found = pycolmap.Reconstruction(tmp_path / "out" / "model")
+    centres = {image.name: image.projection_center() for image in found.images.values()}
+    for image in truth.images.values():
+        distance = np.linalg.norm(centres[f"new/{image.name}"] - image.projection_center())
+        assert distance < 0.1
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_arrays_and_given_cameras(place: Path, localizer: Localizer) -> None:
+    assert sfm_matchers.Localizer is Localizer
+    truth = pycolmap.Reconstruction(place / "new_truth")
+    image = next(image for image in truth.images.values() if image.name == "0000.jpg")
+    pixels = cv2.imread(str(place / "new" / "0000.jpg"))[..., ::-1]
+    found = localizer.localize(np.ascontiguousarray(pixels), image.camera)
+    assert found.status is Status.LOCALIZED
+    assert found.covariance is not None
+    centre = found.cam_from_world.inverse().translation
+    assert np.linalg.norm(centre - image.projection_center()) < 0.1
+    smaller = pycolmap.Camera.create_from_model_name(1, "PINHOLE", 100.0, 100, 80)
+    found = localizer.localize(place / "new" / "0000.jpg", smaller)
+    assert (found.status, found.cam_from_world) == (Status.FAILED, None)
+    assert "320 x 240" in found.reason
+    with pytest.raises(InputError, match="RGB"):
+        localizer.localize(np.zeros((5, 5)))
+    blank = localizer.localize(np.full((240, 320, 3), 127, np.uint8))
+    assert blank.status is Status.FALLBACK
+
+
+def test_few_photos_are_enough_where_they_hold_the_pose(place: Path) -> None:
+    path = place / "new" / "0000.jpg"
+    with Localizer(place / "ready", enough_inliers=30) as quick:
+        found = quick.localize(path)
+    assert (found.status, len(found.database_names)) == (Status.LOCALIZED, 3)
+    with (
+        Localizer(place / "ready", enough_inliers=10**6) as slow,
+        Localizer(place / "ready") as usual,
+    ):
+        assert slow.localize(path).to_json() == usual.localize(path).to_json()
+
+
+def test_damage_and_wrong_folders_are_said(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"python -m pipelines.map build"):
+        Localizer(place / "truth")
+    for name in (map_folder.FEATURES, map_folder.RETRIEVAL, "model/points3D.bin"):
+        broken = tmp_path / name.replace("/", "-")
+        shutil.copytree(place / "ready", broken)
+        (broken / name).write_bytes((broken / name).read_bytes()[:-100])
+        with pytest.raises(InputError, match=Path(name).name):
+            Localizer(broken)
+        assert map.main(["check", str(broken)]) == 2
+        (broken / name).unlink()
+        with pytest.raises(InputError, match="is missing"):
+            Localizer(broken)
+    assert map.main(["check", str(place / "ready")]) == 0
+    options = MapOptions(place / "truth", place / "photos", tmp_path / "map", "jamma")
+    with pytest.raises(InputError, match="--map_images"):
+        build(options)
+
+
+def test_nothing_is_computed_twice(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by a second build, nor after a run of sfm with the same matcher."""
+    shutil.copytree(place / "ready", tmp_path / "ready")
+    run = tmp_path / "run"
+    shutil.copytree(place / "truth", run / "sparse" / "0")
+    shutil.copy(place / "ready" / map_folder.FEATURES, run / "feats-sift.h5")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("features are extracted again")
+
+    monkeypatch.setattr("sfm_matchers.features.extraction.load_extractor", fail)
+    model = tmp_path / "ready" / "model" / "points3D.bin"
+    made = model.stat().st_mtime_ns
+    build(MapOptions(place / "truth", place / "photos", tmp_path / "ready", "sift"))
+    assert model.stat().st_mtime_ns == made
+    build(MapOptions(run, place / "photos", tmp_path / "other", "sift"))
+    for name in ("model/points3D.bin", "model/images.bin"):
+        assert (tmp_path / "other" / name).read_bytes() == (place / "ready" / name).read_bytes()
+
+
+def test_frames_get_what_their_neighbours_see() -> None:
+    lists = [["a", "b"], [], ["c", "a"], ["d", "e"]]
+    extended = with_neighbours(lists)
+    assert [new[: len(old)] for new, old in zip(extended, lists, strict=True)] == lists
+    assert extended[0] == ["a", "b", "c"]
+    assert extended[1] == ["a"]
+    assert with_neighbours([["a"]]) == [["a"]]
