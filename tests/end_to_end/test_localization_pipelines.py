@@ -317,7 +317,7 @@ def test_wrong_options_are_explained(
         localize_run.run(
             LocalizeOptions(**{**paths, "map": own_map / "a" / "truth"}, retrieval="nearest")
         )
-    monkeypatch.setattr("pipelines.steps.is_installed", lambda: False)
+    monkeypatch.setattr("sfm_matchers.runs.retrieval.is_installed", lambda: False)
     with pytest.raises(MissingExtraError, match="or take vlad"):
         localize_run.run(
             LocalizeOptions(**{**paths, "map": own_map / "a" / "truth"}, retrieval="netvlad")
