@@ -16,7 +16,7 @@ POLICIES = ("auto", "spatial")
 QUALITIES = ("low", "medium", "high", "extreme")
 
 # Rendered places, see `synthetic`.
-SCENES = ("courtyard", "street", "room")
+SCENES = ("courtyard", "street", "room", "tower")
 
 # Largest reprojection error of an inlier among points of depth scans, in pixels: the scans are
 # known to some centimetres.
