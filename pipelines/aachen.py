@@ -10,34 +10,28 @@ OUTPUTS; a second run does only what is missing or has changed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pycolmap
-
+from pipelines.command import run_command
+from pipelines.localize import print_localization
 from pipelines.options import (
+    Parser,
     add_map_options,
     add_matching_options,
     add_retrieval_options,
+    program,
     take_defaults,
 )
-from pipelines.running import print_localization, run_command
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization.in_model import localize_queries
-from sfm_matchers.localization.nvm import read_nvm
-from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, write_results
-from sfm_matchers.localization.query_files import read_queries
-from sfm_matchers.mapping.models import read_model
-from sfm_matchers.pairs.policies import covisibility_pairs
-from sfm_matchers.runs.maps import triangulated_map
-from sfm_matchers.runs.matching import choose_matching, start_job
-from sfm_matchers.runs.queries import split_readable
-from sfm_matchers.runs.retrieval import choose_query_pairs
-from sfm_matchers.runs.verdict import judge_localization
-from sfm_matchers.runs.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pycolmap
+
+    from sfm_matchers.localization.poses import LocalizedQuery
 
 QUERIES = "queries/*_time_queries_with_intrinsics.txt"
 CONDITIONS: dict[str, Callable[[str], bool]] = {
@@ -98,6 +92,16 @@ def run(options: AachenOptions) -> AachenResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
+    from sfm_matchers.localization.in_model import localize_queries
+    from sfm_matchers.localization.poses import LocalizationOptions, write_results
+    from sfm_matchers.localization.query_files import read_queries
+    from sfm_matchers.pairs.policies import covisibility_pairs
+    from sfm_matchers.runs.maps import triangulated_map
+    from sfm_matchers.runs.matching import choose_matching, start_job
+    from sfm_matchers.runs.queries import split_readable
+    from sfm_matchers.runs.retrieval import choose_query_pairs
+    from sfm_matchers.runs.workspace import Workspace
+
     dataset, workspace = Path(options.dataset), Workspace(options.outputs)
     check_layout(dataset, options.version)
     matching = choose_matching(options)
@@ -155,19 +159,18 @@ def check_layout(dataset: Path, version: str) -> None:
 
 def read_reference(dataset: Path, version: str) -> pycolmap.Reconstruction:
     """Read the model whose poses are the map's."""
+    from sfm_matchers.localization.nvm import read_nvm
+    from sfm_matchers.mapping.models import read_model
+
     if version == "1.0":
         models = dataset / "3D-models"
         return read_nvm(models / "aachen_cvpr2018_db.nvm", models / "database_intrinsics.txt")
     return read_model(dataset / "3D-models" / "aachen_v_1_1")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.aachen",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("aachen"), description=__doc__)
     add = parser.add_argument
     add("--dataset", type=Path, default=Path("datasets/aachen_v1.1"), help="default: %(default)s")
     add("--outputs", type=Path, default=Path("outputs/aachen"), help="default: %(default)s")
@@ -181,15 +184,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input."""
-    options = AachenOptions(**vars(build_parser().parse_args(arguments)))
+    options = AachenOptions(**build_parser().parse(arguments))
 
     def job() -> int:
+        from sfm_matchers.runs.verdict import judge_localization
+
         result = run(options)
         print_localization(result.queries, CONDITIONS, result.files, result.seconds)
         print(f"verdict: {judge_localization(result.queries, options.matcher).text}")
         return 0
 
-    return run_command(options.outputs, job)
+    return run_command(options.outputs, job, name="aachen", options=options)
 
 
 if __name__ == "__main__":

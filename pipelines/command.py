@@ -1,4 +1,4 @@
-"""How every command line begins and ends. Imports nothing heavy."""
+"""How every command begins and ends: streams, log, signals, exit codes. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,17 +9,34 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sfm_matchers.errors import SfmMatchersError, printable
+from pipelines.run_log import RunLog
+from sfm_matchers.errors import (
+    OutputError,
+    PhotoChangedError,
+    SfmMatchersError,
+    one_line,
+    printable,
+)
+from sfm_matchers.files.locks import exclusive
+from sfm_matchers.files.space import GOES_ON as KEPT
+from sfm_matchers.files.space import is_of_full_disk
+
+logger = logging.getLogger("sfm_matchers.pipelines")
 
 BAD_INPUT = 2
 PIPE_CLOSED = 128 + 13  # as a shell says of a command that SIGPIPE ended
 
 GOES_ON = "stopped; the same command goes on from here"
+
+MAX_BEGINNINGS = 3  # of a run whose photos change while it works
 
 
 class _Stopped(KeyboardInterrupt):
@@ -36,7 +53,43 @@ def prepare_process() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `run_guarded`, see there
     _speak_utf8()
     _open_streams()
-    _load_pycolmap()
+
+
+def set_up_log(*, quiet: bool = False, verbose: bool = False, times: bool = False) -> None:
+    """Have the log of this package, and of no other, written to stderr.
+
+    Args:
+        quiet: nothing but warnings.
+        verbose: all there is.
+        times: each line begins with the time.
+    """
+    log = logging.getLogger("sfm_matchers")
+    handler = next((one for one in log.handlers if isinstance(one, _Stderr)), None)
+    if handler is None:
+        handler = _Stderr()
+        log.addHandler(handler)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s" if times else "%(message)s"))
+    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+class _Stderr(logging.StreamHandler):
+    """Writes to what is stderr at the time."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
+def _quiet_colmap() -> None:
+    """Leave out COLMAP's log lines below warnings, except where all is asked for."""
+    pycolmap = sys.modules.get("pycolmap")
+    if pycolmap is not None and not logging.getLogger("sfm_matchers").isEnabledFor(logging.DEBUG):
+        level = pycolmap.logging
+        level.minloglevel = max(level.minloglevel, int(level.WARNING))
 
 
 def _load_pycolmap() -> None:
@@ -104,16 +157,68 @@ class _Forgiving:
         return getattr(self._stream, name)
 
 
+def run_command(
+    outputs: Path,
+    job: Callable[[], int],
+    shard: str | None = None,
+    *,
+    name: str = "",
+    options: Any = None,
+) -> int:
+    """Run a command line that writes to `outputs`, alone there.
+
+    Args:
+        outputs: the folder.
+        job: the work. It is begun again, and resumes, where photos change in the meantime.
+        shard: which part of the matching this run does, beside other runs.
+        name: of the command, for the log in the folder.
+        options: the dataclass of its options, for the log.
+
+    Returns:
+        See `run_guarded`.
+    """
+    # On large photos and damaged EXIF; what cannot be used is said by `open_photo`.
+    warnings.filterwarnings("ignore", module="PIL")
+
+    def alone() -> int:
+        from sfm_matchers.runs.workspace import Workspace
+
+        log_path = Workspace(outputs).log
+        with exclusive(outputs, shard), RunLog(log_path, name, options) as log:
+            for _ in range(MAX_BEGINNINGS - 1):
+                try:
+                    return log.ended(job())
+                except PhotoChangedError as error:
+                    logger.warning("%s. Beginning again with the photos as they are now", error)
+            return log.ended(job())
+
+    def within_the_disk() -> int:
+        temporary = Path(tempfile.gettempdir())
+        try:
+            return alone()
+        except SfmMatchersError:
+            raise
+        except Exception as error:  # libraries fail in any way on a full disk
+            if not is_of_full_disk(error, outputs, temporary):
+                raise
+            raise OutputError(
+                f"no space is left for {outputs} or for temporary files in {temporary} "
+                f"({one_line(error)}). {KEPT}"
+            ) from error
+
+    return run_guarded(within_the_disk)
+
+
 def run_guarded(job: Callable[[], int]) -> int:
-    """Run a command line; its log goes to stderr.
+    """Run a command line.
 
     Returns:
         What `job` returns; 2 after bad input, or where a file cannot be read or written, said in
         one line; 130 after Ctrl-C, 143 after SIGTERM; 141 if nobody reads the output any more.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with _stopped_by_signals():
+            _quiet_colmap()
             status = job()
             return _flush(status)
     except SfmMatchersError as error:

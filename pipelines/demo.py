@@ -9,47 +9,43 @@ into OUTPUTS/aachen and runs `pipelines.aachen` on it.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-import pycolmap
-
 from pipelines import aachen
 from pipelines.aachen import AachenOptions
-from pipelines.command import run_guarded
-from pipelines.running import print_localization
+from pipelines.command import run_command
+from pipelines.localize import print_localization
+from pipelines.options import Parser, matcher_name, program
 from pipelines.sfm import print_summary
-from sfm_matchers.evaluation.absolute_poses import recall_table
-from sfm_matchers.evaluation.models import compare_models
-from sfm_matchers.localization.poses import read_poses
+from sfm_matchers.choices import SCENES
 from sfm_matchers.runs.options import SfmOptions
-from sfm_matchers.runs.reconstruct import run
-from sfm_matchers.synthetic import KINDS, Camera, make_scene, write_photos
-from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return 0 if a model came out."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("demo"), description=__doc__)
     add = parser.add_argument
     add("--outputs", type=Path, default=Path("demo"), help="folder for all results (default: demo)")
-    add("--matcher", default="sift", help="as in pipelines.sfm (default: sift)")
-    add("--scene", default="courtyard", choices=sorted(KINDS), help="default: courtyard")
+    add("--matcher", type=matcher_name, default="sift", help="as in pipelines.sfm (default: sift)")
+    add("--scene", default="courtyard", choices=SCENES, help="default: courtyard")
     add("--count", type=int, default=12, help="number of photos (default: 12)")
     add("--seed", type=int, default=0, help="another seed, another place (default: 0)")
-    options = parser.parse_args(arguments)
-    return run_guarded(lambda: show(options.outputs, options))
+    options = Namespace(**parser.parse(arguments))
+    return run_command(options.outputs, lambda: show(options.outputs, options), name="demo")
 
 
-def show(outputs: Path, options: argparse.Namespace) -> int:
+def show(outputs: Path, options: Namespace) -> int:
     """Make photos, a model of them, and localize others; print what came out."""
+    import pycolmap
+
+    from sfm_matchers.evaluation.models import compare_models
+    from sfm_matchers.runs.reconstruct import run
+    from sfm_matchers.synthetic import make_scene, write_photos
+
     photos = outputs / "photos"
     if not (photos / "truth" / "images.txt").exists():
         scene = make_scene(options.seed, kind=options.scene)
@@ -67,6 +63,11 @@ def show(outputs: Path, options: argparse.Namespace) -> int:
 
 def localize(outputs: Path, matcher: str, seed: int) -> None:
     """Localize photos by day and by night, and print how many are how exact."""
+    from sfm_matchers.evaluation.absolute_poses import recall_table
+    from sfm_matchers.localization.poses import read_poses
+    from sfm_matchers.synthetic import Camera, make_scene
+    from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen
+
     dataset = outputs / "dataset"
     if not (dataset / TRUTH).exists():
         shutil.rmtree(dataset, ignore_errors=True)

@@ -1,13 +1,12 @@
 """Say what this machine can do: versions, devices, scan backends, weights, extras, matchers.
 
-    python -m pipelines.doctor [--json]
+    python -m pipelines.doctor [--all] [--json]
 
 Downloads nothing and needs a few seconds. A part that cannot be examined is reported as such.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,11 +14,13 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sfm_matchers
 from pipelines.command import run_guarded
+from pipelines.options import Parser, program
 
 DISTRIBUTIONS = {
     "torch": ["torch"],
@@ -251,6 +252,48 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def summarize(report: dict[str, Any]) -> str:
+    """Return in a dozen lines what can be done here, and what not."""
+    lines = []
+    for name, describe_part in (
+        ("versions", _short_versions),
+        ("devices", _describe_devices),
+        ("scan_backends", _short_scans),
+        ("matchers", _short_matchers),
+        ("extras", _short_extras),
+    ):
+        part = report[name]
+        if isinstance(part, dict) and "error" in part:
+            lines.append(f"{name.replace('_', ' ')} cannot be examined: {part['error']}")
+        else:
+            lines += describe_part(part)
+    return "\n".join([*lines, f"More, and every weights file: {program('doctor')} --all"])
+
+
+def _short_versions(found: dict[str, str]) -> list[str]:
+    named = ("sfm-matchers", "python", "torch", "pycolmap")
+    return [", ".join(f"{name} {found[name]}" for name in named)]
+
+
+def _short_scans(found: dict[str, Any]) -> list[str]:
+    names = (f"{choice['backend']} on {kind}" for kind, choice in found["devices"].items())
+    return [f"scan          {', '.join(names)}"]
+
+
+def _short_matchers(found: list[dict[str, Any]]) -> list[str]:
+    usable = [entry for entry in found if not entry["needs"]]
+    lines = [f"usable        {', '.join(entry['name'] for entry in usable) or 'no matcher'}"]
+    for entry in found:
+        if entry["needs"]:
+            lines.append(f"not yet       {entry['name']}: needs {', '.join(entry['needs'])}")
+    return lines
+
+
+def _short_extras(found: dict[str, dict[str, Any]]) -> list[str]:
+    absent = [name for name, entry in found.items() if not entry["installed"]]
+    return [f"extras        not installed: {', '.join(absent)}"] if absent else []
+
+
 def _yes_no(name: str, is_there: bool) -> str:
     return f"{name} {'yes' if is_there else 'no'}"
 
@@ -306,17 +349,24 @@ def _describe_matchers(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the report; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.doctor", description="Say what this machine can do."
+def build_parser() -> Parser:
+    """Return the command line of this pipeline."""
+    parser = Parser(prog=program("doctor"), description=__doc__)
+    parser.add_argument(
+        "--all", action="store_true", help="all versions, every weights file with its licence, ..."
     )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; return the exit status."""
+    options = Namespace(**build_parser().parse(arguments))
 
     def job() -> int:
         report = examine()
-        print(json.dumps(report, indent=2) if options.json else describe(report))
+        describe_it = describe if options.all else summarize
+        print(json.dumps(report, indent=2) if options.json else describe_it(report))
         return 0
 
     return run_guarded(job)

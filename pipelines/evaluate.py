@@ -18,31 +18,20 @@ is printed by condition, which is what stands before the last `_` in the name of
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.command import run_guarded
-from sfm_matchers.evaluation.runs import (
-    HomographiesResult,
-    PairsResult,
-    PosesResult,
-    evaluate_homographies,
-    evaluate_pairs,
-    evaluate_poses,
-)
+from pipelines.options import Parser, matcher_name, program
 from sfm_matchers.files.text import write_text
 
-# Command line -------------------------------------------------------------------------------------
 
-
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> Parser:
+    """Return the command line of this pipeline."""
+    parser = Parser(prog=program("evaluate"), description=__doc__)
     tasks = parser.add_subparsers(dest="task", required=True)
     pairs = tasks.add_parser("pairs", help="relative poses of pairs with known truth")
     pairs.add_argument(
@@ -88,7 +77,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="use so many of the surest matches (default: %(default)s)",
     )
     for task in (pairs, homographies):
-        task.add_argument("--matcher", required=True, help="name of a conf, or a conf file")
+        task.add_argument(
+            "--matcher", type=matcher_name, required=True, help="name of a conf, or a conf file"
+        )
         task.add_argument(
             "--weights", default="bundled", help="bundled, official or a file (default: bundled)"
         )
@@ -98,23 +89,18 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     poses.add_argument("--poses", type=Path, required=True, help="submission file")
     poses.add_argument("--truth", type=Path, required=True, help="true poses in the same form")
     poses.add_argument("--output", type=Path, help="write the result as JSON too")
-    return parser.parse_args(arguments)
-
-
-TASKS: dict[str, Callable[..., PairsResult | HomographiesResult | PosesResult]] = {
-    "pairs": evaluate_pairs,
-    "homographies": evaluate_homographies,
-    "poses": evaluate_poses,
-}
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 for bad input."""
-    options = vars(_parse_arguments(arguments))
+    options = build_parser().parse(arguments)
 
     def job() -> int:
+        from sfm_matchers.evaluation import runs
+
         task, output = options.pop("task"), options.pop("output")
-        result = TASKS[task](**options)
+        result = getattr(runs, f"evaluate_{task}")(**options)
         if output:
             write_text(output, json.dumps(asdict(result), indent=2) + "\n")
         print(result.summary())

@@ -19,18 +19,14 @@ from pathlib import Path
 
 import sfm_matchers
 from pipelines.command import run_guarded
-from sfm_matchers.exports import FORMATS, export_model, parse_formats
+from pipelines.options import Parser, matcher_name, program
 
 COMMANDS = ("model", "onnx")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("export"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_model(commands.add_parser("model", help="a COLMAP model and its photos for other tools"))
     _add_onnx(commands.add_parser("onnx", help="a matcher as ONNX file, for what reads ONNX"))
@@ -38,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    from sfm_matchers.exports import FORMATS
+
     add = parser.add_argument
     add("model", type=Path, help="a COLMAP model, or the outputs of pipelines.sfm")
     add("--image_dir", type=Path, help="its photos; ply alone needs none")
@@ -53,7 +51,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_onnx(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--matcher", required=True, help="as in pipelines.sfm: jamma, eloftr, sift+mambaglue, ...")
+    add(
+        "--matcher",
+        type=matcher_name,
+        required=True,
+        help="as in pipelines.sfm: jamma, eloftr, sift+mambaglue, ...",
+    )
     add("--format", default="onnx", choices=("onnx",), help="default: onnx")
     add(
         "--weights",
@@ -94,6 +97,8 @@ def export_matcher(options: argparse.Namespace) -> int:
 
 def export_reconstruction(options: argparse.Namespace) -> int:
     """Write a model in the formats of other tools; return 1 if one of them was not possible."""
+    from sfm_matchers.exports import export_model, parse_formats
+
     exports = export_model(
         options.model, options.image_dir, options.output, parse_formats(options.formats)
     )
@@ -106,9 +111,9 @@ def export_reconstruction(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if all was written, 1 if a part was not, 2 for bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words and words[0] not in (*COMMANDS, "-h", "--help"):
+    if words and words[0] not in COMMANDS and "--matcher" in {w.partition("=")[0] for w in words}:
         words.insert(0, "onnx")
-    options = build_parser().parse_args(words)
+    options = argparse.Namespace(**build_parser().parse(words))
     job = export_reconstruction if options.command == "model" else export_matcher
     return run_guarded(lambda: job(options))
 

@@ -10,33 +10,26 @@ has changed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipelines.options import add_matching_options, add_retrieval_options, take_defaults
-from pipelines.running import print_localization, run_command
+from pipelines.command import run_command
+from pipelines.localize import print_localization
+from pipelines.options import (
+    Parser,
+    add_matching_options,
+    add_retrieval_options,
+    program,
+    take_defaults,
+)
+from sfm_matchers.choices import SCAN_MAX_ERROR
 from sfm_matchers.errors import InputError
-from sfm_matchers.localization.in_depth_scans import (
-    MAX_ERROR,
-    ScanOptions,
-    localize_in_scans,
-    query_camera,
-)
-from sfm_matchers.localization.poses import (
-    LocalizationOptions,
-    LocalizedQuery,
-    Query,
-    write_results,
-)
-from sfm_matchers.photos.folders import find_images
-from sfm_matchers.runs.matching import choose_matching, start_job
-from sfm_matchers.runs.queries import split_readable
-from sfm_matchers.runs.retrieval import choose_query_pairs
-from sfm_matchers.runs.verdict import judge_localization
-from sfm_matchers.runs.workspace import Workspace
+
+if TYPE_CHECKING:
+    from sfm_matchers.localization.poses import LocalizedQuery
 
 ORIGIN = "http://www.ok.sc.e.titech.ac.jp/INLOC/"
 LAYOUT = {
@@ -56,7 +49,7 @@ class InlocOptions:
     pairs: Path | None = None
     num_loc: int = 40
     skip_matches: int = 20
-    ransac_thresh: float = MAX_ERROR
+    ransac_thresh: float = SCAN_MAX_ERROR
     retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"
@@ -79,6 +72,18 @@ def run(options: InlocOptions) -> InlocResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
+    from sfm_matchers.localization.in_depth_scans import (
+        ScanOptions,
+        localize_in_scans,
+        query_camera,
+    )
+    from sfm_matchers.localization.poses import LocalizationOptions, Query, write_results
+    from sfm_matchers.photos.folders import find_images
+    from sfm_matchers.runs.matching import choose_matching, start_job
+    from sfm_matchers.runs.queries import split_readable
+    from sfm_matchers.runs.retrieval import choose_query_pairs
+    from sfm_matchers.runs.workspace import Workspace
+
     dataset, workspace = Path(options.dataset), Workspace(options.outputs)
     check_layout(dataset)
     matching = choose_matching(options)
@@ -127,13 +132,9 @@ def check_layout(dataset: Path) -> None:
         raise InputError(f"{dataset} is not InLoc; missing, see {ORIGIN}:\n" + "\n".join(missing))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.inloc",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("inloc"), description=__doc__)
     add = parser.add_argument
     add("--dataset", type=Path, default=Path("datasets/inloc"), help="default: %(default)s")
     add("--outputs", type=Path, default=Path("outputs/inloc"), help="default: %(default)s")
@@ -151,9 +152,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input."""
-    options = InlocOptions(**vars(build_parser().parse_args(arguments)))
+    options = InlocOptions(**build_parser().parse(arguments))
 
     def job() -> int:
+        from sfm_matchers.runs.verdict import judge_localization
+
         result = run(options)
         print_localization(
             result.queries, {"queries": lambda name: True}, result.files, result.seconds
@@ -161,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verdict: {judge_localization(result.queries, options.matcher).text}")
         return 0
 
-    return run_command(options.outputs, job)
+    return run_command(options.outputs, job, name="inloc", options=options)
 
 
 if __name__ == "__main__":

@@ -14,29 +14,30 @@ OUTPUTS; a second run does only what is missing or has changed:
 
 from __future__ import annotations
 
-import argparse
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pipelines.command import run_command
 from pipelines.options import (
+    Parser,
     add_map_options,
     add_matching_options,
     add_retrieval_options,
+    program,
     take_defaults,
 )
-from pipelines.running import print_localization, run_command
-from sfm_matchers.runs.localize import run
 from sfm_matchers.runs.options import LocalizeOptions
 
+if TYPE_CHECKING:
+    from sfm_matchers.localization.poses import LocalizedQuery
 
-def build_parser() -> argparse.ArgumentParser:
+
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.localize",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("localize"), description=__doc__)
     add = parser.add_argument
     add(
         "--map",
@@ -87,11 +88,49 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def print_localization(
+    results: Sequence[LocalizedQuery],
+    conditions: Mapping[str, Callable[[str], bool]],
+    files: Mapping[str, Path],
+    seconds: Mapping[str, float],
+) -> None:
+    """Print the counts by status, for each condition and all; where each file is; the seconds.
+
+    Args:
+        results: of all queries.
+        conditions: name of a condition -> whether a query, by name, is of it.
+        files: what it is -> where it is.
+        seconds: step -> seconds.
+    """
+    from sfm_matchers.localization.poses import Status, count_by_status, intrinsics_by_source
+
+    rows = {
+        condition: [result for result in results if belongs(result.name)]
+        for condition, belongs in conditions.items()
+    }
+    if len(rows) != 1:
+        rows["all queries"] = list(results)
+    for condition, chosen in rows.items():
+        counts = ", ".join(f"{count} {status}" for status, count in count_by_status(chosen).items())
+        posed = [r for r in chosen if r.status in (Status.LOCALIZED, Status.LOW_CONFIDENCE)]
+        inliers = ""
+        if posed:
+            inliers = f"; median inliers {statistics.median(r.num_inliers for r in posed):.0f}"
+        print(f"{condition}: {len(chosen)} queries: {counts}{inliers}")
+    for line in intrinsics_by_source(results):
+        print(f"intrinsics: {line}")
+    for name, path in files.items():
+        print(f"{name}: {path}")
+    print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input."""
-    options = LocalizeOptions(**vars(build_parser().parse_args(arguments)))
+    options = LocalizeOptions(**build_parser().parse(arguments))
 
     def job() -> int:
+        from sfm_matchers.runs.localize import run
+
         result = run(options)
         print_localization(
             result.queries, {"queries": lambda name: True}, result.files, result.seconds
@@ -99,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"verdict: {result.verdict.text}")
         return 0
 
-    return run_command(Path(options.outputs), job)
+    return run_command(Path(options.outputs), job, name="localize", options=options)
 
 
 if __name__ == "__main__":

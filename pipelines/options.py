@@ -1,18 +1,136 @@
-"""Options that several command lines have, and what they mean. Imports nothing heavy."""
+"""How every command line reads its options, and those that several have. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import sfm_matchers
+from pipelines.command import set_up_log
 from sfm_matchers.choices import RETRIEVALS
-from sfm_matchers.confs import conf_names
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+PROGRAM = "sfm-matchers"
+
+# Names that users of COLMAP, hloc and splat tools type for one thing. A command has one of each
+# group, and takes the others for it.
+SPELLINGS = (
+    ("--image_dir", "--photo_dir", "--image_path", "--images", "--photos"),
+    ("--outputs", "--output", "--output_path", "--output_dir", "--out"),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line: any usual spelling of its options, and mistakes answered in two lines.
+
+    Each has ``--quiet``, ``--verbose`` and ``--version``, and so have its subcommands; an option
+    of a command's own of such a name replaces it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            conflict_handler="resolve",
+            **options,
+        )
+        common, absent = self.add_argument_group("of every command"), argparse.SUPPRESS
+        for name, text in (
+            ("quiet", "say nothing but warnings"),
+            ("verbose", "say more, COLMAP's log too"),
+        ):
+            common.add_argument(f"--{name}", action="store_true", default=absent, help=text)
+        common.add_argument("--version", action="version", version=version())
+
+    def parse(
+        self, arguments: Sequence[str] | None = None, *, times: bool = False
+    ) -> dict[str, Any]:
+        """Return the values of the options by name, and set how much is said.
+
+        Args:
+            arguments: those of the process if None.
+            times: each line of the log has the time.
+        """
+        values = vars(self.parse_args(arguments))
+        quiet, verbose = values.pop("quiet", False), values.pop("verbose", False)
+        set_up_log(quiet=quiet, verbose=verbose, times=times)
+        return values
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As of argparse; here an unknown option is an error, answered with the nearest one."""
+        given = self._spelled(sys.argv[1:] if args is None else args)
+        if self._subparsers is None:  # before others are missed
+            self._refuse(word for word in given if self._is_unknown(word))
+        parsed, unknown = super().parse_known_args(given, namespace)
+        self._refuse(unknown)
+        return parsed, unknown
+
+    def _is_unknown(self, word: str) -> bool:
+        name = word.partition("=")[0]
+        is_option = len(name) > 2 and name.startswith("--") and " " not in word
+        return is_option and not any(
+            known.startswith(name) for known in self._option_string_actions
+        )
+
+    def _refuse(self, words: Iterable[str]) -> None:
+        """End with an error where there is an unknown word, which names the nearest option."""
+        for word in words:
+            name = word.partition("=")[0]
+            is_option = name.startswith("-")
+            hint = nearest(name, self._option_string_actions) if is_option else ""
+            self.error(f"unknown {'option' if is_option else 'argument'} {name}{hint}")
+
+    def _spelled(self, arguments: Sequence[str]) -> list[str]:
+        """``--image-dir`` is ``--image_dir``; so is ``--images`` where there is no such option."""
+        known, done = self._option_string_actions, []
+        for argument in arguments:
+            name, equals, value = argument.partition("=")
+            if name.startswith("--"):
+                name = "--" + name[2:].replace("-", "_")
+                if name not in known:
+                    group = next((group for group in SPELLINGS if name in group), ())
+                    name = next((other for other in group if other in known), name)
+            done.append(name + equals + value)
+        return done
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is, in two lines; ends with status 2."""
+        print(f"error: {message}\nhelp: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``: did you mean X?`` where a known name is near, or nothing."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f": did you mean {near[0]}?" if near else ""
+
+
+def program(name: str) -> str:
+    """Return how a command is called in the way in which this process was."""
+    called = Path(sys.argv[0])
+    is_ours = PROGRAM in called.name or called.parent.name == "sfm_matchers"
+    return f"{PROGRAM} {name}" if is_ours else f"python -m pipelines.{name}"
+
+
+def version() -> str:
+    """Return name and version of this package."""
+    return f"{PROGRAM} {sfm_matchers.__version__}"
+
+
+def matcher_name(text: str) -> str:
+    """Return the name of a matcher, typed in any case; files keep theirs."""
+    from sfm_matchers.confs import conf_names
+
+    is_known = text.lower() in ("auto", *conf_names())
+    return text.lower() if is_known else text
 
 
 Add = Callable[..., Any]
@@ -33,9 +151,12 @@ def add_matching_options(add: Add, *, shards: bool = False, auto: str = "") -> N
         shards: the command can do a part of its work.
         auto: what the command does with ``--matcher auto``; "" if it has no such choice.
     """
+    from sfm_matchers.confs import conf_names
+
     choices = ([f"auto ({auto})"] if auto else []) + conf_names()
     add(
         "--matcher",
+        type=matcher_name,
         help=f"one of {', '.join(choices)}, or a conf file .yaml (default: %(default)s)",
     )
     add(

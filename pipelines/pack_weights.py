@@ -12,14 +12,15 @@ command takes it too.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.command import run_guarded
+from pipelines.options import Parser, program
 from sfm_matchers.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,9 +125,9 @@ def _metadata(weights: Path) -> WeightsMetadata:
     return metadata
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def build_parser() -> Parser:
+    """Return the command line of this pipeline."""
+    parser = Parser(prog=program("pack_weights"), description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--weights",
@@ -146,7 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--licence", default="Apache-2.0", help="default: Apache-2.0")
     parser.add_argument("--note", default="", help="a line on the weights")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if the file was written, 2 for bad input."""
+    given = Namespace(**build_parser().parse(arguments))
 
     def job() -> int:
         if given.official:

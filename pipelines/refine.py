@@ -9,24 +9,19 @@ has, whose order stays. Points that turn out to be one are joined.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.command import run_guarded
+from pipelines.options import Parser, program
 from sfm_matchers.errors import InputError
-from sfm_matchers.mapping.models import read_model
-from sfm_matchers.mapping.tracks import lengthen_tracks
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.refine",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("refine"), description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of a COLMAP model")
     add("--image_dir", type=Path, required=True, help="its photos")
@@ -39,9 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if the model was written, 2 for bad input."""
-    options = build_parser().parse_args(arguments)
+    options = Namespace(**build_parser().parse(arguments))
 
     def job() -> int:
+        from sfm_matchers.mapping.models import read_model
+        from sfm_matchers.mapping.tracks import lengthen_tracks
+
         if options.rounds < 1:
             raise InputError(f"--rounds is {options.rounds}: give at least 1")
         model = read_model(options.model)

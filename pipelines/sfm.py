@@ -16,37 +16,55 @@ changed:
     georeferenced                 the largest one in metres, where its place is known
     report.html, *.png            what came out, to look at
     exports.json, ...             what --export adds for other tools
+    log.txt                       each run: versions, options, what was said
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipelines.options import add_matching_options, take_defaults
-from pipelines.running import run_command
-from sfm_matchers.choices import CAMERA_MODES, MAPPERS
+from pipelines.command import run_command
+from pipelines.options import Parser, add_matching_options, program, take_defaults
+from sfm_matchers.choices import CAMERA_MODES, MAPPERS, QUALITIES
 from sfm_matchers.runs.options import AUTO_MATCHERS, MAPPED_WITH, SfmOptions
-from sfm_matchers.runs.reconstruct import run, run_shard
-from sfm_matchers.runs.results import SfmResult
+
+if TYPE_CHECKING:
+    from sfm_matchers.runs.results import SfmResult
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.sfm",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("sfm"), description=__doc__)
     add = parser.add_argument
     add("--image_dir", type=Path, required=True, help="folder of photos, searched recursively")
     add("--outputs", type=Path, required=True, help="folder for all results; made if missing")
     first, second = AUTO_MATCHERS
     add_matching_options(
         add, shards=True, auto=f"{first}, then {second} for the photos that it leaves out"
+    )
+    add(
+        "--quality",
+        type=str.lower,
+        choices=QUALITIES,
+        help="size of the photos and number of keypoints: with sift those of COLMAP (1000, 1600, "
+        "2400, 3200 px), with others in the same proportions, medium being the size of the conf "
+        "(default: the conf's)",
+    )
+    add(
+        "--max_image_size",
+        type=int,
+        metavar="PIXELS",
+        help="photos are matched reduced to this longer side (default: the conf's)",
+    )
+    add(
+        "--max_num_features",
+        type=int,
+        metavar="N",
+        help="most keypoints of a photo (default: the conf's)",
     )
     add(
         "--pairs",
@@ -158,9 +176,11 @@ def print_summary(result: SfmResult) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if a model came out, 1 if none did, 2 for bad input."""
-    options = SfmOptions(**vars(build_parser().parse_args(arguments)))
+    options = SfmOptions(**build_parser().parse(arguments))
 
     def job() -> int:
+        from sfm_matchers.runs.reconstruct import run, run_shard
+
         nonlocal options
         current, options = options, replace(options, overwrite=False)  # delete once only
         if current.shard is not None:
@@ -171,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_summary(result)
         return 0 if result.models else 1
 
-    return run_command(Path(options.outputs), job, options.shard)
+    return run_command(Path(options.outputs), job, options.shard, name="sfm", options=options)
 
 
 if __name__ == "__main__":

@@ -1,131 +1,31 @@
-"""Train a network on photographs: `python -m pipelines.train --matcher jamma --photo_dir DIR ...`.
+"""Train a network on photographs.
+
+    python -m pipelines.train --matcher jamma --photo_dir PHOTOS --output RUN
 
 Run again with the same arguments to go on from the checkpoint in the output folder.
 """
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from pipelines.command import run_guarded
-from sfm_matchers.errors import InputError
-from sfm_matchers.evaluation.pair_lists import read_posed_pairs
-from sfm_matchers.training.data.held_out import is_held_out
-from sfm_matchers.training.data.megadepth import load_megadepth
-from sfm_matchers.training.data.photographs import list_photographs, load_photographs
-from sfm_matchers.training.data.sparse_pairs import MODELS
-from sfm_matchers.training.loop import Trainer, TrainingOptions
-from sfm_matchers.training.tasks.mambaglue import Start
-from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
-
-logger = logging.getLogger("sfm_matchers.train")
-
-FEATURES = ("sift", *MODELS)
+from pipelines.options import Parser, program
 
 
-def main(
-    matcher: str,
-    photo_dir: Path,
-    output: Path,
-    options: TrainingOptions,
-    *,
-    megadepth_dir: Path | None = None,
-    scene_info_dir: Path | None = None,
-    hold_out: Sequence[str] = (),
-    validation_pairs: Path | None = None,
-    validation_images: Path | None = None,
-    device: str = "auto",
-    initial_weights: Path | None = None,
-    only_fine: bool = False,
-    features: str = "sift",
-    inherited_rate: float = Start.rate,
-    stay_close: float = Start.stay_close,
-) -> None:
-    """Train `matcher` on the photographs of a folder, or go on where `output` stands.
+def build_parser() -> Parser:
+    """Return the command line of this pipeline."""
+    from sfm_matchers.training.data.sparse_pairs import MODELS
+    from sfm_matchers.training.loop import TrainingOptions
+    from sfm_matchers.training.tasks.mambaglue import Start
+    from sfm_matchers.training.tasks.table import TASKS
 
-    Args:
-        matcher: a key of `TASKS`.
-        photo_dir: photographs, searched recursively.
-        output: folder of checkpoint, weights and metrics.
-        options: how the run goes.
-        megadepth_dir: posed photographs with depth in the layout of `training.megadepth`; half of
-            the batches are made of them.
-        scene_info_dir: their indices; `megadepth_dir/scene_info` by default.
-        hold_out: scenes of these that are kept for validation besides.
-        validation_pairs: list of real pairs whose poses are estimated at every validation; see
-            `benchmark_pairs.read_posed_pairs`.
-        validation_images: what its names are relative to; by default its own folder.
-        device: auto, cpu, cuda or cuda:N.
-        initial_weights: checkpoint or weights to start from; for MambaGlue LightGlue's too.
-        only_fine: train what follows the coarse matches alone.
-        features: front-end of MambaGlue, one of `FEATURES`.
-        inherited_rate: see `Start.rate`.
-        stay_close: see `Start.stay_close`.
-
-    Raises:
-        InputError: unknown matcher, no photographs, or a checkpoint of another run in `output`.
-    """
-    if initial_weights is not None and not initial_weights.is_file():
-        raise InputError(f"no file {initial_weights}: give a checkpoint or weights to start from")
-    is_sparse = matcher == "mambaglue"
-    start = None
-    if is_sparse and initial_weights is not None:
-        start = Start(initial_weights, inherited_rate, stay_close)
-    options_of_task = TaskOptions(features, start, output / "features")
-    task = make_task(matcher, options_of_task, only_fine=only_fine)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    names = list_photographs(photo_dir)
-    held_out = [name for name in names if is_held_out(name)] or names[:1]
-    kept = [name for name in names if name not in set(held_out)] or names
-    training = load_photographs(photo_dir, kept, device=device)
-    validation = load_photographs(photo_dir, held_out, device=device)
-    logger.info("%d photographs to train on, %d held out", len(training), len(validation))
-    if megadepth_dir is not None:
-        scene_info_dir = scene_info_dir or megadepth_dir / "scene_info"
-        training.posed, validation.posed = load_megadepth(megadepth_dir, scene_info_dir, hold_out)
-    measure = None
-    if validation_pairs is not None:
-        image_dir = validation_images or validation_pairs.parent
-        conf = f"{features}+mambaglue" if is_sparse else matcher
-        measure = _pose_measure(conf, validation_pairs, image_dir, device)
-    trainer = Trainer(task, options, training, output, torch.device(device))
-    if trainer.resume():
-        logger.info("going on from step %d of %d", trainer.step, options.steps)
-    elif initial_weights is not None and not is_sparse:
-        trainer.load_initial_weights(initial_weights)
-    trainer.run(validation, measure)
-    logger.info("weights after %d pairs: %s", trainer.pairs, output / "weights.safetensors")
-
-
-def _pose_measure(
-    conf: str, pairs_file: Path, image_dir: Path, device: str
-) -> Callable[[Path], dict[str, float]]:
-    """A function that measures exported weights on real pairs."""
-    from sfm_matchers.evaluation.runs import evaluate_pairs
-
-    read_posed_pairs(pairs_file, image_dir)  # a bad list should not stop a run hours later
-
-    def measure(weights: Path) -> dict[str, float]:
-        result = evaluate_pairs(pairs_file, image_dir, conf, weights=str(weights), device=device)
-        logger.info("%s", result.summary())
-        auc5, auc10, auc20 = result.auc["OpenCV MAGSAC++"]
-        areas = {"pose_auc5": auc5, "pose_auc10": auc10, "pose_auc20": auc20}
-        return areas | {"precision": result.precision, "matches": result.num_matches}
-
-    return measure
-
-
-def _parse_arguments() -> argparse.Namespace:
     defaults = TrainingOptions()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--matcher", required=True, choices=list(TASKS))
+    parser = Parser(prog=program("train"), description=__doc__)
+    parser.add_argument("--matcher", type=str.lower, required=True, choices=list(TASKS))
     parser.add_argument("--photo_dir", type=Path, required=True, help="searched recursively")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint, weights, metrics")
     parser.add_argument(
@@ -167,7 +67,7 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--features",
-        choices=FEATURES,
+        choices=("sift", *MODELS),
         default="sift",
         help="front-end of mambaglue (default: sift); features of networks are computed once and "
         "kept in OUTPUT/features",
@@ -198,13 +98,24 @@ def _parse_arguments() -> argparse.Namespace:
         help="train what follows the coarse matches and leave the rest as it is (jamma, with "
         "--init)",
     )
-    return parser.parse_args()
+    return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if it went to the end, 2 for bad input."""
+    options = Namespace(**build_parser().parse(arguments, times=True))
+    return run_guarded(lambda: _run(options))
+
+
+def _run(arguments: Namespace) -> int:
+    import torch
+
+    from sfm_matchers.training.loop import TrainingOptions
+    from sfm_matchers.training.run import train
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    main(
+    train(
         arguments.matcher,
         arguments.photo_dir,
         arguments.output,
@@ -233,6 +144,4 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    arguments = _parse_arguments()
-    sys.exit(run_guarded(lambda: _run(arguments)))
+    sys.exit(main())

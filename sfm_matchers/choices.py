@@ -13,4 +13,13 @@ NONE, EXIF = "none", "exif"
 
 POLICIES = ("auto", "spatial")
 
+QUALITIES = ("low", "medium", "high", "extreme")
+
+# Rendered places, see `synthetic`.
+SCENES = ("courtyard", "street", "room", "tower")
+
+# Largest reprojection error of an inlier among points of depth scans, in pixels: the scans are
+# known to some centimetres.
+SCAN_MAX_ERROR = 48.0
+
 PANORAMIC_MODEL = "EQUIRECTANGULAR"

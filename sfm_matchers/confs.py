@@ -10,12 +10,13 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sfm_matchers.choices import QUALITIES
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.files.names import name_fault
 
@@ -32,6 +33,7 @@ MAX_VALUES = 1000
 MAX_DEPTH = 10
 MAX_STEM = 100  # letters of `output`, to which names of lists are added
 MAX_SIDE = 1 << 16  # pixels
+DEFAULT_RESIZE = 832  # pixels, of detector-free confs that name no size; the networks' papers
 MAX_LENGTH = 1000  # pixels, of `max_error` and `cell_size`
 
 
@@ -70,7 +72,7 @@ class DetectorFreeConf:
             photo 0; with ``match_overlap`` what the two photos share is matched again, cut out of
             them; with ``least_squares_matching`` points of photo 1 are moved until the photos agree
             around them.
-        max_keypoints: keypoints kept per photo, best first.
+        max_keypoints: keypoints kept per photo, best first; None keeps all.
         refine_keypoints: whether keypoints are moved to where their matches agree; hloc leaves them
             at the nodes of a grid, and those of new photos in a map at the matched points.
         min_inlier_ratio: as in `SparseConf`. Photos that share nothing get hundreds of matches too,
@@ -83,7 +85,7 @@ class DetectorFreeConf:
     max_error: float
     cell_size: float
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    max_keypoints: int = 8192
+    max_keypoints: int | None = 8192
     refine_keypoints: bool = False
     min_inlier_ratio: float = 0.25
 
@@ -104,6 +106,79 @@ class DetectorFreeConf:
 
 
 Conf = SparseConf | DetectorFreeConf
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much of a photo a matcher sees, where this is not as its conf says.
+
+    Attributes:
+        quality: one of `QUALITIES`: COLMAP's sizes and numbers of features with COLMAP's matcher of
+            SIFT, and their proportions with others, whose conf is of medium quality.
+        max_image_size: longer side in pixels; counts more than `quality`.
+        max_num_features: most keypoints of a photo; counts more than `quality`.
+    """
+
+    quality: str | None = None
+    max_image_size: int | None = None
+    max_num_features: int | None = None
+
+
+# As of COLMAP's automatic reconstructor: longer side in pixels, features.
+_COLMAP_QUALITY = {
+    "low": (1000, 2048),
+    "medium": (1600, 4096),
+    "high": (2400, 8192),
+    "extreme": (3200, 8192),
+}
+_LIMITS = ("max_num_features", "max_num_keypoints")  # what front-ends call theirs
+
+
+def with_detail(conf: Conf, detail: Detail) -> Conf:
+    """Return a conf with another size of photos and another number of keypoints.
+
+    Raises:
+        InputError: there is no such quality, size or number.
+    """
+    if detail.quality is not None and detail.quality not in QUALITIES:
+        raise InputError(f"unknown quality {detail.quality!r}, expected {', '.join(QUALITIES)}")
+    for name in ("max_image_size", "max_num_features"):
+        number = getattr(detail, name)
+        if number is not None and not 0 < number <= MAX_SIDE:
+            raise InputError(f"--{name} {number}: expected 1 to {MAX_SIDE}")
+    if detail == Detail():
+        return conf
+
+    def size(own: int | None) -> int | None:
+        return detail.max_image_size or _scaled(conf, own, detail.quality, 0)
+
+    def count(own: int | None) -> int | None:
+        return detail.max_num_features or _scaled(conf, own, detail.quality, 1)
+
+    if isinstance(conf, DetectorFreeConf):
+        side = size(conf.preprocessing.get("resize_max", DEFAULT_RESIZE))
+        return replace(
+            conf,
+            preprocessing={**conf.preprocessing, "resize_max": side},
+            max_keypoints=count(conf.max_keypoints),
+        )
+    model, preprocessing = conf.features["model"], conf.features.get("preprocessing", {})
+    features = {
+        **conf.features,
+        "model": {**model, **{key: count(model[key]) for key in _LIMITS if key in model}},
+        "preprocessing": {**preprocessing, "resize_max": size(preprocessing.get("resize_max"))},
+    }
+    return replace(conf, features=features)
+
+
+def _scaled(conf: Conf, own: int | None, quality: str | None, column: int) -> int | None:
+    """A number of a conf at a quality; ``None``, no limit, stays."""
+    if own is None or quality is None:
+        return own
+    is_colmaps = "nearest_neighbor" in str(conf.model.get("name"))
+    reference = _COLMAP_QUALITY["extreme" if is_colmaps else "medium"]
+    return round(own * _COLMAP_QUALITY[quality][column] / reference[column])
+
 
 # Of each key: its type, and what to call it.
 _NUMBER = (int | float, "a number")

@@ -21,7 +21,6 @@ is one of those below, or a YAML file of the same form. Where hloc is installed,
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.command import prepare_process, run_guarded
 from pipelines.hloc.signatures import add_options, keywords_of
 from pipelines.hloc.tables import conf_table
+from pipelines.options import Parser, program
 
 if TYPE_CHECKING:
     import pycolmap
@@ -132,43 +132,31 @@ def function_of(step: str) -> Callable[..., Any]:
     return function
 
 
-def build_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+def build_parser(arguments: Sequence[str] | None = None) -> Parser:
     """Return the command line; nothing heavy is imported for it.
 
     Args:
         arguments: only the steps that they name get their options; None: all steps.
     """
-    parser = argparse.ArgumentParser(
-        prog="hloc",
+    called = program("hloc")
+    parser = Parser(
+        prog=called if called.startswith("sfm-matchers") else "hloc",
         description=f"{__doc__}\n{conf_table()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     for name, step in STEPS.items():
         one = steps.add_parser(name, help=step.summary, description=step.summary)
         if arguments is None or name in arguments:
             add_options(one, function_of(name), ALIASES)
-            one.add_argument("--verbose", action="store_true", help="progress is always shown")
     return parser
-
-
-def _with_underscores(arguments: Sequence[str]) -> list[str]:
-    """``--image-dir`` is ``--image_dir``."""
-    done = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-        done.append(name + equals + value)
-    return done
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input, 130 after Ctrl-C."""
     if arguments is None:
         prepare_process()
-    words = _with_underscores(sys.argv[1:] if arguments is None else arguments)
-    given = vars(build_parser(words).parse_args(words))
+    words = sys.argv[1:] if arguments is None else arguments
+    given = build_parser(words).parse(words)
 
     def job() -> int:
         function = function_of(given["step"])

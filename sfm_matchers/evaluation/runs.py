@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.homographies import (
@@ -25,6 +24,7 @@ from sfm_matchers.evaluation.two_view import (
     pose_auc,
     pose_error,
 )
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.matchers.pair_matcher import load_matcher
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.photos.images import read_image
@@ -199,7 +199,7 @@ def measure_pairs(
     estimators = _available(POSE_ESTIMATORS)
     errors: dict[str, list[list[float]]] = {name: [] for name in estimators}
     precisions, counts = [], []
-    for pair in tqdm(pairs, desc="Pairs", unit="pair"):
+    for pair in progress(pairs, title="Pairs", unit="pair"):
         matches = _match_photos(matcher, image_dir, pair, resize_max)
         counts.append(len(matches))
         precisions.append(
@@ -300,7 +300,7 @@ def evaluate_homographies(
     estimators = _available(HOMOGRAPHY_ESTIMATORS)
     errors: dict[str, list[float]] = {name: [] for name in estimators}
     coarse, counts = [], []
-    for pair in tqdm(pairs, desc=f"Homographies ({matcher})", unit="pair"):
+    for pair in progress(pairs, title=f"Homographies ({matcher})", unit="pair"):
         image0, stored_from_image0 = _read_resized(hpatches_dir / pair.name0, resize_min)
         image1, stored_from_image1 = _read_resized(hpatches_dir / pair.name1, resize_min)
         truth = np.linalg.inv(stored_from_image1) @ pair.homography @ stored_from_image0

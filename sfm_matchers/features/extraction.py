@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from sfm_matchers.confs import build
 from sfm_matchers.errors import (
@@ -25,6 +24,7 @@ from sfm_matchers.features.superpoint import SuperPointExtractor
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.photos.checked import read_photo
 from sfm_matchers.photos.masks import inside_mask
 from sfm_matchers.photos.resizing import ResizedImage, network_size, resize_image
@@ -98,10 +98,10 @@ def extract_features(
         unusable: dict[str, str] = {}
         photos = _read_photos(conf, image_dir, missing, mask_dir, image_fingerprints, unusable)
         label = f"Features ({conf['model']['name']})"
-        with tqdm(total=len(missing), desc=label, unit="photo") as progress:
+        with progress(total=len(missing), title=label, unit="photo") as bar:
             for batch in _batches(photos, extractor):
                 staged.add(_extract_batch(extractor, batch), wanted)
-                progress.update(len(batch))
+                bar.update(len(batch))
         if unusable:
             raise PhotoChangedError(unusable)
     staged.commit()

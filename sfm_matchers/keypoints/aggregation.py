@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple, get_args
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
@@ -37,6 +36,7 @@ from sfm_matchers.files.pair_lists import Pair, names_to_pair, unique_pairs
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.keypoints.assembly import Correspondences, ImageKeypoints, PairMatches, assemble
 from sfm_matchers.keypoints.grid import AggregationOptions, Key, Value
+from sfm_matchers.machine.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ def _store(
     """Write results as they come and count them."""
     features, matches = _Writer(feature_file), _Writer(match_file)
     num_keypoints = num_matches = 0
-    with tqdm(total=num_pairs, desc="Assembling", unit="pair", disable=not num_pairs) as progress:
+    with progress(total=num_pairs, title="Assembling", unit="pair") as bar:
         for result in results:
             if isinstance(result, ImageKeypoints):
                 provenance.add_keypoints(result.name, result.keypoints)
@@ -259,7 +259,7 @@ def _store(
                 }
                 matches.add(names_to_pair(*result.pair), arrays, provenance.of_pair(result.pair))
                 num_matches += int((result.matches0 >= 0).sum())
-                progress.update()
+                bar.update()
     features.flush()
     matches.flush()
     return AggregationSummary(features.count, num_keypoints, matches.count, num_matches)

@@ -16,20 +16,20 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
+from sfm_matchers.choices import SCAN_MAX_ERROR
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches, read_numbers
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.in_model import estimate_pose, group_by_query
 from sfm_matchers.localization.mat_files import read_mat
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, failed_query
+from sfm_matchers.machine.progress import progress
 
 logger = logging.getLogger(__name__)
 
 POINTS_VARIABLE = "XYZcut"
 TRANSFORMATION_LINES = slice(7, 11)  # of an alignment file: the 4 x 4 matrix
-MAX_ERROR = 48.0  # pixels: the scans are known to some centimetres
 # The queries were taken with one phone: 28 mm where 36 mm film is 4032 pixels wide.
 FOCAL_LENGTH_PER_SIDE = 28 / 36
 CACHED_SCANS = 4  # some tens of megabytes each
@@ -45,7 +45,9 @@ class ScanOptions:
     """
 
     localization: LocalizationOptions = field(
-        default_factory=lambda: LocalizationOptions(max_error=MAX_ERROR, check_intrinsics=False)
+        default_factory=lambda: LocalizationOptions(
+            max_error=SCAN_MAX_ERROR, check_intrinsics=False
+        )
     )
     skip_matches: int = 0
 
@@ -76,7 +78,7 @@ def localize_in_scans(
     retrieved = group_by_query(pairs)
     scans = _Scans(dataset)
     with open_h5(feature_path) as features, open_h5(match_path) as matches:
-        for query in tqdm(list(queries), desc="Localizing", unit="photo"):
+        for query in progress(list(queries), title="Localizing", unit="photo"):
             names = retrieved.get(query.name, [])
             try:
                 result = _localize(query, names, scans, features, matches, options)

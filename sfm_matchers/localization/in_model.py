@@ -11,7 +11,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches
@@ -36,6 +35,7 @@ from sfm_matchers.localization.resectioning import (
     guesses,
     solve,
 )
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.photos.intrinsics import Intrinsics
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def localize_queries(
     retrieved = group_by_query(pairs)
     lookup = IndexedModel(model)
     with open_h5(feature_path) as features, open_h5(match_path) as matches:
-        for query in tqdm(queries, desc="Localizing", unit="photo"):
+        for query in progress(queries, title="Localizing", unit="photo"):
             names = retrieved.get(query.name, [])
             known = [name for name in names if name in lookup.image_ids]
             if len(known) < len(names):

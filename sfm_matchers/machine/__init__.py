@@ -1,1 +1,1 @@
-"""What the machine has: cores and memory."""
+"""What the machine has, cores and memory; how progress is shown on it."""

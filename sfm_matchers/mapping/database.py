@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 from PIL import Image
-from tqdm import tqdm
 
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
 from sfm_matchers.files.hdf5 import holds, open_h5, read_keypoints, read_matches
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
 from sfm_matchers.files.space import Space
 from sfm_matchers.files.text import written_whole
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
 from sfm_matchers.photos.cameras import CameraGroups
@@ -124,7 +124,7 @@ def import_matches(
             name: database.num_keypoints_for_image(image_id) for name, image_id in image_ids.items()
         }
         listed = unique_pairs(pairs)
-        for name0, name1 in tqdm(listed, desc="Importing matches", unit="pair", leave=False):
+        for name0, name1 in progress(listed, title="Importing matches", unit="pair", stays=False):
             if name0 not in image_ids or name1 not in image_ids:
                 continue
             matches, scores = read_matches(file, name0, name1, (counts[name0], counts[name1]))

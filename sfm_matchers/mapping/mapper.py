@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from sfm_matchers.choices import MAPPERS
 from sfm_matchers.errors import InputError, SfmMatchersError, one_line
 from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.files.space import is_of_full_disk
 from sfm_matchers.files.text import folder_written_whole
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.adjustment import adjust_robustly
 from sfm_matchers.mapping.database import is_undecoded
 from sfm_matchers.mapping.models import write_model
@@ -201,14 +201,14 @@ def _map_incrementally(
 ) -> dict[int, pycolmap.Reconstruction]:
     with pycolmap.Database.open(database_path) as database:
         total = database.num_images()
-    with tqdm(total=total, desc="Mapping", unit="photo") as progress:
+    with progress(total=total, title="Mapping", unit="photo") as bar:
 
         def new_model() -> None:
-            progress.n = 0
-            progress.update(2)
+            bar.n = 0
+            bar.update(2)
 
         def next_photo() -> None:
-            progress.update(1)
+            bar.update(1)
 
         return dict(
             pycolmap.incremental_mapping(

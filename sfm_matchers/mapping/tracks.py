@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.machine.memory import available_memory
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.adjustment import adjust_robustly
 from sfm_matchers.mapping.patch_location import BORDER, Photos, Sightings, locate, sample_spacing
 from sfm_matchers.mapping.sparse_scene import FloatArray, IntArray, SparseScene, View, nearest
@@ -146,7 +146,7 @@ def _search(
     """Return, for each view, the points found in it and where, as `accepted`."""
     found = []
     # Neighbours by name often see the same, so that photos decoded for one serve the next.
-    for index, view in enumerate(tqdm(scene.views, desc="Longer tracks", unit="photo")):
+    for index, view in enumerate(progress(scene.views, title="Longer tracks", unit="photo")):
         points, pixels = np.zeros(0, np.int64), np.zeros((0, 2))
         if view.name not in missing:
             candidates = scene.unseen_candidates(index, BORDER * sample_spacing(view))

@@ -14,7 +14,6 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import pycolmap
-from tqdm import tqdm
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
@@ -23,6 +22,7 @@ from sfm_matchers.files.hdf5_items import find_item
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.replacing import flush, remove_left_behind, temporary_beside
 from sfm_matchers.files.space import Space, writing
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.database import (
     accept_matches,
     import_features,
@@ -158,7 +158,7 @@ def _check_against_poses(
             if (keypoints := find_item(features, f"{name}/keypoints")) is not None
         }
         pair_ids, _ = database.read_num_matches()
-        for pair_id in tqdm(pair_ids, desc="Checking matches", unit="pair", leave=False):
+        for pair_id in progress(pair_ids, title="Checking matches", unit="pair", stays=False):
             id0, id1 = pycolmap.pair_id_to_image_pair(pair_id)
             image0, image1 = model.images[id0], model.images[id1]
             matches = database.read_matches(id0, id1)

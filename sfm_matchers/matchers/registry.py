@@ -10,7 +10,14 @@ from typing import Any, cast
 
 import torch
 
-from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, build, check_options
+from sfm_matchers.confs import (
+    DEFAULT_RESIZE,
+    Conf,
+    DetectorFreeConf,
+    SparseConf,
+    build,
+    check_options,
+)
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers import colmap_matching
 from sfm_matchers.matchers.efficient_loftr import EfficientLoFTRMatcher
@@ -88,7 +95,7 @@ def _load_jamma(conf: DetectorFreeConf, weights: str, device: str) -> JamMaMatch
     network = load_network("jamma", weights, **_network_options(conf, JamMaConfig, device))
     checkpoint = find_weights("jamma", weights).checkpoint
     is_official = checkpoint is not None and checkpoint.source == "official"
-    resize_max = conf.preprocessing.get("resize_max", 832)
+    resize_max = conf.preprocessing.get("resize_max", DEFAULT_RESIZE)
     return JamMaMatcher(cast(JamMa, network), resize_max, device, pad_to_square=is_official)
 
 
@@ -98,7 +105,7 @@ def _load_efficient_loftr(
     network = load_network(
         "eloftr", weights, **_network_options(conf, EfficientLoFTRConfig, device)
     )
-    resize_max = conf.preprocessing.get("resize_max", 832)
+    resize_max = conf.preprocessing.get("resize_max", DEFAULT_RESIZE)
     return EfficientLoFTRMatcher(cast(EfficientLoFTR, network), resize_max, device)
 
 

@@ -29,6 +29,7 @@ from sfm_matchers.errors import InputError, MissingExtraError, SfmMatchersError
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile, staged_part
 from sfm_matchers.machine.memory import FreedMemory
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.machine.threads import limit_threads
 from sfm_matchers.matching.plan import Shard
 
@@ -79,7 +80,7 @@ class WorkersLostError(SfmMatchersError):
 
 
 def run_shard(
-    match: MatchPairs, shard: Shard, path: Path, progress: Callable[[int], Any]
+    match: MatchPairs, shard: Shard, path: Path, advance: Callable[[int], Any]
 ) -> dict[str, str]:
     """Match the pairs of one shard; returns photos that could not be used, and why."""
     own = StagedFile(staged_part(path, shard.name))
@@ -89,20 +90,21 @@ def run_shard(
         group = names_to_pair(*pair)
         if not own.is_current(group, fingerprints[group]):
             todo.append(pair)
-    progress(len(shard.pairs) - len(todo))
+    advance(len(shard.pairs) - len(todo))
     left_out: dict[str, str] = {}
     freed = FreedMemory()
     for pair, arrays in match(todo, left_out):
         own.add({names_to_pair(*pair): arrays}, fingerprints)
-        progress(1)
+        advance(1)
         freed.give_back_now_and_then()
     freed.give_back()
     own.commit()
     return left_out
 
 
-def _bar(shards: Sequence[Shard]) -> tqdm:
-    return tqdm(total=sum(len(shard.pairs) for shard in shards), desc="Matching", unit="pair")
+def _bar(shards: Sequence[Shard]) -> tqdm[Any]:
+    total = sum(len(shard.pairs) for shard in shards)
+    return progress(total=total, title="Matching", unit="pair")
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ class InProcess:
         left_out: dict[str, str] = {}
         shards = [shard for shard in shards if shard.pairs]
         if shards:
-            with task.opened() as match, _bar(shards) as progress:
+            with task.opened() as match, _bar(shards) as bar:
                 for shard in shards:
-                    left_out |= run_shard(match, shard, path, progress.update)
+                    left_out |= run_shard(match, shard, path, bar.update)
         return left_out
 
 
@@ -192,13 +194,13 @@ class Processes:
         left_out: dict[str, str] = {}
         todo = {shard.name: shard for shard in shards if shard.pairs}
         losses = 0
-        with _bar(list(todo.values())) as progress:
+        with _bar(list(todo.values())) as bar:
             while todo:
                 try:
                     for shard, unusable in self._run_pool(task, list(todo.values()), path):
                         left_out |= unusable
                         del todo[shard.name]
-                        progress.update(len(shard.pairs))
+                        bar.update(len(shard.pairs))
                         losses = 0
                 except BrokenProcessPool:
                     losses += 1
@@ -322,7 +324,7 @@ class OnRay:
         losses: Counter[str] = Counter()
         left_out: dict[str, str] = {}
         try:
-            with _bar(waiting) as progress:
+            with _bar(waiting) as bar:
                 while waiting or running:
                     while waiting and idle:
                         actor, shard = idle.pop(), waiting.pop(0)
@@ -331,7 +333,7 @@ class OnRay:
                     actor, shard = running.pop(done)
                     try:
                         left_out |= ray.get(done)
-                        progress.update(len(shard.pairs))
+                        bar.update(len(shard.pairs))
                     except ray.exceptions.RayActorError:
                         losses[shard.name] += 1
                         _check_losses(shard, losses[shard.name])

@@ -14,13 +14,13 @@ from pathlib import Path
 import cv2
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.hdf5 import open_h5, read_finite_numbers, read_numbers
 from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.machine.progress import progress
 
 NUM_VISUAL_WORDS = 64
 SIFT_DIM = 128
@@ -62,7 +62,7 @@ def extract_vlad(
     if missing:
         with open_h5(feature_path) as file:
             vocabulary = learn_vocabulary(file, vocabulary_names)
-            for name in tqdm(missing, desc="Global descriptors", unit="photo"):
+            for name in progress(missing, title="Global descriptors", unit="photo"):
                 vlad = vlad_descriptor(_descriptors(file, name), vocabulary)
                 entry = {"global_descriptor": vlad.astype(np.float16)}
                 image_size = read_numbers(file, name, "image_size")

@@ -31,7 +31,7 @@ def extract(image_dir: str | Path, output: str | Path, **options: Any) -> Path:
         SfmMatchersError: an option or an input cannot be used, or the matcher has no features.
     """
     chosen = make_options(MatchOptions, image_dir=image_dir, outputs=output, **options)
-    matching = choose_matching(chosen)
+    matching = choose_matching(chosen, detail=chosen.detail)
     if not isinstance(matching.conf, SparseConf):
         raise InputError(f"{chosen.matcher} matches photos without features: call match instead")
     with Workspace(output).alone():
@@ -53,7 +53,7 @@ def match(image_dir: str | Path, output: str | Path, **options: Any) -> MatchRes
         SfmMatchersError: an option or an input cannot be used, or another run works in `output`.
     """
     chosen = make_options(MatchOptions, image_dir=image_dir, outputs=output, **options)
-    matching = choose_matching(chosen)
+    matching = choose_matching(chosen, detail=chosen.detail)
     with Workspace(output).alone():
         job = start_photos(chosen, matching)
         pairs, label = make_pairs(chosen, job)

@@ -45,7 +45,8 @@ def match_again(build: Build, cameras: CameraGroups, label: str) -> tuple[Build,
     logger.info(
         "%s leaves photos out of its model: %s matches %d pairs", *AUTO_MATCHERS, len(again)
     )
-    matching = choose_matching(replace(build.options, matcher=AUTO_MATCHERS[1]))
+    options = replace(build.options, matcher=AUTO_MATCHERS[1])
+    matching = choose_matching(options, detail=options.detail)
     second = replace(job, matching=matching).match(again, again_label)
     both = workspace.joined(label)
     source = fingerprint(revisions.JOINED, *map(file_fingerprint, (*first, *second)))

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
+from sfm_matchers.confs import Conf, Detail, DetectorFreeConf, SparseConf, load_conf, with_detail
 from sfm_matchers.errors import (
     PhotoChangedError,
 )
@@ -55,26 +55,32 @@ class Matching(NamedTuple):
         weights: ``bundled``, ``official`` or a checkpoint file.
         device: a torch device.
         executor: which processes match.
+        detail: how much of the photos is looked at; `conf` has it already.
     """
 
     conf: Conf
     weights: str
     device: str
     executor: Executor
+    detail: Detail = Detail()
 
 
 def choose_matching(
-    options: MatchingOptions, shard: str | None = None, *, merge: bool = False
+    options: MatchingOptions,
+    shard: str | None = None,
+    *,
+    merge: bool = False,
+    detail: Detail = Detail(),  # noqa: B008  (a value)
 ) -> Matching:
     """Look at the options of the matching, before anything takes time.
 
     Raises:
         InputError: unknown matcher or device, or options that contradict each other.
     """
-    conf = load_conf(str(options.matcher))
+    conf = with_detail(load_conf(str(options.matcher)), detail)
     device = _device(conf, options.device)
     executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
-    return Matching(conf, str(options.weights), device, executor)
+    return Matching(conf, str(options.weights), device, executor, detail)
 
 
 def start_job(

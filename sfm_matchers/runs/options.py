@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sfm_matchers.choices import EXIF
-from sfm_matchers.confs import check_keys
+from sfm_matchers.confs import Detail, check_keys
 
 # `--matcher auto`: where SIFT finds enough nothing is as exact for as little time; the photos that
 # it leaves out of the model are matched again by the second.
@@ -26,6 +26,9 @@ class MatchOptions:
         image_dir: folder of photos.
         outputs: folder for all results.
         matcher: name of a conf, or a conf file.
+        quality: ``low``, ``medium``, ``high``, ``extreme``; None: as the conf says.
+        max_image_size: longer side in pixels to which photos are reduced for matching.
+        max_num_features: most keypoints of a photo.
         pairs: ``auto``, ``exhaustive``, ``sequential``, ``retrieval``, ``spatial``, or a file.
         num_matched: photos matched to each by all but ``exhaustive``.
         georeference: positions of photos: ``exif``, ``none``, or a file.
@@ -40,6 +43,9 @@ class MatchOptions:
     image_dir: str | Path
     outputs: str | Path
     matcher: str | Path = "sift"
+    quality: str | None = None
+    max_image_size: int | None = None
+    max_num_features: int | None = None
     pairs: str | Path = "auto"
     num_matched: int = 20
     georeference: str | Path = EXIF
@@ -49,6 +55,11 @@ class MatchOptions:
     workers: int | None = None
     ray: str | None = None
     drop_raw_matches: bool = False
+
+    @property
+    def detail(self) -> Detail:
+        """How much of the photos is looked at, where this is not as the conf says."""
+        return Detail(self.quality, self.max_image_size, self.max_num_features)
 
 
 @dataclass(frozen=True)

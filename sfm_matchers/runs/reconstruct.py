@@ -160,7 +160,10 @@ def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
             raise InputError(f"shards need a --matcher other than {AUTO}, which decides on the way")
         matcher = AUTO_MATCHERS[0]
     matching = choose_matching(
-        replace(options, matcher=matcher), options.shard, merge=options.merge
+        replace(options, matcher=matcher),
+        options.shard,
+        merge=options.merge,
+        detail=options.detail,
     )
     if workspace.path.resolve() == image_dir.resolve() and not is_output(workspace.path):
         for picture in workspace.pictures:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from sfm_matchers.choices import RETRIEVALS
-from sfm_matchers.confs import SparseConf, load_conf
+from sfm_matchers.confs import SparseConf, load_conf, with_detail
 from sfm_matchers.errors import (
     InputError,
     MissingExtraError,
@@ -69,7 +69,7 @@ def describe_with_vlad(
 ) -> Path:
     """Global descriptors of photos, from SIFT, by a vocabulary learned from those of `database`
     (all if None); return the feature file."""
-    sift = cast(SparseConf, load_conf("sift"))
+    sift = cast(SparseConf, with_detail(load_conf("sift"), job.matching.detail))
     sift_path = job.extract(sift, names)
     descriptor_path = job.workspace.global_features("vlad")
     fingerprints = job.fingerprints(names)

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pycolmap
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.synthetic.arrays import FloatArray
 from sfm_matchers.synthetic.cameras import Camera, look_at, project, unproject
 from sfm_matchers.synthetic.rendering import Rendering, random_appearance, render
@@ -84,7 +84,7 @@ def write_photos(
     camera = camera or Camera.from_field_of_view(640, 480)
     poses = camera_path(scene, count, seed)
     names, renderings = [], []
-    for index, pose in enumerate(tqdm(poses, desc="rendering", unit="photo")):
+    for index, pose in enumerate(progress(poses, title="Rendering", unit="photo")):
         photo_seed = 10_000 * seed + index
         appearance = random_appearance(photo_seed, night=night)
         rendering = render(scene, camera, pose, appearance, seed=photo_seed)

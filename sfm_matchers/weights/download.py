@@ -14,10 +14,9 @@ from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from sfm_matchers.errors import WeightsError, one_line
 from sfm_matchers.files.replacing import replacing
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.weights.registry import BUNDLED_DIR, Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -180,12 +179,12 @@ def _copy(
     expected = size if size is not None else int(announced) if announced else None
     digest = hashlib.sha256()
     received = 0
-    with tqdm(total=expected, desc=label, unit="B", unit_scale=True, leave=False) as progress:
+    with progress(total=expected, title=label, unit="B", stays=False) as bar:
         while chunk := response.read(CHUNK_BYTES):
             file.write(chunk)
             digest.update(chunk)
             received += len(chunk)
-            progress.update(len(chunk))
+            bar.update(len(chunk))
     if expected is not None and received != expected:
         raise WeightsError(f"{url} gave {received} bytes, expected {expected}: not kept")
     return digest.hexdigest()

@@ -126,6 +126,19 @@ def test_second_run_changes_nothing(
     }
 
 
+def test_quality_is_that_of_the_features(photos: Path, tmp_path: Path) -> None:
+    given = ["--images", str(photos / "images"), "--output", str(tmp_path), "--matcher", "SIFT"]
+    assert main([*given, "--max-num-features", "100"]) == 0
+    with open_h5(tmp_path / "feats-sift.h5") as file:
+        few = len(read_keypoints(file, "0000.jpg"))
+    assert main([*given, "--max-image-size", "200", "--no-refine"]) == 0
+    with open_h5(tmp_path / "feats-sift.h5") as file:
+        assert len(read_keypoints(file, "0000.jpg")) > few
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert log.count("ended with status 0") == 2
+    assert "max_image_size=200" in log
+
+
 def test_longer_tracks_can_be_left_out_and_made_later(
     photos: Path, finished: Path, tmp_path: Path
 ) -> None:

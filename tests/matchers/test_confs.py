@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from sfm_matchers.confs import SparseConf, check_options, conf_names, load_conf
+from sfm_matchers.choices import QUALITIES
+from sfm_matchers.confs import (
+    Detail,
+    DetectorFreeConf,
+    SparseConf,
+    check_options,
+    conf_names,
+    load_conf,
+    with_detail,
+)
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
@@ -122,3 +131,44 @@ def test_matchers_refuse_options_of_another_type() -> None:
     bad = SparseConf("bad", sift.features, sift.output, {**sift.model, "ratio": "high"})
     with pytest.raises(InputError, match="'ratio' must be a number, found 'high'"):
         load_sparse_matcher(bad, "", "cpu")
+
+
+# Detail -------------------------------------------------------------------------------------------
+
+
+def seen(name: str, detail: Detail) -> tuple[int, int]:
+    """Longer side in pixels, and number of keypoints, of a conf."""
+    conf = with_detail(load_conf(name), detail)
+    if isinstance(conf, DetectorFreeConf):
+        assert conf.max_keypoints is not None
+        return conf.preprocessing["resize_max"], conf.max_keypoints
+    model = conf.features["model"]
+    limits = {model[key] for key in ("max_num_features", "max_num_keypoints") if key in model}
+    (limit,) = limits
+    return conf.features["preprocessing"]["resize_max"], limit
+
+
+def test_quality_means_with_sift_what_it_means_in_colmap() -> None:
+    of_colmap = [(1000, 2048), (1600, 4096), (2400, 8192), (3200, 8192)]
+    assert [seen("sift", Detail(quality)) for quality in QUALITIES] == of_colmap
+
+
+@pytest.mark.parametrize("name", sorted(set(conf_names()) - {"sift"}))
+def test_quality_of_networks_has_the_same_proportions(name: str) -> None:
+    size, count = seen(name, Detail())
+    assert seen(name, Detail("medium")) == (size, count)
+    assert seen(name, Detail("low")) == (size * 1000 // 1600, count // 2)
+    assert seen(name, Detail("extreme")) == (2 * size, 2 * count)
+
+
+@pytest.mark.parametrize("name", conf_names())
+def test_size_and_number_count_more_than_quality(name: str) -> None:
+    assert seen(name, Detail("low", 777, 555)) == (777, 555)
+    assert seen(name, Detail(None, 777, None)) == (777, seen(name, Detail())[1])
+    assert with_detail(load_conf(name), Detail()) == load_conf(name)
+
+
+@pytest.mark.parametrize("detail", [Detail("best"), Detail(None, 0), Detail(None, None, -1)])
+def test_other_detail_is_refused(detail: Detail) -> None:
+    with pytest.raises(InputError):
+        with_detail(load_conf("sift"), detail)

@@ -46,7 +46,7 @@ def by_name(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def test_the_report_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main([]) == 0
+    assert doctor.main(["--all"]) == 0
     text = capsys.readouterr().out
     for line in (
         f"torch         {torch.__version__}",
@@ -60,6 +60,17 @@ def test_the_report_names_every_part(capsys: pytest.CaptureFixture[str]) -> None
     ):
         assert line in text
     assert "cannot be examined" not in text
+
+
+def test_it_is_short_unless_all_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 20
+    assert f"torch {torch.__version__}" in lines[0]
+    (usable,) = (line for line in lines if line.startswith("usable"))
+    assert "sift" in usable
+    assert "not yet       jamma: needs a download of jamma/official" in lines
+    assert lines[-1].endswith("--all")
 
 
 def test_the_json_report_holds_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.train import main
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.pair_lists import read_scene_info
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
@@ -40,6 +39,7 @@ from sfm_matchers.training.loop import TrainingOptions, TrainingTask
 from sfm_matchers.training.losses.mambaglue import IGNORED, ground_truth_matches
 from sfm_matchers.training.losses.supervision import IGNORED as NO_LABEL
 from sfm_matchers.training.losses.supervision import cell_truth
+from sfm_matchers.training.run import train
 from sfm_matchers.training.schedule import sample_scheduled_pairs, validation_sets
 from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
 from sfm_matchers.training.tasks.jamma import JamMaTask
@@ -315,7 +315,7 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     caplog: pytest.LogCaptureFixture,
     poses: list[np.ndarray],
 ) -> None:
-    """One step of MambaGlue by `pipelines.train.main`, with a validation on a list of pairs."""
+    """One step of MambaGlue by `training.run.train`, with a validation on a list of pairs."""
     pytest.importorskip("pycolmap")
     monkeypatch.setattr("sfm_matchers.training.schedule.REFERENCE_AREA", SIZE[0] * SIZE[1])
     monkeypatch.setattr("sfm_matchers.training.schedule.SIZES", {1.0: [SIZE]})
@@ -329,7 +329,7 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     pairs_file = tmp_path / "pairs.txt"
     pairs_file.write_text(" ".join(["0.png", "1.png", "0", "0", *map(str, numbers)]) + "\n")
     with caplog.at_level(logging.INFO, logger="sfm_matchers"):
-        main(
+        train(
             "mambaglue",
             images,
             tmp_path / "run",
@@ -346,7 +346,7 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     assert 0 <= float(row["posed_recall"]) <= 1
     assert "protocol: 1 pairs of" in caplog.text
     with pytest.raises(InputError, match="no file"):
-        main(
+        train(
             "mambaglue",
             images,
             tmp_path / "other",
