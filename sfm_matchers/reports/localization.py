@@ -14,8 +14,8 @@ import pycolmap
 from sfm_matchers.files.text import write_text
 from sfm_matchers.localization.poses import LocalizedQuery, Status, count_by_status
 from sfm_matchers.reports.drawing import draw_matches
+from sfm_matchers.reports.page import attempted
 from sfm_matchers.reports.pictures import jpeg_url, read_picture, resize_to_height
-from sfm_matchers.reports.reconstruction import attempted
 
 MAX_PICTURES = 60
 MAX_LINES = 150

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import json
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -22,6 +21,7 @@ from sfm_matchers.mapping.diagnosis import MatchGraph, likely_reason
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.reports import model_in_3d, reconstruction
 from sfm_matchers.reports.drawing import write_image
+from sfm_matchers.reports.page import fill_page
 from sfm_matchers.reports.reconstruction import write_report
 
 NUM_IMAGES, NUM_POINTS = 6, 40
@@ -345,7 +345,7 @@ def test_large_models_are_thinned_out(scene, monkeypatch):
     page = Page(scene.write())
     assert len(page.array(page.data["points"], "<f4")) == 3 * 10
     assert f"10 of {NUM_POINTS} points" in page.text
-    assert len(page.addresses) == 2 + 2  # thumbnails and drawn pairs
+    assert len(page.addresses) == 1 + 2 + 2  # the model, thumbnails and drawn pairs
     assert page.data["matrix"]["block"] == 2
     assert page.matrix("verified").shape == (3, 3)
     assert (page.matrix("verified") > 0).all()
@@ -422,14 +422,13 @@ def test_no_points_and_one_camera_still_give_a_rotation():
 
 def test_wide_cameras_are_drawn_at_ninety_degrees():
     camera = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 0, 200, 100)
-    model = SimpleNamespace(cameras={1: camera})
-    frusta = model_in_3d._frusta(model, [SimpleNamespace(camera_id=1)])
+    frusta = model_in_3d._frusta([camera])
     assert np.abs(frusta[0, 1:]).tolist() == [[1, 0.5, 1]] * 4
 
 
-def test_every_element_the_script_asks_for_exists():
-    template = importlib.resources.files("sfm_matchers.reports").joinpath("page.html")
-    text = template.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["page.html", "localization.html"])
+def test_every_element_the_script_asks_for_exists(page):
+    text = fill_page(page, defaultdict(str))
     asked = set(re.findall(r'byId\("([\w-]+)"\)', text))
     assert asked
     assert asked <= set(re.findall(r'\bid="([\w-]+)"', text))
