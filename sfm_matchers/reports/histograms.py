@@ -50,7 +50,7 @@ def _track_lengths(lengths: np.ndarray) -> str:
     clipped = np.clip(lengths, 2, last)
     counts = np.bincount(clipped, minlength=last + 1)[2:]
     more = lengths.max() > last
-    labels = [f"in {length} photos" for length in range(2, last + 1)]
+    labels = [f"{length} observations" for length in range(2, last + 1)]
     labels[-1] += " and more" if more else ""
     step = 1 if last <= 12 else 2 if last <= 18 else 4
     ticks = [
@@ -59,7 +59,7 @@ def _track_lengths(lengths: np.ndarray) -> str:
     ]
     share = 100 * float((lengths >= 3).mean())
     note = (
-        f"{share:.0f} % of the points are seen in three photos or more, the best in "
+        f"{share:.0f} % of the points have three observations or more; the longest track has "
         f"{lengths.max():,}."
     )
     return _figure("Track lengths", note, counts, labels, ticks, "points")

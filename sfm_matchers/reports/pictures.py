@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.photos.images import exif_orientation, read_image, to_upright
+from sfm_matchers.photos.images import exif_orientation, points_to_upright, read_image, to_upright
 from sfm_matchers.reports.drawing import encode_image
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,25 @@ def resize_to_height(image: np.ndarray, height: int) -> tuple[np.ndarray, float]
     scale = min(height / image.shape[0], MAX_ASPECT * height / image.shape[1])
     size = [max(1, round(side * scale)) for side in (image.shape[1], image.shape[0])]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
+
+
+def in_picture(points: np.ndarray, path: Path, picture: np.ndarray, scale: float) -> np.ndarray:
+    """Return where points of a photo as stored lie in its upright picture, resized.
+
+    Args:
+        points: (N, 2) pixels of the photo as stored, in COLMAP's convention.
+        path: of the photo.
+        picture: as `read_picture` gives it.
+        scale: by which it was resized then.
+
+    Returns:
+        (N, 2) pixels; (0, 0) is the centre of the top-left one.
+    """
+    orientation = orientation_of(path)
+    height, width = picture.shape[:2]
+    stored = (height, width) if orientation >= 5 else (width, height)
+    shares = points_to_upright(points / stored, orientation)
+    return shares * (width, height) * scale - 0.5
 
 
 def jpeg_url(image: np.ndarray) -> str:

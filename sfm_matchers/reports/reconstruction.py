@@ -18,7 +18,6 @@ from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.text import write_text
 from sfm_matchers.mapping.diagnosis import MatchGraph, count, read_match_graph
 from sfm_matchers.photos.folders import REPORT_PICTURES
-from sfm_matchers.photos.images import points_to_upright
 from sfm_matchers.reports.cameras import cameras_html, starting_cameras
 from sfm_matchers.reports.drawing import (
     draw_match_graph,
@@ -47,6 +46,7 @@ from sfm_matchers.reports.page import (
     verdict_html,
 )
 from sfm_matchers.reports.pictures import (
+    in_picture,
     jpeg_url,
     orientation_of,
     read_picture,
@@ -289,18 +289,9 @@ def _draw_pair(
     (small0, scale0), (small1, scale1) = (
         resize_to_height(photo, PAIR_HEIGHT) for photo in (photo0, photo1)
     )
-    keypoints0 = _in_picture(keypoints0, image_dir / name0, photo0, scale0)
-    keypoints1 = _in_picture(keypoints1, image_dir / name1, photo1, scale1)
+    keypoints0 = in_picture(keypoints0 + 0.5, image_dir / name0, photo0, scale0)
+    keypoints1 = in_picture(keypoints1 + 0.5, image_dir / name1, photo1, scale1)
     return draw_matches(small0, small1, keypoints0, keypoints1, scores, MAX_LINES)
-
-
-def _in_picture(keypoints: np.ndarray, path: Path, picture: np.ndarray, scale: float) -> np.ndarray:
-    """Return where keypoints of a photo as stored lie in its upright picture, resized."""
-    orientation = orientation_of(path)
-    height, width = picture.shape[:2]
-    stored = (height, width) if orientation >= 5 else (width, height)
-    shares = points_to_upright((keypoints + 0.5) / stored, orientation)
-    return shares * (width, height) * scale - 0.5
 
 
 def _inlier_scores(

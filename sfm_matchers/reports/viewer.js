@@ -6,6 +6,7 @@ function startViewer({ onPick, linksOf }) {
   const numCameras = data.cameras.length, cameraOf = new Map(data.cameras.map((row, i) => [row, i]));
   const canvas = byId("scene"), context = canvas.getContext("2d");
   let view = null, density = 1, hovered = -1, picked = -1, pending = false, packed = null;
+  let colorOf = null;
 
   // --- Colours ---------------------------------------------------------------------------------
   const isDark = () => {
@@ -35,9 +36,10 @@ function startViewer({ onPick, linksOf }) {
     return sorted.length ? Math.max(4, sorted[Math.floor(0.98 * (sorted.length - 1))]) : 4;
   }
   const most = Math.max(1, ...(data.observations || []));
-  function cameraColor(camera) {
-    if (data.kinds) return cssColor(data.kinds[data.kind_of[camera]].color);
-    return `rgb(${rampColor(data.observations[camera] / most)})`;
+  function cameraColors() {
+    const own = (data.kinds || []).map(kind => cssColor(kind.color));
+    return data.cameras.map((_, camera) => data.kinds ? own[data.kind_of[camera]]
+      : `rgb(${rampColor(data.observations[camera] / most)})`);
   }
 
   // --- Where things are on the canvas -----------------------------------------------------------
@@ -59,6 +61,9 @@ function startViewer({ onPick, linksOf }) {
   }
   const centerOf = camera => frusta.subarray(15 * camera, 15 * camera + 3);
 
+  // Cameras that may lie far off, those of new photos, come last and are not waited for.
+  const inView = frusta.subarray(0, 15 * (data.num_in_view ?? numCameras));
+
   // Turn to a direction, and stand as near as shows nearly all points and cameras.
   function lookFrom(azimuth, elevation) {
     view = { azimuth, elevation, distance: 0, target: [0, 0, 0] };
@@ -74,7 +79,7 @@ function startViewer({ onPick, linksOf }) {
       distances.sort((a, b) => a - b);
       return distances.length ? distances[Math.ceil(0.98 * (distances.length - 1))] : 0;
     };
-    view.distance = Math.max(0.1, needed(points, 3), needed(frusta, 15));
+    view.distance = Math.max(0.1, needed(points, 3), needed(inView, 15));
     redraw();
   }
   const reset = () => lookFrom(0.45, 0.35);
@@ -109,7 +114,7 @@ function startViewer({ onPick, linksOf }) {
     }
     if (corners.some(corner => corner[2] < 0.02)) return;
     const [tip, ...base] = corners, stands_out = camera === hovered || camera === picked;
-    context.strokeStyle = context.fillStyle = cameraColor(camera);
+    context.strokeStyle = context.fillStyle = colorOf[camera];
     context.lineWidth = (stands_out ? 2.6 : 1.2) * density;
     context.beginPath();
     base.forEach(([x, y], i) => i ? context.lineTo(x, y) : context.moveTo(x, y));
@@ -158,6 +163,7 @@ function startViewer({ onPick, linksOf }) {
     pending = false;
     if (!view) return;
     const { apply, focal } = project();
+    colorOf = colorOf || cameraColors();
     drawPoints(apply);
     drawLines(apply);
     if (!byId("cameras").checked) return;
@@ -165,7 +171,7 @@ function startViewer({ onPick, linksOf }) {
     for (const camera of [picked, hovered]) if (camera >= 0) drawCamera(apply, camera, focal);
   }
   const redraw = () => { if (!pending) { pending = true; requestAnimationFrame(draw); } };
-  drawings.push(() => { packed = null; draw(); });
+  drawings.push(() => { packed = colorOf = null; draw(); });
 
   // --- Turning, moving, picking -----------------------------------------------------------------
   function turn(dx, dy) {
@@ -263,7 +269,7 @@ function startViewer({ onPick, linksOf }) {
     const mode = byId("coloring").value;
     byId("point-legend").hidden = mode === "photo";
     byId("point-low").textContent = mode === "error" ? data.error_limit.toPrecision(2) + " px" : "2";
-    byId("point-high").textContent = mode === "error" ? "0" : trackLimit() + " photos";
+    byId("point-high").textContent = mode === "error" ? "0" : trackLimit() + " observations";
     byId("camera-legend").hidden = !!data.kinds;
     byId("camera-most").textContent = counted(most, "observation");
     const kinds = (data.kinds || []).map(({ label, color }) => {
@@ -300,8 +306,8 @@ function startViewer({ onPick, linksOf }) {
   showLegend();
   new ResizeObserver(() => {
     density = fitCanvas(canvas, canvas.clientWidth, canvas.clientHeight);
-    if (view) redraw();
-    else reset();
+    if (!view) reset();
+    draw();  // now, or the canvas is empty for a moment
   }).observe(canvas);
   return { pick, draw };
 }
