@@ -37,6 +37,7 @@ from sfm_matchers.reports.pictures import (
 MAX_PICTURES = 60
 MAX_LINES = 150
 MAX_MAP_CAMERAS = 1000  # drawn in 3D, evenly spread
+FAR = 3.0  # times the extent of the map; the first view does not reach to photos beyond
 FIGURE_HEIGHT = 400  # pixels: two photos side by side fill the page
 KINDS = [  # of cameras in 3D, with their colours in page.css
     {"label": "map", "color": "--quiet"},
@@ -132,7 +133,10 @@ def _page_data(scene: _Scene, results: Sequence[LocalizedQuery]) -> dict[str, An
     number = len(scene.camera_names)
     kept = np.linspace(0, number - 1, min(number, MAX_MAP_CAMERAS)).astype(int)
     drawn = _drawn(results)
-    frusta = np.concatenate([scene.frusta[kept], _query_frusta(scene, drawn)])
+    own = _query_frusta(scene, drawn)
+    far = np.linalg.norm(own[:, 0], axis=1)
+    order = np.argsort(far, kind="stable").tolist()  # those in view come first
+    drawn, frusta = [drawn[i] for i in order], np.concatenate([scene.frusta[kept], own[order]])
     labels = [kind["label"] for kind in KINDS]
     map_names = [scene.camera_names[index] for index in kept.tolist()]
     row_of = {name: row for row, name in enumerate(scene.camera_names)}
@@ -145,8 +149,8 @@ def _page_data(scene: _Scene, results: Sequence[LocalizedQuery]) -> dict[str, An
         + [rows[id(result)] for result in drawn],
     }
     return shown | {
-        "num_in_view": len(kept) or len(drawn),
-        "path": [*range(len(kept), len(kept) + len(drawn))],
+        "num_in_view": len(kept) + int((far < FAR).sum()),
+        "path": (len(kept) + np.argsort(order)).tolist(),  # as in the list of photos
         "notes": [_outcome(result) for result in results] + ["a photo of the map"] * len(kept),
         "kinds": KINDS,
         "kind_of": [0] * len(kept) + [labels.index(result.status.value) for result in drawn],
