@@ -10,7 +10,7 @@ from browser import CHROMIUM, look
 from localization_page import make_results, write_page
 from report_page import NUM_IMAGES, Scene, make_scene
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"), pytest.mark.slow]
 
 # How many levels of red a canvas shows; 1 and less is an empty one.
 INK = """const ink = id => {
