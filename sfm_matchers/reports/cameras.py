@@ -21,9 +21,9 @@ _HEAD = (
     "Size (px)",
     "Model",
     "Focal length (px)",
-    "began with (px)",
-    "(mm)",
-    "on 35 mm film",
+    "Began with (px)",
+    "Focal length (mm)",
+    "as on 35 mm film",
     "Principal point off the middle (px)",
     "Distortion",
 )

@@ -65,7 +65,7 @@ from sfm_matchers.reports.sections import (
 logger = logging.getLogger(__name__)
 
 MAX_THUMBNAILS = 300
-MAX_MATRIX = 256  # rows of the match graph; more photos are drawn in blocks
+MAX_MATRIX = 300  # rows of the match graph; more photos are drawn in blocks
 LEAST_HEIGHT, MOST_HEIGHT = 144, 480  # pixels of a photo on the page
 PICTURE_PIXELS = 10_000_000  # of all of them together: about 3 MB
 STILL_HEIGHT = 600  # pixels of the picture of the model where scripts do not run

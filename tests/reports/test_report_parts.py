@@ -13,6 +13,7 @@ import pycolmap
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from many_photos import make_many_photos
 from PIL import Image
 from report_page import NUM_IMAGES, Page, Scene, make_scene
 
@@ -225,3 +226,13 @@ def test_a_missing_feature_file_costs_only_the_lines(scene):
     page = Page(scene.write())
     assert page.data["pairs"]["lines"] == ""
     assert html.escape(scene.names[0]) in scene.write().read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_page_of_many_photos_stays_small(tmp_path):
+    """Of coloured noise, which no JPEG makes small."""
+    path = make_many_photos(tmp_path, 300).write()
+    assert path.stat().st_size < 10_000_000
+    page = Page(path)
+    assert len(page.addresses) == 300 + 1 + 2
+    assert page.data["matrix"]["block"] == 1

@@ -13,7 +13,7 @@ from report_page import Scene
 from sfm_matchers.reports.drawing import write_image
 
 NEIGHBOURS = 20  # of each photo along the path, with which it is matched
-SIZE = (1200, 900)
+SIZE = (640, 480)
 
 
 def make_many_photos(root: Path, number: int, points_each: int = 60) -> Scene:
@@ -23,7 +23,7 @@ def make_many_photos(root: Path, number: int, points_each: int = 60) -> Scene:
     options.num_frames_per_rig, options.num_points3D = number, 8 * number
     options.track_length = points_each // 8
     options.camera_width, options.camera_height = SIZE
-    options.camera_params = [1100.0, SIZE[0] / 2, SIZE[1] / 2, 0.0]
+    options.camera_params = [600.0, SIZE[0] / 2, SIZE[1] / 2, 0.0]
     pycolmap.set_random_seed(0)
     model = pycolmap.synthesize_dataset(options)
     rng = np.random.default_rng(0)
