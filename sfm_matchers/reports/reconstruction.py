@@ -6,6 +6,7 @@ import html
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,46 +116,58 @@ def write_report(
     for old in (path, *(output_dir / name for name in REPORT_PICTURES)):
         old.unlink(missing_ok=True)
 
-    def write() -> None:
-        orientations = {name: orientation_of(Path(image_dir) / name) for name in graph.names}
-        errors = model_errors(model)
-        images = _image_statistics(graph, errors)
-        build = partial(build_scene, model, orientations)
-        scene = attempted("the model", build, _no_scene())
-        drawn_pairs = _draw_pairs(graph, Path(image_dir), Path(feature_path), Path(match_path))
-        matrix, block = _match_matrix(graph)
-        _write_pictures(output_dir, graph.names[::block], matrix[0], scene, model, drawn_pairs)
-        lines = attempted(
-            "matches of pairs",
-            lambda: read_lines(graph, Path(feature_path), _sizes(graph), orientations),
-            no_lines(),
-        )
-        sections = {
-            "the histograms": lambda: histograms_html(model, errors),
-            "the cameras": lambda: cameras_html(model, graph, Path(image_dir)),
-            "the still picture": lambda: _still_html(scene),
-        }
-        parts = [attempted(name, make, "") for name, make in sections.items()]
-        page = fill_page(
-            "page.html",
-            {
-                "subtitle": html.escape(subtitle(images, model)),
-                "verdict": verdict_html(summary),
-                "tiles": model_tiles(graph, images, model),
-                "scene_note": html.escape(_scene_note(scene, model)),
-                "click_note": CLICK_NOTE,
-                "unregistered": unregistered_html(graph, images, faults),
-                **dict(zip(("histograms", "cameras", "still"), parts, strict=True)),
-                "pairs": pairs_html(drawn_pairs),
-                "images": images_html(images, _read_thumbnails(Path(image_dir), graph.names)),
-                "summary": summary_html(summary) + run_html(image_dir),
-                "data": script_json(_page_data(images, scene, matrix, block, lines)),
-            },
-        )
-        write_text(path, page)
-
+    files = _Files(Path(image_dir), Path(feature_path), Path(match_path))
+    write = partial(_write_page, path, graph, model, files, summary, faults)
     attempted("all but the summary", write, None)
     return path
+
+
+@dataclass(frozen=True)
+class _Files:
+    image_dir: Path
+    feature_path: Path
+    match_path: Path
+
+
+def _write_page(
+    path: Path,
+    graph: MatchGraph,
+    model: pycolmap.Reconstruction | None,
+    files: _Files,
+    summary: Mapping[str, Any],
+    faults: Mapping[str, str] | None,
+) -> None:
+    """Write the pictures beside the page, and the page."""
+    image_dir = files.image_dir
+    orientations = {name: orientation_of(image_dir / name) for name in graph.names}
+    errors = model_errors(model)
+    images = _image_statistics(graph, errors)
+    scene = attempted("the model", partial(build_scene, model, orientations), _no_scene())
+    drawn_pairs = _draw_pairs(graph, image_dir, files.feature_path, files.match_path)
+    matrix, block = _match_matrix(graph)
+    _write_pictures(path.parent, graph.names[::block], matrix[0], scene, model, drawn_pairs)
+    lines = attempted(
+        "matches of pairs",
+        lambda: read_lines(graph, files.feature_path, _sizes(graph), orientations),
+        no_lines(),
+    )
+    histograms = partial(histograms_html, model, errors)
+    parts = {
+        "subtitle": html.escape(subtitle(images, model)),
+        "verdict": verdict_html(summary),
+        "tiles": model_tiles(graph, images, model),
+        "scene_note": html.escape(_scene_note(scene, model)),
+        "click_note": CLICK_NOTE,
+        "still": attempted("the still picture", partial(_still_html, scene), ""),
+        "unregistered": unregistered_html(graph, images, faults),
+        "histograms": attempted("the histograms", histograms, ""),
+        "cameras": attempted("the cameras", partial(cameras_html, model, graph, image_dir), ""),
+        "pairs": pairs_html(drawn_pairs),
+        "images": images_html(images, _read_thumbnails(image_dir, graph.names)),
+        "summary": summary_html(summary) + run_html(image_dir),
+        "data": script_json(_page_data(images, scene, matrix, block, lines)),
+    }
+    write_text(path, fill_page("page.html", parts))
 
 
 def _page_data(
