@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sfm_matchers.reports.page import (
     scene_data,
     script_json,
     tiles_html,
+    verdict_html,
 )
 from sfm_matchers.reports.pictures import (
     in_picture,
@@ -51,7 +52,11 @@ CLICK_NOTE = (
 
 
 def write_localization_report(
-    path: Path, image_dir: Path, model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]
+    path: Path,
+    image_dir: Path,
+    model: pycolmap.Reconstruction,
+    results: Sequence[LocalizedQuery],
+    summary: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page, which needs no other file.
 
@@ -60,6 +65,7 @@ def write_localization_report(
         image_dir: the folder that the names of queries and map photos are relative to.
         model: the map.
         results: of all queries; pictures are drawn for `MAX_PICTURES` of them, evenly spread.
+        summary: its ``verdict`` and ``verdict_level`` (good, fair or poor) stand on top.
 
     Returns:
         The path.
@@ -76,6 +82,7 @@ def write_localization_report(
             "localization.html",
             {
                 "subtitle": _subtitle(model, results),
+                "verdict": verdict_html(summary or {}),
                 "tiles": _tiles(model, results),
                 "scene_note": _note(scene, results),
                 "click_note": CLICK_NOTE,

@@ -10,7 +10,7 @@ import pytest
 from localization_page import ODD_NAME, make_results, write_page
 from report_page import Page, make_scene
 
-from sfm_matchers.reports.localization import KINDS
+from sfm_matchers.reports.localization import KINDS, write_localization_report
 
 
 @pytest.fixture
@@ -23,6 +23,16 @@ def test_it_stands_alone_and_names_cannot_break_out(page):
     assert page.tags.count("script") == 2
     assert page.data["names"][1] == ODD_NAME
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+
+
+def test_the_verdict_stands_on_top(tmp_path):
+    model = make_scene(tmp_path).model
+    summary = {"verdict": "1 of <4> localized", "verdict_level": "poor"}
+    path = write_localization_report(
+        tmp_path / "report.html", tmp_path / "images", model, make_results(model), summary
+    )
+    box = '<p class="verdict poor" role="status">1 of &lt;4&gt; localized</p>'
+    assert box in path.read_text(encoding="utf-8")
 
 
 def test_every_photo_is_listed_with_what_became_of_it(page):
