@@ -99,8 +99,8 @@ def write_report(
         match_path: match file (HDF5), read for the confidence of the matches that are drawn.
         database_path: COLMAP database with the verified matches.
         summary: what else to show. A value that is itself a mapping becomes a table named by its
-            key, such as ``{"settings": {"matcher": "jamma"}}``; the table ``seconds`` is drawn as
-            bars. All other values stand together in one table.
+            key, ``seconds`` one of bars. ``verdict`` and its ``verdict_level`` (good, fair, poor)
+            stand on top. All other values stand together in one table.
         faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
 
     Returns:
@@ -109,14 +109,13 @@ def write_report(
     Raises:
         InputError: there is no database.
     """
-    output_dir = Path(output_dir)
     path = output_dir / "report.html"
-    graph = read_match_graph(Path(database_path), pairs, model)
+    graph = read_match_graph(database_path, pairs, model)
     # Nothing of an older run stays where a part fails.
     for old in (path, *(output_dir / name for name in REPORT_PICTURES)):
         old.unlink(missing_ok=True)
 
-    files = _Files(Path(image_dir), Path(feature_path), Path(match_path))
+    files = _Files(image_dir, feature_path, match_path)
     write = partial(_write_page, path, graph, model, files, summary, faults)
     attempted("all but the summary", write, None)
     return path
