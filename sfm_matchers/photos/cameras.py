@@ -19,6 +19,9 @@ from sfm_matchers.photos.images import open_photo
 # Internet collections, of many cameras, lie far below; photos of one camera lie at 1.
 SAME_SIZE_SHARE = 0.6
 
+FILM_DIAGONAL = math.hypot(36, 24)  # millimetres
+_MILLIMETRES = {2: 25.4, 3: 10.0}  # of EXIF's units of resolution: inch, centimetre
+
 
 @dataclass(frozen=True)
 class PhotoHeader:
@@ -82,6 +85,31 @@ def read_photo_header(path: Path) -> PhotoHeader:
         except Exception:  # garbage can make the reader fail in any way
             return PhotoHeader(size)
     return PhotoHeader(size, make, model, lens, focal_length)
+
+
+def exif_pixel_size(path: Path) -> float | None:
+    """Return the width of a pixel on the sensor in millimetres, where EXIF tells the sensor's size.
+
+    By focal length and its equivalent on film of 36 x 24 mm, which is that of the diagonals, or by
+    the resolution in the focal plane, where the photo still has the size that EXIF states.
+
+    Raises:
+        InputError: as `open_photo`; damaged EXIF counts as absent.
+    """
+    with open_photo(path) as photo:
+        try:
+            tags = photo.getexif().get_ifd(ExifTags.IFD.Exif)
+            focal_length = _focal_length(tags.get(ExifTags.Base.FocalLength))
+            on_film = _focal_length(tags.get(ExifTags.Base.FocalLengthIn35mmFilm))
+            if focal_length and on_film:
+                return FILM_DIAGONAL * focal_length / on_film / math.hypot(*photo.size)
+            resolution = _focal_length(tags.get(ExifTags.Base.FocalPlaneXResolution))
+            unit = _MILLIMETRES.get(tags.get(ExifTags.Base.FocalPlaneResolutionUnit, 2))
+            if resolution and unit and tags.get(ExifTags.Base.ExifImageWidth) in photo.size:
+                return unit / resolution
+        except Exception:  # garbage can make the reader fail in any way
+            return None
+    return None
 
 
 def _focal_length(value: Any) -> float | None:

@@ -141,6 +141,23 @@ def from_upright(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(np.flip(image, _FLIPS.get(orientation, ())))
 
 
+def to_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image as stored, set upright as an EXIF orientation tells."""
+    image = np.flip(image, _FLIPS.get(orientation, ()))
+    return np.ascontiguousarray(image.swapaxes(0, 1) if orientation >= 5 else image)
+
+
+def points_to_upright(points: np.ndarray, orientation: int) -> np.ndarray:
+    """Return where points (N, 2) of an image as stored lie in it set upright by `to_upright`.
+
+    Points are (x, y) as shares of width and height, (0, 0) the image's corner.
+    """
+    points = np.array(points, dtype=np.float64).reshape(-1, 2)
+    for axis in _FLIPS.get(orientation, ()):
+        points[:, 1 - axis] = 1 - points[:, 1 - axis]
+    return points[:, ::-1] if orientation >= 5 else points
+
+
 def quarters_to_upright(path: Path) -> int:
     """Return by how many quarters `turned` sets a photo upright, which its EXIF orientation tells.
 

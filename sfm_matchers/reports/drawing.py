@@ -156,15 +156,18 @@ def write_image(path: Path, image: np.ndarray) -> Path:
     return path
 
 
-def encode_image(image: np.ndarray, suffix: str) -> bytes:
+def encode_image(image: np.ndarray, suffix: str, quality: int = 95) -> bytes:
     """Return an (H, W, 3) uint8 RGB image as the bytes of a file, e.g. of suffix ``.png``.
+
+    JPEG has the `quality`, 0 to 100.
 
     Raises:
         InputError: OpenCV knows no such format, or not with such sizes.
     """
     # Not cv2.imwrite: it cannot open paths with non-ASCII letters on Windows.
     try:
-        is_done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix in (".jpg", ".jpeg") else []
+        is_done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     except cv2.error as error:
         raise InputError(f"cannot write an image as {suffix!r}: use .png or .jpg") from error
     if not is_done:

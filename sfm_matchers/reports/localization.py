@@ -4,39 +4,59 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycolmap
 
 from sfm_matchers.files.text import write_text
 from sfm_matchers.localization.poses import LocalizedQuery, Status, count_by_status
+from sfm_matchers.mapping.diagnosis import count
 from sfm_matchers.reports.drawing import draw_matches
-from sfm_matchers.reports.pictures import jpeg_url, read_picture, resize_to_height
-from sfm_matchers.reports.reconstruction import attempted
+from sfm_matchers.reports.model_in_3d import _no_scene, _Scene, build_scene, placed_frusta
+from sfm_matchers.reports.page import (
+    attempted,
+    base64_of,
+    fill_page,
+    run_html,
+    scene_data,
+    script_json,
+    tiles_html,
+    verdict_html,
+)
+from sfm_matchers.reports.pictures import (
+    in_picture,
+    jpeg_url,
+    orientation_of,
+    read_picture,
+    resize_to_height,
+)
 
 MAX_PICTURES = 60
 MAX_LINES = 150
+MAX_MAP_CAMERAS = 1000  # drawn in 3D, evenly spread
+FAR = 3.0  # times the extent of the map; the first view does not reach to photos beyond
 FIGURE_HEIGHT = 400  # pixels: two photos side by side fill the page
-COLORS = {
-    Status.LOCALIZED: "#1a7f37",
-    Status.LOW_CONFIDENCE: "#9a6700",
-    Status.FALLBACK: "#bc4c00",
-    Status.FAILED: "#cf222e",
-}
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
-table { border-collapse: collapse; } td, th { padding: .2em 1em .2em 0; text-align: left; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 2em 0; } img { max-width: 100%; } figcaption { color: #57606a; }
-@media (prefers-color-scheme: dark) { body { background: #0d1117; color: #e6edf3; } }
-"""
+KINDS = [  # of cameras in 3D, with their colours in page.css
+    {"label": "map", "color": "--quiet"},
+    {"label": Status.LOCALIZED.value, "color": "--good"},
+    {"label": Status.LOW_CONFIDENCE.value, "color": "--amber"},
+]
+CLICK_NOTE = (
+    "Click a new photo for what supports it; its circle is how far its position may be off "
+    "(one standard deviation)."
+)
 
 
 def write_localization_report(
-    path: Path, image_dir: Path, model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]
+    path: Path,
+    image_dir: Path,
+    model: pycolmap.Reconstruction,
+    results: Sequence[LocalizedQuery],
+    summary: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page, which needs no other file.
 
@@ -45,43 +65,148 @@ def write_localization_report(
         image_dir: the folder that the names of queries and map photos are relative to.
         model: the map.
         results: of all queries; pictures are drawn for `MAX_PICTURES` of them, evenly spread.
+        summary: its ``verdict`` and ``verdict_level`` (good, fair or poor) stand on top.
 
     Returns:
         The path.
     """
-    counts = ", ".join(f"{count} {status}" for status, count in count_by_status(results).items())
-    drawn = np.linspace(0, len(results) - 1, min(len(results), MAX_PICTURES)).astype(int)
-    figures = [
-        attempted(
-            f"a picture of {results[index].name}",
-            partial(_figure, results[index], image_dir, model),
-            "",
-        )
-        for index in drawn
-    ]
-    rows = "".join(_row(result) for result in results)
-    page = f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Localization</title><style>{STYLE}</style>
-<h1>Localization of {len(results)} photos</h1>
-<p>{counts}. The map has {model.num_reg_images()} photos and {model.num_points3D()} points.</p>
-<p>Inliers are matches with points of the map that support the pose; share is theirs of all matches;
-position &plusmn; is its standard deviation for errors of a pixel, in the units of the map.</p>
-<table><tr><th>photo<th>what became of it<th>inliers<th>share<th>position &plusmn;
-<th>focal length<th>intrinsics
-{rows}</table>
-{"".join(figures)}
-</html>
-"""
     path.unlink(missing_ok=True)  # nothing of an older run stays
-    attempted("all but the summary", partial(write_text, path, page), None)
+
+    def write() -> None:
+        orientations = {
+            image.name: orientation_of(image_dir / image.name) for image in model.images.values()
+        }
+        build = partial(build_scene, model, orientations)
+        scene = attempted("the map", build, _no_scene())
+        page = fill_page(
+            "localization.html",
+            {
+                "subtitle": _subtitle(model, results),
+                "verdict": verdict_html(summary or {}),
+                "tiles": _tiles(model, results),
+                "scene_note": _note(scene, results),
+                "click_note": CLICK_NOTE,
+                "without": _without_pose(results),
+                "rows": "".join(_row(result) for result in results),
+                "figures": _figures(results, image_dir, model),
+                "run": run_html(image_dir),
+                "data": script_json(_page_data(scene, results)),
+            },
+        )
+        write_text(path, page)
+
+    attempted("all but the summary", write, None)
     return path
+
+
+def _subtitle(model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]) -> str:
+    counts = ", ".join(f"{number} {status}" for status, number in count_by_status(results).items())
+    return (
+        f"{count(len(results), 'new photo')}: {counts}. The map has "
+        f"{count(model.num_reg_images(), 'photo')} and {count(model.num_points3D(), 'point')}."
+    )
+
+
+def _tiles(model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]) -> str:
+    tiles = {status: f"{number:,}" for status, number in count_by_status(results).items()}
+    tiles[Status.LOCALIZED.value] += f" <small>of {len(results):,}</small>"
+    inliers = [result.num_inliers for result in results if result.status == Status.LOCALIZED]
+    if inliers:
+        tiles["inliers of a localized photo (median)"] = f"{np.median(inliers):,.0f}"
+    return tiles_html(tiles)
+
+
+def _note(scene: _Scene, results: Sequence[LocalizedQuery]) -> str:
+    drawn = len(_drawn(results))
+    left_out = len(results) - drawn
+    note = f"{count(drawn, 'new photo')} in the map. Up is estimated."
+    if left_out:
+        note += f" {left_out:,} without a pose of their own are not drawn."
+    if len(scene.camera_names) > MAX_MAP_CAMERAS:
+        note += f" Of the map's cameras {MAX_MAP_CAMERAS:,} are drawn."
+    return note
+
+
+def _drawn(results: Sequence[LocalizedQuery]) -> list[LocalizedQuery]:
+    """Queries with a pose of their own: not those for which a photo of the map stands in."""
+    own = (Status.LOCALIZED, Status.LOW_CONFIDENCE)
+    return [
+        result for result in results if result.status in own and result.cam_from_world is not None
+    ]
+
+
+def _page_data(scene: _Scene, results: Sequence[LocalizedQuery]) -> dict[str, Any]:
+    """Return what the page's scripts draw: cameras of the map, then those of queries."""
+    number = len(scene.camera_names)
+    kept = np.linspace(0, number - 1, min(number, MAX_MAP_CAMERAS)).astype(int)
+    drawn = _drawn(results)
+    own = _query_frusta(scene, drawn)
+    far = np.linalg.norm(own[:, 0], axis=1)
+    order = np.argsort(far, kind="stable").tolist()  # those in view come first
+    drawn, frusta = [drawn[i] for i in order], np.concatenate([scene.frusta[kept], own[order]])
+    labels = [kind["label"] for kind in KINDS]
+    map_names = [scene.camera_names[index] for index in kept.tolist()]
+    row_of = {name: row for row, name in enumerate(scene.camera_names)}
+    rows = {id(result): row for row, result in enumerate(results)}
+    # Queries come first among the names, so that a figure's row is that of its query.
+    shown = scene_data(scene, row_of) | {
+        "frusta": base64_of(frusta, "<f4"),
+        "names": [result.name for result in results] + map_names,
+        "cameras": [*range(len(results), len(results) + len(kept))]
+        + [rows[id(result)] for result in drawn],
+    }
+    return shown | {
+        "num_in_view": len(kept) + int((far < FAR).sum()),
+        "path": (len(kept) + np.argsort(order)).tolist(),  # as in the list of photos
+        "notes": [_outcome(result) for result in results] + ["a photo of the map"] * len(kept),
+        "kinds": KINDS,
+        "kind_of": [0] * len(kept) + [labels.index(result.status.value) for result in drawn],
+        "sigmas": [0.0] * len(kept) + [_sigma(result) / scene.radius for result in drawn],
+    }
+
+
+def _query_frusta(scene: _Scene, drawn: Sequence[LocalizedQuery]) -> np.ndarray:
+    poses = [result.cam_from_world for result in drawn]
+    world_from_cam = np.array([pose.inverse().matrix() for pose in poses if pose is not None])
+    world_from_cam = world_from_cam.reshape(-1, 3, 4)
+    size = 0.25 * scene.radius / np.sqrt(max(len(scene.frusta), 9))
+    cameras = [result.camera for result in drawn]
+    frusta = placed_frusta(cameras, world_from_cam[:, :, :3], world_from_cam[:, :, 3], size)
+    return scene.shown(frusta)
+
+
+def _without_pose(results: Sequence[LocalizedQuery]) -> str:
+    missing = [result for result in results if result.status in (Status.FALLBACK, Status.FAILED)]
+    if not missing:
+        return "<p>Every photo has a pose of its own.</p>"
+    rows = "".join(
+        f"<tr><td>{html.escape(result.name)}</td>"
+        f"<td class={_css_class(result)}>{result.status.value}</td>"
+        f"<td>{html.escape(result.reason)}</td></tr>"
+        for result in missing
+    )
+    head = "<tr><th>Photo</th><th>What became of it</th><th>Reason</th></tr>"
+    note = "<p>Fallback: the pose of the most similar photo of the map stands in.</p>"
+    table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return f"{note}<div class=scroll>{table}</div>"
+
+
+def _outcome(result: LocalizedQuery) -> str:
+    """What became of a query, in one line."""
+    reason = f": {result.reason}" if result.reason else ""
+    share = f"{result.num_inliers:,} inliers, {100 * result.inlier_ratio:.0f} % of the matches"
+    return f"{result.status.value}{reason}; {share}"
+
+
+def _css_class(result: LocalizedQuery) -> str:
+    return result.status.value.replace(" ", "-")
 
 
 def _row(result: LocalizedQuery) -> str:
     reason = f": {html.escape(result.reason)}" if result.reason else ""
     cells = [
         f"<td>{html.escape(result.name)}",
-        f'<td style="color: {COLORS[result.status]}">{result.status.value}{reason}',
+        f'<td class="{_css_class(result)}">{result.status.value}{reason}',
         f'<td class="number">{result.num_inliers}',
         f'<td class="number">{100 * result.inlier_ratio:.0f} %',
         f'<td class="number">{_uncertainty(result)}',
@@ -91,18 +216,35 @@ def _row(result: LocalizedQuery) -> str:
     return "<tr>" + "".join(cells) + "\n"
 
 
-def _uncertainty(result: LocalizedQuery) -> str:
+def _sigma(result: LocalizedQuery) -> float:
     """Standard deviation of the camera's centre, in the units of the map, for errors of a pixel."""
     if result.covariance is None:
-        return ""
-    return f"{np.sqrt(np.trace(result.covariance[3:, 3:])):.3g}"
+        return 0.0
+    return float(np.sqrt(np.trace(result.covariance[3:, 3:])))
+
+
+def _uncertainty(result: LocalizedQuery) -> str:
+    return "" if result.covariance is None else f"{_sigma(result):.3g}"
 
 
 def _focal_length(result: LocalizedQuery) -> str:
     return f"{result.camera.mean_focal_length():.0f} px" if result.camera.width > 1 else ""
 
 
-def _figure(result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruction) -> str:
+def _figures(
+    results: Sequence[LocalizedQuery], image_dir: Path, model: pycolmap.Reconstruction
+) -> str:
+    drawn = np.linspace(0, len(results) - 1, min(len(results), MAX_PICTURES)).astype(int)
+    figures = []
+    for row in drawn.tolist():
+        draw = partial(_figure, row, results[row], image_dir, model)
+        figures.append(attempted(f"a picture of {results[row].name}", draw, ""))
+    return "".join(figures)
+
+
+def _figure(
+    row: int, result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruction
+) -> str:
     """The query beside the photo of the map that shares most inliers, or is most similar."""
     supporter = _best_supporter(result, model)
     if supporter is None and result.database_names:
@@ -119,8 +261,8 @@ def _figure(result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruct
     picture = draw_matches(
         small0,
         small1,
-        result.keypoints[rows] * scale0 - 0.5,
-        points1 * scale1 - 0.5,
+        in_picture(result.keypoints[rows], image_dir / result.name, photo0, scale0),
+        in_picture(points1, image_dir / supporter.name, photo1, scale1),
         None,
         MAX_LINES,
     )
@@ -129,7 +271,10 @@ def _figure(result: LocalizedQuery, image_dir: Path, model: pycolmap.Reconstruct
         f"{html.escape(result.name)} ({result.status.value}) and {html.escape(supporter.name)} "
         f"of the map: {support}"
     )
-    return f'<figure><img src="{jpeg_url(picture)}" alt=""><figcaption>{caption}</figcaption>'
+    return (
+        f'<figure data-image="{row}"><img src="{jpeg_url(picture)}" alt="">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _best_supporter(

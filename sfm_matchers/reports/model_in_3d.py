@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pycolmap
 
-from sfm_matchers.mapping.adjustment import point_positions, reprojection_errors
+from sfm_matchers.mapping.adjustment import reprojection_errors
 from sfm_matchers.mapping.diagnosis import MatchGraph, count
-from sfm_matchers.reports.drawing import (
-    robust_bounds,
-)
+from sfm_matchers.photos.images import points_to_upright
+from sfm_matchers.reports.drawing import robust_bounds
 
 MAX_POINTS = 60_000  # points in the 3D view
 
@@ -32,13 +31,24 @@ class _Scene:
 
     points: np.ndarray  # (N, 3)
     colors: np.ndarray  # (N, 3) uint8 RGB
+    errors: np.ndarray  # (N,) pixels
+    track_lengths: np.ndarray  # (N,) int
     frusta: np.ndarray  # (C, 5, 3): centre and the four image corners of each camera
-    camera_images: list[int]  # image of each camera
+    camera_names: list[str]  # image of each camera
     num_points_total: int
+    upright: np.ndarray  # (3, 3) shown = (upright @ position - middle) / radius
+    middle: np.ndarray  # (3,)
+    radius: float
+
+    def shown(self, positions: np.ndarray) -> np.ndarray:
+        """Return positions (..., 3) of the model as they are drawn."""
+        return (positions @ self.upright.T - self.middle) / self.radius
 
 
-def _image_statistics(graph: MatchGraph, model: pycolmap.Reconstruction | None) -> list[_ImageRow]:
-    errors = {} if model is None else reprojection_errors(model)
+def _image_statistics(
+    graph: MatchGraph, errors: Mapping[str, np.ndarray] | None
+) -> list[_ImageRow]:
+    errors = errors or {}
     rows = []
     for name, num_keypoints in zip(graph.names, graph.num_keypoints.tolist(), strict=True):
         own = errors.get(name, np.zeros(0))
@@ -47,45 +57,96 @@ def _image_statistics(graph: MatchGraph, model: pycolmap.Reconstruction | None) 
     return rows
 
 
+def model_errors(model: pycolmap.Reconstruction | None) -> dict[str, np.ndarray]:
+    """Return the reprojection errors of a model by photo, none without one."""
+    return {} if model is None else reprojection_errors(model)
+
+
 def _no_scene() -> _Scene:
     none = np.zeros((0, 3))
-    return _Scene(none, none.astype(np.uint8), np.zeros((0, 5, 3)), [], 0)
-
-
-def _build_scene(model: pycolmap.Reconstruction | None, graph: MatchGraph) -> _Scene:
-    if model is None:
-        return _no_scene()
-    point_ids = sorted(model.points3D)
-    kept = np.linspace(0, len(point_ids) - 1, min(len(point_ids), MAX_POINTS)).astype(np.int64)
-    chosen = [point_ids[index] for index in kept.tolist()]
-    points = point_positions(model, chosen)
-    colors = np.array([model.points3D[i].color for i in chosen], dtype=np.uint8).reshape(-1, 3)
-
-    row_of = {name: row for row, name in enumerate(graph.names)}
-    images = [model.images[image_id] for image_id in sorted(model.reg_image_ids())]
-    world_from_cam = np.array([image.cam_from_world().inverse().matrix() for image in images])
-    world_from_cam = world_from_cam.reshape(-1, 3, 4)
-    rotations, centers = world_from_cam[:, :, :3], world_from_cam[:, :, 3]
-
-    upright = _upright_rotation(points, rotations, centers)
-    low, high = robust_bounds(points @ upright.T, centers @ upright.T)
-    middle, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-12)
-    frusta = _frusta(model, images) * 0.25 * radius / np.sqrt(max(len(images), 9))
-    frusta = np.einsum("cij,ckj->cki", rotations, frusta) + centers[:, None]
     return _Scene(
-        points=(points @ upright.T - middle) / radius,
-        colors=colors,
-        frusta=(frusta @ upright.T - middle) / radius,
-        camera_images=[row_of[image.name] for image in images],
-        num_points_total=len(point_ids),
+        points=none,
+        colors=none.astype(np.uint8),
+        errors=np.zeros(0),
+        track_lengths=np.zeros(0, dtype=int),
+        frusta=np.zeros((0, 5, 3)),
+        camera_names=[],
+        num_points_total=0,
+        upright=np.eye(3),
+        middle=np.zeros(3),
+        radius=1.0,
     )
 
 
-def _frusta(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) -> np.ndarray:
+def build_scene(
+    model: pycolmap.Reconstruction | None,
+    orientations: Mapping[str, int] | None = None,
+    max_points: int | None = None,
+) -> _Scene:
+    """Return what is drawn of a model.
+
+    Args:
+        model: or None, of which nothing is drawn.
+        orientations: EXIF's, of the photos that have one: the way up in which they were taken.
+        max_points: of more, so many are drawn, evenly spread over their ids.
+    """
+    if model is None:
+        return _no_scene()
+    point_ids = sorted(model.points3D)
+    most = min(len(point_ids), max_points or MAX_POINTS)
+    kept = np.linspace(0, len(point_ids) - 1, most).astype(np.int64)
+    chosen = [model.points3D[point_ids[index]] for index in kept.tolist()]
+    points = np.array([point.xyz for point in chosen], dtype=np.float64).reshape(-1, 3)
+
+    images = [model.images[image_id] for image_id in sorted(model.reg_image_ids())]
+    rotations, centers = _poses(images)
+    ups = np.array([_up_in_camera((orientations or {}).get(image.name, 1)) for image in images])
+    upright = _upright_rotation(points, rotations, centers, ups.reshape(-1, 3))
+    low, high = robust_bounds(points @ upright.T, centers @ upright.T)
+    middle, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-12)
+    size = 0.25 * radius / np.sqrt(max(len(images), 9))
+    cameras = [model.cameras[image.camera_id] for image in images]
+    frusta = placed_frusta(cameras, rotations, centers, size)
+    return _Scene(
+        points=(points @ upright.T - middle) / radius,
+        colors=np.array([point.color for point in chosen], dtype=np.uint8).reshape(-1, 3),
+        errors=np.array([point.error for point in chosen], dtype=np.float64),
+        track_lengths=np.array([point.track.length() for point in chosen], dtype=np.int64),
+        frusta=(frusta @ upright.T - middle) / radius,
+        camera_names=[image.name for image in images],
+        num_points_total=len(point_ids),
+        upright=upright,
+        middle=middle,
+        radius=radius,
+    )
+
+
+def _poses(images: Sequence[pycolmap.Image]) -> tuple[np.ndarray, np.ndarray]:
+    """Return rotations (C, 3, 3) from camera to world, and centres (C, 3)."""
+    world_from_cam = np.array([image.cam_from_world().inverse().matrix() for image in images])
+    world_from_cam = world_from_cam.reshape(-1, 3, 4)
+    return world_from_cam[:, :, :3], world_from_cam[:, :, 3]
+
+
+def placed_frusta(
+    cameras: Sequence[pycolmap.Camera], rotations: np.ndarray, centers: np.ndarray, size: float
+) -> np.ndarray:
+    """Return centre and image corners (C, 5, 3) in the world, at a depth of `size`.
+
+    Args:
+        cameras: of which each has a frustum.
+        rotations: (C, 3, 3) from camera to world.
+        centers: (C, 3).
+        size: in units of the world.
+    """
+    frusta = size * _frusta(cameras)
+    return np.einsum("cij,ckj->cki", rotations, frusta) + centers[:, None]
+
+
+def _frusta(cameras: Sequence[pycolmap.Camera]) -> np.ndarray:
     """Return centre and image corners (C, 5, 3) in the camera frame, at depth 1."""
-    frusta = np.zeros((len(images), 5, 3))
-    for frustum, image in zip(frusta, images, strict=True):
-        camera = model.cameras[image.camera_id]
+    frusta = np.zeros((len(cameras), 5, 3))
+    for frustum, camera in zip(frusta, cameras, strict=True):
         # Wide fisheye and spherical cameras have no such pyramid: theirs is drawn at 90 degrees.
         focal = max(camera.mean_focal_length(), max(camera.width, camera.height) / 2)
         x, y = camera.width / 2 / focal, camera.height / 2 / focal
@@ -93,7 +154,17 @@ def _frusta(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) ->
     return frusta
 
 
-def _upright_rotation(points: np.ndarray, rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
+def _up_in_camera(orientation: int) -> list[float]:
+    """Return what was up, in the frame of the stored pixels, in a photo of an EXIF orientation."""
+    corners = points_to_upright(np.array([[0, 0], [1, 0], [0, 1]]), orientation)
+    # How the upright photo's y changes along the stored x and y; up is against it.
+    along_x, along_y = corners[1:, 1] - corners[0, 1]
+    return [-along_x, -along_y, 0.0]
+
+
+def _upright_rotation(
+    points: np.ndarray, rotations: np.ndarray, centers: np.ndarray, ups: np.ndarray | None = None
+) -> np.ndarray:
     """Return the rotation (3, 3) from the model's arbitrary world to z up, y away from the viewer.
 
     Gravity is unknown. Photographers hold the camera upright, so up is the mean of the cameras'
@@ -105,6 +176,7 @@ def _upright_rotation(points: np.ndarray, rotations: np.ndarray, centers: np.nda
         points: (N, 3).
         rotations: (C, 3, 3) from camera to world.
         centers: (C, 3).
+        ups: (C, 3) what is up in each photo, in the camera's frame; None: against the y axis.
     """
     positions = points if len(points) >= 3 else np.concatenate([points, centers])
     if len(positions) == 0:
@@ -114,7 +186,9 @@ def _upright_rotation(points: np.ndarray, rotations: np.ndarray, centers: np.nda
     offsets = offsets[distance <= np.percentile(distance, 90)]
     _, axes = np.linalg.eigh(offsets.T @ offsets)  # columns, least spread first
 
-    up = -rotations[:, :, 1].mean(axis=0) if len(rotations) else np.zeros(3)
+    if ups is None:
+        ups = np.tile([0.0, -1.0, 0.0], (len(rotations), 1))
+    up = np.einsum("cij,cj->ci", rotations, ups).mean(axis=0) if len(rotations) else np.zeros(3)
     if np.linalg.norm(up) < 0.5:
         side = (centers - np.median(positions, axis=0)).mean(axis=0) if len(centers) else axes[:, 0]
         up = axes[:, 0] if side @ axes[:, 0] >= 0 else -axes[:, 0]

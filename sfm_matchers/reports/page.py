@@ -1,101 +1,144 @@
-"""The parts of a report's page, as HTML."""
+"""What both reports have in common: one page without other files, and what it says of a run."""
 
 from __future__ import annotations
 
 import base64
+import datetime
 import html
 import importlib.resources
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pycolmap
 
-from sfm_matchers.mapping.diagnosis import MatchGraph, count, likely_reason
-from sfm_matchers.reports.drawing import (
-    count_palette,
-)
-from sfm_matchers.reports.model_in_3d import _ImageRow, _Scene
-from sfm_matchers.reports.pictures import jpeg_url
+import sfm_matchers
+from sfm_matchers.errors import one_line
+from sfm_matchers.reports.drawing import count_palette
+from sfm_matchers.reports.model_in_3d import _Scene
 
-MAX_LINES = 200  # matches in a drawn pair
+logger = logging.getLogger(__name__)
+
+LEVELS = ("good", "fair", "poor")  # of a verdict
+MAX_ERROR_SHOWN = 99  # percentile of the points' errors, at which the colours end
 
 Value = TypeVar("Value")
 
 
-def _fill_template(parts: Mapping[str, str]) -> str:
-    template = importlib.resources.files(__package__).joinpath("page.html")
-    text = template.read_text(encoding="utf-8")
+def attempted(part: str, make: Callable[[], Value], otherwise: Value) -> Value:
+    """Return a part of a report; if it cannot be made, say so and return something else.
+
+    The result of a run must not be lost by what shows it.
+    """
+    try:
+        return make()
+    except Exception as error:  # whatever it is
+        logger.warning("the report goes without %s: %s", part, one_line(error))
+        return otherwise
+
+
+def fill_page(page: str, parts: Mapping[str, str]) -> str:
+    """Return a page with its style and scripts, and `parts` where it names them.
+
+    Args:
+        page: file of this folder, such as ``page.html``. ``{{file:NAME}}`` stands for a file.
+        parts: HTML by name, for ``{{name}}``.
+    """
+    whole = re.sub(r"\{\{file:([\w.]+)\}\}", lambda match: _file(match.group(1)), _file(page))
     # One pass, so that braces inside what is filled in stay as they are.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], text)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match.group(1)], whole)
 
 
-def _script_data(names: Sequence[str], scene: _Scene, matrix: np.ndarray, block: int) -> str:
-    """Return what the page's script draws, as JSON that cannot end its script element."""
-    data = {
-        "names": names,
-        "points": _base64(scene.points.astype("<f4")),
-        "colors": _base64(scene.colors),
-        "frusta": _base64(scene.frusta.astype("<f4")),
-        "cameras": scene.camera_images,
-        "matrix": {
-            "verified": _base64(matrix[0].astype("<i4")),
-            "matches": _base64(matrix[1].astype("<i4")),
-            "rows": len(matrix[0]),
-            "block": block,
-        },
-        "palette": _base64(count_palette()),
-    }
+def _file(name: str) -> str:
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def script_json(data: Mapping[str, Any]) -> str:
+    """Return what a page's script draws, as JSON that cannot end its script element."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _base64(array: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+def base64_of(array: np.ndarray, dtype: str) -> str:
+    """Return an array's bytes of a type, such as ``<f4``, as text."""
+    return base64.b64encode(np.ascontiguousarray(array, dtype=dtype).tobytes()).decode()
 
 
-def _number(value: float, digits: int, unit: str = "") -> str:
+def scene_data(scene: _Scene, row_of: Mapping[str, int]) -> dict[str, Any]:
+    """Return what the 3D view needs; `row_of` a photo's name."""
+    errors = np.maximum(scene.errors, 0)
+    limit = float(np.percentile(errors, MAX_ERROR_SHOWN)) if len(errors) else 0.0
+    shares = np.minimum(errors / limit, 1) if limit > 0 else np.zeros(len(errors))
+    return {
+        "points": base64_of(scene.points, "<f4"),
+        "colors": base64_of(scene.colors, "u1"),
+        "errors": base64_of(np.round(255 * shares), "u1"),
+        "error_limit": limit,
+        "tracks": base64_of(np.minimum(scene.track_lengths, 255), "u1"),
+        "frusta": base64_of(scene.frusta, "<f4"),
+        "cameras": [row_of[name] for name in scene.camera_names],
+        "world": {
+            "upright": scene.upright.ravel().tolist(),
+            "middle": scene.middle.tolist(),
+            "radius": scene.radius,
+        },
+        "palette": base64_of(count_palette(), "u1"),
+    }
+
+
+def number(value: float, digits: int, unit: str = "") -> str:
+    """Return a number as text, a dash where it is none."""
     return f"{value:.{digits}f}{unit}" if np.isfinite(value) else "–"
 
 
-def _subtitle(images: Sequence[_ImageRow], model: pycolmap.Reconstruction | None) -> str:
-    if model is None:
-        return f"No model could be built from {count(len(images), 'photo')}."
-    registered = sum(image.registered for image in images)
-    return f"{registered:,} of {count(len(images), 'photo')} registered."
-
-
-def _tiles_html(
-    graph: MatchGraph, images: Sequence[_ImageRow], model: pycolmap.Reconstruction | None
-) -> str:
-    registered = sum(image.registered for image in images)
-    tiles = {"photos registered": f"{registered:,} <small>of {len(images):,}</small>"}
-    if model is not None:
-        tiles |= {
-            "3D points": f"{model.num_points3D():,}",
-            "observations": f"{model.compute_num_observations():,}",
-            "mean track length": _number(model.compute_mean_track_length(), 2),
-            "mean reprojection error": _number(
-                model.compute_mean_reprojection_error(), 3, " <small>px</small>"
-            ),
-        }
-    verified = int((graph.verified > 0).sum())
-    tiles["pairs verified"] = f"{verified:,} <small>of {len(graph.edges):,}</small>"
+def tiles_html(tiles: Mapping[str, str]) -> str:
+    """Return numbers (HTML) by what they count, as tiles."""
     return "".join(
         f"<div><b>{value}</b><span>{label}</span></div>" for label, value in tiles.items()
     )
 
 
-def _summary_html(summary: Mapping[str, Any]) -> str:
-    tables = {key: value for key, value in summary.items() if isinstance(value, Mapping)}
-    loose = {key: value for key, value in summary.items() if key not in tables}
-    if loose:
-        tables = {"run": loose} | tables
-    return "".join(_table_html(title, table) for title, table in tables.items() if table)
+def verdict_html(summary: Mapping[str, Any]) -> str:
+    """Return the box with the judgement on a run; nothing where the summary has none."""
+    verdict = summary.get("verdict")
+    if not verdict:
+        return ""
+    level = summary.get("verdict_level")
+    kind = level if level in LEVELS else "fair"
+    return f'<p class="verdict {kind}" role="status">{html.escape(str(verdict))}</p>'
 
 
-def _table_html(title: str, table: Mapping[str, Any]) -> str:
+def run_html(image_dir: Path) -> str:
+    """Return the table of when, how and with what a page was made."""
+    versions = [f"sfm_matchers {sfm_matchers.__version__}", f"pycolmap {pycolmap.__version__}"]
+    if "torch" in sys.modules:
+        versions.append(f"torch {sys.modules['torch'].__version__}")
+    versions.append(f"Python {sys.version.split()[0]}")
+    now = datetime.datetime.now().astimezone()
+    facts = {
+        "made": f"{now:%Y-%m-%d %H:%M} {now.tzname() or ''}".strip(),
+        "photo folder": str(Path(image_dir).absolute()),
+        "command": command_line(sys.orig_argv),
+        "versions": ", ".join(versions),
+    }
+    return table_html("about this run", facts)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return how a program was called, without the folder of the interpreter or the script."""
+    words = list(words)
+    if words:
+        words[0] = Path(words[0]).name
+    return shlex.join(words)
+
+
+def table_html(title: str, table: Mapping[str, Any]) -> str:
+    """Return a table of facts; numbers of the one called ``seconds`` get bars."""
     longest = max(table.values()) if title == "seconds" else None
     lines = []
     for key, value in table.items():
@@ -106,48 +149,3 @@ def _table_html(title: str, table: Mapping[str, Any]) -> str:
         lines.append(f"<tr><th scope=row>{html.escape(str(key))}</th><td>{cell}</td></tr>")
     caption = html.escape(title[:1].upper() + title[1:])
     return f"<table class=facts><caption>{caption}</caption>{''.join(lines)}</table>"
-
-
-def _unregistered_html(
-    graph: MatchGraph, images: Sequence[_ImageRow], faults: Mapping[str, str] | None
-) -> str:
-    registered = np.array([image.registered for image in images], dtype=bool)
-    missing = np.flatnonzero(~registered).tolist()
-    if not missing:
-        return "<p>Every photo is registered.</p>"
-    lines = [
-        f"<tr><td>{html.escape(images[image].name)}</td>"
-        f"<td>{html.escape(likely_reason(image, graph, registered, faults))}</td></tr>"
-        for image in missing
-    ]
-    head = "<tr><th>Photo</th><th>Likely reason</th></tr>"
-    body = f"<thead>{head}</thead><tbody>{''.join(lines)}</tbody>"
-    return f"<div class=scroll><table>{body}</table></div>"
-
-
-def _pairs_html(drawn_pairs: Mapping[str, tuple[str, np.ndarray]]) -> str:
-    if not drawn_pairs:
-        return "<p>No pair with verified matches can be shown.</p>"
-    note = (
-        f"<p>Each line is a verified match, of which at most {MAX_LINES} are drawn; red is low "
-        "confidence, blue is high, green is unknown.</p>"
-    )
-    return note + "".join(
-        f'<figure><img src="{jpeg_url(picture)}" alt=""><figcaption>{html.escape(caption)}'
-        "</figcaption></figure>"
-        for caption, picture in drawn_pairs.values()
-    )
-
-
-def _images_html(images: Sequence[_ImageRow], thumbnails: Mapping[int, str]) -> str:
-    lines = []
-    for row, image in enumerate(images):
-        name = html.escape(image.name)
-        thumbnail = f'<img src="{thumbnails[row]}" alt="">' if row in thumbnails else ""
-        badge = "<b class=yes>yes</b>" if image.registered else "<b class=no>no</b>"
-        lines.append(
-            f'<tr data-image="{row}"><td>{thumbnail}</td><td>{name}</td><td>{badge}</td>'
-            f"<td>{image.num_keypoints:,}</td><td>{image.num_observations:,}</td>"
-            f"<td>{_number(image.mean_error, 3)}</td></tr>"
-        )
-    return "".join(lines)

@@ -10,23 +10,30 @@ import cv2
 import numpy as np
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.photos.images import read_image
-from sfm_matchers.reports.drawing import (
-    encode_image,
-)
+from sfm_matchers.photos.images import exif_orientation, points_to_upright, read_image, to_upright
+from sfm_matchers.reports.drawing import encode_image
 
 logger = logging.getLogger(__name__)
 
+JPEG_QUALITY = 82
 MAX_ASPECT = 6  # of a picture of a photo; wider ones are drawn less high
 
 
 def read_picture(path: Path, least_side: int | None = None) -> np.ndarray | None:
-    """Return a photo (H, W, 3) as `read_image`; None and a warning where it cannot be read."""
+    """Return a photo (H, W, 3) upright; None and a warning where it cannot be read."""
     try:
-        return read_image(path, least_side=least_side)
+        return to_upright(read_image(path, least_side=least_side), exif_orientation(path))
     except InputError as error:
         logger.warning("the report goes without a picture: %s", error)
         return None
+
+
+def orientation_of(path: Path) -> int:
+    """Return the EXIF orientation of a photo; 1 where there is none, or no photo."""
+    try:
+        return exif_orientation(path)
+    except InputError:
+        return 1
 
 
 def resize_to_height(image: np.ndarray, height: int) -> tuple[np.ndarray, float]:
@@ -36,5 +43,28 @@ def resize_to_height(image: np.ndarray, height: int) -> tuple[np.ndarray, float]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
 
 
+def in_picture(points: np.ndarray, path: Path, picture: np.ndarray, scale: float) -> np.ndarray:
+    """Return where points of a photo as stored lie in its upright picture, resized.
+
+    Args:
+        points: (N, 2) pixels of the photo as stored, in COLMAP's convention.
+        path: of the photo.
+        picture: as `read_picture` gives it.
+        scale: by which it was resized then.
+
+    Returns:
+        (N, 2) pixels; (0, 0) is the centre of the top-left one.
+    """
+    orientation = orientation_of(path)
+    height, width = picture.shape[:2]
+    stored = (height, width) if orientation >= 5 else (width, height)
+    shares = points_to_upright(points / stored, orientation)
+    return shares * (width, height) * scale - 0.5
+
+
 def jpeg_url(image: np.ndarray) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(encode_image(image, ".jpg")).decode()
+    """Return a picture (H, W, 3) as an address that a page can hold."""
+    return (
+        "data:image/jpeg;base64,"
+        + base64.b64encode(encode_image(image, ".jpg", JPEG_QUALITY)).decode()
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,45 +14,64 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from sfm_matchers.errors import one_line
 from sfm_matchers.files.hdf5 import find_pair, open_h5, read_keypoints, read_matches
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.text import write_text
 from sfm_matchers.mapping.diagnosis import MatchGraph, count, read_match_graph
 from sfm_matchers.photos.folders import REPORT_PICTURES
+from sfm_matchers.reports.cameras import cameras_html, starting_cameras
 from sfm_matchers.reports.drawing import (
     draw_match_graph,
     draw_matches,
     draw_model,
     write_image,
 )
+from sfm_matchers.reports.histograms import histograms_html
+from sfm_matchers.reports.matches import LinesOfPairs, no_lines, read_lines
 from sfm_matchers.reports.model_in_3d import (
-    _build_scene,
     _image_statistics,
+    _ImageRow,
     _no_scene,
     _Scene,
     _scene_note,
+    build_scene,
+    model_errors,
 )
 from sfm_matchers.reports.page import (
-    MAX_LINES,
-    Value,
-    _fill_template,
-    _images_html,
-    _pairs_html,
-    _script_data,
-    _subtitle,
-    _summary_html,
-    _tiles_html,
-    _unregistered_html,
+    attempted,
+    base64_of,
+    fill_page,
+    run_html,
+    scene_data,
+    script_json,
+    verdict_html,
 )
-from sfm_matchers.reports.pictures import jpeg_url, read_picture, resize_to_height
+from sfm_matchers.reports.pictures import (
+    in_picture,
+    jpeg_url,
+    orientation_of,
+    read_picture,
+    resize_to_height,
+)
+from sfm_matchers.reports.sections import (
+    MAX_LINES,
+    images_html,
+    model_tiles,
+    pairs_html,
+    subtitle,
+    summary_html,
+    unregistered_html,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_THUMBNAILS = 300
-MAX_MATRIX = 256  # rows of the match graph; more photos are drawn in blocks
-THUMBNAIL_HEIGHT = 72  # pixels
+MAX_MATRIX = 300  # rows of the match graph; more photos are drawn in blocks
+LEAST_HEIGHT, MOST_HEIGHT = 144, 480  # pixels of a photo on the page
+PICTURE_PIXELS = 10_000_000  # of all of them together: about 3 MB
+STILL_HEIGHT = 600  # pixels of the picture of the model where scripts do not run
 PAIR_HEIGHT = 640  # pixels of either photo of a drawn pair
+CLICK_NOTE = "Click a camera for its photo and the photos that it matches."
 
 
 def write_report(
@@ -79,7 +99,8 @@ def write_report(
         match_path: match file (HDF5), read for the confidence of the matches that are drawn.
         database_path: COLMAP database with the verified matches.
         summary: what else to show. A value that is itself a mapping becomes a table named by its
-            key, ``seconds`` one of bars. All other values stand together in one table.
+            key, ``seconds`` one of bars. ``verdict`` and its ``verdict_level`` (good, fair, poor)
+            stand on top. All other values stand together in one table.
         faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
 
     Returns:
@@ -94,38 +115,102 @@ def write_report(
     for old in (path, *(output_dir / name for name in REPORT_PICTURES)):
         old.unlink(missing_ok=True)
 
-    def write() -> None:
-        images = _image_statistics(graph, model)
-        scene = attempted("the model", partial(_build_scene, model, graph), _no_scene())
-        drawn_pairs = _draw_pairs(graph, image_dir, feature_path, match_path)
-        matrix, block = _match_matrix(graph)
-        _write_pictures(output_dir, graph.names[::block], matrix[0], scene, model, drawn_pairs)
-        parts = {
-            "subtitle": html.escape(_subtitle(images, model)),
-            "tiles": _tiles_html(graph, images, model),
-            "summary": _summary_html(summary),
-            "scene_note": html.escape(_scene_note(scene, model)),
-            "unregistered": _unregistered_html(graph, images, faults),
-            "pairs": _pairs_html(drawn_pairs),
-            "images": _images_html(images, _read_thumbnails(image_dir, graph.names)),
-            "data": _script_data(graph.names, scene, matrix, block),
-        }
-        write_text(path, _fill_template(parts))
-
+    files = _Files(image_dir, feature_path, match_path)
+    write = partial(_write_page, path, graph, model, files, summary, faults)
     attempted("all but the summary", write, None)
     return path
 
 
-def attempted(part: str, make: Callable[[], Value], otherwise: Value) -> Value:
-    """Return a part of a report; if it cannot be made, say so and return something else.
+@dataclass(frozen=True)
+class _Files:
+    image_dir: Path
+    feature_path: Path
+    match_path: Path
 
-    The result of a run must not be lost by what shows it.
-    """
-    try:
-        return make()
-    except Exception as error:  # whatever it is
-        logger.warning("the report goes without %s: %s", part, one_line(error))
-        return otherwise
+
+def _write_page(
+    path: Path,
+    graph: MatchGraph,
+    model: pycolmap.Reconstruction | None,
+    files: _Files,
+    summary: Mapping[str, Any],
+    faults: Mapping[str, str] | None,
+) -> None:
+    """Write the pictures beside the page, and the page."""
+    image_dir = files.image_dir
+    orientations = {name: orientation_of(image_dir / name) for name in graph.names}
+    errors = model_errors(model)
+    images = _image_statistics(graph, errors)
+    scene = attempted("the model", partial(build_scene, model, orientations), _no_scene())
+    drawn_pairs = _draw_pairs(graph, image_dir, files.feature_path, files.match_path)
+    matrix, block = _match_matrix(graph)
+    _write_pictures(path.parent, graph.names[::block], matrix[0], scene, model, drawn_pairs)
+    lines = attempted(
+        "matches of pairs",
+        lambda: read_lines(graph, files.feature_path, _sizes(graph), orientations),
+        no_lines(),
+    )
+    histograms = partial(histograms_html, model, errors)
+    parts = {
+        "subtitle": html.escape(subtitle(images, model)),
+        "verdict": verdict_html(summary),
+        "tiles": model_tiles(graph, images, model),
+        "scene_note": html.escape(_scene_note(scene, model)),
+        "click_note": CLICK_NOTE,
+        "still": attempted("the still picture", partial(_still_html, scene), ""),
+        "unregistered": unregistered_html(graph, images, faults),
+        "histograms": attempted("the histograms", histograms, ""),
+        "cameras": attempted("the cameras", partial(cameras_html, model, graph, image_dir), ""),
+        "pairs": pairs_html(drawn_pairs),
+        "images": images_html(images, _read_thumbnails(image_dir, graph.names)),
+        "summary": summary_html(summary) + run_html(image_dir),
+        "data": script_json(_page_data(images, scene, matrix, block, lines)),
+    }
+    write_text(path, fill_page("page.html", parts))
+
+
+def _page_data(
+    images: Sequence[_ImageRow],
+    scene: _Scene,
+    matrix: np.ndarray,
+    block: int,
+    lines: LinesOfPairs,
+) -> dict[str, Any]:
+    """Return what the page's scripts draw."""
+    names = [image.name for image in images]
+    row_of = {name: row for row, name in enumerate(names)}
+    cameras = [row_of[name] for name in scene.camera_names]
+    return scene_data(scene, row_of) | {
+        "names": names,
+        "observations": [images[row].num_observations for row in cameras],
+        "path": np.argsort(cameras, kind="stable").tolist(),  # by name
+        "matrix": {
+            "verified": base64_of(matrix[0], "<i4"),
+            "matches": base64_of(matrix[1], "<i4"),
+            "rows": len(matrix[0]),
+            "block": block,
+        },
+        "pairs": {
+            "pairs": base64_of(lines.pairs, "<i4"),
+            "counts": base64_of(lines.counts, "<i4"),
+            "lines": base64_of(lines.lines, "<u2"),
+        },
+    }
+
+
+def _sizes(graph: MatchGraph) -> dict[str, tuple[int, int]]:
+    cameras = starting_cameras(graph)
+    return {name: (camera.width, camera.height) for name, camera in cameras.items()}
+
+
+def _still_html(scene: _Scene) -> str:
+    if not len(scene.frusta):
+        return ""
+    picture = draw_model(scene.points, scene.colors, scene.frusta, STILL_HEIGHT)
+    return (
+        f'<figure class=wide><img src="{jpeg_url(picture)}" alt="The model from the top and '
+        'obliquely"></figure>'
+    )
 
 
 def _write_pictures(
@@ -216,8 +301,8 @@ def _draw_pair(
     (small0, scale0), (small1, scale1) = (
         resize_to_height(photo, PAIR_HEIGHT) for photo in (photo0, photo1)
     )
-    keypoints0 = (keypoints0 + 0.5) * scale0 - 0.5
-    keypoints1 = (keypoints1 + 0.5) * scale1 - 0.5
+    keypoints0 = in_picture(keypoints0 + 0.5, image_dir / name0, photo0, scale0)
+    keypoints1 = in_picture(keypoints1 + 0.5, image_dir / name1, photo1, scale1)
     return draw_matches(small0, small1, keypoints0, keypoints1, scores, MAX_LINES)
 
 
@@ -236,10 +321,12 @@ def _inlier_scores(
 
 def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
     """Return JPEG data URLs of at most MAX_THUMBNAILS images, spread evenly, by row."""
-    rows = np.linspace(0, len(names) - 1, min(len(names), MAX_THUMBNAILS)).astype(int).tolist()
+    number = min(len(names), MAX_THUMBNAILS)
+    rows = np.linspace(0, len(names) - 1, number).astype(int).tolist()
+    usual = np.sqrt(PICTURE_PIXELS / max(number, 1) / 1.5)  # of photos half as wide again as high
+    height = int(np.clip(usual, LEAST_HEIGHT, MOST_HEIGHT))
 
     def read_thumbnail(row: int) -> str | None:
-        height = 2 * THUMBNAIL_HEIGHT  # on the page it is half of that: for screens of high density
         photo = read_picture(image_dir / names[row], height)
         return None if photo is None else jpeg_url(resize_to_height(photo, height)[0])
 

@@ -166,14 +166,16 @@ def write_localization(
     log_path = write_results(workspace.poses, results, keep_folders=True)
     extended = add_to_model(model, results)
     write_model(extended, workspace.extended_map)
+    verdict = judge_localization(results, job.conf.name)
+    summary = {"verdict": verdict.text, "verdict_level": verdict.level}
+    report = write_localization_report(workspace.report, image_dir, model, results, summary)
     files = {
         "poses": workspace.poses,
         "log of all queries": log_path,
         "map with the queries": workspace.extended_map,
-        "report": write_localization_report(workspace.report, image_dir, model, results),
+        "report": report,
         "names of photos are relative to": image_dir,
     }
-    verdict = judge_localization(results, job.conf.name)
     return LocalizeResult(results, extended, files, workspace.seconds, verdict)
 
 

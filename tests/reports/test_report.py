@@ -2,135 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import importlib.resources
-import json
 import re
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
+from collections import defaultdict
 from pathlib import Path
-from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pycolmap
 import pytest
+from report_page import NUM_IMAGES, NUM_POINTS, Page, Scene, make_scene
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.pair_lists import names_to_pair
 from sfm_matchers.mapping.diagnosis import MatchGraph, likely_reason
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.reports import model_in_3d, reconstruction
-from sfm_matchers.reports.drawing import write_image
-from sfm_matchers.reports.reconstruction import write_report
+from sfm_matchers.reports.page import fill_page
 
-NUM_IMAGES, NUM_POINTS = 6, 40
 ODD_NAME = "x</script><b>\"&'{{data}}.png"
-
-
-@dataclass
-class Scene:
-    """A made-up reconstruction, with all files that `write_report` reads."""
-
-    root: Path
-    model: pycolmap.Reconstruction | None
-    names: list[str]
-    pairs: list[tuple[str, str]]
-    summary: dict = field(default_factory=dict)
-
-    def write(self) -> Path:
-        return write_report(
-            self.root / "out",
-            self.model,
-            self.root / "images",
-            self.pairs,
-            self.root / "features.h5",
-            self.root / "matches.h5",
-            self.root / "database.db",
-            self.summary,
-        )
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
-    options = pycolmap.SyntheticDatasetOptions()
-    options.num_rigs, options.num_cameras_per_rig = 1, 1
-    options.num_frames_per_rig, options.num_points3D = NUM_IMAGES, NUM_POINTS
-    options.camera_width, options.camera_height = 160, 120
-    options.camera_params = [200.0, 80.0, 60.0, 0.0]
-    with pycolmap.Database.open(tmp_path / "database.db") as database:
-        pycolmap.set_random_seed(0)
-        model = pycolmap.synthesize_dataset(options, database)
-        images = {image.image_id: image.name for image in database.read_all_images()}
-        with h5py.File(tmp_path / "features.h5", "w") as features:
-            for image_id, name in images.items():
-                keypoints = database.read_keypoints(image_id)[:, :2] - 0.5
-                features[f"{name}/keypoints"] = keypoints.astype(np.float32)
-        pairs = []
-        with h5py.File(tmp_path / "matches.h5", "w") as file:
-            for pair_id, matches in zip(*database.read_all_matches(), strict=True):
-                image_id0, image_id1 = pycolmap.pair_id_to_image_pair(pair_id)
-                pair = images[image_id0], images[image_id1]
-                matches0 = np.full(database.num_keypoints_for_image(image_id0), -1)
-                matches0[matches[:, 0]] = matches[:, 1]
-                file[f"{names_to_pair(*pair)}/matches0"] = matches0
-                pairs.append(pair)
-    names = sorted(images.values())
-    for name in names:
-        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        write_image(tmp_path / "images" / name, np.full((120, 160, 3), 99, dtype=np.uint8))
-    return Scene(tmp_path, model, names, pairs)
-
-
-class Page(HTMLParser):
-    """What a browser sees: elements, texts of table rows, the data, and all addresses."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self._script: str | None = None
-        self._in_cell = False
-        self.data: dict = {}
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.addresses += [value for key, value in attributes if key in ("src", "href")]
-        if tag == "script":
-            self._script = dict(attributes).get("id", "code")
-        elif tag == "tr":
-            self.rows.append([])
-        elif tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag):
-        if tag == "script":
-            self._script = None
-        elif tag in ("td", "th"):
-            self._in_cell = False
-
-    def handle_data(self, data):
-        if self._script == "data":
-            self.data = json.loads(data)
-        elif self._script is None:
-            self.text += data
-            if self._in_cell:
-                self.rows[-1][-1] += data
-
-    def row_of(self, name: str) -> list[str]:
-        """Return the cells of a photo's row in the last table."""
-        return [row for row in self.rows if len(row) == 6 and row[1] == name][-1]
-
-    def array(self, text: str, dtype: str) -> np.ndarray:
-        return np.frombuffer(base64.b64decode(text), dtype=dtype)
-
-    def matrix(self, key: str) -> np.ndarray:
-        rows = self.data["matrix"]["rows"]
-        return self.array(self.data["matrix"][key], "<i4").reshape(rows, rows)
+    return make_scene(tmp_path)
 
 
 def test_report_writes_one_page_and_four_pictures(scene):
@@ -345,7 +237,7 @@ def test_large_models_are_thinned_out(scene, monkeypatch):
     page = Page(scene.write())
     assert len(page.array(page.data["points"], "<f4")) == 3 * 10
     assert f"10 of {NUM_POINTS} points" in page.text
-    assert len(page.addresses) == 2 + 2  # thumbnails and drawn pairs
+    assert len(page.addresses) == 1 + 2 + 2  # the model, thumbnails and drawn pairs
     assert page.data["matrix"]["block"] == 2
     assert page.matrix("verified").shape == (3, 3)
     assert (page.matrix("verified") > 0).all()
@@ -422,14 +314,13 @@ def test_no_points_and_one_camera_still_give_a_rotation():
 
 def test_wide_cameras_are_drawn_at_ninety_degrees():
     camera = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 0, 200, 100)
-    model = SimpleNamespace(cameras={1: camera})
-    frusta = model_in_3d._frusta(model, [SimpleNamespace(camera_id=1)])
+    frusta = model_in_3d._frusta([camera])
     assert np.abs(frusta[0, 1:]).tolist() == [[1, 0.5, 1]] * 4
 
 
-def test_every_element_the_script_asks_for_exists():
-    template = importlib.resources.files("sfm_matchers.reports").joinpath("page.html")
-    text = template.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["page.html", "localization.html"])
+def test_every_element_the_script_asks_for_exists(page):
+    text = fill_page(page, defaultdict(str))
     asked = set(re.findall(r'byId\("([\w-]+)"\)', text))
     assert asked
     assert asked <= set(re.findall(r'\bid="([\w-]+)"', text))
