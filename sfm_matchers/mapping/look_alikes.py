@@ -37,7 +37,10 @@ BoolArray = NDArray[np.bool_]
 RADIUS = 0.05
 TWIN_MATCHES = 60  # verified
 TWIN_KEYPOINTS = 30  # least in the surroundings
-AGREE_WITH_HOMOGRAPHY = 0.5  # share of a pair's matches, or what both should show is not known
+# Share of a pair's matches that one homography explains: with parallax, what both should show is
+# hidden in one of them, or elsewhere. Rendered twins have 0.97 and more, true pairs that would pass
+# for twins otherwise 0.7 and less.
+AGREE_WITH_HOMOGRAPHY = 0.9
 # A pair shares the surroundings of a photo that has a twin if so many of its matches lie there, in
 # so many squares as long as the radius.
 SHARED_MATCHES, SHARED_SHARE, SHARED_AREA = 10, 0.04, 8
@@ -183,7 +186,10 @@ class VerifiedGraph:
         geometry = self.posed(min(first, second), max(first, second))
         if geometry is None:
             return None
-        rotation = geometry.cam2_from_cam1.rotation
+        pose = geometry.cam2_from_cam1
+        if pose is None:
+            return None
+        rotation = pose.rotation
         return rotation if first < second else rotation.inverse()
 
 
@@ -240,9 +246,12 @@ def _are_twins(graph: VerifiedGraph, first: int, second: int, limits: _Limits) -
         return False
     if abs(np.linalg.det(homography)) < 1e-12:
         return False
+    homography = homography.astype(np.float64)
     shares = [
         _unmatched_area(graph, first, second, homography, limits.rate),
-        _unmatched_area(graph, second, first, np.linalg.inv(homography), limits.rate),
+        _unmatched_area(
+            graph, second, first, np.linalg.inv(homography).astype(np.float64), limits.rate
+        ),
     ]
     if min(shares) < limits.area or max(shares) < limits.larger_area:
         return False

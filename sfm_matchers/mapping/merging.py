@@ -79,7 +79,7 @@ def merge_models(
         The models, the largest first, those that could not be joined as they were; and a line about
         each two that were joined.
     """
-    models, lines = sorted(models, key=lambda model: -model.num_reg_images()), []
+    models, lines = sorted(models, key=lambda model: -model.num_reg_images()), list[str]()
     with quiet_colmap(), pycolmap.Database.open(database_path) as database:
         matches = _read_matches(database)
     refused: set[tuple[int, int]] = set()
@@ -133,7 +133,7 @@ def find_link(
     found = pycolmap.estimate_sim3d_robust(sources, targets, options)
     if found is None:
         return Link(len(both), len(pairs), reason="the points in common do not agree")
-    similarity = found["tgt_from_src"]
+    similarity: pycolmap.Sim3d = found["tgt_from_src"]  # type: ignore[index]
     for _ in range(2):  # of all that agree
         moved = sources @ (similarity.scale * similarity.rotation.matrix()).T
         distances = np.linalg.norm(moved + similarity.translation - targets, axis=1)
@@ -197,15 +197,12 @@ def _owners(model: pycolmap.Reconstruction) -> dict[int, IntArray]:
 def _depth(model: pycolmap.Reconstruction) -> float:
     """Median distance from a camera to a point that it sees."""
     centers = {i: model.images[i].projection_center() for i in model.reg_image_ids()}
-    return float(
-        np.median(
-            [
-                np.linalg.norm(point.xyz - centers[element.image_id])
-                for point in model.points3D.values()
-                for element in point.track.elements[:1]
-            ]
-        )
-    )
+    depths = [
+        float(np.linalg.norm(point.xyz - centers[element.image_id]))
+        for point in model.points3D.values()
+        for element in point.track.elements[:1]
+    ]
+    return float(np.median(depths))
 
 
 def _error_across(

@@ -16,7 +16,7 @@ from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches
 from sfm_matchers.files.pair_lists import read_pairs
 from sfm_matchers.keypoints.joining import join_features, join_matches
-from sfm_matchers.runs import options
+from sfm_matchers.runs import matcher_auto, reconstruct
 from sfm_matchers.runs.matcher_auto import pairs_across_models
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
@@ -42,7 +42,8 @@ def weak_then_strong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[s
         changed = text.replace("max_num_features: 8192", f"max_num_features: {features}")
         path.write_text(changed.replace("feats-sift", f"feats-{name}").replace("sift-NN", name))
         confs.append(str(path))
-    monkeypatch.setattr(options, "AUTO_MATCHERS", tuple(confs))
+    for module in (matcher_auto, reconstruct):
+        monkeypatch.setattr(module, "AUTO_MATCHERS", tuple(confs))
     return confs[0], confs[1]
 
 

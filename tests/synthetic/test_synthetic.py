@@ -195,7 +195,8 @@ def test_seeds_change_scene_noise_and_path(scene, poses):
 def test_no_texture_is_used_twice_and_scenes_are_not_flat(kind):
     scene = make_scene(3, kind=kind, texture_size=96)
     textures = [surface.texture.tobytes() for surface in scene.surfaces]
-    assert len(set(textures)) == len(textures)
+    repeated = len(textures) - len(set(textures))
+    assert (repeated > 0) == (kind == "tower")  # whose opposite sides are the same
     view = render(scene, CAMERA, camera_path(scene, 3)[1])
     normals = np.array([surface.normal for surface in scene.surfaces])
     seen = normals[np.unique(view.surface_ids[view.surface_ids >= 0])]
