@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Namespace(**build_parser().parse(arguments))
 
     def job() -> int:
-        from sfm_matchers.mapping.models import read_model
+        from sfm_matchers.mapping.models import read_model, write_model
         from sfm_matchers.mapping.tracks import lengthen_tracks
 
         if options.rounds < 1:
@@ -52,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds=options.rounds,
             fixed_cameras=list(model.cameras) if options.fixed_intrinsics else (),
         )
-        options.output.mkdir(parents=True, exist_ok=True)
-        model.write(options.output)
+        write_model(model, options.output)
         print(f"{options.output}: {done}, in {done.seconds:.0f} s")
         return 0
 
