@@ -246,12 +246,11 @@ def _are_twins(graph: VerifiedGraph, first: int, second: int, limits: _Limits) -
         return False
     if abs(np.linalg.det(homography)) < 1e-12:
         return False
-    homography = homography.astype(np.float64)
+    there: FloatArray = np.asarray(homography, dtype=np.float64)
+    back: FloatArray = np.asarray(np.linalg.inv(there), dtype=np.float64)
     shares = [
-        _unmatched_area(graph, first, second, homography, limits.rate),
-        _unmatched_area(
-            graph, second, first, np.linalg.inv(homography).astype(np.float64), limits.rate
-        ),
+        _unmatched_area(graph, first, second, there, limits.rate),
+        _unmatched_area(graph, second, first, back, limits.rate),
     ]
     if min(shares) < limits.area or max(shares) < limits.larger_area:
         return False

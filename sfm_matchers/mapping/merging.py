@@ -224,7 +224,8 @@ def _error_across(
                 image = model.images[element.image_id]
                 projected = image.project_point(xyz)
                 xy = image.points2D[element.point2D_idx].xy
-                errors.append(np.inf if projected is None else np.linalg.norm(projected - xy))
+                error = np.inf if projected is None else float(np.linalg.norm(projected - xy))
+                errors.append(error)
         medians.append(float(np.median(errors)))
     return max(medians)
 
