@@ -73,7 +73,7 @@ def build(options: MapOptions) -> MapSettings:
             "(sift, aliked+mambaglue), or python -m pipelines.localize with --map_images"
         )
     output, image_dir = Path(options.output), Path(options.images)
-    if (output / "images.bin").exists() or (output / "sparse").exists():
+    if (output / "images.bin").exists() or Workspace(output).models.exists():
         raise InputError(f"{output} holds a model: give the map a folder of its own")
     if not image_dir.is_dir():
         raise InputError(f"{image_dir} is not a folder")
