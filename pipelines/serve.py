@@ -19,18 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command import run_guarded
+from pipelines.options import Parser, program
 from sfm_matchers.errors import InputError, MissingExtraError
 
 MAX_WAITING = 64  # requests at work or waiting; more are answered 503
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("serve"), description=__doc__)
     add = parser.add_argument
     add("map", type=Path, metavar="MAP", help="folder of the map")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
@@ -50,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 after a signal to stop, 2 for bad input."""
-    options = build_parser().parse_args(arguments)
+    options = argparse.Namespace(**build_parser().parse(arguments))
     return run_guarded(lambda: _serve(options))
 
 
