@@ -57,7 +57,6 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="as in pipelines.sfm: jamma, eloftr, sift+mambaglue, ...",
     )
-    add("--format", default="onnx", choices=("onnx",), help="default: onnx")
     add(
         "--weights",
         default="bundled",

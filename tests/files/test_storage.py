@@ -26,7 +26,7 @@ from sfm_matchers.files.hdf5 import (
     read_matches,
 )
 from sfm_matchers.files.locks import exclusive
-from sfm_matchers.files.names import name_fault
+from sfm_matchers.files.names import in_natural_order, name_fault
 from sfm_matchers.files.pair_lists import (
     name_faults,
     names_to_pair,
@@ -368,3 +368,9 @@ def test_a_folder_whose_name_is_not_utf8_is_told_as_it_is_named(tmp_path: Path) 
     folder = os.fsdecode(b"B\xff")
     write_text(tmp_path / "report.html", f"outputs in {folder}, Gr\u00f6\u00dfe")
     assert read_text(tmp_path / "report.html") == "outputs in B\\udcff, Gr\u00f6\u00dfe"
+
+
+def test_numbers_in_names_count_as_numbers() -> None:
+    names = ["b/10.jpg", "b/9.jpg", "a12.jpg", "a2.jpg", "a02.jpg", "3.jpg"]
+    expected = ["3.jpg", "a02.jpg", "a2.jpg", "a12.jpg", "b/9.jpg", "b/10.jpg"]
+    assert in_natural_order(names) == expected

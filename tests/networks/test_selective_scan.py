@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from scan_operands import NAMES, operands, scan
 from torch import Tensor
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.networks import selective_scan as selective_scan_package
 from sfm_matchers.networks.selective_scan import selective_scan
 
@@ -79,6 +80,15 @@ def test_unknown_backend_is_named() -> None:
     values = {key: value.float() for key, value in operands(3, per_sequence=False).items()}
     with pytest.raises(InputError, match="abacus"):
         scan(values, "abacus")
+
+
+def test_a_backend_whose_library_is_missing_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {key: value.float() for key, value in operands(3, per_sequence=False).items()}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"'numba' cannot run here: .*pip install"):
+        scan(values, "numba")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
