@@ -10,25 +10,19 @@ COLMAP model.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.command import run_guarded
-from pipelines.options import add_matching_options, take_defaults
-from pipelines.running import run_command
+from pipelines.command import run_command, run_guarded
+from pipelines.options import Parser, add_matching_options, program, take_defaults
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
     from sfm_matchers.runs.map_build import MapOptions
 
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.map",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("map"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | check")
     building = commands.add_parser("build", help="make a map, or complete one")
     add = building.add_argument
@@ -50,10 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input."""
-    given = vars(build_parser().parse_args(arguments))
+    given = build_parser().parse(arguments)
     if given.pop("command") == "check":
         return run_guarded(lambda: _check(given["map"]))
-    return run_command(given["output"], lambda: _build(given))
+    return run_command(given["output"], lambda: _build(given), name="map build")
 
 
 def _check(path: Path) -> int:

@@ -10,27 +10,24 @@ Ctrl-C or SIGTERM ends it once the requests at work are answered.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.command import run_guarded
+from pipelines.options import Parser, program
 from sfm_matchers.errors import InputError, MissingExtraError
 
 MAX_WAITING = 64  # requests at work or waiting; more are answered 503
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=program("serve"), description=__doc__)
     add = parser.add_argument
     add("map", type=Path, metavar="MAP", help="folder of the map")
     add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
@@ -50,11 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 after a signal to stop, 2 for bad input."""
-    options = build_parser().parse_args(arguments)
+    options = Namespace(**build_parser().parse(arguments))
     return run_guarded(lambda: _serve(options))
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: Namespace) -> int:
     try:
         import uvicorn
 

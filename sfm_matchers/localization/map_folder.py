@@ -19,7 +19,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from sfm_matchers.confs import SparseConf, parse_conf
 from sfm_matchers.errors import InputError, one_line
@@ -27,6 +26,7 @@ from sfm_matchers.files.fingerprints import file_fingerprint
 from sfm_matchers.files.hdf5 import naming_damage, open_h5, read_finite_numbers
 from sfm_matchers.files.replacing import files_below
 from sfm_matchers.files.text import read_text, write_text, written_whole
+from sfm_matchers.machine.progress import progress
 from sfm_matchers.pairs.retrieval import (
     by_similarity,
     learn_vocabulary,
@@ -182,7 +182,7 @@ def make_index(names: Sequence[str], feature_path: Path) -> VladIndex:
     with open_h5(feature_path) as file:
         vocabulary = learn_vocabulary(file, names, None)
         rows = []
-        for name in tqdm(names, desc="Global descriptors", unit="photo"):
+        for name in progress(names, title="Global descriptors", unit="photo"):
             stored = read_finite_numbers(file, name, "descriptors")
             if stored is None:
                 raise InputError(f"{feature_path} holds no descriptors of {name!r}")
