@@ -15,8 +15,8 @@ from pipelines.options import PROGRAM, nearest, version
 COMMANDS = {
     "sfm": "photos to a COLMAP model",
     "localize": "poses of new photos in a map",
-    "map": "a map that is ready for new photos, in one folder without its own",
-    "serve": "such a map as an HTTP service on this machine",
+    "map": "a map in one folder, ready for new photos",
+    "serve": "a map as an HTTP service",
     "refine": "longer tracks for a COLMAP model of any origin",
     "export": "a model for other tools; a matcher as ONNX file",
     "hloc": "hloc's steps, with its names and files",

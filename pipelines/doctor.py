@@ -40,6 +40,7 @@ EXTRAS = {
     "onnx": ("onnxscript", "ONNX files by pipelines.export"),
     "superpoint": ("transformers", "SuperPoint keypoints"),
     "ray": ("ray", "matching on several machines"),
+    "serve": ("fastapi", "a map as an HTTP service, by pipelines.serve"),
     "docs": ("mkdocs", "the documentation as a site"),
 }
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = build_parser().parse(arguments)
     if given.pop("command") == "check":
         return run_guarded(lambda: _check(given["map"]))
-    return run_command(given["output"], lambda: _build(given), name="map")
+    return run_command(given["output"], lambda: _build(given), name="map build")
 
 
 def _check(path: Path) -> int:

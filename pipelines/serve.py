@@ -10,10 +10,10 @@ Ctrl-C or SIGTERM ends it once the requests at work are answered.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,11 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 after a signal to stop, 2 for bad input."""
-    options = argparse.Namespace(**build_parser().parse(arguments))
+    options = Namespace(**build_parser().parse(arguments))
     return run_guarded(lambda: _serve(options))
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: Namespace) -> int:
     try:
         import uvicorn
 

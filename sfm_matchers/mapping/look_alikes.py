@@ -131,7 +131,7 @@ class VerifiedGraph:
                 camera = cameras[image.camera_id]
                 keypoints = np.asarray(database.read_keypoints(image.image_id), np.float64)
                 photos[image.image_id] = _Photo(
-                    keypoints.reshape(len(keypoints), -1)[:, :2],
+                    keypoints[:, :2] if keypoints.size else np.zeros((0, 2)),
                     np.array([camera.width, camera.height], np.float64),
                     camera,
                     image.name,

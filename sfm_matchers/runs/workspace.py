@@ -244,14 +244,14 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
-        """Delete what reconstructions write, and nothing else."""
+        """Delete what reconstructions write, and nothing else; the log goes on."""
         if not self.path.is_dir():
             return
         remove_exports(self.path)
         own = [self.database, self.models, self.cameras, self.camera_models, self.georeferenced]
         own.append(self.look_alikes)
         if is_output(self.path):  # else files of such names may be anybody's
-            own += [*self.pictures, self.log]
+            own += self.pictures
         own += [self.photos, self.notes, self.report]
         for pattern in _CLEARED:
             own += self.path.glob(pattern)

@@ -19,6 +19,8 @@ from pipelines.options import Parser, matcher_name
 from sfm_matchers import __version__
 from sfm_matchers.choices import SCENES
 from sfm_matchers.errors import InputError
+from sfm_matchers.photos.folders import OUTPUT_MARKS
+from sfm_matchers.runs.workspace import Workspace
 from sfm_matchers.synthetic import KINDS
 
 
@@ -259,3 +261,16 @@ def test_an_error_is_in_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "WARNING beware\n" in text
     assert "error: wrong, after" in text
     assert capsys.readouterr().err.endswith("error: wrong\n")
+
+
+def test_to_start_afresh_keeps_the_log(tmp_path: Path) -> None:
+    for name in (*OUTPUT_MARKS, "model.png"):
+        (tmp_path / name).touch()
+
+    def job() -> int:
+        Workspace(tmp_path).clear()
+        return 0
+
+    assert run_command(tmp_path, job, name="x") == 0
+    assert not (tmp_path / "model.png").exists()
+    assert "ended with status 0" in (tmp_path / "log.txt").read_text(encoding="utf-8")
