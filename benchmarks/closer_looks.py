@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     matcher, conf = detector_free.load(options.matcher, options.weights), load_conf(options.matcher)
     assert isinstance(conf, DetectorFreeConf)
-    turns, looks = QuarterTurns(matcher), closer_looks(matcher, conf)
+    turns, looks = QuarterTurns(matcher), closer_looks(matcher, conf.preprocessing)
     names = ["network", *(look.func.__name__ for look in looks)]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     counts: dict[str, list[int]] = {name: [] for name in names}

@@ -260,7 +260,7 @@ def load(method: Method, folder: Path) -> TimedMatcher:
     conf = load_conf(method.conf)
     if not isinstance(conf, SparseConf):
         return TimedMatcher(None, PhotoMatcher(conf, method.weights, "cpu").match)
-    extractor = load_extractor(conf.features["model"])
+    extractor = load_extractor(conf.features.model)
     matcher = load_sparse_matcher(conf, method.weights, "cpu")
 
     def match(features0: Arrays, features1: Arrays) -> Matches:
@@ -269,7 +269,7 @@ def load(method: Method, folder: Path) -> TimedMatcher:
         points0, points1 = features0["keypoints"][chosen], features1["keypoints"]
         return Matches(points0, points1[matches0[chosen]], scores0[chosen])
 
-    return TimedMatcher(partial(extract_image, extractor, conf.features), match)
+    return TimedMatcher(partial(extract_image, extractor, conf.features.preprocessing), match)
 
 
 def _plain_matcher(folder: Path) -> TimedMatcher:

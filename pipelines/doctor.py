@@ -182,13 +182,13 @@ def _matcher(
     needs: list[str] = []
     source = None
     if isinstance(conf, SparseConf):
-        front_end = conf.features["model"]["name"]
+        front_end = conf.features.name
         extra = EXTRA_OF_FRONT_END.get(front_end)
         if extra and not installed[extra]["installed"]:
             needs.append(installed[extra]["install"])
         if needs_weights(front_end):
             needs += _choose(front_end, known)[1]
-    network = conf.model["name"]
+    network = conf.matcher
     if network in NETWORKS:
         subject = subject_name(network, features_of(network, conf.model.get("features")))
         source, missing = _choose(subject, known)

@@ -102,14 +102,13 @@ def extractor_confs() -> dict[str, dict[str, Any]]:
     """Our front-ends as hloc's confs of `extract_features`, by the stem of their output."""
     found = {}
     for conf in _confs(SparseConf):
-        options = dict(conf.features["model"])
-        front_end = options.pop("name")
-        found[conf.features["output"].removeprefix("feats-")] = {
-            "output": conf.features["output"],
-            "model": {"name": FRONT_END_MODEL, "front_end": front_end, **options},
+        front_end = conf.features
+        found[front_end.output.removeprefix("feats-")] = {
+            "output": front_end.output,
+            "model": {"name": FRONT_END_MODEL, "front_end": front_end.name, **front_end.options},
             "preprocessing": {
                 "grayscale": False,
-                "resize_max": conf.features.get("preprocessing", {}).get("resize_max"),
+                "resize_max": front_end.preprocessing.resize_max,
             },
         }
     return found
@@ -122,12 +121,12 @@ def sparse_confs() -> dict[str, dict[str, Any]]:
             "output": conf.output,
             "model": {
                 "weights": default_weights(conf.model),
-                "resize_max": conf.features.get("preprocessing", {}).get("resize_max"),
+                "resize_max": conf.features.preprocessing.resize_max,
                 **conf.model,
             },
         }
         for conf in _confs(SparseConf)
-        if conf.model["name"] in MATCHERS_OF_OURS
+        if conf.matcher in MATCHERS_OF_OURS
     }
 
 
@@ -135,19 +134,19 @@ def dense_confs() -> dict[str, dict[str, Any]]:
     """Our detector-free matchers as hloc's confs of `match_dense`."""
     found = {}
     for conf in _confs(DetectorFreeConf):
-        grayscale, multiple = PIXELS[conf.model["name"]]
+        grayscale, multiple = PIXELS[conf.matcher]
         found[conf.name] = {
             "output": conf.output,
             "model": {
                 "weights": default_weights(conf.model),
-                "quarter_turns": conf.quarter_turns,
-                "least_squares_matching": conf.least_squares_matching,
+                "quarter_turns": conf.preprocessing.quarter_turns,
+                "least_squares_matching": conf.preprocessing.least_squares_matching,
                 "max_num_matches": None,
                 **conf.model,
             },
             "preprocessing": {
                 "grayscale": grayscale,
-                "resize_max": conf.preprocessing.get("resize_max"),
+                "resize_max": conf.preprocessing.resize_max,
                 "dfactor": multiple,
             },
             "max_error": conf.max_error,

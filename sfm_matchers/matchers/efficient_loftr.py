@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+from sfm_matchers.confs import RESIZE_MAX
 from sfm_matchers.matchers.batching import batch_size_on, num_bytes, split_matches, stack_features
 from sfm_matchers.matchers.protocols import (
     EncodedImage,
@@ -35,7 +36,9 @@ class EfficientLoFTRMatcher:
         device: torch device.
     """
 
-    def __init__(self, network: EfficientLoFTR, resize_max: int = 832, device: str = "cpu") -> None:
+    def __init__(
+        self, network: EfficientLoFTR, resize_max: int = RESIZE_MAX, device: str = "cpu"
+    ) -> None:
         self.network = network.to(device)
         self.resize_max = resize_max
         self.device = torch.device(device)

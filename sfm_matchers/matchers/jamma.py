@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sfm_matchers.confs import RESIZE_MAX
 from sfm_matchers.matchers.batching import (
     batch_size_on,
     num_bytes,
@@ -41,7 +42,7 @@ class JamMaMatcher:
     def __init__(
         self,
         network: JamMa,
-        resize_max: int = 832,
+        resize_max: int = RESIZE_MAX,
         device: str = "cpu",
         *,
         pad_to_square: bool = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -23,11 +22,12 @@ class MambaGlueMatcher:
     Args:
         network: a `MambaGlue` in evaluation mode, made for the front-end of the features.
         device: torch device.
-        resize_max: longer side, in pixels, to which larger photos were reduced for extraction.
+        resize_max: longer side, in pixels, to which larger photos were reduced for extraction;
+            None: none were.
     """
 
     def __init__(
-        self, network: MambaGlue, device: str = "cpu", resize_max: float = math.inf
+        self, network: MambaGlue, device: str = "cpu", resize_max: int | None = None
     ) -> None:
         self.network = network.to(device)
         self.device = torch.device(device)
@@ -71,7 +71,7 @@ class MambaGlueMatcher:
 
         image_size = cast(torch.Tensor, tensor("image_size"))
         scales, degrees = tensor("scales"), tensor("oris")
-        if scales is not None:
+        if scales is not None and self.resize_max is not None:
             # The network knows scales in pixels of the image that the detector has seen.
             scales = scales / (image_size.amax(1, keepdim=True) / self.resize_max).clamp(min=1)
         scores = tensor("scores")

@@ -37,14 +37,14 @@ class PhotoMatcher:
     def __init__(self, conf: Conf, weights: str, device: str, compile: bool = False) -> None:
         matcher: SparseMatcher | DetectorFreeMatcher
         if isinstance(conf, SparseConf):
-            self._features_conf = conf.features
-            self._extractor = load_extractor(conf.features["model"], device)
+            self._preprocessing = conf.features.preprocessing
+            self._extractor = load_extractor(conf.features.model, device)
             matcher = self._sparse = load_sparse_matcher(conf, weights, device)
             self._match = self._match_features
         else:
             matcher = self._detector_free = load_detector_free_matcher(conf, weights, device)
-            self._turns = QuarterTurns(matcher) if conf.quarter_turns else None
-            self._looks = closer_looks(matcher, conf)
+            self._turns = QuarterTurns(matcher) if conf.preprocessing.quarter_turns else None
+            self._looks = closer_looks(matcher, conf.preprocessing)
             self._match = self._match_images
         if compile:
             compile_matcher(matcher)
@@ -98,7 +98,7 @@ class PhotoMatcher:
         self, photos: tuple[Photo, Photo], images: _TwoImages, masks: _TwoMasks
     ) -> Matches:
         arrays0, arrays1 = (
-            extract_image(self._extractor, self._features_conf, image, mask)
+            extract_image(self._extractor, self._preprocessing, image, mask)
             for image, mask in zip(images, masks, strict=True)
         )
         matches0, scores0 = self._sparse.match(arrays0, arrays1)

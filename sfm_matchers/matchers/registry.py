@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, cast
@@ -11,7 +10,6 @@ from typing import Any, cast
 import torch
 
 from sfm_matchers.confs import (
-    DEFAULT_RESIZE,
     Conf,
     DetectorFreeConf,
     SparseConf,
@@ -47,17 +45,16 @@ logger = logging.getLogger(__name__)
 
 
 def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> NearestNeighborMatcher:
-    options = {key: value for key, value in conf.model.items() if key != "name"}
     where = f"conf {conf.name}, model"
     return cast(
         NearestNeighborMatcher,
-        build(NearestNeighborMatcher, {**options, "device": device}, where),
+        build(NearestNeighborMatcher, {**conf.options, "device": device}, where),
     )
 
 
 def _load_mambaglue(conf: SparseConf, weights: str, device: str) -> MambaGlueMatcher:
     network = load_network("mambaglue", weights, **_network_options(conf, MambaGlueConfig, device))
-    resize_max = conf.features.get("preprocessing", {}).get("resize_max", math.inf)
+    resize_max = conf.features.preprocessing.resize_max
     return MambaGlueMatcher(cast(MambaGlue, network).fuse(), device, resize_max)
 
 
@@ -67,8 +64,7 @@ def _network_options(conf: Conf, config_type: type, device: str) -> dict[str, An
     Raises:
         InputError: the network takes no such option.
     """
-    options = {key: value for key, value in conf.model.items() if key != "name"}
-    options = check_options(config_type, options, f"conf {conf.name}, model")
+    options = check_options(config_type, conf.options, f"conf {conf.name}, model")
     options = {"precision": default_precision(torch.device(device).type), **options}
     logger.info("%s computes in %s", conf.name, options["precision"])
     return options
@@ -95,7 +91,7 @@ def _load_jamma(conf: DetectorFreeConf, weights: str, device: str) -> JamMaMatch
     network = load_network("jamma", weights, **_network_options(conf, JamMaConfig, device))
     checkpoint = find_weights("jamma", weights).checkpoint
     is_official = checkpoint is not None and checkpoint.source == "official"
-    resize_max = conf.preprocessing.get("resize_max", DEFAULT_RESIZE)
+    resize_max = conf.preprocessing.resize_max
     return JamMaMatcher(cast(JamMa, network), resize_max, device, pad_to_square=is_official)
 
 
@@ -105,7 +101,7 @@ def _load_efficient_loftr(
     network = load_network(
         "eloftr", weights, **_network_options(conf, EfficientLoFTRConfig, device)
     )
-    resize_max = conf.preprocessing.get("resize_max", DEFAULT_RESIZE)
+    resize_max = conf.preprocessing.resize_max
     return EfficientLoFTRMatcher(cast(EfficientLoFTR, network), resize_max, device)
 
 
@@ -138,7 +134,7 @@ def _loader(conf: Conf, own: Mapping[str, Callable[..., Any]], kind: str) -> Cal
     Raises:
         InputError: there is none of this name, or it cannot be imported.
     """
-    name = str(conf.model.get("name"))
+    name = conf.matcher
     if name in own:
         return own[name]
     plugins = {entry.name: entry for entry in entry_points(group=PLUGINS)}
@@ -153,7 +149,7 @@ def _loader(conf: Conf, own: Mapping[str, Callable[..., Any]], kind: str) -> Cal
 
 def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:
     """Return a fingerprint of the weights a conf would be run with; "" if it needs none."""
-    name = conf.model.get("name")
+    name = conf.matcher
     if name not in NETWORKS:
         return ""
     return weights_fingerprint(name, weights, features_of(name, conf.model.get("features")))

@@ -88,7 +88,7 @@ def match_features(
         sources = {name: _source(features, name) for pair in pairs for name in pair}
     wanted = _wanted(pairs, conf, weights_fingerprint, sources)
     task = FeatureMatching(load_matcher, Path(feature_path))
-    grain = COARSE if conf.model.get("name") == colmap_matching.NAME else FINE
+    grain = COARSE if conf.matcher == colmap_matching.NAME else FINE
     return _complete(task, pairs, wanted, match_path, executor or InProcess(), grain)
 
 
@@ -136,7 +136,8 @@ def _wanted(
     pairs: Sequence[Pair], conf: Conf, weights_fingerprint: str, sources: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the fingerprint each pair's group must have."""
-    settings = fingerprint(revisions.MATCHES, dict(conf.model), getattr(conf, "preprocessing", {}))
+    preprocessing = conf.preprocessing.settings() if isinstance(conf, DetectorFreeConf) else {}
+    settings = fingerprint(revisions.MATCHES, dict(conf.model), preprocessing)
     return {
         names_to_pair(*pair): fingerprint(settings, weights_fingerprint, *map(sources.get, pair))
         for pair in pairs
@@ -273,8 +274,8 @@ class ImageMatching:
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         matcher = self.load_matcher()
-        turns = QuarterTurns(matcher) if self.conf.quarter_turns else None
-        looks = closer_looks(matcher, self.conf)
+        turns = QuarterTurns(matcher) if self.conf.preprocessing.quarter_turns else None
+        looks = closer_looks(matcher, self.conf.preprocessing)
         with ThreadPoolExecutor(READ_AHEAD) as threads:
             photos = _ReadAhead(
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)

@@ -314,7 +314,7 @@ def load_graph(
     conf = load_conf(matcher)
     if conf.model.get("precision", "float32") != "float32":
         raise InputError(f"{matcher}: only float32 can be exported, leave precision away")
-    if conf.model["name"] in NETWORKS:
+    if conf.matcher in NETWORKS:
         conf = replace(conf, model={**conf.model, "precision": "float32"})  # on every CPU
     if isinstance(conf, DetectorFreeConf):
         if size is None:
@@ -330,7 +330,7 @@ def load_graph(
             if num_keypoints is None:
                 raise InputError(f"{matcher} matches features: give --num_keypoints N")
             return MambaGlueGraph(sparse, num_keypoints)
-    raise InputError(f"{matcher}: {conf.model.get('name')} is no network of this package")
+    raise InputError(f"{matcher}: {conf.matcher} is no network of this package")
 
 
 def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str] | None = None) -> int:

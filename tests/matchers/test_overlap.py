@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from material import matches_of_a_folder
 
-from sfm_matchers.confs import DetectorFreeConf, load_conf
+from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing, load_conf
 from sfm_matchers.matchers.overlap import NARROWEST, _shared_part, match_overlap
 from sfm_matchers.matchers.pair_matcher import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
@@ -172,7 +172,7 @@ def test_pairs_of_a_folder_are_matched_again_where_the_conf_says_so(
             ).any()
             return found if is_upright else found.select(np.arange(0))
 
-    preprocessing = {"quarter_turns": True, "match_overlap": asked}
+    preprocessing = DetectorFreePreprocessing(quarter_turns=True, match_overlap=asked)
     matches = matches_of_a_folder(tmp_path, Positions, preprocessing)
     keypoints0, keypoints1 = matches.keypoints0, matches.keypoints1
     assert (len(keypoints0) > 400) == asked

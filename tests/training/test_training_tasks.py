@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.confs import Preprocessing
+from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.features.networks import to_gray
 from sfm_matchers.networks import efficient_loftr, jamma
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
@@ -136,11 +138,10 @@ def test_eloftr_losses_reach_every_parameter(photographs: Photographs, progress:
 
 
 def test_sift_of_training_looks_like_that_of_use(photographs: Photographs) -> None:
-    features = pytest.importorskip("sfm_matchers.features")
     image = photographs.pyramids[0][0]
     trained = extract_sift(image[None] / 255, max_keypoints=4096)
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    used = features.extract_image(features.load_extractor({"name": "sift"}), {}, pixels)
+    used = extract_image(load_extractor({"name": "sift"}), Preprocessing(), pixels)
     keypoints, scales, oris, descriptors = (
         values[0].numpy()
         for values in (trained.keypoints, trained.scales, trained.oris, trained.descriptors)
