@@ -21,13 +21,11 @@ from typing import Any
 
 from sfm_matchers.confs import DetectorFreeConf, SparseConf, conf_names, load_conf
 from sfm_matchers.errors import MissingExtraError
+from sfm_matchers.networks.table import NETWORKS
 from sfm_matchers.weights import default_source, subject_name
 
 INSTALL = "pip install git+https://github.com/cvg/Hierarchical-Localization"
 FRONT_END_MODEL = "sfm_matchers_features"
-MATCHERS_OF_OURS = ("mambaglue", "jamma", "eloftr")
-# Network, whether its images are gray, and what their sides must be a multiple of.
-PIXELS = {"jamma": (False, 16), "eloftr": (True, 32)}
 
 
 def register() -> None:
@@ -126,7 +124,7 @@ def sparse_confs() -> dict[str, dict[str, Any]]:
             },
         }
         for conf in _confs(SparseConf)
-        if conf.matcher in MATCHERS_OF_OURS
+        if conf.matcher in NETWORKS
     }
 
 
@@ -134,7 +132,7 @@ def dense_confs() -> dict[str, dict[str, Any]]:
     """Our detector-free matchers as hloc's confs of `match_dense`."""
     found = {}
     for conf in _confs(DetectorFreeConf):
-        grayscale, multiple = PIXELS[conf.matcher]
+        network = NETWORKS[conf.matcher]
         found[conf.name] = {
             "output": conf.output,
             "model": {
@@ -145,9 +143,9 @@ def dense_confs() -> dict[str, dict[str, Any]]:
                 **conf.model,
             },
             "preprocessing": {
-                "grayscale": grayscale,
+                "grayscale": network.gray,
                 "resize_max": conf.preprocessing.resize_max,
-                "dfactor": multiple,
+                "dfactor": network.size_multiple,
             },
             "max_error": conf.max_error,
             "cell_size": conf.cell_size,

@@ -8,6 +8,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers.batching import batch_size_on
 from sfm_matchers.matchers.protocols import (
@@ -56,6 +57,10 @@ class MambaGlueMatcher:
             for matches, scores, count in zip(matches0, scores0, counts, strict=True)
         ]
 
+    def parts_to_compile(self) -> list[torch.nn.Module]:
+        """See `CompilableMatcher.parts_to_compile`."""
+        return list(self.network.transformermambas)
+
     def _features(self, images: Sequence[Arrays]) -> LocalFeatures:
         """Put the features of several images together, padded to one number."""
         if any("image_size" not in image or "keypoints" not in image for image in images):
@@ -85,3 +90,8 @@ class MambaGlueMatcher:
             scores=tensor("keypoint_scores") if scores is None else scores,
             num_keypoints=counts,
         )
+
+
+def load(network: MambaGlue, conf: SparseConf, device: str) -> MambaGlueMatcher:
+    """Make the matcher of a conf."""
+    return MambaGlueMatcher(network.fuse(), device, conf.features.preprocessing.resize_max)

@@ -14,8 +14,8 @@ import torch
 from pipelines import doctor
 from sfm_matchers.confs import SparseConf, conf_names, load_conf
 from sfm_matchers.matchers.registry import SPARSE_MATCHERS
+from sfm_matchers.networks.table import NETWORKS
 from sfm_matchers.weights import (
-    NETWORKS,
     WeightsMetadata,
     cache_dir,
     download,

@@ -26,10 +26,11 @@ from sfm_matchers.training.data.sift_features import extract_sift
 from sfm_matchers.training.loop import Trainer, TrainingOptions, TrainingTask
 from sfm_matchers.training.losses.mambaglue import UNMATCHED, GroundTruthMatches
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
+from sfm_matchers.training.options import TaskOptions
 from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
 from sfm_matchers.training.tasks.jamma import JamMaTask
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, match_measures
-from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
+from sfm_matchers.training.tasks.table import TASKS, make_task
 
 CPU = torch.device("cpu")
 TINY_MAMBAGLUE = MambaGlueConfig(features="sift", keypoint_order="score", num_layers=2, dim=64)
