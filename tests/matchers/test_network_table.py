@@ -14,7 +14,7 @@ import toy_network
 from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers.compiling import compile_matcher
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.registry import load_detector_free_matcher, matcher_weights_fingerprint
 from sfm_matchers.networks import efficient_loftr, jamma
 from sfm_matchers.networks.table import NETWORKS, resolve

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing
 from sfm_matchers.errors import InputError, PhotoChangedError
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.matching import match_images
