@@ -28,6 +28,7 @@ from sfm_matchers.matchers.closer_looks import closer_looks
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.photos.images import quarters_to_upright, read_image
+from sfm_matchers.photos.resizing import turned
 
 
 def right_distances(matches: Matches, pair: PosedPair) -> np.ndarray:
@@ -49,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     matcher, conf = detector_free.load(options.matcher, options.weights), load_conf(options.matcher)
     assert isinstance(conf, DetectorFreeConf)
-    turns, looks = QuarterTurns(matcher), closer_looks(matcher, conf)
+    turns, looks = QuarterTurns(matcher), closer_looks(matcher, conf.preprocessing)
     names = ["network", *(look.func.__name__ for look in looks)]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     counts: dict[str, list[int]] = {name: [] for name in names}
@@ -60,7 +61,9 @@ def main() -> None:
         image0, image1 = map(read_image, paths)
         sizes = (image0.shape[1::-1], image1.shape[1::-1])
         upright = (quarters_to_upright(paths[0]), quarters_to_upright(paths[1]))
-        (image0, image1), quarters = turns.alike((image0, image1), upright)
+        image0, image1 = map(turned, (image0, image1), upright)
+        turn = turns.between(image0, image1)
+        image1, quarters = turned(image1, turn), (upright[0], upright[1] + turn)
         encoded = (matcher.encode(image0), matcher.encode(image1))
         matches: Matches | None = None
         for name, look in zip(names, [None, *looks], strict=True):

@@ -38,7 +38,7 @@ from sfm_matchers.features.base import Features
 from sfm_matchers.features.extraction import EXTRACTORS, extract_image, load_extractor
 from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.files.pair_lists import write_pairs
-from sfm_matchers.matchers.pair_matcher import PhotoMatcher
+from sfm_matchers.matchers.photo_matchers import make_photo_matcher
 from sfm_matchers.matchers.protocols import Arrays, Matches
 from sfm_matchers.matchers.registry import SPARSE_MATCHERS, load_sparse_matcher
 from sfm_matchers.weights import find_checkpoint
@@ -259,8 +259,8 @@ def load(method: Method, folder: Path) -> TimedMatcher:
         return _plain_matcher(folder)
     conf = load_conf(method.conf)
     if not isinstance(conf, SparseConf):
-        return TimedMatcher(None, PhotoMatcher(conf, method.weights, "cpu").match)
-    extractor = load_extractor(conf.features["model"])
+        return TimedMatcher(None, make_photo_matcher(conf, method.weights, "cpu").match)
+    extractor = load_extractor(conf.features.model)
     matcher = load_sparse_matcher(conf, method.weights, "cpu")
 
     def match(features0: Arrays, features1: Arrays) -> Matches:
@@ -269,7 +269,7 @@ def load(method: Method, folder: Path) -> TimedMatcher:
         points0, points1 = features0["keypoints"][chosen], features1["keypoints"]
         return Matches(points0, points1[matches0[chosen]], scores0[chosen])
 
-    return TimedMatcher(partial(extract_image, extractor, conf.features), match)
+    return TimedMatcher(partial(extract_image, extractor, conf.features.preprocessing), match)
 
 
 def _plain_matcher(folder: Path) -> TimedMatcher:

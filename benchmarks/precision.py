@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sfm_matchers.confs import load_conf
-from sfm_matchers.matchers.pair_matcher import PhotoMatcher
+from sfm_matchers.matchers.photo_matchers import make_photo_matcher
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.networks.precision import PRECISIONS
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, project, render, unproject
@@ -55,7 +55,7 @@ def measure(name: str, rendered: list[Pair], device: str) -> None:
     right_in_float32 = 0
     for precision in PRECISIONS:
         of_precision = replace(conf, model={**conf.model, "precision": precision})
-        matcher = PhotoMatcher(of_precision, "bundled", device)
+        matcher = make_photo_matcher(of_precision, "bundled", device)
         found = num_right = 0
         for image0, image1, position in tqdm(rendered, f"{name} {precision}"):
             matches = matcher.match(image0, image1)

@@ -178,20 +178,21 @@ def _matcher(
     conf: Any, known: list[dict[str, Any]], installed: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     from sfm_matchers.confs import SparseConf
-    from sfm_matchers.weights import NETWORKS, features_of, needs_weights, subject_name
+    from sfm_matchers.networks.table import NETWORKS
+    from sfm_matchers.weights import needs_weights, subject_name
 
     needs: list[str] = []
     source = None
     if isinstance(conf, SparseConf):
-        front_end = conf.features["model"]["name"]
+        front_end = conf.features.name
         extra = EXTRA_OF_FRONT_END.get(front_end)
         if extra and not installed[extra]["installed"]:
             needs.append(installed[extra]["install"])
         if needs_weights(front_end):
             needs += _choose(front_end, known)[1]
-    network = conf.model["name"]
-    if network in NETWORKS:
-        subject = subject_name(network, features_of(network, conf.model.get("features")))
+    if conf.matcher in NETWORKS:
+        features = NETWORKS[conf.matcher].features(conf.options.get("features"))
+        subject = subject_name(conf.matcher, features)
         source, missing = _choose(subject, known)
         needs += missing
     return {"name": conf.name, "weights": source, "needs": needs}

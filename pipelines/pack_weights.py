@@ -108,6 +108,7 @@ def bundle_official(name: str, output: Path) -> None:
         features=checkpoint.features,
         licence=checkpoint.licence,
         note="the authors' weights, in half precision",
+        config=checkpoint.config,
     )
     save_bundled(load_state_dict_file(fetch(checkpoint)), output, described)
 

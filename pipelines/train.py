@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     """Return the command line of this pipeline."""
     from sfm_matchers.training.data.sparse_pairs import MODELS
     from sfm_matchers.training.loop import TrainingOptions
-    from sfm_matchers.training.tasks.mambaglue import Start
+    from sfm_matchers.training.options import Start
     from sfm_matchers.training.tasks.table import TASKS
 
     defaults = TrainingOptions()

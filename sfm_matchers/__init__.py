@@ -20,10 +20,10 @@ import zlib  # noqa: F401
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfm_matchers.confs import conf_names as list_matchers
     from sfm_matchers.errors import SfmMatchersError
     from sfm_matchers.localization.localizer import Localizer
-    from sfm_matchers.matchers.pair_matcher import load_matcher
+    from sfm_matchers.matchers.listing import MatcherInfo, list_matchers
+    from sfm_matchers.matchers.photo_matchers import load_matcher
     from sfm_matchers.matchers.protocols import Matches
     from sfm_matchers.reports.drawing import plot_matches
     from sfm_matchers.runs.localize import localize
@@ -39,6 +39,7 @@ __all__ = [
     "Localizer",
     "MatchOptions",
     "MatchResult",
+    "MatcherInfo",
     "Matches",
     "SfmMatchersError",
     "SfmOptions",
@@ -60,13 +61,14 @@ _HOMES = {
     "Localizer": ("localization.localizer", "Localizer"),
     "MatchOptions": ("runs.options", "MatchOptions"),
     "MatchResult": ("runs.results", "MatchResult"),
+    "MatcherInfo": ("matchers.listing", "MatcherInfo"),
     "Matches": ("matchers.protocols", "Matches"),
     "SfmMatchersError": ("errors", "SfmMatchersError"),
     "SfmOptions": ("runs.options", "SfmOptions"),
     "SfmResult": ("runs.results", "SfmResult"),
     "extract": ("runs.match", "extract"),
-    "list_matchers": ("confs", "conf_names"),
-    "load_matcher": ("matchers.pair_matcher", "load_matcher"),
+    "list_matchers": ("matchers.listing", "list_matchers"),
+    "load_matcher": ("matchers.photo_matchers", "load_matcher"),
     "localize": ("runs.localize", "localize"),
     "match": ("runs.match", "match"),
     "plot_matches": ("reports.drawing", "plot_matches"),

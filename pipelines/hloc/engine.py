@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipelines.hloc.signatures import ExecutorOptions
-from sfm_matchers.confs import DetectorFreeConf, SparseConf
+from sfm_matchers.confs import DetectorFreeConf, FrontEnd, SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.features.extraction import extract_features
 from sfm_matchers.files.hdf5 import list_groups
@@ -32,14 +31,14 @@ from sfm_matchers.runs.photos import CheckedPhoto, check_photos
 
 
 def extract(
-    conf: Mapping[str, Any], image_dir: Path, image_list: str | Path | None, feature_path: Path
+    front_end: FrontEnd, image_dir: Path, image_list: str | Path | None, feature_path: Path
 ) -> None:
     """Extract features of the images that are listed, or all, to a feature file."""
     names = read_image_names(image_list) if image_list else None
     with exclusive(feature_path.parent):
         photos = check_photos(image_dir, feature_path.parent, names)
         wanted = {name: photo.fingerprint for name, photo in photos.items()}
-        extract_features(conf, image_dir, wanted, feature_path, device=default_device())
+        extract_features(front_end, image_dir, wanted, feature_path, device=default_device())
 
 
 def match_sparse(

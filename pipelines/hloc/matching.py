@@ -45,7 +45,7 @@ def extract_features(
         InputError: there is no such conf, or it has no features.
     """
     ours = our_features(conf)
-    output = (ours or conf_of_hloc("extract_features", conf))["output"]
+    output = conf_of_hloc("extract_features", conf)["output"] if ours is None else ours.output
     path = Path(feature_path or Path(export_dir) / f"{output}.h5")
     if ours is None:
         options = {"as_half": as_half, "image_list": image_list, "feature_path": path}
@@ -127,7 +127,7 @@ def _sparse_files(
     if ours is None:
         output, default = conf_of_hloc("match_features", conf)["output"], FEATURES_OF_HLOC
     else:
-        output, default = ours.output, ours.features["output"]
+        output, default = ours.output, ours.features.output
     feature_path = Path(features or default)
     if not feature_path.is_file():
         stem = str(features or default).removesuffix(".h5")

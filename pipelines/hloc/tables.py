@@ -6,7 +6,14 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, conf_names, load_conf
+from sfm_matchers.confs import (
+    Conf,
+    DetectorFreeConf,
+    FrontEnd,
+    SparseConf,
+    conf_names,
+    load_conf,
+)
 from sfm_matchers.errors import InputError
 from sfm_matchers.hloc import INSTALL, is_installed, names_in_hloc, register
 from sfm_matchers.weights import all_checkpoints, needs_weights, subject_name
@@ -24,14 +31,14 @@ def our_conf(name: str) -> Conf | None:
     return load_conf(name) if is_ours else None
 
 
-def our_features(name: str) -> Mapping[str, Any] | None:
+def our_features(name: str) -> FrontEnd | None:
     """The features of the conf whose output, or which itself, is called so; None for hloc's.
 
     Raises:
         InputError: the conf has none: it matches images.
     """
     for conf in map(load_conf, conf_names()):
-        if isinstance(conf, SparseConf) and conf.features["output"] == f"feats-{name}":
+        if isinstance(conf, SparseConf) and conf.features.output == f"feats-{name}":
             return conf.features
     named = our_conf(name)
     if isinstance(named, DetectorFreeConf):
@@ -76,11 +83,11 @@ def _our_lines() -> dict[str, dict[str, str]]:
     """Step -> name of a conf of ours -> what it is."""
     lines: dict[str, dict[str, str]] = {step: {} for step in KINDS}
     for conf in map(load_conf, conf_names()):
-        licences = _licences(subject_name(conf.model["name"], conf.model.get("features")))
+        licences = _licences(subject_name(conf.matcher, conf.model.get("features")))
         if isinstance(conf, DetectorFreeConf):
             lines["match_dense"][conf.name] = f"detector-free, images; weights: {licences}"
             continue
-        output, front_end = conf.features["output"], conf.features["model"]["name"]
+        output, front_end = conf.features.output, conf.features.name
         of_features = _licences(front_end)
         name = output.removeprefix("feats-")
         lines["extract_features"][name] = f"{front_end}, images; weights: {of_features}"

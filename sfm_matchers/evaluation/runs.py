@@ -25,7 +25,7 @@ from sfm_matchers.evaluation.two_view import (
     pose_error,
 )
 from sfm_matchers.machine.progress import progress
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.photos.resizing import network_size, resize_image, to_original, turned, unturned

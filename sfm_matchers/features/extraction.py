@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sfm_matchers.confs import build
+from sfm_matchers.confs import FrontEnd, Preprocessing, build
 from sfm_matchers.errors import (
     InputError,
     PhotoChangedError,
@@ -61,7 +61,7 @@ def load_extractor(model: Mapping[str, Any], device: str = "cpu") -> FeatureExtr
 
 
 def extract_features(
-    conf: Mapping[str, Any],
+    front_end: FrontEnd,
     image_dir: Path,
     image_fingerprints: Mapping[str, str],
     feature_path: Path,
@@ -71,7 +71,7 @@ def extract_features(
     """Extract the features of photos to a feature file; photos that are in it already are kept.
 
     Args:
-        conf: ``{"model": {...}, "preprocessing": {"resize_max": pixels}}``.
+        front_end: its name, its options, and how it gets the photos.
         image_dir: the photos.
         image_fingerprints: image name -> `images.photo_fingerprint`.
         feature_path: the HDF5 file to make or complete.
@@ -82,22 +82,25 @@ def extract_features(
         The names whose features were computed now.
 
     Raises:
-        InputError: the conf names an unknown option.
+        InputError: the front-end has no such option.
         PhotoChangedError: photos have vanished or changed since their fingerprints were taken;
             the others are done.
         MissingExtraError, WeightsError: as `load_extractor`.
     """
     staged = StagedFile(feature_path)
     wanted = {
-        name: fingerprint(revisions.FEATURES, conf, digest)
+        name: fingerprint(revisions.FEATURES, front_end.settings(), digest)
         for name, digest in image_fingerprints.items()
     }
     missing = [name for name in sorted(wanted) if not staged.is_current(name, wanted[name])]
     if missing:
-        extractor = load_extractor(conf["model"], device)
+        extractor = load_extractor(front_end.model, device)
         unusable: dict[str, str] = {}
-        photos = _read_photos(conf, image_dir, missing, mask_dir, image_fingerprints, unusable)
-        label = f"Features ({conf['model']['name']})"
+        preprocessing = front_end.preprocessing
+        photos = _read_photos(
+            preprocessing, image_dir, missing, mask_dir, image_fingerprints, unusable
+        )
+        label = f"Features ({front_end.name})"
         with progress(total=len(missing), title=label, unit="photo") as bar:
             for batch in _batches(photos, extractor):
                 staged.add(_extract_batch(extractor, batch), wanted)
@@ -110,19 +113,19 @@ def extract_features(
 
 def extract_image(
     extractor: FeatureExtractor,
-    conf: Mapping[str, Any],
+    preprocessing: Preprocessing,
     image: np.ndarray,
     mask: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Return the datasets of a feature file for one photo.
 
     Args:
-        extractor: the front-end of `conf`.
-        conf: see `extract_features`; a longer side above ``resize_max`` is reduced to it.
+        extractor: the front-end.
+        preprocessing: how it gets the photo.
         image: RGB (H, W, 3) uint8.
         mask: (H, W) bool, False where features are dropped.
     """
-    photo = _prepare_photo(conf, "image", image, mask)
+    photo = _prepare_photo(preprocessing, "image", image, mask)
     return _extract_batch(extractor, [photo])[photo.name]
 
 
@@ -137,7 +140,7 @@ class _Photo:
 
 
 def _read_photos(
-    conf: Mapping[str, Any],
+    preprocessing: Preprocessing,
     image_dir: Path,
     names: Iterable[str],
     mask_dir: Path | None,
@@ -152,7 +155,7 @@ def _read_photos(
         except InputError as error:
             unusable[name] = str(error)
             return None
-        return _prepare_photo(conf, name, image, mask)
+        return _prepare_photo(preprocessing, name, image, mask)
 
     with ThreadPoolExecutor(1) as thread:
         coming: deque[Future[_Photo | None]] = deque()
@@ -166,10 +169,10 @@ def _read_photos(
 
 
 def _prepare_photo(
-    conf: Mapping[str, Any], name: str, image: np.ndarray, mask: np.ndarray | None
+    preprocessing: Preprocessing, name: str, image: np.ndarray, mask: np.ndarray | None
 ) -> _Photo:
     size = (image.shape[1], image.shape[0])
-    resize_max = conf.get("preprocessing", {}).get("resize_max") or max(size)
+    resize_max = preprocessing.resize_max or max(size)
     resized = resize_image(image, network_size(size, resize_max, multiple=1))
     return _Photo(name, size, resized, mask)
 

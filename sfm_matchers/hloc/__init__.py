@@ -21,13 +21,11 @@ from typing import Any
 
 from sfm_matchers.confs import DetectorFreeConf, SparseConf, conf_names, load_conf
 from sfm_matchers.errors import MissingExtraError
+from sfm_matchers.networks.table import NETWORKS
 from sfm_matchers.weights import default_source, subject_name
 
 INSTALL = "pip install git+https://github.com/cvg/Hierarchical-Localization"
 FRONT_END_MODEL = "sfm_matchers_features"
-MATCHERS_OF_OURS = ("mambaglue", "jamma", "eloftr")
-# Network, whether its images are gray, and what their sides must be a multiple of.
-PIXELS = {"jamma": (False, 16), "eloftr": (True, 32)}
 
 
 def register() -> None:
@@ -102,14 +100,13 @@ def extractor_confs() -> dict[str, dict[str, Any]]:
     """Our front-ends as hloc's confs of `extract_features`, by the stem of their output."""
     found = {}
     for conf in _confs(SparseConf):
-        options = dict(conf.features["model"])
-        front_end = options.pop("name")
-        found[conf.features["output"].removeprefix("feats-")] = {
-            "output": conf.features["output"],
-            "model": {"name": FRONT_END_MODEL, "front_end": front_end, **options},
+        front_end = conf.features
+        found[front_end.output.removeprefix("feats-")] = {
+            "output": front_end.output,
+            "model": {"name": FRONT_END_MODEL, "front_end": front_end.name, **front_end.options},
             "preprocessing": {
                 "grayscale": False,
-                "resize_max": conf.features.get("preprocessing", {}).get("resize_max"),
+                "resize_max": front_end.preprocessing.resize_max,
             },
         }
     return found
@@ -122,12 +119,12 @@ def sparse_confs() -> dict[str, dict[str, Any]]:
             "output": conf.output,
             "model": {
                 "weights": default_weights(conf.model),
-                "resize_max": conf.features.get("preprocessing", {}).get("resize_max"),
+                "resize_max": conf.features.preprocessing.resize_max,
                 **conf.model,
             },
         }
         for conf in _confs(SparseConf)
-        if conf.model["name"] in MATCHERS_OF_OURS
+        if conf.matcher in NETWORKS
     }
 
 
@@ -135,20 +132,20 @@ def dense_confs() -> dict[str, dict[str, Any]]:
     """Our detector-free matchers as hloc's confs of `match_dense`."""
     found = {}
     for conf in _confs(DetectorFreeConf):
-        grayscale, multiple = PIXELS[conf.model["name"]]
+        network = NETWORKS[conf.matcher]
         found[conf.name] = {
             "output": conf.output,
             "model": {
                 "weights": default_weights(conf.model),
-                "quarter_turns": conf.quarter_turns,
-                "least_squares_matching": conf.least_squares_matching,
+                "quarter_turns": conf.preprocessing.quarter_turns,
+                "least_squares_matching": conf.preprocessing.least_squares_matching,
                 "max_num_matches": None,
                 **conf.model,
             },
             "preprocessing": {
-                "grayscale": grayscale,
-                "resize_max": conf.preprocessing.get("resize_max"),
-                "dfactor": multiple,
+                "grayscale": network.gray,
+                "resize_max": conf.preprocessing.resize_max,
+                "dfactor": network.size_multiple,
             },
             "max_error": conf.max_error,
             "cell_size": conf.cell_size,

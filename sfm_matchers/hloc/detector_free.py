@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from hloc.utils.base_model import BaseModel
 
+from sfm_matchers.confs import DetectorFreePreprocessing
 from sfm_matchers.hloc.options import DETECTOR_FREE_DEFAULTS, load_detector_free
-from sfm_matchers.matchers.least_squares_matching import least_squares_matching
-from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.matchers.pair_matcher import PairMatcher, Photo
+from sfm_matchers.matchers.protocols import EncodedImage
 from sfm_matchers.photos.resizing import turned
 
 
@@ -31,21 +32,11 @@ class DetectorFreeModel(BaseModel):
         self.network = self.matcher.network  # so that hloc's `.to(device)` finds it
 
     def _forward(self, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        image0, image1 = data["image0"], data["image1"]
-        self.matcher.device = image0.device
-        turns = QuarterTurns(self.matcher) if self.conf["quarter_turns"] else None
-        looks_closer = self.conf["least_squares_matching"]
-        photos = [_as_photo(image) for image in (image0, image1)] if turns or looks_closer else []
-        quarters = turns.between(*photos) if turns is not None else 0
-        positioned = image1.rot90(quarters, (2, 3))
-        with torch.inference_mode():
-            encoded = [self.matcher.encode_pixels(image) for image in (image0, positioned)]
-        matches = self.matcher.match_encoded(*encoded)
-        if looks_closer:
-            positioned1 = turned(photos[1], quarters)
-            matches = least_squares_matching(photos[0], positioned1, matches, image0.device)
-        size0, size1 = ((image.shape[3], image.shape[2]) for image in (image0, image1))
-        matches = unturned_matches(matches, (0, quarters), (size0, size1))
+        self.matcher.device = data["image0"].device
+        switches = ("quarter_turns", "least_squares_matching")
+        preprocessing = DetectorFreePreprocessing(**{key: self.conf[key] for key in switches})
+        images = (_Image(data[key]) for key in ("image0", "image1"))
+        matches = PairMatcher(self.matcher, preprocessing).match(*images)
         if self.conf["max_num_matches"] is not None:
             best = (-matches.scores).argsort(kind="stable")[: self.conf["max_num_matches"]]
             matches = matches.select(best)
@@ -55,7 +46,23 @@ class DetectorFreeModel(BaseModel):
         }
 
 
-def _as_photo(image: torch.Tensor) -> np.ndarray:
-    """An image (1, 1 or 3, H, W) in 0..1 as RGB (H, W, 3) uint8."""
-    pixels = (image[0].expand(3, -1, -1) * 255).round().byte()
-    return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+class _Image(Photo):
+    """An image (1, 1 or 3, H, W) in 0..1, of the size that the network is to see."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels, self.upright, self.mask = pixels, 0, None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `Photo.size`."""
+        return self.pixels.shape[3], self.pixels.shape[2]
+
+    def image(self, quarters: int) -> np.ndarray:
+        """See `Photo.image`."""
+        pixels = (self.pixels[0].expand(3, -1, -1) * 255).round().byte()
+        return turned(pixels.permute(1, 2, 0).contiguous().cpu().numpy(), quarters)
+
+    @torch.inference_mode()
+    def encode(self, matcher: Any, quarters: int) -> EncodedImage:
+        """See `Photo.encode`; nothing is resized."""
+        return cast(EncodedImage, matcher.encode_pixels(self.pixels.rot90(quarters, (2, 3))))

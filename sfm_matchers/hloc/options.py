@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sfm_matchers.confs import DetectorFreeConf, SparseConf
+from sfm_matchers.confs import DetectorFreeConf, FrontEnd, Preprocessing, SparseConf
 from sfm_matchers.hloc import default_weights
 from sfm_matchers.matchers.registry import load_detector_free_matcher, load_sparse_matcher
 
@@ -30,8 +30,8 @@ def load_sparse(conf: Mapping[str, Any]) -> Any:
     options = dict(conf)
     weights = options.pop("weights") or default_weights(conf)
     resize_max = options.pop("resize_max")
-    preprocessing = {} if resize_max is None else {"resize_max": resize_max}
-    ours = SparseConf(options["name"], {"preprocessing": preprocessing}, "", options)
+    front_end = FrontEnd("", preprocessing=Preprocessing(resize_max))
+    ours = SparseConf(options["name"], "", options, front_end)
     return load_sparse_matcher(ours, weights, hloc_device())
 
 

@@ -106,7 +106,7 @@ class Localizer:
         self.model = read_model(self.path / map_folder.MODEL)
         self._lookup = IndexedModel(self.model)
         self._index = map_folder.read_index(self.path / map_folder.RETRIEVAL)
-        self._extractor = load_extractor(self.conf.features["model"], device)
+        self._extractor = load_extractor(self.conf.features.model, device)
         self._matcher = load_sparse_matcher(self.conf, weights, device)
         self._file = h5py.File(self.path / map_folder.FEATURES, "r")
         self._cached: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
@@ -226,7 +226,9 @@ class Localizer:
         if fault := size_fault(query, (pixels.shape[1], pixels.shape[0])):
             return failed_query(query, fault, [], None)
         with self._networks:
-            return _Seen(query, extract_image(self._extractor, self.conf.features, pixels))
+            return _Seen(
+                query, extract_image(self._extractor, self.conf.features.preprocessing, pixels)
+            )
 
     def _retrieve(self, seen: _Seen | LocalizedQuery) -> list[str]:
         if isinstance(seen, LocalizedQuery):

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from sfm_matchers.confs import DetectorFreeConf
+from sfm_matchers.confs import DetectorFreePreprocessing
 from sfm_matchers.matchers.overlap import match_overlap
 from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
 
@@ -16,12 +16,14 @@ CloserLook = Callable[[np.ndarray, np.ndarray, Matches], Matches]
 ones."""
 
 
-def closer_looks(matcher: DetectorFreeMatcher, conf: DetectorFreeConf) -> list[partial[Matches]]:
+def closer_looks(
+    matcher: DetectorFreeMatcher, preprocessing: DetectorFreePreprocessing
+) -> list[partial[Matches]]:
     """Return the `CloserLook`s that the conf asks for, in the order in which they are done."""
     looks: list[partial[Matches]] = []
-    if conf.match_overlap:
+    if preprocessing.match_overlap:
         looks.append(partial(match_overlap, matcher))
-    if conf.least_squares_matching:
+    if preprocessing.least_squares_matching:
         from sfm_matchers.matchers.least_squares_matching import least_squares_matching
 
         looks.append(partial(least_squares_matching, device=getattr(matcher, "device", "cpu")))

@@ -127,8 +127,8 @@ def load(conf: SparseConf) -> ColmapNearestNeighborMatcher:
     Raises:
         InputError: unknown option, or one that cannot be.
     """
-    options = {key: value for key, value in conf.model.items() if key != "name"}
-    options["num_threads"] = num_threads()  # a process of several has its share of the cores
+    # A process of several has its share of the cores.
+    options = {**conf.options, "num_threads": num_threads()}
     where = f"conf {conf.name}, model"
     return cast(ColmapNearestNeighborMatcher, build(ColmapNearestNeighborMatcher, options, where))
 

@@ -7,10 +7,8 @@ import warnings
 import torch
 
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.matchers.efficient_loftr import EfficientLoFTRMatcher
-from sfm_matchers.matchers.jamma import JamMaMatcher
-from sfm_matchers.matchers.mambaglue import MambaGlueMatcher
 from sfm_matchers.matchers.protocols import (
+    CompilableMatcher,
     DetectorFreeMatcher,
     SparseMatcher,
 )
@@ -27,24 +25,13 @@ def compile_matcher(
     pruning. The selective scan is one operator of these graphs, run by its usual backend.
 
     Args:
-        matcher: one of this package's networks; changed in place.
+        matcher: a `CompilableMatcher`; changed in place.
         backend: of torch.compile.
 
     Raises:
         InputError: the matcher is another one, or nothing can be compiled on this machine.
     """
-    parts: list[torch.nn.Module]
-    fine_maps: list[torch.nn.Module] = []  # on a CPU they are made where matches are
-    if isinstance(matcher, JamMaMatcher):
-        pair = matcher.network.matcher
-        parts = [matcher.network.backbone, pair.joint_mamba, pair.fine_enc]
-        fine_maps = [pair.up2, pair.up3]
-    elif isinstance(matcher, EfficientLoFTRMatcher):
-        network = matcher.network
-        parts, fine_maps = [network.backbone, network.loftr_coarse], [network.fine_preprocess]
-    elif isinstance(matcher, MambaGlueMatcher):
-        parts = list(matcher.network.transformermambas)
-    else:
+    if not isinstance(matcher, CompilableMatcher):
         raise InputError(f"{type(matcher).__name__} has nothing to compile: leave compile away")
     device = matcher.device
     try:
@@ -57,6 +44,6 @@ def compile_matcher(
         ) from error
     # Tables of positions are made anew inside a graph; torch warns that it skips their cache.
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
-    for part in parts if device.type == "cpu" else parts + fine_maps:
+    for part in matcher.parts_to_compile():
         part.compile(dynamic=True, backend=backend)
     leave_products_to_compiler(matcher.network)

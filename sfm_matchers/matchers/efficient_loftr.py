@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+from sfm_matchers.confs import RESIZE_MAX, DetectorFreeConf
 from sfm_matchers.matchers.batching import batch_size_on, num_bytes, split_matches, stack_features
 from sfm_matchers.matchers.protocols import (
     EncodedImage,
@@ -35,7 +36,9 @@ class EfficientLoFTRMatcher:
         device: torch device.
     """
 
-    def __init__(self, network: EfficientLoFTR, resize_max: int = 832, device: str = "cpu") -> None:
+    def __init__(
+        self, network: EfficientLoFTR, resize_max: int = RESIZE_MAX, device: str = "cpu"
+    ) -> None:
         self.network = network.to(device)
         self.resize_max = resize_max
         self.device = torch.device(device)
@@ -79,3 +82,15 @@ class EfficientLoFTRMatcher:
         return split_matches(
             output.batch_ids, output.keypoints1, output.keypoints0, output.scores, pairs
         )
+
+    def parts_to_compile(self) -> list[torch.nn.Module]:
+        """See `CompilableMatcher.parts_to_compile`."""
+        network = self.network
+        parts: list[torch.nn.Module] = [network.backbone, network.loftr_coarse]
+        # On a CPU fine maps are made where matches are.
+        return parts if self.device.type == "cpu" else [*parts, network.fine_preprocess]
+
+
+def load(network: EfficientLoFTR, conf: DetectorFreeConf, device: str) -> EfficientLoFTRMatcher:
+    """Make the matcher of a conf."""
+    return EfficientLoFTRMatcher(network, conf.preprocessing.resize_max, device)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sfm_matchers.confs import RESIZE_MAX, DetectorFreeConf
 from sfm_matchers.matchers.batching import (
     batch_size_on,
     num_bytes,
@@ -28,29 +29,25 @@ class JamMaMatcher:
 
     A photo is resized so that its longer side is `resize_max` at most and both sides are multiples
     of 16. Photos of a pair that differ in size are padded to one size after the encoder, on its
-    feature maps, with masks; each photo is thus encoded once, unpadded. The official weights were
-    trained on images padded to squares, and get those.
+    feature maps, with masks; each photo is thus encoded once, unpadded. With ``pad_to_square`` of
+    the network's config each image is padded to a square of `resize_max` instead.
 
     Args:
         network: a `JamMa` in evaluation mode.
         resize_max: longer side in pixels that the network sees.
         device: torch device.
-        pad_to_square: pad each image, not its features, to a square of `resize_max`.
     """
 
     def __init__(
         self,
         network: JamMa,
-        resize_max: int = 832,
+        resize_max: int = RESIZE_MAX,
         device: str = "cpu",
-        *,
-        pad_to_square: bool = False,
     ) -> None:
         self.network = network.to(device)
         self.resize_max = resize_max
         self.device = torch.device(device)
         self.batch_size = batch_size_on(self.device)
-        self.pad_to_square = pad_to_square
 
     @torch.inference_mode()
     def encode(self, image: np.ndarray) -> EncodedImage:
@@ -74,7 +71,7 @@ class JamMaMatcher:
             for values in (jamma.IMAGE_MEAN, jamma.IMAGE_STD)
         )
         normalized = (pixels - mean) / std
-        if self.pad_to_square:
+        if self.network.config.pad_to_square:
             side = -(-max(self.resize_max, *pixels.shape[2:]) // jamma.SIZE_MULTIPLE)
             normalized = pad_maps(normalized, (side * jamma.SIZE_MULTIPLE,) * 2)
         features = self.network.encode(normalized)
@@ -114,7 +111,19 @@ class JamMaMatcher:
             output.batch_ids, output.keypoints0, output.keypoints1, output.scores, pairs
         )
 
+    def parts_to_compile(self) -> list[torch.nn.Module]:
+        """See `CompilableMatcher.parts_to_compile`."""
+        pair = self.network.matcher
+        parts = [self.network.backbone, pair.joint_mamba, pair.fine_enc]
+        # On a CPU fine maps are made where matches are.
+        return parts if self.device.type == "cpu" else [*parts, pair.up2, pair.up3]
+
     def masks(self, count: int, grid: tuple[int, int], canvas: tuple[int, ...]) -> torch.Tensor:
         mask = torch.zeros(count, *canvas, dtype=torch.bool, device=self.device)
         mask[:, : grid[0], : grid[1]] = True
         return mask
+
+
+def load(network: JamMa, conf: DetectorFreeConf, device: str) -> JamMaMatcher:
+    """Make the matcher of a conf."""
+    return JamMaMatcher(network, conf.preprocessing.resize_max, device)

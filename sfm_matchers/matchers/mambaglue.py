@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 import torch
 
+from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers.batching import batch_size_on
 from sfm_matchers.matchers.protocols import (
@@ -23,11 +23,12 @@ class MambaGlueMatcher:
     Args:
         network: a `MambaGlue` in evaluation mode, made for the front-end of the features.
         device: torch device.
-        resize_max: longer side, in pixels, to which larger photos were reduced for extraction.
+        resize_max: longer side, in pixels, to which larger photos were reduced for extraction;
+            None: none were.
     """
 
     def __init__(
-        self, network: MambaGlue, device: str = "cpu", resize_max: float = math.inf
+        self, network: MambaGlue, device: str = "cpu", resize_max: int | None = None
     ) -> None:
         self.network = network.to(device)
         self.device = torch.device(device)
@@ -56,6 +57,10 @@ class MambaGlueMatcher:
             for matches, scores, count in zip(matches0, scores0, counts, strict=True)
         ]
 
+    def parts_to_compile(self) -> list[torch.nn.Module]:
+        """See `CompilableMatcher.parts_to_compile`."""
+        return list(self.network.transformermambas)
+
     def _features(self, images: Sequence[Arrays]) -> LocalFeatures:
         """Put the features of several images together, padded to one number."""
         if any("image_size" not in image or "keypoints" not in image for image in images):
@@ -71,7 +76,7 @@ class MambaGlueMatcher:
 
         image_size = cast(torch.Tensor, tensor("image_size"))
         scales, degrees = tensor("scales"), tensor("oris")
-        if scales is not None:
+        if scales is not None and self.resize_max is not None:
             # The network knows scales in pixels of the image that the detector has seen.
             scales = scales / (image_size.amax(1, keepdim=True) / self.resize_max).clamp(min=1)
         scores = tensor("scores")
@@ -85,3 +90,8 @@ class MambaGlueMatcher:
             scores=tensor("keypoint_scores") if scores is None else scores,
             num_keypoints=counts,
         )
+
+
+def load(network: MambaGlue, conf: SparseConf, device: str) -> MambaGlueMatcher:
+    """Make the matcher of a conf."""
+    return MambaGlueMatcher(network.fuse(), device, conf.features.preprocessing.resize_max)

@@ -1,152 +1,152 @@
-"""Two photographs to matches, by any matcher."""
+"""Two photos through a detector-free matcher, from pixels as stored to matches in them.
+
+    upright -> turn -> encode -> match -> look closer -> turn back -> leave out what is masked
+
+Here each step is written once: for `photo_matchers`, which match two photos, for `matching.engine`,
+which keeps what it knows of a photo for its other pairs, and for the plugin of hloc.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sfm_matchers.confs import Conf, SparseConf, load_conf
-from sfm_matchers.errors import InputError
-from sfm_matchers.features.extraction import extract_image, load_extractor
+from sfm_matchers.confs import DetectorFreePreprocessing
 from sfm_matchers.matchers.closer_looks import closer_looks
-from sfm_matchers.matchers.compiling import compile_matcher
 from sfm_matchers.matchers.protocols import (
+    DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
+    EncodedImage,
     Matches,
-    SparseMatcher,
 )
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
-from sfm_matchers.matchers.registry import (
-    default_device,
-    load_detector_free_matcher,
-    load_sparse_matcher,
-)
-from sfm_matchers.photos.images import quarters_to_upright, read_image
-from sfm_matchers.photos.masks import inside_mask, read_opacity
-
-Photo = str | os.PathLike[str] | np.ndarray
-_TwoImages = tuple[np.ndarray, np.ndarray]
-_TwoMasks = tuple[np.ndarray | None, np.ndarray | None]
+from sfm_matchers.photos.images import quarters_to_upright
+from sfm_matchers.photos.masks import inside_mask
+from sfm_matchers.photos.resizing import turned
 
 
-class PhotoMatcher:
-    """A matcher of either kind behind one call that takes two photos."""
-
-    def __init__(self, conf: Conf, weights: str, device: str, compile: bool = False) -> None:
-        matcher: SparseMatcher | DetectorFreeMatcher
-        if isinstance(conf, SparseConf):
-            self._features_conf = conf.features
-            self._extractor = load_extractor(conf.features["model"], device)
-            matcher = self._sparse = load_sparse_matcher(conf, weights, device)
-            self._match = self._match_features
-        else:
-            matcher = self._detector_free = load_detector_free_matcher(conf, weights, device)
-            self._turns = QuarterTurns(matcher) if conf.quarter_turns else None
-            self._looks = closer_looks(matcher, conf)
-            self._match = self._match_images
-        if compile:
-            compile_matcher(matcher)
-
-    def match(
-        self,
-        photo0: Photo,
-        photo1: Photo,
-        *,
-        mask0: np.ndarray | None = None,
-        mask1: np.ndarray | None = None,
-    ) -> Matches:
-        """Match two photos.
-
-        Args:
-            photo0: a path, or an RGB image (H, W, 3) uint8, best upright (of a file, EXIF tells).
-            photo1: the same.
-            mask0: (H, W) bool of photo 0 as stored, False where it is to be ignored; transparent
-                parts of a file are ignored too.
-            mask1: of photo 1.
-
-        Returns:
-            Matched points in pixels of the photos as stored (EXIF rotation not applied), and their
-            scores.
-
-        Raises:
-            InputError: a photo cannot be read, or its mask has another size.
-        """
-        images = _decoded(photo0), _decoded(photo1)
-        masks = _usable(photo0, images[0], mask0), _usable(photo1, images[1], mask1)
-        return self._match((photo0, photo1), images, masks)
-
-    def _match_images(
-        self, photos: tuple[Photo, Photo], images: _TwoImages, masks: _TwoMasks
-    ) -> Matches:
-        image0, image1 = images
-        sizes = (image0.shape[1::-1], image1.shape[1::-1])
-        quarters = (0, 0)
-        if self._turns is not None:
-            upright = (_quarters_to_upright(photos[0]), _quarters_to_upright(photos[1]))
-            (image0, image1), quarters = self._turns.alike((image0, image1), upright)
-        matcher = self._detector_free
-        matches = matcher.match_encoded(matcher.encode(image0), matcher.encode(image1))
-        for look_closer in self._looks:
-            matches = look_closer(image0, image1, matches)
-        matches = unturned_matches(matches, quarters, sizes)
-        kept = inside_mask(matches.keypoints0, masks[0]) & inside_mask(matches.keypoints1, masks[1])
-        return Matches(matches.keypoints0[kept], matches.keypoints1[kept], matches.scores[kept])
-
-    def _match_features(
-        self, photos: tuple[Photo, Photo], images: _TwoImages, masks: _TwoMasks
-    ) -> Matches:
-        arrays0, arrays1 = (
-            extract_image(self._extractor, self._features_conf, image, mask)
-            for image, mask in zip(images, masks, strict=True)
-        )
-        matches0, scores0 = self._sparse.match(arrays0, arrays1)
-        chosen = matches0 >= 0
-        return Matches(
-            arrays0["keypoints"][chosen],
-            arrays1["keypoints"][matches0[chosen]],
-            scores0[chosen].astype(np.float32),
-        )
-
-
-def _decoded(photo: Photo) -> np.ndarray:
-    return photo if isinstance(photo, np.ndarray) else read_image(Path(photo))
-
-
-def _usable(photo: Photo, image: np.ndarray, mask: np.ndarray | None) -> np.ndarray | None:
-    """Which pixels of a photo may be used, (H, W) bool; None where all of them."""
-    if mask is not None and mask.shape != image.shape[:2]:
-        raise InputError(f"a mask has the shape {mask.shape}, its photo {image.shape[:2]}")
-    opaque = None if isinstance(photo, np.ndarray) else read_opacity(Path(photo))
-    if mask is None or opaque is None:
-        return opaque if mask is None else mask.astype(bool)
-    return opaque & mask.astype(bool)
-
-
-def _quarters_to_upright(photo: Photo) -> int:
-    return 0 if isinstance(photo, np.ndarray) else quarters_to_upright(Path(photo))
-
-
-def load_matcher(
-    name: str, weights: str = "bundled", device: str = "auto", *, compile: bool = False
-) -> PhotoMatcher:
-    """Load a matcher by the name of its conf.
-
-    Example:
-        >>> matcher = load_matcher("sift")
-        >>> blank = np.zeros((64, 64, 3), dtype=np.uint8)
-        >>> len(matcher.match(blank, blank))
-        0
+class Photo:
+    """A photo as stored.
 
     Args:
-        name: a conf that comes with the package (``sift``, ``jamma``, ...) or a conf file.
-        weights: ``bundled``, ``official`` (downloaded), or a checkpoint file.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        compile: use torch.compile; the first pairs then take a minute or more.
+        image: RGB (H, W, 3) uint8.
+        upright: quarters, counter-clockwise, that set it upright, as far as is known.
+        mask: (H, W) bool, False where matches are left out; None: nowhere.
+    """
+
+    def __init__(self, image: np.ndarray, upright: int = 0, mask: np.ndarray | None = None) -> None:
+        self._image, self.upright, self.mask = image, upright, mask
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self._image.shape[1], self._image.shape[0]
+
+    def image(self, quarters: int) -> np.ndarray:
+        """Return the photo turned by quarters, counter-clockwise, from as it is stored."""
+        return turned(self._image, quarters)
+
+    def encode(self, matcher: DetectorFreeMatcher, quarters: int) -> EncodedImage:
+        """Encode the photo, turned by quarters from as it is stored."""
+        return matcher.encode(self.image(quarters))
+
+
+@dataclass(frozen=True)
+class View:
+    """A photo, encoded in one position.
+
+    Attributes:
+        encoded: in that position.
+        quarters: from the photo as stored to that position.
+        size: (width, height) as stored.
+        mask: as the photo is stored.
+        image: RGB in that position, if it is to be looked at again.
+    """
+
+    encoded: EncodedImage
+    quarters: int
+    size: tuple[int, int]
+    mask: np.ndarray | None
+    image: np.ndarray | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds."""
+        return self.encoded.num_bytes + (0 if self.image is None else self.image.nbytes)
+
+
+class PairMatcher:
+    """The steps from two photos to their matches.
+
+    Args:
+        matcher: of images.
+        preprocessing: which of the steps are wanted.
 
     Raises:
-        InputError: unknown conf or device, or ``compile`` where there is nothing to compile with.
-        WeightsError: the weights cannot be loaded; the message says what to do.
+        InputError: ``quarter_turns`` is wanted of a matcher without ``resize_max``.
     """
-    return PhotoMatcher(load_conf(name), weights, default_device(device), compile)
+
+    def __init__(
+        self, matcher: DetectorFreeMatcher, preprocessing: DetectorFreePreprocessing
+    ) -> None:
+        self.matcher = matcher
+        self._turns = QuarterTurns(matcher) if preprocessing.quarter_turns else None
+        self._looks = closer_looks(matcher, preprocessing)
+
+    def photo(
+        self, image: np.ndarray, path: Path | None = None, mask: np.ndarray | None = None
+    ) -> Photo:
+        """Return a photo that is set upright, if photos are to be turned and its file tells how."""
+        is_turned = self._turns is not None and path is not None
+        return Photo(image, quarters_to_upright(path) if path and is_turned else 0, mask)
+
+    def match(self, photo0: Photo, photo1: Photo) -> Matches:
+        """Match two photos; points are in pixels of the photos as stored."""
+        quarters = 0
+        if self._turns is not None:
+            upright = (photo.image(photo.upright) for photo in (photo0, photo1))
+            quarters = self._turns.between(*upright)
+        return next(self.match_views([(self.view(photo0), self.view(photo1, quarters))]))
+
+    def positions(self, photo: Photo) -> tuple[EncodedImage, ...]:
+        """Encode a photo small in all positions, for `best_turn`; () if none is to be turned."""
+        if self._turns is None:
+            return ()
+        return tuple(self._turns.positions(photo.image(photo.upright)))
+
+    def best_turn(
+        self, positions0: Sequence[EncodedImage], positions1: Sequence[EncodedImage]
+    ) -> int:
+        """Return by how many quarters photo 1 is to be turned, from the `positions` of both."""
+        return 0 if self._turns is None else self._turns.best(positions0[0], positions1)
+
+    def view(self, photo: Photo, quarters: int = 0) -> View:
+        """Encode a photo, turned by quarters from upright."""
+        turn = photo.upright + quarters
+        image = photo.image(turn) if self._looks else None
+        return View(photo.encode(self.matcher, turn), turn, photo.size, photo.mask, image)
+
+    def match_views(self, pairs: Sequence[tuple[View, View]]) -> Iterator[Matches]:
+        """Match photos of one size in the network; points are in pixels of the photos as stored."""
+        encoded = [(view0.encoded, view1.encoded) for view0, view1 in pairs]
+        if isinstance(self.matcher, DetectorFreeBatchMatcher):
+            found = self.matcher.match_batch(encoded)
+        else:
+            found = [self.matcher.match_encoded(*both) for both in encoded]
+        for (view0, view1), matches in zip(pairs, found, strict=True):
+            yield self._finished(view0, view1, matches)
+
+    def _finished(self, view0: View, view1: View, matches: Matches) -> Matches:
+        """Look closer at a pair, turn it back, and leave out what is masked."""
+        if view0.image is not None and view1.image is not None:
+            for look_closer in self._looks:
+                matches = look_closer(view0.image, view1.image, matches)
+        quarters, sizes = (view0.quarters, view1.quarters), (view0.size, view1.size)
+        matches = unturned_matches(matches, quarters, sizes)
+        return matches.select(
+            inside_mask(matches.keypoints0, view0.mask)
+            & inside_mask(matches.keypoints1, view1.mask)
+        )

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -133,3 +136,14 @@ class DetectorFreeBatchMatcher(DetectorFreeMatcher, Protocol):
 
     def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
         """Match encoded photos, whose `network_size` is the same in all pairs."""
+
+
+@runtime_checkable
+class CompilableMatcher(Protocol):
+    """A matcher of either kind whose network can be compiled."""
+
+    network: torch.nn.Module
+    device: torch.device
+
+    def parts_to_compile(self) -> list[torch.nn.Module]:
+        """Return the parts in which the network spends its time on this device."""

@@ -73,22 +73,6 @@ class QuarterTurns:
         for quarters in range(4):
             yield self._matcher.encode(turned(small, quarters))
 
-    def alike(
-        self, images: tuple[np.ndarray, np.ndarray], upright: tuple[int, int]
-    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[int, int]]:
-        """Turn two photos as they are to be matched.
-
-        Args:
-            images: RGB (H, W, 3) uint8.
-            upright: quarters that set them upright, as far as is known.
-
-        Returns:
-            The photos turned, and by how many quarters each, for `unturned_matches`.
-        """
-        image0, image1 = map(turned, images, upright)
-        quarters = self.between(image0, image1)
-        return (image0, turned(image1, quarters)), (upright[0], upright[1] + quarters)
-
     def between(self, image0: np.ndarray, image1: np.ndarray) -> int:
         """Return how many quarters photo 1 is to be turned; both RGB (H, W, 3) uint8."""
         return self.best(next(self.positions(image0)), self.positions(image1))

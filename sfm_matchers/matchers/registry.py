@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
 from sfm_matchers.confs import (
-    DEFAULT_RESIZE,
     Conf,
     DetectorFreeConf,
     SparseConf,
@@ -20,65 +18,46 @@ from sfm_matchers.confs import (
 )
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers import colmap_matching
-from sfm_matchers.matchers.efficient_loftr import EfficientLoFTRMatcher
-from sfm_matchers.matchers.jamma import JamMaMatcher
-from sfm_matchers.matchers.mambaglue import MambaGlueMatcher
 from sfm_matchers.matchers.nearest_neighbor import NearestNeighborMatcher
 from sfm_matchers.matchers.protocols import (
     DetectorFreeMatcher,
     SparseMatcher,
 )
-from sfm_matchers.networks.efficient_loftr import (
-    EfficientLoFTR,
-    EfficientLoFTRConfig,
-)
-from sfm_matchers.networks.jamma import JamMa, JamMaConfig
-from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
 from sfm_matchers.networks.precision import default_precision
-from sfm_matchers.weights import (
-    NETWORKS,
-    features_of,
-    find_weights,
-    load_network,
-    weights_fingerprint,
-)
+from sfm_matchers.networks.table import NETWORKS, resolve
+from sfm_matchers.weights import load_network, weights_fingerprint
 
 logger = logging.getLogger(__name__)
 
 
 def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> NearestNeighborMatcher:
-    options = {key: value for key, value in conf.model.items() if key != "name"}
     where = f"conf {conf.name}, model"
     return cast(
         NearestNeighborMatcher,
-        build(NearestNeighborMatcher, {**options, "device": device}, where),
+        build(NearestNeighborMatcher, {**conf.options, "device": device}, where),
     )
-
-
-def _load_mambaglue(conf: SparseConf, weights: str, device: str) -> MambaGlueMatcher:
-    network = load_network("mambaglue", weights, **_network_options(conf, MambaGlueConfig, device))
-    resize_max = conf.features.get("preprocessing", {}).get("resize_max", math.inf)
-    return MambaGlueMatcher(cast(MambaGlue, network).fuse(), device, resize_max)
-
-
-def _network_options(conf: Conf, config_type: type, device: str) -> dict[str, Any]:
-    """Return a conf's model options as keywords of a network's config, with the precision.
-
-    Raises:
-        InputError: the network takes no such option.
-    """
-    options = {key: value for key, value in conf.model.items() if key != "name"}
-    options = check_options(config_type, options, f"conf {conf.name}, model")
-    options = {"precision": default_precision(torch.device(device).type), **options}
-    logger.info("%s computes in %s", conf.name, options["precision"])
-    return options
 
 
 SPARSE_MATCHERS: dict[str, Callable[[SparseConf, str, str], SparseMatcher]] = {
     "nearest_neighbor": _load_nearest_neighbor,
     colmap_matching.NAME: lambda conf, weights, device: colmap_matching.load(conf),
-    "mambaglue": _load_mambaglue,
 }
+"""Those without a network; the others are in the table `NETWORKS`."""
+
+
+def _load_network_matcher(conf: Conf, weights: str, device: str) -> Any:
+    """Build the matcher of a network of the table.
+
+    Raises:
+        InputError: the network takes no such option.
+        WeightsError: its weights cannot be loaded.
+    """
+    entry = NETWORKS[conf.matcher]
+    options = check_options(resolve(entry.config), conf.options, f"conf {conf.name}, model")
+    options = {"precision": default_precision(torch.device(device).type), **options}
+    logger.info("%s computes in %s", conf.name, options["precision"])
+    network = load_network(entry.name, weights, **options)
+    return resolve(entry.matcher)(network, conf, device)
 
 
 def load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMatcher:
@@ -88,31 +67,7 @@ def load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMa
         InputError: unknown matcher or option.
         WeightsError: its weights cannot be loaded.
     """
-    return _loader(conf, SPARSE_MATCHERS, "sparse")(conf, weights, device)
-
-
-def _load_jamma(conf: DetectorFreeConf, weights: str, device: str) -> JamMaMatcher:
-    network = load_network("jamma", weights, **_network_options(conf, JamMaConfig, device))
-    checkpoint = find_weights("jamma", weights).checkpoint
-    is_official = checkpoint is not None and checkpoint.source == "official"
-    resize_max = conf.preprocessing.get("resize_max", DEFAULT_RESIZE)
-    return JamMaMatcher(cast(JamMa, network), resize_max, device, pad_to_square=is_official)
-
-
-def _load_efficient_loftr(
-    conf: DetectorFreeConf, weights: str, device: str
-) -> EfficientLoFTRMatcher:
-    network = load_network(
-        "eloftr", weights, **_network_options(conf, EfficientLoFTRConfig, device)
-    )
-    resize_max = conf.preprocessing.get("resize_max", DEFAULT_RESIZE)
-    return EfficientLoFTRMatcher(cast(EfficientLoFTR, network), resize_max, device)
-
-
-DETECTOR_FREE_MATCHERS: dict[str, Callable[[DetectorFreeConf, str, str], DetectorFreeMatcher]] = {
-    "jamma": _load_jamma,
-    "eloftr": _load_efficient_loftr,
-}
+    return _loader(conf, "features", SPARSE_MATCHERS)(conf, weights, device)
 
 
 def load_detector_free_matcher(
@@ -124,7 +79,7 @@ def load_detector_free_matcher(
         InputError: unknown matcher or option.
         WeightsError: its weights cannot be loaded.
     """
-    return _loader(conf, DETECTOR_FREE_MATCHERS, "detector-free")(conf, weights, device)
+    return _loader(conf, "images")(conf, weights, device)
 
 
 PLUGINS = "sfm_matchers.matchers"
@@ -132,17 +87,24 @@ PLUGINS = "sfm_matchers.matchers"
 `SparseMatcher` or a `DetectorFreeMatcher` as the conf is of either kind."""
 
 
-def _loader(conf: Conf, own: Mapping[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+def _loader(
+    conf: Conf,
+    takes: Literal["images", "features"],
+    without_network: Mapping[str, Callable[..., Any]] | None = None,
+) -> Callable[..., Any]:
     """The function that loads the matcher of a conf: one of ours, or another package's.
 
     Raises:
         InputError: there is none of this name, or it cannot be imported.
     """
-    name = str(conf.model.get("name"))
+    name = conf.matcher
+    networks = [entry.name for entry in NETWORKS.values() if entry.takes == takes]
+    own = {**dict.fromkeys(networks, _load_network_matcher), **(without_network or {})}
     if name in own:
         return own[name]
     plugins = {entry.name: entry for entry in entry_points(group=PLUGINS)}
     if name not in plugins:
+        kind = "sparse" if takes == "features" else "detector-free"
         known = ", ".join([*own, *plugins])
         raise InputError(f"conf {conf.name}: unknown {kind} matcher {name!r}, there are {known}")
     try:
@@ -153,10 +115,9 @@ def _loader(conf: Conf, own: Mapping[str, Callable[..., Any]], kind: str) -> Cal
 
 def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:
     """Return a fingerprint of the weights a conf would be run with; "" if it needs none."""
-    name = conf.model.get("name")
-    if name not in NETWORKS:
+    if conf.matcher not in NETWORKS:
         return ""
-    return weights_fingerprint(name, weights, features_of(name, conf.model.get("features")))
+    return weights_fingerprint(conf.matcher, weights, conf.options.get("features"))
 
 
 def default_device(device: str = "auto") -> str:

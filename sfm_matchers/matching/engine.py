@@ -26,25 +26,23 @@ from sfm_matchers.files.hdf5 import open_h5, read_features
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.matchers import colmap_matching
-from sfm_matchers.matchers.closer_looks import CloserLook, closer_looks
+from sfm_matchers.matchers.pair_matcher import PairMatcher, View
 from sfm_matchers.matchers.protocols import (
     Arrays,
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EarlyExitMatcher,
     EncodedImage,
+    Matches,
     SparseBatchMatcher,
     SparseListMatcher,
     SparseMatcher,
     SparseMatches,
 )
-from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.matching.executors import Executor, InProcess, MatchedPair, MatchPairs
 from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut
 from sfm_matchers.photos.checked import read_photo
-from sfm_matchers.photos.images import decoding_bytes, quarters_to_upright
-from sfm_matchers.photos.masks import inside_mask
-from sfm_matchers.photos.resizing import turned
+from sfm_matchers.photos.images import decoding_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ def match_features(
         sources = {name: _source(features, name) for pair in pairs for name in pair}
     wanted = _wanted(pairs, conf, weights_fingerprint, sources)
     task = FeatureMatching(load_matcher, Path(feature_path))
-    grain = COARSE if conf.model.get("name") == colmap_matching.NAME else FINE
+    grain = COARSE if conf.matcher == colmap_matching.NAME else FINE
     return _complete(task, pairs, wanted, match_path, executor or InProcess(), grain)
 
 
@@ -136,7 +134,8 @@ def _wanted(
     pairs: Sequence[Pair], conf: Conf, weights_fingerprint: str, sources: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the fingerprint each pair's group must have."""
-    settings = fingerprint(revisions.MATCHES, dict(conf.model), getattr(conf, "preprocessing", {}))
+    preprocessing = conf.preprocessing.settings() if isinstance(conf, DetectorFreeConf) else {}
+    settings = fingerprint(revisions.MATCHES, dict(conf.model), preprocessing)
     return {
         names_to_pair(*pair): fingerprint(settings, weights_fingerprint, *map(sources.get, pair))
         for pair in pairs
@@ -234,29 +233,20 @@ def _in_batches(pairs: Sequence[Pair], size: int) -> Iterator[Sequence[Pair]]:
 
 
 @dataclass(frozen=True)
-class _Photo:
-    """A photo, encoded in one position.
+class _Encoded:
+    """What is kept of a photo for its other pairs.
 
     Attributes:
-        encoded: in that position.
-        quarters: from the photo as stored to that position, see `images.turned`.
-        size: (width, height) as stored.
-        mask: as the photo is stored.
-        small: in all positions, see `QuarterTurns.positions`; of upright photos only.
-        image: RGB in that position, if it is to be looked at again.
+        view: in one position.
+        small: in all positions, see `PairMatcher.positions`; beside the upright view only.
     """
 
-    encoded: EncodedImage
-    quarters: int
-    size: tuple[int, int]
-    mask: np.ndarray | None
-    small: tuple[EncodedImage, ...] = ()
-    image: np.ndarray | None = None
+    view: View
+    small: tuple[EncodedImage, ...]
 
     @property
     def num_bytes(self) -> int:
-        pixels = 0 if self.image is None else self.image.nbytes
-        return pixels + sum(image.num_bytes for image in (self.encoded, *self.small))
+        return self.view.num_bytes + sum(image.num_bytes for image in self.small)
 
 
 @dataclass(frozen=True)
@@ -273,30 +263,28 @@ class ImageMatching:
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         matcher = self.load_matcher()
-        turns = QuarterTurns(matcher) if self.conf.quarter_turns else None
-        looks = closer_looks(matcher, self.conf)
+        chain = PairMatcher(matcher, self.conf.preprocessing)
+        batch_size = matcher.batch_size if isinstance(matcher, DetectorFreeBatchMatcher) else 1
         with ThreadPoolExecutor(READ_AHEAD) as threads:
             photos = _ReadAhead(
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
             )
 
-            def encode(key: tuple[str, int]) -> _Photo:
+            def encode(key: tuple[str, int]) -> _Encoded:
                 name, quarters = key
                 image, mask = photos.get(name)
-                size = (image.shape[1], image.shape[0])
-                upright = quarters_to_upright(self.image_dir / name) if turns is not None else 0
-                image = turned(image, upright)
-                small = tuple(turns.positions(image)) if turns is not None and not quarters else ()
-                image = turned(image, quarters)
-                kept = image if looks else None
-                return _Photo(matcher.encode(image), upright + quarters, size, mask, small, kept)
+                photo = chain.photo(image, self.image_dir / name, mask)
+                small = () if quarters else chain.positions(photo)
+                return _Encoded(chain.view(photo, quarters), small)
 
             encoded = _Cache(encode, lambda photo: photo.num_bytes)
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                ready = _ready_pairs(pairs, encoded, photos, turns, left_out)
-                for batch in _of_equal_size(ready, getattr(matcher, "batch_size", 1)):
-                    yield from _match_photos(matcher, batch, looks)
+                ready = _ready_pairs(pairs, encoded, photos, chain, left_out)
+                for batch in _of_equal_size(ready, batch_size):
+                    found = chain.match_views([views for _, views in batch])
+                    for (pair, _), matches in zip(batch, found, strict=True):
+                        yield pair, _correspondences(matches)
 
             yield match
 
@@ -304,14 +292,14 @@ class ImageMatching:
         return read_photo(self.image_dir, name, self.mask_dir, self.image_fingerprints[name])
 
 
-_ReadyPair = tuple[Pair, tuple[_Photo, _Photo]]
+_ReadyPair = tuple[Pair, tuple[View, View]]
 
 
 def _ready_pairs(
     pairs: Sequence[Pair],
-    encoded: _Cache[tuple[str, int], _Photo],
+    encoded: _Cache[tuple[str, int], _Encoded],
     photos: _ReadAhead,
-    turns: QuarterTurns | None,
+    chain: PairMatcher,
     left_out: dict[str, str],
 ) -> Iterator[_ReadyPair]:
     """Encode both photos of each pair, upright, the second as it agrees best with the first.
@@ -319,7 +307,7 @@ def _ready_pairs(
     Pairs of a photo that cannot be read are left out.
     """
 
-    def ready(name: str, quarters: int = 0) -> _Photo | None:
+    def ready(name: str, quarters: int = 0) -> _Encoded | None:
         if name not in left_out:
             try:
                 return encoded.get((name, quarters))
@@ -332,48 +320,30 @@ def _ready_pairs(
         photos.expect([name for name in near if (name, 0) not in encoded and name not in left_out])
 
         photo0, photo1 = map(ready, pair)
-        if photo0 and photo1 and turns is not None:
-            photo1 = ready(pair[1], turns.best(photo0.small[0], photo1.small))
         if photo0 and photo1:
-            yield pair, (photo0, photo1)
+            photo1 = ready(pair[1], chain.best_turn(photo0.small, photo1.small))
+        if photo0 and photo1:
+            yield pair, (photo0.view, photo1.view)
 
 
 def _of_equal_size(pairs: Iterable[_ReadyPair], batch_size: int) -> Iterator[list[_ReadyPair]]:
     """Put pairs together whose images have the same sizes in the network."""
     waiting: dict[tuple[object, object], list[_ReadyPair]] = {}
-    for pair, (photo0, photo1) in pairs:
-        sizes = (photo0.encoded.network_size, photo1.encoded.network_size)
-        waiting.setdefault(sizes, []).append((pair, (photo0, photo1)))
+    for pair, views in pairs:
+        sizes = (views[0].encoded.network_size, views[1].encoded.network_size)
+        waiting.setdefault(sizes, []).append((pair, views))
         if len(waiting[sizes]) >= batch_size:
             yield waiting.pop(sizes)
     yield from waiting.values()
 
 
-def _match_photos(
-    matcher: DetectorFreeMatcher, batch: Sequence[_ReadyPair], looks: Sequence[CloserLook]
-) -> Iterator[MatchedPair]:
-    images = [(photo0.encoded, photo1.encoded) for _, (photo0, photo1) in batch]
-    if isinstance(matcher, DetectorFreeBatchMatcher):
-        results = matcher.match_batch(images)
-    else:
-        results = [matcher.match_encoded(*both) for both in images]
-    for (pair, (photo0, photo1)), matches in zip(batch, results, strict=True):
-        if photo0.image is not None and photo1.image is not None:
-            for look_closer in looks:
-                matches = look_closer(photo0.image, photo1.image, matches)
-        matches = unturned_matches(
-            matches, (photo0.quarters, photo1.quarters), (photo0.size, photo1.size)
-        )
-        matches = matches.select(
-            inside_mask(matches.keypoints0, photo0.mask)
-            & inside_mask(matches.keypoints1, photo1.mask)
-        )
-        arrays: dict[str, np.ndarray] = {
-            "keypoints0": matches.keypoints0.astype(np.float32),
-            "keypoints1": matches.keypoints1.astype(np.float32),
-            "scores": matches.scores.astype(np.float32),
-        }
-        yield pair, arrays
+def _correspondences(matches: Matches) -> dict[str, np.ndarray]:
+    """The datasets of a pair."""
+    return {
+        "keypoints0": matches.keypoints0.astype(np.float32),
+        "keypoints1": matches.keypoints1.astype(np.float32),
+        "scores": matches.scores.astype(np.float32),
+    }
 
 
 def _num_bytes(arrays: Mapping[str, np.ndarray]) -> int:

@@ -65,6 +65,9 @@ class JamMaConfig:
     """Cells (8 px) along the border of an image, or of its valid part, that are never matched."""
     coarse_temperature: float = 0.1
     fine_temperature: float = 0.1
+    pad_to_square: bool = False
+    """Images are padded to squares before the encoder sees them, not its features after it; the
+    official weights are trained so. Done by what prepares the images: `JamMa` takes any size."""
     precision: str = "float32"
     """Of matrix products and convolutions; "float16" is for GPUs."""
 

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from sfm_matchers.matchers.registry import load_detector_free_matcher, load_spar
 from sfm_matchers.networks import efficient_loftr, jamma
 from sfm_matchers.networks.coarse_matching import CoarseMatches, inside_border
 from sfm_matchers.networks.mambaglue import LocalFeatures, Points, filter_matches, translate
-from sfm_matchers.weights import NETWORKS
+from sfm_matchers.networks.table import NETWORKS, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -312,25 +312,21 @@ def load_graph(
         WeightsError: the weights cannot be loaded.
     """
     conf = load_conf(matcher)
-    if conf.model.get("precision", "float32") != "float32":
+    entry = NETWORKS.get(conf.matcher)
+    if entry is None or not entry.graph:
+        raise InputError(f"{matcher}: {conf.matcher} is no network of this package")
+    if conf.options.get("precision", "float32") != "float32":
         raise InputError(f"{matcher}: only float32 can be exported, leave precision away")
-    if conf.model["name"] in NETWORKS:
-        conf = replace(conf, model={**conf.model, "precision": "float32"})  # on every CPU
+    conf = replace(conf, model={**conf.model, "precision": "float32"})  # on every CPU
     if isinstance(conf, DetectorFreeConf):
         if size is None:
             raise InputError(f"{matcher} matches images: give --size WIDTH HEIGHT")
         detector_free = load_detector_free_matcher(conf, weights, "cpu")
-        if isinstance(detector_free, JamMaMatcher):
-            return JamMaGraph(detector_free, size)
-        if isinstance(detector_free, EfficientLoFTRMatcher):
-            return EfficientLoFTRGraph(detector_free, size)
-    else:
-        sparse = load_sparse_matcher(conf, weights, "cpu")
-        if isinstance(sparse, MambaGlueMatcher):
-            if num_keypoints is None:
-                raise InputError(f"{matcher} matches features: give --num_keypoints N")
-            return MambaGlueGraph(sparse, num_keypoints)
-    raise InputError(f"{matcher}: {conf.model.get('name')} is no network of this package")
+        return cast(Graph, resolve(entry.graph)(detector_free, size))
+    if num_keypoints is None:
+        raise InputError(f"{matcher} matches features: give --num_keypoints N")
+    sparse = load_sparse_matcher(conf, weights, "cpu")
+    return cast(Graph, resolve(entry.graph)(sparse, num_keypoints))
 
 
 def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str] | None = None) -> int:

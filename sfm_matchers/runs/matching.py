@@ -294,7 +294,7 @@ class MatchingJob:
 
 
 def _is_colmaps(conf: Conf) -> bool:
-    return conf.model.get("name") == colmap_matching.NAME
+    return conf.matcher == colmap_matching.NAME
 
 
 def _device(conf: Conf, device: str) -> str:

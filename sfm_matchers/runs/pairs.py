@@ -72,7 +72,7 @@ def choose_pairs(
 
 def is_fast(job: MatchingJob) -> bool:
     """True if the matcher takes a fraction of a second a pair."""
-    return job.matching.device != "cpu" or job.conf.model.get("name") == colmap_matching.NAME
+    return job.matching.device != "cpu" or job.conf.matcher == colmap_matching.NAME
 
 
 def make_pairs(options: MatchOptions, job: MatchingJob) -> tuple[list[Pair], str]:

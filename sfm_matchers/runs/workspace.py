@@ -85,7 +85,7 @@ class Workspace:
         Matchers without a detector have none before their matches: theirs bear the matches' name.
         """
         if isinstance(conf, SparseConf):
-            return self.path / f"{conf.features['output']}.h5"
+            return self.path / f"{conf.features.output}.h5"
         return self.path / f"feats-{_stem(conf)}{f'_{label}' if label else ''}.h5"
 
     def matches(self, conf: Conf, label: str) -> Path:

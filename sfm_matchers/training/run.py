@@ -10,12 +10,13 @@ import torch
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.pair_lists import read_posed_pairs
+from sfm_matchers.networks.table import NETWORKS
 from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.megadepth import load_megadepth
 from sfm_matchers.training.data.photographs import list_photographs, load_photographs
 from sfm_matchers.training.loop import Trainer, TrainingOptions
-from sfm_matchers.training.tasks.mambaglue import Start
-from sfm_matchers.training.tasks.table import TaskOptions, make_task
+from sfm_matchers.training.options import Start, TaskOptions
+from sfm_matchers.training.tasks.table import make_task
 
 logger = logging.getLogger("sfm_matchers.train")
 
@@ -64,7 +65,7 @@ def train(
     """
     if initial_weights is not None and not initial_weights.is_file():
         raise InputError(f"no file {initial_weights}: give a checkpoint or weights to start from")
-    is_sparse = matcher == "mambaglue"
+    is_sparse = matcher in NETWORKS and NETWORKS[matcher].takes == "features"
     start = None
     if is_sparse and initial_weights is not None:
         start = Start(initial_weights, inherited_rate, stay_close)
@@ -84,7 +85,7 @@ def train(
     measure = None
     if validation_pairs is not None:
         image_dir = validation_images or validation_pairs.parent
-        conf = f"{features}+mambaglue" if is_sparse else matcher
+        conf = f"{features}+{matcher}" if is_sparse else matcher
         measure = _pose_measure(conf, validation_pairs, image_dir, device)
     trainer = Trainer(task, options, training, output, torch.device(device))
     if trainer.resume():

@@ -18,9 +18,7 @@ from sfm_matchers.weights.registry import (
 if TYPE_CHECKING:
     from sfm_matchers.weights.download import cache_dir, checkpoint_path, fetch
     from sfm_matchers.weights.loading import (
-        NETWORKS,
         check_finite,
-        features_of,
         find_weights,
         load_network,
         load_state_dict_file,
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "NETWORKS",
     "Checkpoint",
     "WeightsMetadata",
     "all_checkpoints",
@@ -37,7 +34,6 @@ __all__ = [
     "check_finite",
     "checkpoint_path",
     "default_source",
-    "features_of",
     "fetch",
     "find_checkpoint",
     "find_weights",

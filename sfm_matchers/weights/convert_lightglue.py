@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from sfm_matchers.errors import WeightsError
-from sfm_matchers.networks.mambaglue import MambaMixer
+from sfm_matchers.networks.mambaglue import MambaGlue, MambaMixer
+from sfm_matchers.weights import convert_mambaglue
 
+LIGHTGLUES = "LightGlue's weights in MambaGlue's shape: the Mamba branch is silent"
 WRAPPERS = ("module.", "model.", "matcher.", "net.")  # added by training programs
 DETECTOR = "extractor."
 # Released files number the attention of all layers, training keeps it in layers.
@@ -70,6 +72,21 @@ def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             converted[name] = tensor
     return converted
+
+
+def convert_either(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return MambaGlue's state dict of a checkpoint of MambaGlue's or LightGlue's.
+
+    Raises:
+        WeightsError: it is of neither; the message names a tensor.
+    """
+    stored = convert(state_dict) if is_lightglue(state_dict) else dict(state_dict)
+    return convert_mambaglue.convert(stored)
+
+
+def remark(network: MambaGlue) -> str:
+    """Return what a user must hear of weights: that they are LightGlue's; "" if they are not."""
+    return LIGHTGLUES if network.has_silent_branch else ""
 
 
 def rename(key: str) -> str:

@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sfm_matchers.confs import check_options
 from sfm_matchers.errors import InputError, WeightsError, one_line
+from sfm_matchers.networks.table import NETWORKS, Network, resolve
 from sfm_matchers.weights.download import fetch, file_sha256
 from sfm_matchers.weights.precision import SCALE_SUFFIX, to_eight_bits, to_half
 from sfm_matchers.weights.registry import (
@@ -36,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Tensor]
 
-NETWORKS = ("jamma", "mambaglue", "eloftr")
-
 # Entries under which training programs keep the state dict: Lightning, glue-factory, DISK, and our
 # own, whose running average is what it exports.
 CONTAINERS = ("state_dict", "model", "extractor", "average")
@@ -47,7 +46,6 @@ CONTAINERS = ("state_dict", "model", "extractor", "average")
 IGNORED_LIBRARIES = ("lightning.", "pytorch_lightning.", "omegaconf.", "yacs.", "numpy.")
 
 FINGERPRINT_DIGITS = 16
-SILENT = "the Mamba branch is silent"
 EIGHT_BITS_FROM = 4096  # weights; smaller tensors are few
 
 
@@ -118,14 +116,15 @@ def _unwrap(content: object, path: Path) -> StateDict:
     return dict(content)
 
 
-def features_of(network: str, features: object = None) -> str | None:
-    """Return the front-end that a network is trained for; None if it takes images.
+def table_entry(network: str) -> Network:
+    """Return what the table says of a network.
 
-    Args:
-        network: one of `NETWORKS`.
-        features: the config's `features`, None for the network's default.
+    Raises:
+        InputError: there is no such network.
     """
-    return str(features or "superpoint") if network == "mambaglue" else None
+    if network not in NETWORKS:
+        raise InputError(f"no network is called {network!r}: choose from {', '.join(NETWORKS)}")
+    return NETWORKS[network]
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def find_weights(network: str, weights: str, features: str | None = None) -> Wei
     """Find the file that `--weights` means; a missing official file is downloaded.
 
     Args:
-        network: one of `NETWORKS`.
+        network: a key of `NETWORKS`.
         weights: "bundled", "official", another source in the registry, or a path.
         features: the front-end, for a network that is trained for one; None for its default.
 
@@ -148,9 +147,7 @@ def find_weights(network: str, weights: str, features: str | None = None) -> Wei
         InputError: no such network.
         WeightsError: there is no such file and none can be had; the message says what to use.
     """
-    if network not in NETWORKS:
-        raise InputError(f"no network is called {network!r}: choose from {', '.join(NETWORKS)}")
-    subject = subject_name(network, features_of(network, features))
+    subject = subject_name(network, table_entry(network).features(features))
     checkpoint = find_checkpoint(f"{subject}/{weights}")
     if checkpoint is not None:
         return WeightsFile(fetch(checkpoint), checkpoint)
@@ -182,7 +179,7 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
     """Build a network with its weights, float32, on the CPU, in evaluation mode.
 
     Args:
-        network: one of `NETWORKS`.
+        network: a key of `NETWORKS`.
         weights: "bundled", "official", another source in the registry, or a path.
         config: fields of the network's config, e.g. `features="aliked"` for MambaGlue; the others
             are those that the weights recommend, or defaults.
@@ -191,13 +188,18 @@ def load_network(network: str, weights: str = "bundled", **config: Any) -> nn.Mo
         InputError: no such network.
         WeightsError: the weights cannot be found, read, or do not fit the network.
     """
-    features = features_of(network, config.get("features"))
+    entry = table_entry(network)
+    features = entry.features(config.get("features"))
     file = find_weights(network, weights, features)
     metadata = WeightsMetadata.from_file(file.path) if file.path.suffix == ".safetensors" else None
     if metadata is not None:
         _check_metadata(metadata, file.path, network, features)
         config = {**metadata.config, **config}
-    module = _build(network, config, file.path, load_state_dict_file(file.path))
+    elif file.checkpoint is not None:
+        config = {**file.checkpoint.config, **config}
+    module = _build(entry, config, file.path, load_state_dict_file(file.path))
+    if entry.remark and (remark := resolve(entry.remark)(module)):
+        logger.warning("%s: %s", file.path.name, remark)
     _report(file)
     return module.eval()
 
@@ -215,67 +217,20 @@ def _check_metadata(
         wanted = subject_name(network, features)
         raise WeightsError(f"{path}: made for {found}, not for {wanted}")
     try:
-        check_options(_config_type(network), metadata.config, "config")
+        check_options(resolve(table_entry(network).config), metadata.config, "config")
     except InputError as error:
         raise WeightsError(
             f"{path}: damaged header, or made for another version of this package: {error}"
         ) from error
 
 
-def _config_type(network: str) -> type:
-    """The config of a network; networks are loaded one at a time."""
-    if network == "jamma":
-        from sfm_matchers.networks.jamma import JamMaConfig
-
-        return JamMaConfig
-    if network == "mambaglue":
-        from sfm_matchers.networks.mambaglue import MambaGlueConfig
-
-        return MambaGlueConfig
-    from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
-
-    return EfficientLoFTRConfig
-
-
-def _build(network: str, config: dict[str, Any], path: Path, stored: StateDict) -> nn.Module:
+def _build(entry: Network, config: dict[str, Any], path: Path, stored: StateDict) -> nn.Module:
     """Return the network with what `path` holds."""
-    if network == "jamma":
-        from sfm_matchers.networks.jamma import JamMa, JamMaConfig
-        from sfm_matchers.weights import convert_jamma
-
-        jamma = JamMa(JamMaConfig(**config))
-        _load_strictly(jamma, stored, convert_jamma.convert, path)
-        return jamma
-    if network == "mambaglue":
-        from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
-
-        mambaglue = MambaGlue(MambaGlueConfig(**config))
-        _load_strictly(mambaglue, stored, convert_sparse, path)
-        if mambaglue.has_silent_branch:
-            logger.warning("%s: LightGlue's weights in MambaGlue's shape: %s", path.name, SILENT)
-        return mambaglue
-
-    from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
-    from sfm_matchers.weights import convert_efficient_loftr
-
-    eloftr = EfficientLoFTR(EfficientLoFTRConfig(**config))
-    if any("rbr_reparam" in key for key in stored):
-        eloftr.fuse()
-    _load_strictly(eloftr, stored, convert_efficient_loftr.convert, path)
-    return eloftr.fuse()
-
-
-def convert_sparse(stored: StateDict) -> StateDict:
-    """Return MambaGlue's state dict of a checkpoint of MambaGlue's or LightGlue's.
-
-    Raises:
-        WeightsError: it is of neither; the message names a tensor.
-    """
-    from sfm_matchers.weights import convert_lightglue, convert_mambaglue
-
-    if convert_lightglue.is_lightglue(stored):
-        stored = convert_lightglue.convert(stored)
-    return convert_mambaglue.convert(stored)
+    module: Any = resolve(entry.network)(resolve(entry.config)(**config))
+    if entry.fused_key and any(entry.fused_key in key for key in stored):
+        module.fuse()
+    _load_strictly(module, stored, resolve(entry.converter), path)
+    return cast(nn.Module, module.fuse() if entry.fused_key else module)
 
 
 def _load_strictly(

@@ -28,6 +28,7 @@ LICENCE_ALLOWS = {
 }
 
 WITHOUT_WEIGHTS = ("sift", "nearest_neighbor", "colmap_nearest_neighbor")
+"""Front-ends and matchers that need none."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Checkpoint:
     """
 
     name: str
-    network: str  # "jamma", "mambaglue", "eloftr", or the front-end's name
+    network: str  # a key of `networks.table.NETWORKS`, or the front-end's name
     file_name: str
     url: str  # "" for bundled files
     licence: str
@@ -52,6 +53,7 @@ class Checkpoint:
     note: str = ""
     caveat: str = ""
     by_hand: bool = False  # `url` is a page with a download button, not the file
+    config: dict[str, float] = field(default_factory=dict)  # as of `WeightsMetadata`
 
     @property
     def allows(self) -> str:
@@ -83,6 +85,7 @@ OFFICIAL = (
         trained_on="MegaDepth, 832 px",
         layout="authors, training checkpoint, entry 'state_dict', keys backbone.* and matcher.*",
         note="authors: MegaDepth-1500 pose AUC@5/10/20 of 64.2 / 77.4 / 86.5 at 832 px",
+        config={"pad_to_square": True},  # as in their training
     ),
     Checkpoint(
         name="mambaglue-superpoint/official",

@@ -23,7 +23,14 @@ import torch
 from kornia.feature import ALIKED, DISK
 from torch import Tensor, nn
 
-from sfm_matchers.confs import SparseConf, check_keys, conf_names, load_conf
+from sfm_matchers.confs import (
+    FrontEnd,
+    Preprocessing,
+    SparseConf,
+    check_keys,
+    conf_names,
+    load_conf,
+)
 from sfm_matchers.errors import InputError, MissingExtraError, PhotoChangedError, WeightsError
 from sfm_matchers.features import extraction, sift
 from sfm_matchers.features.base import Features, ParallelFeatureExtractor
@@ -142,8 +149,8 @@ def test_a_keypoint_of_a_resized_photo_returns_to_the_photo(name: str) -> None:
         put_weights_that_detect_brightness(name)
     photo = blob((262, 150), (100.5, 80.5), sigma=6)
     extractor = load_extractor({"name": name})
-    full = extract_image(extractor, {}, photo)
-    half = extract_image(extractor, {"preprocessing": {"resize_max": 131}}, photo)
+    full = extract_image(extractor, Preprocessing(), photo)
+    half = extract_image(extractor, Preprocessing(131), photo)
     assert full["image_size"].tolist() == half["image_size"].tolist() == [262, 150]
     distances = np.linalg.norm(half["keypoints"] - [100.5, 80.5], axis=1)
     assert distances.min() < 0.1
@@ -157,7 +164,7 @@ def test_a_keypoint_of_a_resized_photo_returns_to_the_photo(name: str) -> None:
 def test_types_and_shapes(name: str) -> None:
     if name != "sift":
         put_random_weights(name)
-    arrays = extract_image(load_extractor({"name": name}), {}, texture((120, 90)))
+    arrays = extract_image(load_extractor({"name": name}), Preprocessing(), texture((120, 90)))
     count = len(arrays["keypoints"])
     assert count > 20
     assert arrays["keypoints"].shape == (count, 2)
@@ -248,7 +255,7 @@ def test_a_photo_without_anything_has_no_features(name: str, size: tuple[int, in
     if name != "sift":
         put_weights_that_detect_brightness(name)
     blank = np.full((size[1], size[0], 3), 120, np.uint8)
-    arrays = extract_image(load_extractor({"name": name}), {}, blank)
+    arrays = extract_image(load_extractor({"name": name}), Preprocessing(), blank)
     assert arrays["keypoints"].shape == (0, 2)
     assert arrays["descriptors"].shape == (128, 0)
     assert arrays["scores"].shape == (0,)
@@ -324,7 +331,7 @@ def test_an_unknown_front_end_or_option_is_named() -> None:
 def test_the_confs_of_mambaglue_fit_their_parts(name: str) -> None:
     conf = load_conf(name)
     assert isinstance(conf, SparseConf)
-    options = dict(conf.features["model"])
+    options = conf.features.model
     check_keys(options, ["name", *inspect.signature(EXTRACTORS[options["name"]]).parameters], name)
     matcher = {key: value for key, value in conf.model.items() if key != "name"}
     config = MambaGlueConfig(**matcher)
@@ -335,7 +342,7 @@ def test_two_confs_share_a_feature_file_only_if_it_holds_the_same() -> None:
     confs = [conf for conf in map(load_conf, conf_names()) if isinstance(conf, SparseConf)]
     contents: dict[str, Any] = {}
     for conf in confs:
-        assert contents.setdefault(conf.features["output"], conf.features) == conf.features
+        assert contents.setdefault(conf.features.output, conf.features) == conf.features
     outputs = [conf.output for conf in map(load_conf, conf_names())]
     assert len(set(outputs)) == len(outputs)
 
@@ -480,7 +487,7 @@ def fingerprint_of(image_dir: Path, name: str, mask_dir: Path | None = None) -> 
     return photo_fingerprint(file_fingerprint(image_dir / name), mask_dir, name)
 
 
-CONF: dict[str, Any] = {"output": "feats", "model": {"name": "fake"}, "preprocessing": {}}
+CONF = FrontEnd("fake", output="feats")
 
 
 def read_all(path: Path) -> dict[str, dict[str, np.ndarray]]:
@@ -541,7 +548,7 @@ def test_only_what_has_changed_is_extracted_again(
         extract_features(CONF, image_dir, fingerprints, tmp_path / "others.h5")
     changed = fingerprints | {"b.png": fingerprint_of(image_dir, "b.png")}
     assert extract_features(CONF, image_dir, changed, path) == ["b.png"]
-    shifted = {**CONF, "model": {"name": "fake", "shift": 0.25}}
+    shifted = replace(CONF, options={"shift": 0.25})
     assert extract_features(shifted, image_dir, changed, path) == sorted(fingerprints)
     assert read_all(path)["a.png"]["keypoints"].tolist() == [[1.25, 2.25], [20.25, 10.25]]
 
@@ -587,7 +594,7 @@ def test_features_of_a_network_reach_the_file(name: str, tmp_path: Path) -> None
     image_dir.mkdir()
     cv2.imwrite(str(image_dir / "textured.png"), texture((96, 80)))
     cv2.imwrite(str(image_dir / "tiny.png"), np.zeros((8, 8, 3), np.uint8))
-    conf = {"model": {"name": name, "max_num_keypoints": 30}, "preprocessing": {"resize_max": 64}}
+    conf = FrontEnd(name, {"max_num_keypoints": 30}, preprocessing=Preprocessing(64))
     fingerprints = {name: fingerprint_of(image_dir, name) for name in ("textured.png", "tiny.png")}
     path = tmp_path / "feats.h5"
     assert extract_features(conf, image_dir, fingerprints, path) == sorted(fingerprints)
@@ -646,7 +653,7 @@ def test_files_of_sift_do_not_depend_on_threads(
         cv2.imwrite(str(tmp_path / "photos" / f"{seed}.png"), photo)
     names = [f"{seed}.png" for seed in range(5)]
     digests = {name: fingerprint_of(tmp_path / "photos", name) for name in names}
-    conf = {"output": "feats", "model": {"name": "sift"}, "preprocessing": {"resize_max": 100}}
+    conf = FrontEnd("sift", output="feats", preprocessing=Preprocessing(100))
     found = []
     for threads in (1, 3):
         monkeypatch.setattr(sift, "num_threads", lambda threads=threads: threads)

@@ -25,7 +25,7 @@ from sfm_matchers import hloc as plugin
 from sfm_matchers.errors import MissingExtraError
 from sfm_matchers.hloc import is_installed
 from sfm_matchers.hloc.two_view_geometries import complete_before
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
 from sfm_matchers.photos.resizing import turned

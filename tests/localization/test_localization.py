@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import photo_fingerprints, shared_path
 
-from sfm_matchers.confs import load_conf
+from sfm_matchers.confs import FrontEnd, Preprocessing, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.absolute_poses import pose_errors
 from sfm_matchers.features.extraction import extract_features
@@ -529,10 +529,7 @@ def test_a_real_photo_is_localized_among_its_neighbours(tmp_path: Path) -> None:
     pairs, loc_pairs = exhaustive_pairs(database), [(query, name) for name in database]
     features, matches = tmp_path / "features.h5", tmp_path / "matches.h5"
     conf = load_conf("sift")
-    sift = {
-        "model": {"name": "sift", "max_num_features": 1500},
-        "preprocessing": {"resize_max": 800},
-    }
+    sift = FrontEnd("sift", {"max_num_features": 1500}, preprocessing=Preprocessing(800))
     wanted = photo_fingerprints(photos / "images", (query, *database))
     extract_features(sift, photos / "images", wanted, features)
     match_features(

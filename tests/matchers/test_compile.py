@@ -18,7 +18,7 @@ from short_matchers import (
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers.compiling import compile_matcher
 from sfm_matchers.matchers.nearest_neighbor import NearestNeighborMatcher
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches, SparseMatcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRFeatures
 from sfm_matchers.networks.selective_scan import scan_operator

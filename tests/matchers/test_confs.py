@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sfm_matchers.choices import QUALITIES
 from sfm_matchers.confs import (
+    RESIZE_MAX,
     Detail,
     DetectorFreeConf,
+    DetectorFreePreprocessing,
+    FrontEnd,
+    Preprocessing,
     SparseConf,
     check_options,
     conf_names,
@@ -78,6 +83,29 @@ def test_values_that_cannot_be_are_named(tmp_path: Path, old: str, new: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_conf_says_is_typed(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+    conf = load_conf(str(path))
+    assert isinstance(conf, DetectorFreeConf)
+    assert conf.preprocessing == DetectorFreePreprocessing(resize_max=832, quarter_turns=True)
+    assert conf.preprocessing.settings() == {"resize_max": 832, "quarter_turns": True}
+    assert (conf.matcher, conf.options) == ("jamma", {"fine_threshold": 0.1})
+    path.write_text(GOOD.replace("preprocessing: {resize_max: 832, quarter_turns: true}\n", ""))
+    unsaid = load_conf(str(path))
+    assert isinstance(unsaid, DetectorFreeConf)
+    assert unsaid.preprocessing == DetectorFreePreprocessing(resize_max=RESIZE_MAX)
+    sift = load_conf("sift")
+    assert isinstance(sift, SparseConf)
+    options = {"max_num_features": 8192}
+    assert sift.features == FrontEnd("sift", options, "feats-sift", Preprocessing(3200))
+    assert sift.features.settings() == {
+        "output": "feats-sift",
+        "model": {"name": "sift", "max_num_features": 8192},
+        "preprocessing": {"resize_max": 3200},
+    }
+
+
 def test_what_is_no_conf_file_is_named(tmp_path: Path) -> None:
     for name in ("gone.yaml", "folder.yaml", "pipe.yaml"):
         path = tmp_path / name
@@ -128,7 +156,7 @@ def test_options_of_our_confs_are_of_their_types() -> None:
 def test_matchers_refuse_options_of_another_type() -> None:
     sift = load_conf("sift")
     assert isinstance(sift, SparseConf)
-    bad = SparseConf("bad", sift.features, sift.output, {**sift.model, "ratio": "high"})
+    bad = replace(sift, name="bad", model={**sift.model, "ratio": "high"})
     with pytest.raises(InputError, match="'ratio' must be a number, found 'high'"):
         load_sparse_matcher(bad, "", "cpu")
 
@@ -141,11 +169,12 @@ def seen(name: str, detail: Detail) -> tuple[int, int]:
     conf = with_detail(load_conf(name), detail)
     if isinstance(conf, DetectorFreeConf):
         assert conf.max_keypoints is not None
-        return conf.preprocessing["resize_max"], conf.max_keypoints
-    model = conf.features["model"]
+        return conf.preprocessing.resize_max, conf.max_keypoints
+    model = conf.features.options
     limits = {model[key] for key in ("max_num_features", "max_num_keypoints") if key in model}
     (limit,) = limits
-    return conf.features["preprocessing"]["resize_max"], limit
+    assert conf.features.preprocessing.resize_max is not None
+    return conf.features.preprocessing.resize_max, limit
 
 
 def test_quality_means_with_sift_what_it_means_in_colmap() -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import matches_of_a_folder
 
+from sfm_matchers.confs import DetectorFreePreprocessing
 from sfm_matchers.matchers.least_squares_matching import REACH, least_squares_matching
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, project, render, unproject
@@ -132,7 +133,7 @@ def test_matches_of_networks_become_more_exact(name: str) -> None:
     camera = Camera.from_field_of_view(640, 480)
     renders = [render(scene, camera, view) for view in views]
     matcher = load_matcher(name, device="cpu")
-    network = matcher._detector_free
+    network = matcher.matcher
     encoded = [network.encode(each.image) for each in renders]
     matches = network.match_encoded(*encoded)
     moved = least_squares_matching(*(each.image for each in renders), matches)
@@ -172,7 +173,7 @@ def test_pairs_of_a_folder_are_aligned_where_the_conf_says_so(
     first, second, _ = two_views(turn(5))
     for name, image in (("a.png", first), ("b.png", turned(second, -quarters))):
         cv2.imwrite(str(tmp_path / name), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    preprocessing = {"quarter_turns": True, "least_squares_matching": asked}
+    preprocessing = DetectorFreePreprocessing(quarter_turns=True, least_squares_matching=asked)
     matches = matches_of_a_folder(tmp_path, Shifted, preprocessing)
     points1 = matches.keypoints1
     if quarters:  # clockwise: what was at (x, y) lies at (bottom - y, x)

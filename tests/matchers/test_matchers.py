@@ -16,7 +16,7 @@ from sfm_matchers.matchers.efficient_loftr import EfficientLoFTRMatcher
 from sfm_matchers.matchers.jamma import JamMaMatcher
 from sfm_matchers.matchers.mambaglue import MambaGlueMatcher
 from sfm_matchers.matchers.nearest_neighbor import NearestNeighborMatcher
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig

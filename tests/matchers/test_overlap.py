@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from material import matches_of_a_folder
 
-from sfm_matchers.confs import DetectorFreeConf, load_conf
+from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing, load_conf
 from sfm_matchers.matchers.overlap import NARROWEST, _shared_part, match_overlap
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
@@ -138,7 +138,7 @@ def test_a_detail_is_matched_more_exactly(name: str) -> None:
     conf = load_conf(name)
     assert isinstance(conf, DetectorFreeConf)
     matcher = load_matcher(name, device="cpu")
-    network = matcher._detector_free
+    network = matcher.matcher
     network.resize_max = 320  # type: ignore[attr-defined] # so that the pixels do not suffice
     first = network.match_encoded(network.encode(large), network.encode(detail))
     closer = match_overlap(network, large, detail, first)
@@ -172,7 +172,7 @@ def test_pairs_of_a_folder_are_matched_again_where_the_conf_says_so(
             ).any()
             return found if is_upright else found.select(np.arange(0))
 
-    preprocessing = {"quarter_turns": True, "match_overlap": asked}
+    preprocessing = DetectorFreePreprocessing(quarter_turns=True, match_overlap=asked)
     matches = matches_of_a_folder(tmp_path, Positions, preprocessing)
     keypoints0, keypoints1 = matches.keypoints0, matches.keypoints1
     assert (len(keypoints0) > 400) == asked

@@ -19,7 +19,7 @@ switches = pytest.mark.parametrize(
 def test_confs_for_photo_collections_have_all(name: str, key: str) -> None:
     conf = load_conf(name)
     assert isinstance(conf, DetectorFreeConf)
-    assert getattr(conf, key) is True
+    assert getattr(conf.preprocessing, key) is True
 
 
 @switches

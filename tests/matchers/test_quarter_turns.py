@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from material import matches_of_a_folder, photo_fingerprints
 from PIL import ExifTags, Image, ImageOps
 
-from sfm_matchers.confs import DetectorFreeConf
+from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing
 from sfm_matchers.errors import InputError, PhotoChangedError
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.matching import match_images
@@ -156,7 +156,7 @@ def test_the_matcher_itself_goes_on_seeing_photos_large() -> None:
 def test_pairs_of_a_folder_are_turned_where_the_conf_says_so(tmp_path: Path, asked: bool) -> None:
     for name, quarters in (("a.png", 0), ("b.png", 3)):
         cv2.imwrite(str(tmp_path / name), marked(quarters))
-    preprocessing = {"quarter_turns": True} if asked else {}
+    preprocessing = DetectorFreePreprocessing(quarter_turns=asked)
     matches = matches_of_a_folder(tmp_path, Marked, preprocessing)
     keypoints0, keypoints1 = matches.keypoints0, matches.keypoints1
     assert matches.scores == pytest.approx(1.0)  # matched at full size
@@ -196,7 +196,7 @@ def test_photos_are_set_upright_as_exif_tells(
         turned(read_image(tmp_path / "a.png"), quarters),
         ImageOps.exif_transpose(Image.open(tmp_path / "a.png")),
     )
-    matches = matches_of_a_folder(tmp_path, Upright, {"quarter_turns": True})
+    matches = matches_of_a_folder(tmp_path, Upright, DetectorFreePreprocessing(quarter_turns=True))
     assert len(matches) == 30
     upright = Upright().match_encoded(*[Upright().encode(marked(0))] * 2)
     size = marked(-quarters).shape[1::-1]
@@ -253,7 +253,9 @@ def test_a_photo_that_changes_before_it_is_turned_is_named(tmp_path: Path) -> No
 
     names = ("a.png", "b.png", "c.png")
     wanted = photo_fingerprints(tmp_path, names)
-    conf = DetectorFreeConf("m", "matches-m", {}, 1, 1, {"quarter_turns": True})
+    conf = DetectorFreeConf(
+        "m", "matches-m", {}, 1, 1, DetectorFreePreprocessing(quarter_turns=True)
+    )
     pairs = [("a.png", "b.png"), ("a.png", "c.png"), ("b.png", "c.png")]
     path = tmp_path / "correspondences.h5"
     with pytest.raises(PhotoChangedError, match=r"b\.png has changed"):

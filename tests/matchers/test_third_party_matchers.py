@@ -14,7 +14,7 @@ from pipelines.hloc import main as hloc
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.pair_lists import write_pairs
 from sfm_matchers.matchers import registry
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHIFT = np.array([12, 8])

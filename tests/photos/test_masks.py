@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError
-from sfm_matchers.matchers.pair_matcher import load_matcher
+from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.photos.folders import OUTPUT_MARKS, REPORT_PICTURES, find_images
 from sfm_matchers.photos.images import decoded_size, read_image
 from sfm_matchers.photos.masks import read_mask, usable_pixels

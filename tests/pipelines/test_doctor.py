@@ -14,8 +14,8 @@ import torch
 from pipelines import doctor
 from sfm_matchers.confs import SparseConf, conf_names, load_conf
 from sfm_matchers.matchers.registry import SPARSE_MATCHERS
+from sfm_matchers.networks.table import NETWORKS
 from sfm_matchers.weights import (
-    NETWORKS,
     WeightsMetadata,
     cache_dir,
     download,
@@ -168,6 +168,6 @@ def test_every_conf_uses_weights_that_the_registry_knows() -> None:
     for name in conf_names():
         conf = load_conf(name)
         if isinstance(conf, SparseConf):
-            front_end = conf.features["model"]["name"]
+            front_end = conf.features.name
             assert front_end in subjects or not registry.needs_weights(front_end)
-        assert conf.model["name"] in (*NETWORKS, *SPARSE_MATCHERS)
+        assert conf.matcher in (*NETWORKS, *SPARSE_MATCHERS)

@@ -29,7 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sfm_matchers.confs import load_conf
+from sfm_matchers.confs import CONF_DIR, load_conf
 from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.evaluation.pair_lists import read_hpatches, read_posed_pairs
 from sfm_matchers.files.hdf5 import list_groups, open_h5, read_matches
@@ -254,7 +254,7 @@ FORMATS = {
     "transformation": Format("trans.txt", b"line\n" * 7 + MATRIX, read_transformation),
     "conf": Format(
         "conf.yaml",
-        Path(load_conf.__globals__["CONF_DIR"], "sift+mambaglue.yaml").read_bytes(),
+        Path(CONF_DIR, "sift+mambaglue.yaml").read_bytes(),
         lambda path: load_conf(str(path)),
     ),
     "posed-pairs": Format(

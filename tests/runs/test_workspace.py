@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sfm_matchers
-from sfm_matchers.confs import DetectorFreeConf, SparseConf, load_conf
+from sfm_matchers.confs import DetectorFreeConf, FrontEnd, SparseConf, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.photos.folders import REPORT_PICTURES
 from sfm_matchers.runs.workspace import Workspace
@@ -40,7 +40,7 @@ def test_no_two_files_of_a_conf_are_one(tmp_path: Path) -> None:
             workspace.correspondences(conf, LABEL),
         ]
         assert len(set(found)) == 3
-        sparse = SparseConf("mine", {"output": "feats-mine"}, output, {"name": "sift"})
+        sparse = SparseConf("mine", output, {"name": "sift"}, FrontEnd("sift", output="feats-mine"))
         assert workspace.matches(sparse, LABEL) != workspace.features(sparse)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import pytest
 
-from sfm_matchers.confs import DetectorFreeConf
+from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing
 from sfm_matchers.files.fingerprints import file_fingerprint
 from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
 from sfm_matchers.matching import match_images
@@ -40,7 +39,7 @@ def photo_fingerprints(image_dir: Path, names: Iterable[str]) -> dict[str, str]:
 def matches_of_a_folder(
     folder: Path,
     load_matcher: Callable[[], DetectorFreeMatcher],
-    preprocessing: Mapping[str, Any],
+    preprocessing: DetectorFreePreprocessing,
 ) -> Matches:
     """Match a.png with b.png of a folder by a conf with such preprocessing, and read the file."""
     names = ("a.png", "b.png")

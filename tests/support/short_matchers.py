@@ -39,7 +39,8 @@ def jamma_matcher(*, pad_to_square: bool = False) -> JamMaMatcher:
     network = cast(JamMa, load_network("jamma", coarse_threshold=0.02, fine_threshold=0.0))
     network.backbone.cnn.stages = nn.ModuleList(stage[:1] for stage in network.backbone.cnn.stages)
     network.matcher.fine_enc = network.matcher.fine_enc[:1]
-    return JamMaMatcher(network, max(SIZE), pad_to_square=pad_to_square)
+    network.config = replace(network.config, pad_to_square=pad_to_square)
+    return JamMaMatcher(network, max(SIZE))
 
 
 def eloftr_matcher(*, skip_softmax: bool = False) -> EfficientLoFTRMatcher:

@@ -21,7 +21,8 @@ from sfm_matchers.training.data.photographs import Photographs, load_photographs
 from sfm_matchers.training.data.sparse_pairs import VIEWS, FeatureSource, Kept, SparsePairs
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.losses.mambaglue import IGNORED, UNMATCHED
-from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, Start
+from sfm_matchers.training.options import Start
+from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
 
 CPU = torch.device("cpu")
 CAMERA = Camera.from_field_of_view(320, 256)

@@ -47,6 +47,7 @@ from sfm_matchers.training.losses.supervision import (
     window_points,
 )
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
+from sfm_matchers.training.options import TaskOptions
 from sfm_matchers.training.tasks.jamma import (
     JamMaFineTask,
     JamMaTask,
@@ -54,7 +55,7 @@ from sfm_matchers.training.tasks.jamma import (
     _transfer_errors,
 )
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
-from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
+from sfm_matchers.training.tasks.table import TASKS, make_task
 from sfm_matchers.weights.loading import load_network, load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
 from sfm_matchers.weights.safetensors_file import read_as_float32, save_half_precision

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfm_matchers.confs import Preprocessing
+from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.features.networks import to_gray
 from sfm_matchers.networks import efficient_loftr, jamma
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
@@ -24,10 +26,11 @@ from sfm_matchers.training.data.sift_features import extract_sift
 from sfm_matchers.training.loop import Trainer, TrainingOptions, TrainingTask
 from sfm_matchers.training.losses.mambaglue import UNMATCHED, GroundTruthMatches
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
+from sfm_matchers.training.options import TaskOptions
 from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
 from sfm_matchers.training.tasks.jamma import JamMaTask
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, match_measures
-from sfm_matchers.training.tasks.table import TASKS, TaskOptions, make_task
+from sfm_matchers.training.tasks.table import TASKS, make_task
 
 CPU = torch.device("cpu")
 TINY_MAMBAGLUE = MambaGlueConfig(features="sift", keypoint_order="score", num_layers=2, dim=64)
@@ -136,11 +139,10 @@ def test_eloftr_losses_reach_every_parameter(photographs: Photographs, progress:
 
 
 def test_sift_of_training_looks_like_that_of_use(photographs: Photographs) -> None:
-    features = pytest.importorskip("sfm_matchers.features")
     image = photographs.pyramids[0][0]
     trained = extract_sift(image[None] / 255, max_keypoints=4096)
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    used = features.extract_image(features.load_extractor({"name": "sift"}), {}, pixels)
+    used = extract_image(load_extractor({"name": "sift"}), Preprocessing(), pixels)
     keypoints, scales, oris, descriptors = (
         values[0].numpy()
         for values in (trained.keypoints, trained.scales, trained.oris, trained.descriptors)

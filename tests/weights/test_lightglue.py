@@ -16,7 +16,7 @@ from torch import Tensor
 from sfm_matchers.errors import WeightsError
 from sfm_matchers.networks.mambaglue import LocalFeatures, MambaGlue
 from sfm_matchers.weights import convert_lightglue, load_network
-from sfm_matchers.weights.loading import convert_sparse
+from sfm_matchers.weights.convert_lightglue import convert_either
 
 RELEASED = "SFM_MATCHERS_LIGHTGLUE"  # a folder with aliked_lightglue.pth, disk_lightglue.pth
 
@@ -93,7 +93,7 @@ def lightglue_states(
 
 def build(state_dict: dict[str, Tensor]) -> MambaGlue:
     network = MambaGlue(CONFIG).eval()
-    network.load_state_dict(convert_sparse(state_dict))
+    network.load_state_dict(convert_either(state_dict))
     return network
 
 
@@ -122,9 +122,9 @@ def test_all_namings_give_the_same_network() -> None:
     state_dict = lightglue_state_dict()
     wrapped = {f"matcher.{key}": tensor for key, tensor in state_dict.items()}
     wrapped |= {"extractor.conv.weight": torch.zeros(3), "log_assignment.0.r": torch.zeros(1)}
-    expected = convert_sparse(state_dict)
+    expected = convert_either(state_dict)
     for other in (released(state_dict), wrapped):
-        found = convert_sparse(other)
+        found = convert_either(other)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 

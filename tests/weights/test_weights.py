@@ -25,6 +25,7 @@ from sfm_matchers.errors import InputError, WeightsError
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
+from sfm_matchers.networks.table import NETWORKS
 from sfm_matchers.weights import (
     Checkpoint,
     WeightsMetadata,
@@ -32,7 +33,6 @@ from sfm_matchers.weights import (
     cache_dir,
     convert_jamma,
     download,
-    features_of,
     fetch,
     find_checkpoint,
     find_weights,
@@ -505,7 +505,7 @@ def test_bundled_weights_come_back_as_single_precision(network: str, tmp_path: P
     config = CONFIGS[network]
     expected = random_network(network, **config)
     path = tmp_path / "bundled" / "any.safetensors"
-    features = features_of(network, config.get("features"))
+    features = NETWORKS[network].features(config.get("features"))
     save_bundled(expected.state_dict(), path, bundle(network, features))
     with torch.no_grad():
         for tensor in expected.state_dict().values():
@@ -518,6 +518,13 @@ def test_bundled_weights_come_back_as_single_precision(network: str, tmp_path: P
     if isinstance(expected, EfficientLoFTR):
         expected.fuse()
     assert_same(found.state_dict(), expected.state_dict())
+
+
+def test_official_jamma_weights_want_squares(tmp_path: Path) -> None:
+    for name, is_official in (("jamma.ckpt", True), ("mine.ckpt", False)):
+        torch.save({"state_dict": JamMa().state_dict()}, tmp_path / name)
+        network = load_network("jamma", str(tmp_path / name))
+        assert network.config == JamMaConfig(pad_to_square=is_official)
 
 
 @pytest.mark.parametrize("fused", [False, True])

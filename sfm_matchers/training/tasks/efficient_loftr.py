@@ -43,6 +43,7 @@ from sfm_matchers.training.losses.supervision import (
     label_accuracy,
     unmatched_loss,
 )
+from sfm_matchers.training.options import TaskOptions
 from sfm_matchers.training.schedule import (
     EASIEST,
     UPRIGHT,
@@ -252,3 +253,8 @@ def _run_coarse_stage(network: EfficientLoFTR, batch: PairBatch) -> _CoarseStage
 
 def _all_pairs(truth: CoarseTruth) -> tuple[Tensor, Tensor, Tensor]:
     return truth.batch_ids, truth.ids0, truth.ids1
+
+
+def task(options: TaskOptions) -> EfficientLoFTRTask:
+    """See `networks.table.Network.task`; there is nothing to choose."""
+    return EfficientLoFTRTask()

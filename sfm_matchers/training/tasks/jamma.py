@@ -35,6 +35,7 @@ from sfm_matchers.training.losses.supervision import (
     window_labels,
     window_points,
 )
+from sfm_matchers.training.options import TaskOptions
 from sfm_matchers.training.schedule import (
     EASIEST,
     UPRIGHT,
@@ -324,3 +325,13 @@ def _transfer_errors(
 
 def _mean(errors: Tensor) -> Tensor:
     return errors.sum() / max(len(errors), 1)
+
+
+def task(options: TaskOptions) -> JamMaTask:
+    """See `networks.table.Network.task`; there is nothing to choose."""
+    return JamMaTask()
+
+
+def fine_task(options: TaskOptions) -> JamMaFineTask:
+    """See `networks.table.Network.fine_task`."""
+    return JamMaFineTask()

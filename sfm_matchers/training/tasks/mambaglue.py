@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -33,6 +32,7 @@ from sfm_matchers.training.data.sparse_pairs import (
 )
 from sfm_matchers.training.loop import TrainedNetwork
 from sfm_matchers.training.losses.mambaglue import IGNORED, GroundTruthMatches, mambaglue_loss
+from sfm_matchers.training.options import Start, TaskOptions
 from sfm_matchers.training.schedule import (
     ANY_TURN,
     EASIEST,
@@ -41,8 +41,9 @@ from sfm_matchers.training.schedule import (
     VALIDATION_SEED,
     mean_over_validation_sets,
 )
+from sfm_matchers.weights.convert_lightglue import convert_either
 from sfm_matchers.weights.download import file_sha256
-from sfm_matchers.weights.loading import convert_sparse, load_state_dict_file
+from sfm_matchers.weights.loading import load_state_dict_file
 
 # COLMAP orders its features octave by octave; training and use agree on the order by scale.
 SIFT_CONFIG = MambaGlueConfig(features="sift", keypoint_order="score")
@@ -50,22 +51,6 @@ UPDATE_GAIN = 0.1  # of each layer's first updates of the states
 SCALE_GAIN = 0.05  # of the frequencies of the scales, which are in pixels and reach tens
 BRANCH = ".mamba_mixer."
 UPDATE = ".mamba_selfattn_mixer.ffn.0.weight"  # its second half listens to the branch
-
-
-@dataclass(frozen=True)
-class Start:
-    """Weights from which a run starts, and how it treats them.
-
-    Attributes:
-        path: LightGlue's or MambaGlue's, of this front-end or of another one.
-        rate: share of the learning rate that what is inherited has; the Mamba branch has all of it.
-        stay_close: weight of the cross-entropy to the start's assignment, so that nothing is
-            forgotten.
-    """
-
-    path: Path
-    rate: float = 0.05
-    stay_close: float = 0.0
 
 
 class MambaGlueTask:
@@ -114,7 +99,7 @@ class MambaGlueTask:
         network = self._matcher_of_descriptors(photographs, device)
         if self.start is None:
             return network
-        inherited = convert_sparse(load_state_dict_file(self.start.path))
+        inherited = convert_either(load_state_dict_file(self.start.path))
         own = network.state_dict()
         positions = inherited["posenc.Wr.weight"]
         self._has_new_input = positions.shape[1] != own["posenc.Wr.weight"].shape[1]
@@ -298,3 +283,9 @@ def match_measures(
         "recall": correct.sum() / true.sum().clamp(min=1),
         "precision": correct.sum() / known.sum().clamp(min=1),
     }
+
+
+def task(options: TaskOptions) -> MambaGlueTask:
+    """MambaGlue on the features of a front-end."""
+    config = MambaGlueConfig(features=options.features, keypoint_order="score")
+    return MambaGlueTask(config, start=options.start, kept=options.kept)
