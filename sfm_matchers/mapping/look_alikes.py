@@ -39,11 +39,12 @@ TWIN_MATCHES = 60  # verified
 TWIN_KEYPOINTS = 30  # least in the surroundings
 # Share of a pair's matches that one homography explains: with parallax, what both should show is
 # hidden in one of them, or elsewhere. Rendered twins have 0.97 and more, true pairs that would pass
-# for twins otherwise 0.7 and less.
-AGREE_WITH_HOMOGRAPHY = 0.9
+# for twins otherwise 0.9 and less.
+AGREE_WITH_HOMOGRAPHY = 0.95
 # A pair shares the surroundings of a photo that has a twin if so many of its matches lie there, in
 # so many squares as long as the radius.
 SHARED_MATCHES, SHARED_SHARE, SHARED_AREA = 10, 0.04, 8
+ONE_PLACE = 2  # steps from photo to photo that share surroundings
 MAX_STEPS = 4  # from photo to photo of one place
 # Rotations of three pairs that lead back to the first photo, degrees: beyond doubt they do, or not.
 CLOSED, NOT_CLOSED = 10.0, 20.0
@@ -202,6 +203,9 @@ def find_look_alikes(graph: VerifiedGraph) -> list[SuspiciousPair]:
         twins_of.setdefault(second, []).append(first)
     shared = _sharing_surroundings(graph, twins, twins_of)
     steps = _Steps(shared)
+    if any(steps.between(*pair) <= ONE_PLACE for pair in twins):
+        # A third photo shares the surroundings of both: they are no twins, and none is certain.
+        twins, twins_of = set(), {}
     found = []
     for first, second in graph.pairs():
         if (first, second) in twins:
