@@ -88,4 +88,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """Return the public names, before they are imported too."""
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
