@@ -21,7 +21,7 @@ import recorded_matcher
 from recorded_matcher import IMAGE_SIZE, RecordedMatcher
 
 from pipelines.hloc import main
-from pipelines.inloc import query_camera
+from sfm_matchers.localization.in_depth_scans import query_camera
 from sfm_matchers.confs import conf_names, load_conf
 from sfm_matchers.files.pair_lists import names_to_pair, unique_pairs, write_pairs
 from sfm_matchers.hloc import dense_confs, sparse_confs

@@ -207,7 +207,7 @@ def test_photos_are_set_upright_as_exif_tells(
 def test_exif_counts_only_where_the_conf_asks_for_turns(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         store(tmp_path / name, marked(-1), 8)
-    assert len(matches_of_a_folder(tmp_path, Upright, {})) == 0
+    assert len(matches_of_a_folder(tmp_path, Upright, DetectorFreePreprocessing())) == 0
 
 
 @pytest.mark.parametrize("orientation", [0, 2, 5, 9, 700])
