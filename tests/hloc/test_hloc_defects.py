@@ -21,12 +21,12 @@ import recorded_matcher
 from recorded_matcher import IMAGE_SIZE, RecordedMatcher
 
 from pipelines.hloc import main
-from sfm_matchers.localization.in_depth_scans import query_camera
 from sfm_matchers.confs import conf_names, load_conf
 from sfm_matchers.files.pair_lists import names_to_pair, unique_pairs, write_pairs
 from sfm_matchers.hloc import dense_confs, sparse_confs
 from sfm_matchers.keypoints.assembly import assemble
 from sfm_matchers.keypoints.grid import AggregationOptions
+from sfm_matchers.localization.in_depth_scans import query_camera
 from sfm_matchers.localization.poses import Query, read_poses
 from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.mapping import mapper
