@@ -155,7 +155,8 @@ DRIVER = """
     import sys
     from pathlib import Path
     sys.path.insert(0, sys.argv[1])
-    from matching_work import NUM_PHOTOS, Processes, Work
+    from matching_work import NUM_PHOTOS, Work
+    from sfm_matchers.matching import Processes
     if __name__ == "__main__":
         root = Path(sys.argv[2])
         names = [f"{index}.png" for index in range(NUM_PHOTOS)]
@@ -173,6 +174,7 @@ def test_a_killed_driver_ends_its_workers(
         begin = time.monotonic()
         while stored(work.path) < 6:
             assert time.monotonic() - begin < 120
+            assert process.poll() is None  # it has not ended by itself
             time.sleep(0.02)
         process.kill()
     time.sleep(1)
