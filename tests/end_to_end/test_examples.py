@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -23,6 +23,8 @@ from sfm_matchers.runs.options import LocalizeOptions, SfmOptions
 from sfm_matchers.runs.workspace import Workspace
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(320, 240)
 LONGER = Camera.from_field_of_view(320, 240, 45.0)
 

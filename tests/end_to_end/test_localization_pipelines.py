@@ -26,6 +26,8 @@ from sfm_matchers.runs.options import LocalizeOptions
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen, write_inloc, write_nvm
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(320, 240)
 
 

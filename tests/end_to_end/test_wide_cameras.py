@@ -19,6 +19,8 @@ from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, Scene, camera_path, make_scene, render
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 320, 240
 
 

@@ -16,6 +16,8 @@ from sfm_matchers.files.locks import exclusive
 from sfm_matchers.runs.executors import make_executor
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 MATCHES = "matches-sift-NN-ratio_pairs-exhaustive.h5"
 
 

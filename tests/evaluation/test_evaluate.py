@@ -25,6 +25,8 @@ from sfm_matchers.evaluation.two_view import (
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
+pytestmark = pytest.mark.slow
+
 
 def _line(names: tuple[str, str], intrinsics: np.ndarray, pose: np.ndarray, turns: str) -> str:
     numbers = np.concatenate([intrinsics.ravel(), intrinsics.ravel(), pose.ravel()])

@@ -19,6 +19,8 @@ from sfm_matchers.errors import InputError, OutputError
 from sfm_matchers.exports import FORMATS, export_model, parse_formats, remove_exports
 from sfm_matchers.exports import images as exported_images
 
+pytestmark = pytest.mark.slow
+
 SIZE = 160, 120
 CAMERAS = {
     "SIMPLE_PINHOLE": [180, 80, 60],

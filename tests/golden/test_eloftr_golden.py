@@ -18,6 +18,8 @@ from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTR
 from sfm_matchers.training.data.depth_geometry import DepthGeometry
 from sfm_matchers.weights import convert_efficient_loftr
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = "networks/eloftr/golden"
 CASES = sorted(
     path.stem

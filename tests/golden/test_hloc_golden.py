@@ -29,6 +29,8 @@ from pipelines.hloc import main
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.files.pair_lists import names_to_pair, write_pairs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (GOLDEN / "pipeline").glob("*.npz")))
 def test_match_dense_golden_pipeline(

@@ -30,6 +30,8 @@ from sfm_matchers.networks.selective_scan import selective_scan
 from sfm_matchers.photos.resizing import network_size, resize_image
 from sfm_matchers.training.data.depth_geometry import DepthGeometry
 
+pytestmark = pytest.mark.slow
+
 
 def test_jamma_golden_weights_and_keys() -> None:
     listed = json.loads(shared_path("networks/jamma/state_dict.json").read_text())

@@ -25,6 +25,8 @@ from sfm_matchers.networks.mambaglue import (
 from sfm_matchers.networks.selective_scan import selective_scan
 from sfm_matchers.training.losses.mambaglue import GroundTruthMatches, mambaglue_loss
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = "networks/mambaglue/golden"
 Arrays = dict[str, np.ndarray]
 

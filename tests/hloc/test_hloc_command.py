@@ -20,6 +20,8 @@ from sfm_matchers.localization.poses import Query, read_poses
 from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 SIFT = "feats-sift-n2048"
 MATCHES = f"{SIFT}_matches-sift-NN-ratio_pairs"
 

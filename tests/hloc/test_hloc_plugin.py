@@ -31,6 +31,8 @@ from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
 from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hloc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -19,6 +19,8 @@ from sfm_matchers.localization.poses import Query, read_poses
 from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 if not plugin.is_installed():
     pytest.skip(f"hloc is not installed ({plugin.INSTALL})", allow_module_level=True)
 if importlib.util.find_spec("torchvision") is None:

@@ -25,6 +25,8 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

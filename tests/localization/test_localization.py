@@ -41,6 +41,8 @@ from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.matching import match_features
 from sfm_matchers.pairs.policies import exhaustive_pairs
 
+pytestmark = pytest.mark.slow
+
 SIZE = (640, 480)
 
 

@@ -23,6 +23,8 @@ from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import LocalizeOptions
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(320, 240)
 
 

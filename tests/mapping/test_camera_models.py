@@ -18,6 +18,8 @@ from sfm_matchers.mapping.lenses import converted, implausibility, is_monotonic,
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
 from sfm_matchers.synthetic import look_at
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 1280, 960
 
 

@@ -19,6 +19,8 @@ from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render, write_photos
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(320, 240)
 
 

@@ -24,6 +24,8 @@ from sfm_matchers.mapping.tracks import (
 )
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(480, 360)
 NUM_PHOTOS = 8
 

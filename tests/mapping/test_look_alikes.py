@@ -18,6 +18,8 @@ from sfm_matchers.mapping.look_alikes import (
 )
 from sfm_matchers.synthetic.cameras import Camera, look_at, project
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(640, 480)
 ANGLES = (-24.0, -8.0, 8.0, 24.0)
 

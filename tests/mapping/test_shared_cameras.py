@@ -14,6 +14,8 @@ from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
 
+pytestmark = pytest.mark.slow
+
 
 def write_photos(folder: Path, degrees: tuple[float, ...], count: int) -> np.ndarray:
     """Write photos without EXIF of cameras with these fields of view in turn; return centres."""

@@ -23,6 +23,8 @@ from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches, Sparse
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRFeatures
 from sfm_matchers.networks.selective_scan import scan_operator
 
+pytestmark = pytest.mark.slow
+
 
 def compile_for_test(matcher: SparseMatcher | DetectorFreeMatcher) -> None:
     """Trace only: a test machine may have no compiler."""

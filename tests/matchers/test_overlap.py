@@ -19,6 +19,8 @@ from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
+pytestmark = pytest.mark.slow
+
 SIZE = (240, 180)
 SHARED = (30, 40, 110, 100)  # left, top, right, bottom in photo 0
 SHIFT = (25, 35)  # of photo 1 against photo 0

@@ -25,6 +25,8 @@ from sfm_matchers.photos.images import quarters_to_upright, read_image
 from sfm_matchers.photos.resizing import turned, unturned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
+pytestmark = pytest.mark.slow
+
 SIZE = (320, 240)
 SHIFT = (24, 16)  # pixels; the second photo shows what lies there in the first
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))

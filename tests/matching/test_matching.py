@@ -35,6 +35,8 @@ from sfm_matchers.matching.executors import WorkersLostError
 from sfm_matchers.matching.plan import PAIRS_PER_SHARD, cut, ordered_for_reuse
 from sfm_matchers.pairs.policies import exhaustive_pairs
 
+pytestmark = pytest.mark.slow
+
 SUPPORT = Path(__file__).parents[1] / "support"
 
 

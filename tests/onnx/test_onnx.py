@@ -39,6 +39,8 @@ from sfm_matchers.onnx.graphs import (
 )
 from sfm_matchers.weights import load_network
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "onnx.md"
 
 

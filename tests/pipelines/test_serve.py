@@ -22,6 +22,8 @@ from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 httpx = pytest.importorskip("httpx", reason="real requests need httpx")

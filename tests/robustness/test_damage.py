@@ -34,6 +34,8 @@ from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.workspace import Workspace
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(320, 240)
 FEATURES = "feats-sift.h5"
 MATCHES = "matches-sift-NN-ratio_pairs-exhaustive.h5"

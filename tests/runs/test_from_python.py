@@ -17,6 +17,8 @@ from sfm_matchers.runs.results import LocalizeResult, SfmResult
 from sfm_matchers.runs.verdict import Verdict
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

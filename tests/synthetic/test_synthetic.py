@@ -31,6 +31,8 @@ from sfm_matchers.synthetic import (
 )
 from sfm_matchers.synthetic.sampling import remap
 
+pytestmark = pytest.mark.slow
+
 CAMERA = Camera.from_field_of_view(320, 240)
 
 

@@ -45,6 +45,8 @@ from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
 from sfm_matchers.training.tasks.jamma import JamMaTask
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CAMERA = Camera.from_field_of_view(320, 256)
 SIZE = (128, 160)  # height and width at which the pairs are drawn: half of the photographs

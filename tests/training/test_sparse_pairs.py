@@ -24,6 +24,8 @@ from sfm_matchers.training.losses.mambaglue import IGNORED, UNMATCHED
 from sfm_matchers.training.options import Start
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CAMERA = Camera.from_field_of_view(320, 256)
 SIFT = MambaGlueConfig(features="sift", num_layers=LAYERS, dim=DIM, keypoint_order="score")

@@ -60,6 +60,8 @@ from sfm_matchers.weights.loading import load_network, load_state_dict_file
 from sfm_matchers.weights.registry import BUNDLED_DIR
 from sfm_matchers.weights.safetensors_file import read_as_float32, save_half_precision
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

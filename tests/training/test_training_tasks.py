@@ -32,6 +32,8 @@ from sfm_matchers.training.tasks.jamma import JamMaTask
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, match_measures
 from sfm_matchers.training.tasks.table import TASKS, make_task
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY_MAMBAGLUE = MambaGlueConfig(features="sift", keypoint_order="score", num_layers=2, dim=64)
 
