@@ -315,7 +315,7 @@ def test_paths_may_be_text(photos: Path, finished: Path, tmp_path: Path) -> None
             kind(photos / "images"),
             kind(outputs),
             kind(conf),
-            kind(pairs),
+            pairs=kind(pairs),
             mask_dir=kind(mask),
             overwrite=True,
         )

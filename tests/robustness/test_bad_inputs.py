@@ -27,7 +27,7 @@ from sfm_matchers.photos.resizing import network_size, resize_image
 from sfm_matchers.runs.photos import check_photos
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
-pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+pytestmark = [pytest.mark.filterwarnings("ignore:::PIL"), pytest.mark.slow]
 
 WIDTH, HEIGHT = 96, 64
 ORIENTATION = 0x0112  # EXIF and TIFF
