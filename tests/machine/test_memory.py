@@ -14,7 +14,7 @@ from sfm_matchers.machine.memory import FreedMemory
 FRAGMENTED = """
 import os
 from pathlib import Path
-from sfm_matchers.memory import FreedMemory
+from sfm_matchers.machine.memory import FreedMemory
 
 def resident_megabytes():
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sfm_matchers.matching.engine import READ_AHEAD_BYTES, _ReadAhead
-from sfm_matchers.photos import decoding_budget
+from sfm_matchers.photos import decoding_budget, images
 from sfm_matchers.photos.images import decoded_size, decoding_bytes, read_image
 
 
@@ -21,7 +21,7 @@ from sfm_matchers.photos.images import decoded_size, decoding_bytes, read_image
 def test_photos_decoded_at_once_share_a_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, at_once: int
 ) -> None:
-    monkeypatch.setattr(decoding_budget, "_DECODING", decoding_budget._Budget(6 * 80 * 80))
+    monkeypatch.setattr(images, "_DECODING", decoding_budget._Budget(6 * 80 * 80))
     counts, lock, decode, largest = [0], threading.Lock(), cv2.imdecode, [0]
 
     def slowly(encoded: np.ndarray, flags: int) -> np.ndarray:
