@@ -217,10 +217,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 
 def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from sfm_matchers.storage import exclusive\n"
+        "import os, sys; from pathlib import Path; from sfm_matchers.files.locks import exclusive\n"
         "with exclusive(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == -9
     with exclusive(tmp_path):
         pass
 

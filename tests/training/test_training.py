@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sfm_matchers.errors import InputError, WeightsError
 from sfm_matchers.networks.jamma import CELL, JamMa
 from sfm_matchers.training.data import views
+from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.homographies import (
     apply_homography,
     homography_from_corners,
@@ -29,7 +30,6 @@ from sfm_matchers.training.data.pair_batch import FirstPair, PairBatch, pixel_gr
 from sfm_matchers.training.data.parallax import sample_parallax_pairs
 from sfm_matchers.training.data.photographs import (
     Photographs,
-    is_held_out,
     list_photographs,
     load_photographs,
 )
