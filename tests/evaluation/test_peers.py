@@ -19,6 +19,8 @@ from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 # COLMAP's SIFT stands in for the network, mutual nearest neighbours for the matcher.
 XFEAT = """
 import cv2

@@ -49,6 +49,8 @@ from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.photos.checked import photo_fingerprint
 from sfm_matchers.weights import cache_dir, find_checkpoint, registry
 
+pytestmark = pytest.mark.slow
+
 KORNIA_FRONT_ENDS = ("aliked-n16", "disk")
 FRONT_ENDS = ("sift", *KORNIA_FRONT_ENDS)
 

@@ -14,6 +14,8 @@ from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery,
 from sfm_matchers.localization.resectioning import Matches
 from sfm_matchers.photos.intrinsics import Intrinsics, camera_with
 
+pytestmark = pytest.mark.slow
+
 SIZE = (640, 480)
 EXTENT = 4.0
 POSE = pycolmap.Rigid3d(pycolmap.Rotation3d([0.1, -0.2, 0.05]), [0.3, -0.2, 0.5])

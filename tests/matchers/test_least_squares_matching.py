@@ -18,6 +18,8 @@ from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, project, render, unproject
 
+pytestmark = pytest.mark.slow
+
 SIZE = (320, 240)
 
 

@@ -21,6 +21,8 @@ from sfm_matchers.networks.efficient_loftr import (
     LocalFeatureTransformer,
 )
 
+pytestmark = pytest.mark.slow
+
 # Of these weights every pair of mutually best cells counts.
 CONFIG = EfficientLoFTRConfig(coarse_threshold=-1.0, raw_threshold=-1e9, border=0)
 # Pixels around a pixel of the 1/8 map on which its features depend: the stride-2 convolutions and

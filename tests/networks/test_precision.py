@@ -27,6 +27,8 @@ from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 
+pytestmark = pytest.mark.slow
+
 
 def set_precision(network: Any, precision: str) -> None:
     network.config = replace(network.config, precision=precision)

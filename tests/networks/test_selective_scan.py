@@ -18,6 +18,8 @@ from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.networks import selective_scan as selective_scan_package
 from sfm_matchers.networks.selective_scan import selective_scan
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = ["torch", "numba"]
 
 

@@ -23,6 +23,8 @@ from sfm_matchers.runs.photos import check_masks, check_photos
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
+pytestmark = pytest.mark.slow
+
 WIDTH, HEIGHT = 24, 16
 ORIENTATION = 0x0112  # EXIF and TIFF
 

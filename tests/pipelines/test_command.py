@@ -15,6 +15,8 @@ from PIL import Image
 
 from pipelines.command import run_guarded
 
+pytestmark = pytest.mark.slow
+
 SLOW_JOB = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it

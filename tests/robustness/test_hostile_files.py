@@ -12,6 +12,8 @@ from PIL import Image
 
 from pipelines.hloc import main
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = ("a.jpg", "b.jpg", "c.jpg")
 WIDTH, HEIGHT = 320, 240
 
