@@ -19,6 +19,7 @@ from sfm_matchers.exports import nerfstudio, undistorted
 from sfm_matchers.exports.images import link_photos, photo_faults, registered_names, without_images
 from sfm_matchers.exports.outputs import PREPARED, OutputFolder
 from sfm_matchers.exports.ply import model_points, write_ply
+from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
 from sfm_matchers.files.space import writing
 from sfm_matchers.mapping.diagnosis import listed
@@ -28,7 +29,6 @@ from sfm_matchers.photos.folders import is_output
 logger = logging.getLogger("sfm_matchers.exports")
 
 # Raised when the files of the same input become others.
-_REVISION = 1
 
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 GSPLAT_CAMERAS = (*PINHOLES, "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
@@ -325,7 +325,7 @@ def _prepared(
 
 def _model_fingerprint(folder: Path) -> str:
     tables = (folder / f"{table}.bin" for table in ("cameras", "images", "points3D"))
-    return fingerprint(_REVISION, *map(file_fingerprint, tables))
+    return fingerprint(revisions.EXPORTS, *map(file_fingerprint, tables))
 
 
 def _write_images(job: Job) -> None:

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.replacing import replacing, replacing_folder
-from sfm_matchers.files.space import writing
-from sfm_matchers.files.text import write_text
+from sfm_matchers.files.text import folder_written_whole, write_text, written_whole
 
 RECORD = "exports.json"
 PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp
@@ -53,7 +51,7 @@ class OutputFolder:
             OutputError: it cannot be written.
         """
         path = self._claim(name)
-        with writing(path), replacing_folder(path) as temporary:
+        with folder_written_whole(path) as temporary:
             yield temporary
         self._note(name, source)
 
@@ -66,7 +64,7 @@ class OutputFolder:
             OutputError: it cannot be written.
         """
         path = self._claim(name)
-        with writing(path), replacing(path) as temporary:
+        with written_whole(path) as temporary:
             yield temporary
         self._note(name, source)
 
