@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pycolmap
@@ -56,13 +57,17 @@ class Build:
     feature_path: Path
     match_path: Path
 
+    @cached_property
+    def _inputs(self) -> tuple[str, str]:
+        """Hashes of features and matches, which may be gigabytes and are asked for often."""
+        return file_fingerprint(self.feature_path), file_fingerprint(self.match_path)
+
     def source(self, cameras: CameraGroups) -> str:
         """Return the fingerprint of what a database is made of."""
         return fingerprint(
             revisions.DATABASE,
             self.pairs,
-            file_fingerprint(self.feature_path),
-            file_fingerprint(self.match_path),
+            *self._inputs,
             cameras.groups,
             self.options.camera_model,
             self.options.camera_params,
