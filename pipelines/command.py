@@ -25,7 +25,6 @@ from sfm_matchers.errors import (
     one_line,
     printable,
 )
-from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.space import GOES_ON as KEPT
 from sfm_matchers.files.space import is_of_full_disk
 
@@ -183,8 +182,8 @@ def run_command(
     def alone() -> int:
         from sfm_matchers.runs.workspace import Workspace
 
-        log_path = Workspace(outputs).log
-        with exclusive(outputs, shard), RunLog(log_path, name, options) as log:
+        workspace = Workspace(outputs)
+        with workspace.alone(shard), RunLog(workspace.log, name, options) as log:
             for _ in range(MAX_BEGINNINGS - 1):
                 try:
                     return log.ended(job())
