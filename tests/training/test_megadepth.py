@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -52,14 +51,6 @@ CAMERA = Camera.from_field_of_view(320, 256)
 SIZE = (128, 160)  # height and width at which the pairs are drawn: half of the photographs
 HALF = Camera(160, 128, CAMERA.fx / 2, CAMERA.fy / 2, 79.5, 63.5)  # sees what a reduced photo shows
 VIEWS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -29,14 +28,6 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 CAMERA = Camera.from_field_of_view(320, 256)
 SIFT = MambaGlueConfig(features="sift", num_layers=LAYERS, dim=DIM, keypoint_order="score")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -36,15 +35,6 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 TINY_MAMBAGLUE = MambaGlueConfig(features="sift", keypoint_order="score", num_layers=2, dim=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads inside operations on tiny tensors mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
