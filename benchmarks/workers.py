@@ -24,7 +24,7 @@ from sfm_matchers.confs import DetectorFreeConf, load_conf
 from sfm_matchers.matchers.registry import load_detector_free_matcher
 from sfm_matchers.matching import Executor, InProcess, OnRay, Processes, match_images
 from sfm_matchers.pairs.policies import exhaustive_pairs
-from sfm_matchers.runs.photos import check_photos
+from sfm_matchers.photos.checked import check_photos
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 

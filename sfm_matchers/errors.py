@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class SfmMatchersError(Exception):
@@ -50,3 +50,10 @@ def printable(text: str) -> str:
     'a\\x1b[2Jb'
     """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the first four names, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown}, ... {len(names) - 4} more"

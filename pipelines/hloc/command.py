@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.command import prepare_process, run_guarded
 from pipelines.hloc.signatures import add_options, keywords_of
-from pipelines.hloc.tables import conf_table
 from pipelines.options import Parser, program
+from sfm_matchers.hloc.steps.confs import conf_table
 
 if TYPE_CHECKING:
     import pycolmap
@@ -75,8 +75,8 @@ class Step:
     """A step of the command.
 
     Attributes:
-        module: of this package that holds it, as a function of the step's name; it is loaded when
-            the step is asked for.
+        module: of `sfm_matchers.hloc.steps` that holds it, as a function of the step's name; it is
+            loaded when the step is asked for.
         summary: the first line of its docstring.
         say: from what it returns, and its options, to the lines to print.
     """
@@ -127,7 +127,7 @@ STEPS = {
 
 def function_of(step: str) -> Callable[..., Any]:
     """Return the function of a step."""
-    module = importlib.import_module(f"pipelines.hloc.{STEPS[step].module}")
+    module = importlib.import_module(f"sfm_matchers.hloc.steps.{STEPS[step].module}")
     function: Callable[..., Any] = getattr(module, step)
     return function
 

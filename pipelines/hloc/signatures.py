@@ -10,30 +10,14 @@ import argparse
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipelines.options import add_executor_options
 from sfm_matchers.errors import InputError
-
-
-@dataclass(frozen=True)
-class ExecutorOptions:
-    """Which processes match; see `make_executor`.
-
-    Attributes:
-        workers: processes; None for this one only.
-        ray: address of a Ray cluster, ``auto`` or ``local``; None for none.
-        shard: ``I/N``: only the I-th of N parts is matched.
-        merge: go on after all shards are done.
-    """
-
-    workers: int | None = None
-    ray: str | None = None
-    shard: str | None = None
-    merge: bool = False
+from sfm_matchers.hloc.steps.executors import ExecutorOptions
 
 
 def add_options(
@@ -67,8 +51,8 @@ def keywords_of(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[
     keywords: dict[str, Any] = {}
     for name, kind in _types(function).items():
         if kind is ExecutorOptions:
-            fields = ExecutorOptions.__dataclass_fields__
-            keywords[name] = ExecutorOptions(**{field: given[field] for field in fields})
+            names = [field.name for field in fields(ExecutorOptions)]
+            keywords[name] = ExecutorOptions(**{key: given[key] for key in names})
         elif get_origin(kind) is Mapping:
             keywords[name] = dict(map(_key_value, given[name]))
         else:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pycolmap
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, listed
 from sfm_matchers.exports import nerfstudio, undistorted
 from sfm_matchers.exports.images import link_photos, photo_faults, registered_names, without_images
 from sfm_matchers.exports.outputs import PREPARED, OutputFolder
@@ -22,7 +22,6 @@ from sfm_matchers.exports.ply import model_points, write_ply
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
 from sfm_matchers.files.space import writing
-from sfm_matchers.mapping.diagnosis import listed
 from sfm_matchers.mapping.models import model_folder, read_model, write_model
 from sfm_matchers.photos.folders import is_output
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pycolmap
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files.colmap_database import read_image_ids
 from sfm_matchers.files.names import in_natural_order
 from sfm_matchers.files.pair_lists import Pair
@@ -470,10 +470,3 @@ def _weakest_link(
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Return ``1 photo``, ``2,000 photos``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return the first four names, and how many more there are."""
-    names = list(names)
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown}, ... {len(names) - 4} more"

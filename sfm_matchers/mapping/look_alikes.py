@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from sfm_matchers.choices import PANORAMIC_MODEL
+from sfm_matchers.errors import listed
 from sfm_matchers.files.pair_lists import Pair
-from sfm_matchers.mapping.diagnosis import listed
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -18,6 +18,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
+from sfm_matchers.errors import listed
 from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.mapping.adjustment import (
     adjust_robustly,
@@ -26,7 +27,7 @@ from sfm_matchers.mapping.adjustment import (
     robust_adjustment,
 )
 from sfm_matchers.mapping.camera_models import complete_tracks
-from sfm_matchers.mapping.diagnosis import MatchGraph, count, listed
+from sfm_matchers.mapping.diagnosis import MatchGraph, count
 
 logger = logging.getLogger(__name__)
 

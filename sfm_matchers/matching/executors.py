@@ -386,3 +386,27 @@ def _connect_ray(address: str) -> Any:
         except (ConnectionError, ValueError) as error:
             raise InputError(f"no Ray cluster answers at {address!r}: {error}") from error
     return ray
+
+
+def make_executor(
+    workers: int | None,
+    ray: str | None,
+    device: str,
+    shard: str | None = None,
+    *,
+    merge: bool = False,
+) -> Executor:
+    """Return who matches as options ask for it.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    if shard is not None or merge:
+        if workers is not None or ray is not None or (shard is not None and merge):
+            raise InputError("--shard and --merge stand alone: no --workers, no --ray")
+        return NobodyElse() if shard is None else OneOf.parse(shard)
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: expected 1 or more")
+    if ray is not None:
+        return OnRay(ray, workers, uses_gpu=device == "cuda")
+    return InProcess() if workers in (None, 1) else Processes(workers or 1)

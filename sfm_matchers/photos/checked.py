@@ -1,16 +1,32 @@
-"""Photographs that must be those with which a run has begun."""
+"""Photographs, looked at once; they must be the same as long as a run works."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
-from sfm_matchers.photos.images import read_image
-from sfm_matchers.photos.masks import mask_path, usable_pixels
+from sfm_matchers.files.notes import read_memory, write_memory
+from sfm_matchers.photos.folders import find_images
+from sfm_matchers.photos.images import decoded_size, read_image
+from sfm_matchers.photos.masks import (
+    WayUp,
+    mask_names,
+    mask_path,
+    read_mask_and_way_up,
+    usable_pixels,
+)
+
+logger = logging.getLogger("sfm_matchers.pipelines")
+
+NOTE = "photos.json"  # of an output folder: which photos can be decoded
 
 
 def photo_fingerprint(
@@ -46,3 +62,160 @@ def read_photo(
     if photo_fingerprint(file_fingerprint(path), mask_dir, name, image_dir) != known_fingerprint:
         raise InputError(f"{path} has changed since this run began")
     return image, mask
+
+
+class CheckedPhoto(NamedTuple):
+    """A photo that can be decoded.
+
+    Attributes:
+        size: (width, height).
+        fingerprint: of its content and mask.
+        stamps: of the files of both, when they were read; see `MatchingJob.check_photos_unchanged`.
+    """
+
+    size: tuple[int, int]
+    fingerprint: str
+    stamps: tuple[Stamp | None, ...] = ()
+
+
+Stamp = tuple[int, int, int]
+
+
+def _stamp(path: Path | None) -> Stamp | None:
+    """What changes when a file is written or replaced."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def stamps_of(image_dir: Path, name: str, mask_dir: Path | None) -> tuple[Stamp | None, ...]:
+    """Return what changes when a photo or its mask is written or replaced; None: no file."""
+    return (_stamp(image_dir / name), _stamp(mask_path(mask_dir, name, image_dir)))
+
+
+def check_photos(
+    image_dir: Path,
+    outputs: str | Path,
+    names: Sequence[str] | None = None,
+    mask_dir: Path | None = None,
+) -> dict[str, CheckedPhoto]:
+    """Return the photos that can be decoded, with a fingerprint of their content and mask.
+
+    The others are named in the log. Photos seen before, by content, are not decoded again.
+
+    Args:
+        image_dir: the photos.
+        outputs: of the run, which remembers them.
+        names: photos to look at; all in the folder if None. One that is missing is left out.
+        mask_dir: a folder of masks, or one mask for all, see `images.mask_path`.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    cache_path = Path(outputs) / NOTE
+    cache = read_memory(cache_path)
+    if names is None:
+        names = find_images(image_dir, outputs=outputs, mask_dir=mask_dir)
+
+    stamps = {name: stamps_of(image_dir, name, mask_dir) for name in names}
+
+    def check(name: str) -> dict[str, Any]:
+        if not (image_dir / name).is_file():
+            return {"unreadable": f"{image_dir / name} is missing"}
+        try:
+            content = file_fingerprint(image_dir / name)
+        except OSError as error:
+            return {"unreadable": f"{image_dir / name} cannot be read: {error.strerror}"}
+        if _is_note(cache.get(name), content):
+            return dict(cache[name])
+        try:
+            size = decoded_size(image_dir / name)
+        except InputError as error:
+            return {"content": content, "unreadable": str(error)}
+        return {"content": content, "size": list(size)}
+
+    with ThreadPoolExecutor() as executor:
+        found = dict(zip(names, executor.map(check, names), strict=True))
+    write_memory(cache_path, {**cache, **found})
+    for name in names:
+        if "unreadable" in found[name]:
+            logger.warning("left out: %s", found[name]["unreadable"])
+    return {
+        name: CheckedPhoto(
+            tuple(found[name]["size"]),
+            photo_fingerprint(found[name]["content"], mask_dir, name, image_dir),
+            stamps[name],
+        )
+        for name in names
+        if "unreadable" not in found[name]
+    }
+
+
+def _is_note(note: Any, content: str) -> bool:
+    """Whether an earlier run noted this of a photo of this content, or something else did."""
+    if not isinstance(note, dict) or note.get("content") != content:
+        return False
+    size = note.get("size")
+    is_size = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
+    return is_size or isinstance(note.get("unreadable"), str)
+
+
+def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPhoto]) -> None:
+    """Say how many photos have a mask, and how it lies on those that EXIF turns.
+
+    Args:
+        mask_dir: see `images.mask_path`.
+        image_dir: the photos.
+        photos: from `check_photos`.
+
+    Raises:
+        InputError: there are no masks, none is of a photo, one does not fit its photo, or they do
+            not tell whether they are of photos as stored or set upright.
+    """
+    if not mask_dir.exists():
+        raise InputError(f"{mask_dir} is neither a folder of masks nor a mask")
+    names_by_way: dict[WayUp, list[str]] = {way_up: [] for way_up in WayUp}
+    for name, photo in photos.items():
+        mask = read_mask_and_way_up(mask_dir, name, photo.size, image_dir)
+        if mask is not None:
+            names_by_way[mask.way_up].append(name)
+    masked = {name for names in names_by_way.values() for name in names}
+    without = sorted(photos.keys() - masked)
+    if photos and not masked:
+        expected = " or ".join(str(mask_dir / mask) for mask in mask_names(without[0]))
+        raise InputError(f"{mask_dir} holds no mask of any photo: expected for example {expected}")
+    logger.info(
+        "%d of %d photos have a mask%s",
+        len(masked),
+        len(photos),
+        f"; none: {listed(without)}" if without else "",
+    )
+    _explain_turned_masks(names_by_way, one_for_all=mask_dir.is_file())
+
+
+def _explain_turned_masks(names_by_way: Mapping[WayUp, list[str]], *, one_for_all: bool) -> None:
+    upright, either = names_by_way[WayUp.UPRIGHT], names_by_way[WayUp.EITHER]
+    stored = names_by_way[WayUp.STORED]
+    if upright:
+        logger.info(
+            "%d mask(s) fit the photo set upright, and are turned as its EXIF tells: %s",
+            len(upright),
+            listed(upright),
+        )
+    if not either:
+        return
+    remedy = "remove the EXIF orientation of these photos if their masks fit the stored pixels"
+    if stored or (one_for_all and names_by_way[WayUp.SAME]):
+        raise InputError(
+            f"the masks of {listed(either)} fit the photo as stored and as EXIF sets it upright; "
+            f"other masks are of photos as stored, so this cannot be told: {remedy}"
+        )
+    logger.warning(
+        "%d mask(s) fit the photo as stored and as EXIF sets it upright; they are taken for masks "
+        "of the upright photo, as viewers show it (%s): %s",
+        len(either),
+        listed(either),
+        remedy,
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from sfm_matchers.errors import listed
 from sfm_matchers.mapping.camera_models import CameraChoice, choose_camera_models
-from sfm_matchers.mapping.diagnosis import listed
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
 
 MAX_SHOWN = 3

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfm_matchers.choices import PANORAMIC_MODEL
+from sfm_matchers.errors import listed
 from sfm_matchers.mapping.camera_options import CameraOptions
-from sfm_matchers.mapping.diagnosis import listed
 from sfm_matchers.mapping.mapper import check_mapper
 from sfm_matchers.photos.cameras import CameraGroups, group_photos, read_photo_header
 from sfm_matchers.photos.images import looks_like_panorama

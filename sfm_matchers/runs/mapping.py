@@ -16,6 +16,7 @@ import pycolmap
 
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.text import folder_written_whole
 from sfm_matchers.mapping.camera_models import CameraChoice
@@ -35,7 +36,6 @@ from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.runs.camera_models import camera_ids, choose_for_models
 from sfm_matchers.runs.match_graph import check_pairs
 from sfm_matchers.runs.matching import MatchingJob
-from sfm_matchers.runs.notes import read_memory, write_memory
 from sfm_matchers.runs.options import AUTO, SfmOptions
 from sfm_matchers.runs.workspace import Workspace
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pycolmap
 
+from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.mapping.diagnosis import MatchGraph, count
 from sfm_matchers.mapping.look_alikes import (
     SuspiciousPair,
@@ -18,7 +19,6 @@ from sfm_matchers.mapping.look_alikes import (
     find_look_alikes,
 )
 from sfm_matchers.mapping.merging import what_is_missing
-from sfm_matchers.runs.notes import read_memory, write_memory
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.workspace import Workspace
 

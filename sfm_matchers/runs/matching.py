@@ -22,9 +22,14 @@ from sfm_matchers.keypoints.grid import AggregationOptions
 from sfm_matchers.matchers import colmap_matching
 from sfm_matchers.matchers.protocols import SparseMatcher
 from sfm_matchers.matching import Executor, match_features, match_images
-from sfm_matchers.photos.checked import photo_fingerprint
-from sfm_matchers.runs.executors import make_executor
-from sfm_matchers.runs.photos import CheckedPhoto, _stamps, check_masks, check_photos
+from sfm_matchers.matching.executors import make_executor
+from sfm_matchers.photos.checked import (
+    CheckedPhoto,
+    check_masks,
+    check_photos,
+    photo_fingerprint,
+    stamps_of,
+)
 from sfm_matchers.runs.workspace import Workspace
 
 
@@ -198,7 +203,7 @@ class MatchingJob:
         """
         changed = {}
         for name, photo in self.photos.items():
-            if not photo.stamps or photo.stamps == _stamps(self.image_dir, name, self.mask_dir):
+            if not photo.stamps or photo.stamps == stamps_of(self.image_dir, name, self.mask_dir):
                 continue
             path = self.image_dir / name
             try:

@@ -14,6 +14,7 @@ from typing import Any
 from sfm_matchers.confs import Conf, SparseConf
 from sfm_matchers.exports import remove_exports
 from sfm_matchers.files.locks import exclusive, one_at_a_time
+from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair, write_pairs
 from sfm_matchers.files.replacing import (
     content_hash,
@@ -21,8 +22,8 @@ from sfm_matchers.files.replacing import (
     remove_left_behind,
     temporary_beside,
 )
+from sfm_matchers.photos.checked import NOTE as PHOTOS
 from sfm_matchers.photos.folders import REPORT_PICTURES, is_output
-from sfm_matchers.runs.notes import read_memory, write_memory
 
 logger = logging.getLogger("sfm_matchers.pipelines")
 
@@ -51,7 +52,7 @@ class Workspace:
         self._new: set[str] = set()  # steps that did not find all done
         self._parent: Workspace | None = None  # of a trial
         # Of every run.
-        self.photos = self.path / "photos.json"  # which can be decoded
+        self.photos = self.path / PHOTOS  # which can be decoded
         self.notes = self.path / "steps.json"  # what is done, and from what
         self.report = self.path / "report.html"
         self.pictures = tuple(self.path / name for name in REPORT_PICTURES)
@@ -264,7 +265,7 @@ class Workspace:
 
 
 _SECONDS = "seconds"  # among the notes
-_RESULTS = ("photos.json", "*.h5", "database.db", "sparse/*/*", "map-*/*", "georeferenced/*")
+_RESULTS = (PHOTOS, "*.h5", "database.db", "sparse/*/*", "map-*/*", "georeferenced/*")
 
 # With the part files and the seal of each HDF5 file.
 _HDF5 = ("feats-*.h5", "global-feats-*.h5", "matches-*.h5", "correspondences-*.h5")

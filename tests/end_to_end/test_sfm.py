@@ -25,10 +25,10 @@ from sfm_matchers.confs import CONF_DIR
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.files.hdf5 import list_groups, open_h5, read_keypoints, read_matches
+from sfm_matchers.files.notes import read_memory
 from sfm_matchers.files.pair_lists import write_pairs
 from sfm_matchers.mapping.database import verify_geometry
 from sfm_matchers.networks.jamma import JamMa
-from sfm_matchers.runs.notes import read_memory
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos

@@ -13,7 +13,7 @@ from matching_work import content
 from pipelines import hloc, sfm
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.locks import exclusive
-from sfm_matchers.runs.executors import make_executor
+from sfm_matchers.matching.executors import make_executor
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow

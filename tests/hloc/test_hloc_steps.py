@@ -17,12 +17,13 @@ import pytest
 
 from pipelines.hloc import build_parser, main
 from pipelines.hloc.command import STEPS, function_of
-from pipelines.hloc.matching import extract_features, match_features
-from pipelines.hloc.models import reconstruction
-from pipelines.hloc.pairs import pairs_from_exhaustive
-from pipelines.hloc.signatures import ExecutorOptions, add_options, keywords_of
+from pipelines.hloc.signatures import add_options, keywords_of
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
+from sfm_matchers.hloc.steps.executors import ExecutorOptions
+from sfm_matchers.hloc.steps.matching import extract_features, match_features
+from sfm_matchers.hloc.steps.models import reconstruction
+from sfm_matchers.hloc.steps.pairs import pairs_from_exhaustive
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError
 from sfm_matchers.matchers.photo_matchers import load_matcher
+from sfm_matchers.photos.checked import check_masks, check_photos
 from sfm_matchers.photos.folders import OUTPUT_MARKS, REPORT_PICTURES, find_images
 from sfm_matchers.photos.images import decoded_size, read_image
 from sfm_matchers.photos.masks import read_mask, usable_pixels
 from sfm_matchers.runs.options import SfmOptions
-from sfm_matchers.runs.photos import check_masks, check_photos
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 

@@ -20,11 +20,11 @@ from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.database import create_database
 from sfm_matchers.photos.cameras import CameraGroups, read_photo_header
+from sfm_matchers.photos.checked import check_photos
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.photos.images import decoded_size, read_image
 from sfm_matchers.photos.masks import read_mask
 from sfm_matchers.photos.resizing import network_size, resize_image
-from sfm_matchers.runs.photos import check_photos
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = [pytest.mark.filterwarnings("ignore:::PIL"), pytest.mark.slow]

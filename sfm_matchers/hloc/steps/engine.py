@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipelines.hloc.signatures import ExecutorOptions
 from sfm_matchers.confs import DetectorFreeConf, FrontEnd, SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.features.extraction import extract_features
@@ -15,6 +14,7 @@ from sfm_matchers.files.locks import exclusive, one_at_a_time
 from sfm_matchers.files.pair_lists import Pair, read_pairs, unique_pairs
 from sfm_matchers.files.staged import remove_staged
 from sfm_matchers.hloc import default_weights
+from sfm_matchers.hloc.steps.executors import ExecutorOptions
 from sfm_matchers.keypoints.aggregation import aggregate
 from sfm_matchers.keypoints.grid import AggregationOptions
 from sfm_matchers.localization.query_files import read_image_names
@@ -25,9 +25,9 @@ from sfm_matchers.matchers.registry import (
     matcher_weights_fingerprint,
 )
 from sfm_matchers.matching import Executor, match_features, match_images
+from sfm_matchers.matching.executors import make_executor
+from sfm_matchers.photos.checked import CheckedPhoto, check_photos
 from sfm_matchers.photos.folders import find_images
-from sfm_matchers.runs.executors import make_executor
-from sfm_matchers.runs.photos import CheckedPhoto, check_photos
 
 
 def extract(

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import pycolmap
 
-from pipelines.hloc.inputs import read_mapper_options
 from sfm_matchers.confs import check_keys
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.files.pair_lists import Pair, read_pairs
 from sfm_matchers.files.replacing import remove_left_behind
+from sfm_matchers.hloc.steps.inputs import read_mapper_options
 from sfm_matchers.localization.in_depth_scans import (
     ScanOptions,
     localize_in_scans,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.hloc.inputs import choose_names, names_in
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.files.pair_lists import Pair, write_pairs
+from sfm_matchers.hloc.steps.inputs import choose_names, names_in
 from sfm_matchers.mapping.models import read_model
 from sfm_matchers.pairs.policies import (
     covisibility_pairs,

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.hloc.signatures import ExecutorOptions
-from pipelines.hloc.tables import conf_of_hloc, our_conf, our_features, run_hloc
 from sfm_matchers.confs import DetectorFreeConf, SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.hloc import names_in_hloc
+from sfm_matchers.hloc.steps.confs import conf_of_hloc, our_conf, our_features, run_hloc
+from sfm_matchers.hloc.steps.executors import ExecutorOptions
 
 MAX_KEYPOINTS = 8192  # hloc's default
 FEATURES_OF_HLOC = "feats-superpoint-n4096-r1024"  # what hloc matches where nothing is said
@@ -51,7 +51,7 @@ def extract_features(
         options = {"as_half": as_half, "image_list": image_list, "feature_path": path}
         run_hloc("extract_features", conf, Path(image_dir), **options)
     else:
-        from pipelines.hloc import engine
+        from sfm_matchers.hloc.steps import engine
 
         engine.extract(ours, Path(image_dir), image_list, path)
     return path
@@ -107,7 +107,7 @@ def match_features(
         options = {"matches": match_path, "overwrite": overwrite}
         run_hloc("match_features", conf, Path(pairs), feature_path, **options)
         return (match_path,)
-    from pipelines.hloc import engine
+    from sfm_matchers.hloc.steps import engine
 
     is_whole = engine.match_sparse(
         ours, Path(pairs), feature_path, match_path, weights, executor, overwrite=overwrite
@@ -183,7 +183,7 @@ def match_dense(
         match_path.parent.mkdir(parents=True, exist_ok=True)
         run_hloc("match_dense", conf, Path(pairs), Path(image_dir), **options)
         return feature_path, match_path
-    from pipelines.hloc import engine
+    from sfm_matchers.hloc.steps import engine
 
     is_whole = engine.match_dense(
         ours,
