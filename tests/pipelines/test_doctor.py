@@ -15,6 +15,7 @@ from pipelines import doctor
 from sfm_matchers.confs import SparseConf, conf_names, load_conf
 from sfm_matchers.matchers.registry import SPARSE_MATCHERS
 from sfm_matchers.networks.table import NETWORKS
+from sfm_matchers.runs import capabilities
 from sfm_matchers.weights import (
     WeightsMetadata,
     cache_dir,
@@ -86,7 +87,7 @@ def test_the_json_report_holds_the_same(capsys: pytest.CaptureFixture[str]) -> N
 def test_weights_in_the_cache_make_a_matcher_usable() -> None:
     cache_dir().mkdir()
     (cache_dir() / "jamma.ckpt").write_bytes(b"")
-    report = doctor.examine()
+    report = capabilities.examine()
     assert by_name(report["weights"], "jamma/official")["present"]
     assert by_name(report["matchers"], "jamma") == {
         "name": "jamma",
@@ -101,19 +102,19 @@ def test_bundled_weights_come_first(tmp_path: Path) -> None:
     (cache_dir() / "jamma.ckpt").write_bytes(b"")
     metadata = WeightsMetadata("jamma", "rendered scenes", 10, {"recall": 0.25})
     save_bundled({"w": torch.ones(2, 2)}, tmp_path / "bundled" / "jamma.safetensors", metadata)
-    report = doctor.examine()
+    report = capabilities.examine()
     assert by_name(report["matchers"], "jamma")["weights"] == "bundled"
     assert by_name(report["weights"], "jamma/bundled")["note"] == "recall 0.25"
 
 
 def test_offline_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFM_MATCHERS_OFFLINE", "1")
-    needs = by_name(doctor.matchers(), "jamma")["needs"]
+    needs = by_name(capabilities.matchers(), "jamma")["needs"]
     assert needs == ["a download of jamma/official, which SFM_MATCHERS_OFFLINE forbids"]
 
 
 def test_a_matcher_without_published_weights_says_so() -> None:
-    source, needs = doctor._choose("mambaglue-doghardnet", doctor.weights())
+    source, needs = capabilities._choose("mambaglue-doghardnet", capabilities.weights())
     assert source is None
     assert "mambaglue-doghardnet" in needs[0]
     assert "--weights PATH" in needs[0]
@@ -121,15 +122,15 @@ def test_a_matcher_without_published_weights_says_so() -> None:
 
 def test_a_forced_scan_backend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFM_MATCHERS_SCAN", "reference")
-    assert "SFM_MATCHERS_SCAN=reference overrides this" in doctor.describe(doctor.examine())
+    assert "SFM_MATCHERS_SCAN=reference overrides this" in doctor.describe(capabilities.examine())
 
 
 def test_a_part_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise OSError("libcuda.so:\n cannot open shared object file")
 
-    monkeypatch.setattr(doctor, "devices", broken)
-    report = doctor.examine()
+    monkeypatch.setattr(capabilities, "devices", broken)
+    report = capabilities.examine()
     reason = "OSError: libcuda.so: cannot open shared object file"
     assert report["devices"] == {"error": reason}
     text = doctor.describe(report)
@@ -141,7 +142,7 @@ def test_a_part_that_fails_does_not_stop_the_others(monkeypatch: pytest.MonkeyPa
 def test_a_damaged_bundled_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "bundled").mkdir()
     (tmp_path / "bundled" / "jamma.safetensors").write_bytes(b"version https://git-lfs")
-    assert "jamma.safetensors" in doctor.examine()["weights"]["error"]
+    assert "jamma.safetensors" in capabilities.examine()["weights"]["error"]
 
 
 def test_the_doctor_works_without_torch_pycolmap_and_yaml() -> None:
@@ -160,7 +161,7 @@ def test_the_doctor_works_without_torch_pycolmap_and_yaml() -> None:
 def test_the_extras_are_those_of_the_package() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(doctor.EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
+    assert set(capabilities.EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
 
 
 def test_every_conf_uses_weights_that_the_registry_knows() -> None:
