@@ -15,14 +15,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import aachen
-from pipelines.aachen import AachenOptions
+from pipelines.aachen import CONDITIONS
 from pipelines.command import run_command
 from pipelines.localize import print_localization
 from pipelines.options import Parser, matcher_name, program
 from pipelines.sfm import print_summary
 from sfm_matchers.choices import SCENES
-from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.options import AachenOptions, SfmOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +64,7 @@ def localize(outputs: Path, matcher: str, seed: int) -> None:
     """Localize photos by day and by night, and print how many are how exact."""
     from sfm_matchers.evaluation.absolute_poses import recall_table
     from sfm_matchers.localization.poses import read_poses
+    from sfm_matchers.runs.benchmarks import localize_aachen
     from sfm_matchers.synthetic import Camera, make_scene
     from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen
 
@@ -74,8 +74,8 @@ def localize(outputs: Path, matcher: str, seed: int) -> None:
         camera = Camera.from_field_of_view(480, 360)
         scene = make_scene(seed + 1, kind="room")
         write_aachen(dataset, scene, num_database=10, num_day=3, num_night=2, camera=camera)
-    result = aachen.run(AachenOptions(dataset, outputs, matcher, num_covis=5, num_loc=5))
-    print_localization(result.queries, aachen.CONDITIONS, result.files, result.seconds)
+    result = localize_aachen(AachenOptions(dataset, outputs, matcher, num_covis=5, num_loc=5))
+    print_localization(result, CONDITIONS)
     print("against the exact truth")
     print(recall_table(read_poses(result.files["submission"]), read_poses(dataset / TRUTH)))
 

@@ -32,7 +32,9 @@ from pipelines.options import (
 from sfm_matchers.runs.options import LocalizeOptions
 
 if TYPE_CHECKING:
-    from sfm_matchers.localization.poses import LocalizedQuery
+    from sfm_matchers.runs.results import BenchmarkResult, LocalizeResult
+
+ALL_QUERIES: dict[str, Callable[[str], bool]] = {"queries": lambda name: True}
 
 
 def build_parser() -> Parser:
@@ -89,27 +91,22 @@ def build_parser() -> Parser:
 
 
 def print_localization(
-    results: Sequence[LocalizedQuery],
-    conditions: Mapping[str, Callable[[str], bool]],
-    files: Mapping[str, Path],
-    seconds: Mapping[str, float],
+    result: LocalizeResult | BenchmarkResult, conditions: Mapping[str, Callable[[str], bool]]
 ) -> None:
     """Print the counts by status, for each condition and all; where each file is; the seconds.
 
     Args:
-        results: of all queries.
+        result: of the run.
         conditions: name of a condition -> whether a query, by name, is of it.
-        files: what it is -> where it is.
-        seconds: step -> seconds.
     """
     from sfm_matchers.localization.poses import Status, count_by_status, intrinsics_by_source
 
     rows = {
-        condition: [result for result in results if belongs(result.name)]
+        condition: [query for query in result.queries if belongs(query.name)]
         for condition, belongs in conditions.items()
     }
     if len(rows) != 1:
-        rows["all queries"] = list(results)
+        rows["all queries"] = result.queries
     for condition, chosen in rows.items():
         counts = ", ".join(f"{count} {status}" for status, count in count_by_status(chosen).items())
         posed = [r for r in chosen if r.status in (Status.LOCALIZED, Status.LOW_CONFIDENCE)]
@@ -117,11 +114,22 @@ def print_localization(
         if posed:
             inliers = f"; median inliers {statistics.median(r.num_inliers for r in posed):.0f}"
         print(f"{condition}: {len(chosen)} queries: {counts}{inliers}")
-    for line in intrinsics_by_source(results):
+    for line in intrinsics_by_source(result.queries):
         print(f"intrinsics: {line}")
-    for name, path in files.items():
+    for name, path in result.files.items():
         print(f"{name}: {path}")
-    print("seconds: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
+    print(f"seconds: {seconds}")
+
+
+def print_with_verdict(
+    result: LocalizeResult | BenchmarkResult,
+    conditions: Mapping[str, Callable[[str], bool]] = ALL_QUERIES,
+) -> int:
+    """Print what `print_localization` does, and the verdict last; return 0."""
+    print_localization(result, conditions)
+    print(f"verdict: {result.verdict.text}")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,12 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> int:
         from sfm_matchers.runs.localize import run
 
-        result = run(options)
-        print_localization(
-            result.queries, {"queries": lambda name: True}, result.files, result.seconds
-        )
-        print(f"verdict: {result.verdict.text}")
-        return 0
+        return print_with_verdict(run(options))
 
     return run_command(Path(options.outputs), job, name="localize", options=options)
 

@@ -7,6 +7,8 @@ MAPPERS = ("incremental", "global", "hierarchical")
 CAMERA_MODES = ("auto", "single", "per_folder", "per_image")
 
 
+AACHEN_VERSIONS = ("1.1", "1.0")
+
 RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
 
 NONE, EXIF = "none", "exif"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sfm_matchers.choices import EXIF
+from sfm_matchers.choices import EXIF, SCAN_MAX_ERROR
 from sfm_matchers.confs import Detail, check_keys
 
 # `--matcher auto`: where SIFT finds enough nothing is as exact for as little time; the photos that
@@ -137,6 +137,56 @@ class LocalizeOptions:
     cameras: str | Path | None = None
     estimate_focal_length: bool = False
     ransac_thresh: float = 12.0
+    retrieval: str = "vlad"
+    weights: str = "bundled"
+    device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
+
+
+@dataclass(frozen=True)
+class AachenOptions:
+    """What to localize of Aachen Day-Night. The command line has the same names and defaults.
+
+    Attributes:
+        dataset: its folder.
+        version: ``1.1`` or ``1.0``.
+        outputs and the others: as in `LocalizeOptions`.
+    """
+
+    dataset: Path
+    outputs: Path
+    matcher: str = "sift"
+    version: str = "1.1"
+    num_covis: int = 20
+    num_loc: int = 50
+    loc_pairs: Path | None = None
+    ransac_thresh: float = 12.0
+    retrieval: str = "vlad"
+    weights: str = "bundled"
+    device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
+
+
+@dataclass(frozen=True)
+class InlocOptions:
+    """What to localize of InLoc. The command line has the same names and defaults.
+
+    Attributes:
+        dataset: its folder.
+        pairs: file of pairs (query, cutout) instead of retrieval.
+        skip_matches: leave out cutouts with fewer matches than this.
+        outputs and the others: as in `LocalizeOptions`.
+    """
+
+    dataset: Path
+    outputs: Path
+    matcher: str = "sift"
+    pairs: Path | None = None
+    num_loc: int = 40
+    skip_matches: int = 20
+    ransac_thresh: float = SCAN_MAX_ERROR
     retrieval: str = "vlad"
     weights: str = "bundled"
     device: str = "auto"

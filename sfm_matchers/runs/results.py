@@ -102,6 +102,23 @@ class LocalizeResult:
         return _page(self.verdict, counts, None)
 
 
+@dataclass
+class BenchmarkResult:
+    """What came out of a benchmark of localization.
+
+    Attributes:
+        queries: all of them, without matches.
+        files: what it is -> where it is.
+        seconds: of the steps.
+        verdict: how good it is, and what to try next.
+    """
+
+    queries: list[LocalizedQuery]
+    files: dict[str, Path]
+    seconds: dict[str, float]
+    verdict: Verdict
+
+
 def _page(verdict: Verdict, tiles: Mapping[str, Any], picture: Path | None) -> str:
     """A verdict, numbers and a picture, as HTML without scripts."""
     parts = [

@@ -10,9 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from pipelines import aachen, inloc
-from pipelines.aachen import AachenOptions
-from pipelines.inloc import InlocOptions
+from pipelines import aachen
 from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.evaluation.absolute_poses import pose_errors
 from sfm_matchers.evaluation.runs import evaluate_poses
@@ -21,8 +19,9 @@ from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.localization.nvm import read_nvm
 from sfm_matchers.localization.poses import Query, Status, read_poses
 from sfm_matchers.localization.query_files import write_queries
+from sfm_matchers.runs import benchmarks
 from sfm_matchers.runs import localize as localize_run
-from sfm_matchers.runs.options import LocalizeOptions
+from sfm_matchers.runs.options import AachenOptions, InlocOptions, LocalizeOptions
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen, write_inloc, write_nvm
 
@@ -96,7 +95,7 @@ def test_aachen_bad_input_is_named_and_the_rest_done(
     pairs = broken / "pairs.txt"
     write_pairs(pairs, [("query/day/day_0001.jpg", f"db/db_{index:04d}.jpg") for index in range(8)])
     options = AachenOptions(broken, tmp_path / "out", version=version, num_covis=4, loc_pairs=pairs)
-    result = aachen.run(options)
+    result = benchmarks.localize_aachen(options)
     found = {Path(query.name).stem: query.status for query in result.queries}
     assert found == {
         "day_0000": Status.FAILED,  # cannot be decoded
@@ -129,11 +128,13 @@ def test_matches_that_give_no_point_are_said(
         noise = rng.integers(0, 255, (240, 320, 3), dtype=np.uint8)
         cv2.imwrite(str(path), noise)
     with pytest.raises(InputError, match="no 3D point came out"):
-        aachen.run(AachenOptions(broken, tmp_path / "out", version=version, num_covis=2))
+        benchmarks.localize_aachen(
+            AachenOptions(broken, tmp_path / "out", version=version, num_covis=2)
+        )
 
 
 def test_inloc_with_sift(inloc_dataset: Path, tmp_path: Path) -> None:
-    result = inloc.run(InlocOptions(inloc_dataset, tmp_path, num_loc=4))
+    result = benchmarks.localize_inloc(InlocOptions(inloc_dataset, tmp_path, num_loc=4))
     assert [query.status for query in result.queries] == [Status.LOCALIZED] * 2
     for metres, degrees in errors(result.files["submission"], inloc_dataset / TRUTH).values():
         assert metres < 0.05
@@ -149,13 +150,13 @@ def test_inloc_goes_on_without_a_scan(
     scans[0].unlink()
     scans[1].write_bytes(b"not a scan")
     next(broken.rglob("DUC_trans_001.txt")).write_text("nothing")
-    result = inloc.run(InlocOptions(broken, tmp_path / "out", num_loc=6))
+    result = benchmarks.localize_inloc(InlocOptions(broken, tmp_path / "out", num_loc=6))
     assert len(result.queries) == 2
     for words in (scans[0].name, scans[1].name, "DUC_trans_001.txt"):
         assert words in caplog.text
     message = "is not InLoc"
     with pytest.raises(InputError, match=message):
-        inloc.check_layout(tmp_path / "nothing")
+        benchmarks.localize_inloc(InlocOptions(tmp_path / "nothing", tmp_path / "out"))
 
 
 def test_nvm_keeps_poses_and_tracks(tmp_path: Path) -> None:
