@@ -24,11 +24,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.command import run_command
-from pipelines.options import Parser, add_matching_options, program, take_defaults
+from pipelines.options import Add, Parser, add_matching_options, program, take_defaults
 from sfm_matchers.choices import CAMERA_MODES, MAPPERS, QUALITIES
 from sfm_matchers.runs.options import AUTO_MATCHERS, MAPPED_WITH, SfmOptions
 
@@ -46,6 +47,15 @@ def build_parser() -> Parser:
     add_matching_options(
         add, shards=True, auto=f"{first}, then {second} for the photos that it leaves out"
     )
+    _add_extraction_and_pairs(add)
+    _add_mapping(add)
+    _add_cameras_and_places(add)
+    _add_results(add)
+    take_defaults(parser, SfmOptions)
+    return parser
+
+
+def _add_extraction_and_pairs(add: Add) -> None:
     add(
         "--quality",
         type=str.lower,
@@ -79,6 +89,9 @@ def build_parser() -> Parser:
         type=int,
         help="photos matched to each photo by all but exhaustive (default: %(default)s)",
     )
+
+
+def _add_mapping(add: Add) -> None:
     add("--mapper", choices=MAPPERS, help="default: %(default)s")
     add(
         "--mapper_threads",
@@ -86,6 +99,9 @@ def build_parser() -> Parser:
         help="threads of the mapper; 1 gives the same model every time, more (-1: all cores) are "
         "faster for hundreds of photos (default: %(default)s)",
     )
+
+
+def _add_cameras_and_places(add: Add) -> None:
     add(
         "--camera_mode",
         choices=CAMERA_MODES,
@@ -124,6 +140,9 @@ def build_parser() -> Parser:
         "name,x,y,z); or by ground control points as in OpenDroneMap's gcp_list.txt "
         "(default: %(default)s)",
     )
+
+
+def _add_results(add: Add) -> None:
     add(
         "--drop_raw_matches",
         action="store_true",
@@ -155,8 +174,6 @@ def build_parser() -> Parser:
         "no longer tracks, no joining of models; pairs that show two places are told, not left out",
     )
     add("--overwrite", action="store_true", help="delete the results in OUTPUTS and start afresh")
-    take_defaults(parser, SfmOptions)
-    return parser
 
 
 def print_summary(result: SfmResult) -> None:
@@ -177,12 +194,12 @@ def print_summary(result: SfmResult) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if a model came out, 1 if none did, 2 for bad input."""
     options = SfmOptions(**build_parser().parse(arguments))
+    beginnings = chain([options], repeat(replace(options, overwrite=False)))  # delete once only
 
     def job() -> int:
         from sfm_matchers.runs.reconstruct import run, run_shard
 
-        nonlocal options
-        current, options = options, replace(options, overwrite=False)  # delete once only
+        current = next(beginnings)
         if current.shard is not None:
             run_shard(current)
             print(f"shard {current.shard} is done; after all others, run with --merge")
