@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.command import run_guarded
-from pipelines.options import Parser, matcher_name, program
+from pipelines.options import Add, Parser, matcher_name, program
 from sfm_matchers.files.text import write_text
 
 
@@ -34,62 +34,72 @@ def build_parser() -> Parser:
     parser = Parser(prog=program("evaluate"), description=__doc__)
     tasks = parser.add_subparsers(dest="task", required=True)
     pairs = tasks.add_parser("pairs", help="relative poses of pairs with known truth")
-    pairs.add_argument(
-        "--pairs_file", type=Path, required=True, help="text list, .npz file or folder of these"
-    )
-    pairs.add_argument("--image_dir", type=Path, required=True, help="what names are relative to")
-    pairs.add_argument(
+    homographies = tasks.add_parser("homographies", help="homographies of HPatches")
+    poses = tasks.add_parser("poses", help="absolute poses of localized photos")
+    _add_pairs(pairs.add_argument)
+    _add_homographies(homographies.add_argument)
+    for task in (pairs, homographies):
+        _add_matcher(task.add_argument)
+    _add_poses(poses.add_argument)
+    for task in (pairs, homographies, poses):
+        task.add_argument("--output", type=Path, help="write the result as JSON too")
+    return parser
+
+
+def _add_pairs(add: Add) -> None:
+    add("--pairs_file", type=Path, required=True, help="text list, .npz file or folder of these")
+    add("--image_dir", type=Path, required=True, help="what names are relative to")
+    add(
         "--resize_max",
         type=int,
         help="reduce photos to this longer side in pixels before matching (default: full size)",
     )
-    pairs.add_argument(
+    add(
         "--max_error",
         type=float,
         default=0.5,
         help="inlier threshold in pixels of the photo as stored (default: %(default)s)",
     )
-    pairs.add_argument(
+    add(
         "--runs",
         type=int,
         default=5,
         help="estimations of each pose, with shuffled matches (default: %(default)s)",
     )
-    pairs.add_argument("--seed", type=int, default=0, help="of the shuffling (default: 0)")
-    homographies = tasks.add_parser("homographies", help="homographies of HPatches")
-    homographies.add_argument("--hpatches_dir", type=Path, required=True)
-    homographies.add_argument(
+    add("--seed", type=int, default=0, help="of the shuffling (default: 0)")
+
+
+def _add_homographies(add: Add) -> None:
+    add("--hpatches_dir", type=Path, required=True)
+    add(
         "--resize_min",
         type=int,
         default=480,
         help="shorter side of all photos in pixels (default: %(default)s)",
     )
-    homographies.add_argument(
+    add(
         "--max_error",
         type=float,
         default=3.0,
         help="inlier threshold in pixels of the resized photo (default: %(default)s)",
     )
-    homographies.add_argument(
+    add(
         "--max_matches",
         type=int,
         default=1000,
         help="use so many of the surest matches (default: %(default)s)",
     )
-    for task in (pairs, homographies):
-        task.add_argument(
-            "--matcher", type=matcher_name, required=True, help="name of a conf, or a conf file"
-        )
-        task.add_argument(
-            "--weights", default="bundled", help="bundled, official or a file (default: bundled)"
-        )
-        task.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-        task.add_argument("--output", type=Path, help="write the result as JSON too")
-    poses = tasks.add_parser("poses", help="absolute poses of localized photos")
-    poses.add_argument("--poses", type=Path, required=True, help="submission file")
-    poses.add_argument("--truth", type=Path, required=True, help="true poses in the same form")
-    poses.add_argument("--output", type=Path, help="write the result as JSON too")
-    return parser
+
+
+def _add_matcher(add: Add) -> None:
+    add("--matcher", type=matcher_name, required=True, help="name of a conf, or a conf file")
+    add("--weights", default="bundled", help="bundled, official or a file (default: bundled)")
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+
+
+def _add_poses(add: Add) -> None:
+    add("--poses", type=Path, required=True, help="submission file")
+    add("--truth", type=Path, required=True, help="true poses in the same form")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

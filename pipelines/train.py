@@ -8,138 +8,127 @@ Run again with the same arguments to go on from the checkpoint in the output fol
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from pipelines.command import run_guarded
-from pipelines.options import Parser, program
+from pipelines.options import Add, Parser, program, take_defaults
 
 
 def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    from sfm_matchers.training.data.sparse_pairs import MODELS
     from sfm_matchers.training.loop import TrainingOptions
-    from sfm_matchers.training.options import Start
+    from sfm_matchers.training.options import RunOptions
     from sfm_matchers.training.tasks.table import TASKS
 
-    defaults = TrainingOptions()
     parser = Parser(prog=program("train"), description=__doc__)
-    parser.add_argument("--matcher", type=str.lower, required=True, choices=list(TASKS))
-    parser.add_argument("--photo_dir", type=Path, required=True, help="searched recursively")
-    parser.add_argument("--output", type=Path, required=True, help="checkpoint, weights, metrics")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--matcher", type=str.lower, required=True, choices=list(TASKS))
+    add("--photo_dir", type=Path, required=True, help="searched recursively")
+    add("--output", type=Path, required=True, help="checkpoint, weights, metrics")
+    _add_truth(add)
+    _add_schedule(add)
+    _add_start(add)
+    take_defaults(parser, TrainingOptions)
+    take_defaults(parser, RunOptions)
+    return parser
+
+
+def _add_truth(add: Add) -> None:
+    add(
         "--megadepth_dir",
         type=Path,
         help="posed photographs with depth, for half of the batches: Undistorted_SfM and phoenix",
     )
-    parser.add_argument(
-        "--scene_info_dir", type=Path, help="their indices (default: MEGADEPTH_DIR/scene_info)"
-    )
-    parser.add_argument(
+    add("--scene_info_dir", type=Path, help="their indices (default: MEGADEPTH_DIR/scene_info)")
+    add(
         "--validation_pairs",
         type=Path,
         help="real pairs whose pose AUC is printed at every validation; a list as for "
         "pipelines.evaluate",
     )
-    parser.add_argument(
+    add(
         "--validation_images",
         type=Path,
         help="what its names are relative to (default: its folder)",
     )
-    parser.add_argument("--steps", type=int, default=defaults.steps, help="of the whole schedule")
-    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="pairs a step")
-    parser.add_argument("--learning_rate", type=float, default=defaults.learning_rate)
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--time_budget", type=float, help="seconds; stops with a checkpoint")
-    parser.add_argument("--validate_every", type=int, default=defaults.validate_every)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=int, help="threads inside one operation on the CPU")
-    parser.add_argument(
-        "--workers", type=int, default=defaults.workers, help="threads that share a batch on a CPU"
-    )
-    parser.add_argument(
+
+
+def _add_schedule(add: Add) -> None:
+    add("--steps", type=int, help="of the whole schedule")
+    add("--batch_size", type=int, help="pairs a step")
+    add("--learning_rate", type=float)
+    add("--seed", type=int)
+    add("--time_budget", type=float, help="seconds; stops with a checkpoint")
+    add("--validate_every", type=int)
+    add("--device", help="auto, cpu, cuda or cuda:N")
+    add("--threads", type=int, help="threads inside one operation on the CPU")
+    add("--workers", type=int, help="threads that share a batch on a CPU")
+
+
+def _add_start(add: Add) -> None:
+    from sfm_matchers.training.data.sparse_pairs import MODELS
+    from sfm_matchers.training.options import Start
+
+    add(
         "--hold_out",
         nargs="*",
-        default=[],
         metavar="SCENE",
         help="scenes of MEGADEPTH_DIR to validate on, besides one in ten",
     )
-    parser.add_argument(
+    add(
         "--features",
         choices=("sift", *MODELS),
-        default="sift",
         help="front-end of mambaglue (default: sift); features of networks are computed once and "
         "kept in OUTPUT/features",
     )
-    parser.add_argument(
+    add(
         "--init",
         type=Path,
         help="weights to start from: checkpoint.pt or weights.safetensors of a run; for mambaglue "
         "any of MambaGlue's or LightGlue's, of the same features or others",
     )
-    parser.add_argument(
+    add(
         "--inherited_rate",
         type=float,
-        default=Start.rate,
         help="mambaglue with --init: share of the learning rate that all but the Mamba branch has "
         f"(default: {Start.rate:g})",
     )
-    parser.add_argument(
+    add(
         "--stay_close",
         type=float,
-        default=Start.stay_close,
         help="mambaglue with --init of the same features: weight of the cross-entropy to what the "
         f"start says of each keypoint (default: {Start.stay_close:g})",
     )
-    parser.add_argument(
+    add(
         "--only_fine",
         action="store_true",
         help="train what follows the coarse matches and leave the rest as it is (jamma, with "
         "--init)",
     )
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return 0 if it went to the end, 2 for bad input."""
-    options = Namespace(**build_parser().parse(arguments, times=True))
-    return run_guarded(lambda: _run(options))
+    given = build_parser().parse(arguments, times=True)
+    return run_guarded(lambda: _run(given))
 
 
-def _run(arguments: Namespace) -> int:
+def _run(given: dict[str, Any]) -> int:
     import torch
 
     from sfm_matchers.training.loop import TrainingOptions
+    from sfm_matchers.training.options import RunOptions
     from sfm_matchers.training.run import train
 
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    train(
-        arguments.matcher,
-        arguments.photo_dir,
-        arguments.output,
-        TrainingOptions(
-            steps=arguments.steps,
-            batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            workers=arguments.workers,
-            seed=arguments.seed,
-            time_budget=arguments.time_budget,
-            validate_every=arguments.validate_every,
-        ),
-        megadepth_dir=arguments.megadepth_dir,
-        scene_info_dir=arguments.scene_info_dir,
-        hold_out=arguments.hold_out,
-        validation_pairs=arguments.validation_pairs,
-        validation_images=arguments.validation_images,
-        device=arguments.device,
-        initial_weights=arguments.init,
-        only_fine=arguments.only_fine,
-        features=arguments.features,
-        inherited_rate=arguments.inherited_rate,
-        stay_close=arguments.stay_close,
-    )
+    threads = given.pop("threads")
+    if threads:
+        torch.set_num_threads(threads)
+    names = [field.name for field in fields(TrainingOptions) if field.name in given]
+    how = TrainingOptions(**{name: given.pop(name) for name in names})
+    train(RunOptions(**given), how)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,3 +36,42 @@ class TaskOptions:
     features: str = "sift"
     start: Start | None = None
     kept: Path | None = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to train, and on what. The command line has the same names and defaults.
+
+    Attributes:
+        matcher: a key of `TASKS`.
+        photo_dir: photographs, searched recursively.
+        output: folder of checkpoint, weights and metrics.
+        megadepth_dir: posed photographs with depth in the layout of `training.data.megadepth`; half
+            of the batches are made of them.
+        scene_info_dir: their indices; `megadepth_dir/scene_info` by default.
+        hold_out: scenes of these that are kept for validation besides.
+        validation_pairs: list of real pairs whose poses are estimated at every validation; see
+            `pair_lists.read_posed_pairs`.
+        validation_images: what its names are relative to; by default its own folder.
+        device: auto, cpu, cuda or cuda:N.
+        init: checkpoint or weights to start from; for MambaGlue LightGlue's too.
+        only_fine: train what follows the coarse matches alone.
+        features: front-end of MambaGlue, see `data.sparse_pairs`.
+        inherited_rate: see `Start.rate`.
+        stay_close: see `Start.stay_close`.
+    """
+
+    matcher: str
+    photo_dir: Path
+    output: Path
+    megadepth_dir: Path | None = None
+    scene_info_dir: Path | None = None
+    hold_out: Sequence[str] = ()
+    validation_pairs: Path | None = None
+    validation_images: Path | None = None
+    device: str = "auto"
+    init: Path | None = None
+    only_fine: bool = False
+    features: str = "sift"
+    inherited_rate: float = Start.rate
+    stay_close: float = Start.stay_close

@@ -38,6 +38,7 @@ from sfm_matchers.training.loop import TrainingOptions, TrainingTask
 from sfm_matchers.training.losses.mambaglue import IGNORED, ground_truth_matches
 from sfm_matchers.training.losses.supervision import IGNORED as NO_LABEL
 from sfm_matchers.training.losses.supervision import cell_truth
+from sfm_matchers.training.options import RunOptions
 from sfm_matchers.training.run import train
 from sfm_matchers.training.schedule import sample_scheduled_pairs, validation_sets
 from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
@@ -323,14 +324,16 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     pairs_file.write_text(" ".join(["0.png", "1.png", "0", "0", *map(str, numbers)]) + "\n")
     with caplog.at_level(logging.INFO, logger="sfm_matchers"):
         train(
-            "mambaglue",
-            images,
-            tmp_path / "run",
+            RunOptions(
+                "mambaglue",
+                images,
+                tmp_path / "run",
+                megadepth_dir=megadepth,
+                validation_pairs=pairs_file,
+                validation_images=images,
+                device="cpu",
+            ),
             TrainingOptions(steps=1, batch_size=1, validate_every=1),
-            megadepth_dir=megadepth,
-            validation_pairs=pairs_file,
-            validation_images=images,
-            device="cpu",
         )
     with (tmp_path / "run" / "validation.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -338,12 +341,7 @@ def test_command_trains_on_megadepth_and_measures_real_pairs(
     assert float(row["precision"]) > 0.5  # the start is already a matcher of descriptors
     assert 0 <= float(row["posed_recall"]) <= 1
     assert "protocol: 1 pairs of" in caplog.text
+    absent = tmp_path / "absent.txt"
+    run = RunOptions("mambaglue", images, tmp_path / "other", validation_pairs=absent, device="cpu")
     with pytest.raises(InputError, match="no file"):
-        train(
-            "mambaglue",
-            images,
-            tmp_path / "other",
-            TrainingOptions(steps=1),
-            validation_pairs=tmp_path / "absent.txt",
-            device="cpu",
-        )
+        train(run, TrainingOptions(steps=1))
