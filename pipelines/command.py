@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipelines.run_log import RunLog
 from sfm_matchers.errors import (
     OutputError,
     PhotoChangedError,
@@ -27,6 +26,7 @@ from sfm_matchers.errors import (
 )
 from sfm_matchers.files.space import GOES_ON as KEPT
 from sfm_matchers.files.space import is_of_full_disk
+from sfm_matchers.runs.run_log import RunLog
 
 logger = logging.getLogger("sfm_matchers.pipelines")
 

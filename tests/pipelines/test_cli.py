@@ -165,7 +165,7 @@ def test_every_command_has_help_and_quiet(name: str, capsys: pytest.CaptureFixtu
 
 def test_every_pipeline_is_a_command() -> None:
     folder = Path(cli.__file__).parent
-    helpers = {"__init__", "cli", "command", "options", "run_log"}
+    helpers = {"__init__", "cli", "command", "options"}
     found = {path.stem for path in (*folder.glob("*.py"), folder / "hloc")}
     assert found - helpers == set(cli.COMMANDS)
 
