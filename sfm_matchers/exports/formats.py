@@ -20,7 +20,7 @@ from sfm_matchers.exports.images import link_photos, photo_faults, registered_na
 from sfm_matchers.exports.outputs import PREPARED, OutputFolder
 from sfm_matchers.exports.ply import model_points, write_ply
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.space import writing
 from sfm_matchers.mapping.models import model_folder, read_model, write_model
 from sfm_matchers.photos.folders import is_output
@@ -324,7 +324,7 @@ def _prepared(
 
 def _model_fingerprint(folder: Path) -> str:
     tables = (folder / f"{table}.bin" for table in ("cameras", "images", "points3D"))
-    return fingerprint(revisions.EXPORTS, *map(file_fingerprint, tables))
+    return fingerprint(revisions.EXPORTS, *map(content_hash, tables))
 
 
 def _write_images(job: Job) -> None:

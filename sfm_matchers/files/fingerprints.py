@@ -1,4 +1,4 @@
-"""What an entry of a file was computed from."""
+"""What an entry of a file was computed from, and what tells whether a file has changed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import h5py
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import naming_damage
 from sfm_matchers.files.hdf5_items import find_item
-from sfm_matchers.files.replacing import (
-    content_hash,
-)
+
+# Opening an SQLite database with pycolmap counts up two numbers of its header.
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_SQLITE_COUNTERS = (slice(24, 28), slice(92, 96))
 
 
 def read_fingerprint(file: h5py.File, name: str) -> str | None:
@@ -37,6 +38,21 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def file_fingerprint(path: Path) -> str:
-    """Return a short hash of a file's content."""
-    return content_hash(path)
+def content_hash(path: Path) -> str:
+    """Return a short hash of a file's content, of what opening does not change in it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        block = stream.read(1 << 20)
+        if block.startswith(_SQLITE_MAGIC):
+            head = bytearray(block)
+            for counter in _SQLITE_COUNTERS:
+                head[counter] = bytes(len(head[counter]))
+            block = bytes(head)
+        while block:
+            digest.update(block)
+            block = stream.read(1 << 20)
+    return digest.hexdigest()[:16]

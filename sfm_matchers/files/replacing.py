@@ -1,10 +1,9 @@
-"""Files and folders that appear whole or not at all, and what tells whether they have changed."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -14,10 +13,6 @@ from pathlib import Path
 
 # Of `temporary_beside`; SQLite puts files of its own beside a database.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(-wal|-shm|-journal)?")
-
-# Opening an SQLite database with pycolmap counts up two numbers of its header.
-_SQLITE_MAGIC = b"SQLite format 3\0"
-_SQLITE_COUNTERS = (slice(24, 28), slice(92, 96))
 
 
 def temporary_beside(path: Path) -> Path:
@@ -104,23 +99,3 @@ def remove_left_behind(folder: Path) -> None:
                 else:
                     with contextlib.suppress(OSError):
                         path.unlink()
-
-
-def content_hash(path: Path) -> str:
-    """Return a short hash of a file's content, of what opening does not change in it.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        block = stream.read(1 << 20)
-        if block.startswith(_SQLITE_MAGIC):
-            head = bytearray(block)
-            for counter in _SQLITE_COUNTERS:
-                head[counter] = bytes(len(head[counter]))
-            block = bytes(head)
-        while block:
-            digest.update(block)
-            block = stream.read(1 << 20)
-    return digest.hexdigest()[:16]

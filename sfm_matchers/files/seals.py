@@ -12,7 +12,7 @@ import numpy as np
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.entries import copy_entries
-from sfm_matchers.files.fingerprints import file_fingerprint, read_fingerprint
+from sfm_matchers.files.fingerprints import content_hash, read_fingerprint
 from sfm_matchers.files.hdf5 import list_groups, naming_damage, open_h5, read_group
 from sfm_matchers.files.text import write_text
 
@@ -30,12 +30,12 @@ def _seal_path(path: Path) -> Path:
 
 
 def _seal(path: Path) -> None:
-    write_text(_seal_path(path), file_fingerprint(path))
+    write_text(_seal_path(path), content_hash(path))
 
 
 def _is_sealed(path: Path) -> bool:
     seal = _seal_path(path)
-    return seal.exists() and seal.read_bytes() == file_fingerprint(path).encode()
+    return seal.exists() and seal.read_bytes() == content_hash(path).encode()
 
 
 def _checksum(name: str, source: str | None, arrays: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 
 from sfm_matchers.confs import SparseConf, parse_conf
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.files.fingerprints import file_fingerprint
+from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import naming_damage, open_h5, read_finite_numbers
 from sfm_matchers.files.replacing import files_below
 from sfm_matchers.files.text import read_text, write_text, written_whole
@@ -119,7 +119,7 @@ def write_settings(path: Path, settings: MapSettings) -> None:
     files = {
         file.relative_to(path).as_posix(): {
             "bytes": file.stat().st_size,
-            "hash": file_fingerprint(file),
+            "hash": content_hash(file),
         }
         for part in (MODEL, FEATURES, RETRIEVAL, WEIGHTS)
         for file in files_below(path / part)
@@ -140,7 +140,7 @@ def check(path: Path, settings: MapSettings, largest: float = np.inf) -> None:
         size = file.stat().st_size
         is_same = size == known["bytes"]
         if is_same and size <= largest:
-            is_same = file_fingerprint(file) == known["hash"]
+            is_same = content_hash(file) == known["hash"]
         if not is_same:
             raise InputError(f"{file} is not what the map was made with: copy or build it again")
 

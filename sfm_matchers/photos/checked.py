@@ -12,7 +12,7 @@ import numpy as np
 
 from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.photos.images import decoded_size, read_image
@@ -38,11 +38,11 @@ def photo_fingerprint(
     """Return the fingerprint of a photo with its mask.
 
     Args:
-        content: `storage.file_fingerprint` of the photo.
+        content: `content_hash` of the photo.
         mask_dir, name, image_dir: see `mask_path`.
     """
     path = mask_path(mask_dir, name, image_dir)
-    return fingerprint(revisions.PHOTOS, content, None if path is None else file_fingerprint(path))
+    return fingerprint(revisions.PHOTOS, content, None if path is None else content_hash(path))
 
 
 def read_photo(
@@ -59,7 +59,7 @@ def read_photo(
     path = Path(image_dir) / name
     image = read_image(path)
     mask = usable_pixels(image_dir, name, mask_dir, (image.shape[1], image.shape[0]))
-    if photo_fingerprint(file_fingerprint(path), mask_dir, name, image_dir) != known_fingerprint:
+    if photo_fingerprint(content_hash(path), mask_dir, name, image_dir) != known_fingerprint:
         raise InputError(f"{path} has changed since this run began")
     return image, mask
 
@@ -125,7 +125,7 @@ def check_photos(
         if not (image_dir / name).is_file():
             return {"unreadable": f"{image_dir / name} is missing"}
         try:
-            content = file_fingerprint(image_dir / name)
+            content = content_hash(image_dir / name)
         except OSError as error:
             return {"unreadable": f"{image_dir / name} cannot be read: {error.strerror}"}
         if _is_note(cache.get(name), content):

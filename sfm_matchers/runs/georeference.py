@@ -13,7 +13,7 @@ import pycolmap
 from sfm_matchers.choices import EXIF, NONE
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.text import read_text
 from sfm_matchers.mapping.control_points import (
     ControlPoints,
@@ -75,7 +75,7 @@ def georeference_models(
         shutil.rmtree(folder, ignore_errors=True)
         return ""
     parts = [workspace.model / f"{part}.bin" for part in ("images", "points3D")]
-    content = [file_fingerprint(part) for part in parts]
+    content = [content_hash(part) for part in parts]
     source = fingerprint(revisions.GEOREFERENCE, repr(known), content)
     written = folder / "georeference.json"
     if workspace.is_done(folder.name, source):

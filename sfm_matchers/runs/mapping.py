@@ -15,7 +15,7 @@ from pathlib import Path
 import pycolmap
 
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.text import folder_written_whole
@@ -60,7 +60,7 @@ class Build:
     @cached_property
     def _inputs(self) -> tuple[str, str]:
         """Hashes of features and matches, which may be gigabytes and are asked for often."""
-        return file_fingerprint(self.feature_path), file_fingerprint(self.match_path)
+        return content_hash(self.feature_path), content_hash(self.match_path)
 
     def source(self, cameras: CameraGroups) -> str:
         """Return the fingerprint of what a database is made of."""

@@ -12,7 +12,7 @@ from sfm_matchers.errors import (
     InputError,
 )
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.mapping.models import read_model
 from sfm_matchers.mapping.triangulation import triangulate
@@ -45,9 +45,7 @@ def triangulated_map(
         for image in reference.images.values()
         if image.has_pose
     ]
-    source = fingerprint(
-        revisions.TRIANGULATION, known, file_fingerprint(match_path), sorted(views)
-    )
+    source = fingerprint(revisions.TRIANGULATION, known, content_hash(match_path), sorted(views))
     if job.workspace.is_done(model_dir.name, source):
         return read_model(model_dir), feature_path
     with job.workspace.timed("triangulation"):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pycolmap
 
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.hdf5 import mean_layers_run, open_h5, read_keypoints
 from sfm_matchers.files.pair_lists import Pair, read_pairs, write_pairs
 from sfm_matchers.keypoints.joining import join_features, join_matches
@@ -49,7 +49,7 @@ def match_again(build: Build, cameras: CameraGroups, label: str) -> tuple[Build,
     matching = choose_matching(options, detail=options.detail)
     second = replace(job, matching=matching).match(again, again_label)
     both = workspace.joined(label)
-    source = fingerprint(revisions.JOINED, *map(file_fingerprint, (*first, *second)))
+    source = fingerprint(revisions.JOINED, *map(content_hash, (*first, *second)))
     if not workspace.is_done(both[1].name, source):
         join_features(first[0], second[0], both[0])
         join_matches(build.pairs, first, second, both[1])

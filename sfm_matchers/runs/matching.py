@@ -14,7 +14,7 @@ from sfm_matchers.errors import (
 )
 from sfm_matchers.features.extraction import extract_features
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.staged import remove_staged
 from sfm_matchers.keypoints.aggregation import Existing, aggregate
@@ -207,9 +207,7 @@ class MatchingJob:
                 continue
             path = self.image_dir / name
             try:
-                content = photo_fingerprint(
-                    file_fingerprint(path), self.mask_dir, name, self.image_dir
-                )
+                content = photo_fingerprint(content_hash(path), self.mask_dir, name, self.image_dir)
             except OSError:
                 content = ""
             if content != photo.fingerprint:

@@ -13,11 +13,11 @@ from typing import Any
 
 from sfm_matchers.confs import Conf, SparseConf
 from sfm_matchers.exports import remove_exports
+from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.locks import exclusive, one_at_a_time
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair, write_pairs
 from sfm_matchers.files.replacing import (
-    content_hash,
     files_below,
     remove_left_behind,
     temporary_beside,

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.fingerprints import file_fingerprint
+from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.geometry.coordinates import WGS84, Frame, geodetic_from_local
@@ -194,7 +194,7 @@ def test_long_work_is_announced(
     assert not [line for line in caplog.messages if "on this device" in line]
     name = "matches-sift-NN-ratio_pairs-exhaustive.h5"
     assert list_groups(finished / name) == list_groups(outputs / name)
-    assert file_fingerprint(finished / name) == file_fingerprint(outputs / name)
+    assert content_hash(finished / name) == content_hash(outputs / name)
 
 
 def test_a_shorter_option_is_named(

@@ -43,7 +43,7 @@ from sfm_matchers.features.extraction import (
 from sfm_matchers.features.networks import MIN_SIDE
 from sfm_matchers.features.sift import SiftExtractor
 from sfm_matchers.features.superpoint import SUPERPOINT_VARIABLE
-from sfm_matchers.files.fingerprints import file_fingerprint
+from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.photos.checked import photo_fingerprint
@@ -486,7 +486,7 @@ def photos(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 
 def fingerprint_of(image_dir: Path, name: str, mask_dir: Path | None = None) -> str:
-    return photo_fingerprint(file_fingerprint(image_dir / name), mask_dir, name)
+    return photo_fingerprint(content_hash(image_dir / name), mask_dir, name)
 
 
 CONF = FrontEnd("fake", output="feats")

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
 from sfm_matchers.files import revisions, space
+from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.notes import read_memory, write_memory
-from sfm_matchers.files.replacing import content_hash
 from sfm_matchers.files.space import check_space
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.mapping.models import read_model, write_model

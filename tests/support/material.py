@@ -9,7 +9,7 @@ import h5py
 import pytest
 
 from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing
-from sfm_matchers.files.fingerprints import file_fingerprint
+from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
 from sfm_matchers.matching import match_images
 from sfm_matchers.photos.checked import photo_fingerprint
@@ -31,9 +31,7 @@ def shared_path(relative: str) -> Path:
 
 def photo_fingerprints(image_dir: Path, names: Iterable[str]) -> dict[str, str]:
     """Return what a run knows of photos without masks before it begins."""
-    return {
-        name: photo_fingerprint(file_fingerprint(image_dir / name), None, name) for name in names
-    }
+    return {name: photo_fingerprint(content_hash(image_dir / name), None, name) for name in names}
 
 
 def matches_of_a_folder(
