@@ -219,6 +219,11 @@ POSE_ESTIMATORS: dict[str, Callable[..., RelativePose | None]] = {
 
 
 def import_poselib() -> ModuleType:
+    """Return PoseLib.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import poselib
     except ImportError as error:

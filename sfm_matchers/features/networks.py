@@ -74,6 +74,7 @@ class NetworkExtractor(ABC):
 
 
 def check_keypoint_limit(limit: int, name: str = "max_num_keypoints") -> None:
+    """Raise InputError unless the option `name` is a number of keypoints that can be."""
     if not isinstance(limit, int) or not 1 <= limit <= LARGEST_LIMIT:
         raise InputError(f"{name} is {limit}, it must be a whole number, 1 to {LARGEST_LIMIT}")
 

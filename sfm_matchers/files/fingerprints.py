@@ -45,7 +45,7 @@ def content_hash(path: Path) -> str:
         OSError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         block = stream.read(1 << 20)
         if block.startswith(_SQLITE_MAGIC):
             head = bytearray(block)

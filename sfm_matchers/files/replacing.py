@@ -40,7 +40,7 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         yield temporary
         if lasting:
             flush(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             for left in path.parent.glob(glob.escape(temporary.name) + "*"):
@@ -62,8 +62,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         for file in files_below(temporary):
             flush(file)
         if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+            path.replace(old)
+        temporary.replace(path)
     finally:
         for left in (temporary, old):
             shutil.rmtree(left, ignore_errors=True)
@@ -75,7 +75,7 @@ def flush(path: Path) -> None:
     Raises:
         OSError: it is not there, or could not be written.
     """
-    with open(path, "rb+") as file:
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 

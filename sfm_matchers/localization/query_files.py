@@ -66,7 +66,8 @@ def _matching_files(pattern: str | Path) -> list[Path]:
     path = Path(pattern)
     if path.is_file():
         return [path]
-    files = [Path(match) for match in sorted(glob.glob(str(pattern)))]
+    # Unlike pathlib's it takes patterns that begin with any folder, or with the root.
+    files = [Path(match) for match in sorted(glob.glob(str(pattern)))]  # noqa: PTH207
     if not files:
         raise InputError(f"{pattern}: no such list of photos")
     return files

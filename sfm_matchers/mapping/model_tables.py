@@ -116,7 +116,7 @@ class _Table:
 def _open(path: Path) -> Iterator[_Table]:
     """Open a table; at the end of the block all of it must have been read."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             is_empty = not path.stat().st_size
             # Not closed by hand: arrays that an error keeps alive may look into it.
             data = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

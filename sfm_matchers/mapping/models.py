@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -77,7 +76,7 @@ def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
             model.write(temporary)
             check_written(model, temporary)
             for file in sorted(temporary.iterdir()):
-                os.replace(file, folder / file.name)
+                file.replace(folder / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -6,7 +6,6 @@ The result has the cameras, rigs, frames and images of the reference model, with
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,7 +94,7 @@ def triangulate(
         check_written(model, temporary)
         flush(database_path)
         for file in sorted(temporary.iterdir()):
-            os.replace(file, model_dir / file.name)
+            file.replace(model_dir / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return model

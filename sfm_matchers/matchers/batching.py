@@ -52,4 +52,5 @@ def pad_maps(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 
 def num_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return how much memory tensors take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

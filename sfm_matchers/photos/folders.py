@@ -97,14 +97,15 @@ def _photo_folders(
             pictures = [file for file in files if file in REPORT_PICTURES]
             _tell_left_out(len(pictures), folder, "pictures of the run whose outputs they are")
             files = [file for file in files if file not in REPORT_PICTURES]
-        links = {name for name in subfolders if os.path.islink(os.path.join(folder, name))}
+        links = {name for name in subfolders if os.path.islink(Path(folder) / name)}  # noqa: PTH114
         subfolders.sort(key=lambda name: (name in links, name))
         yield Path(folder), files
 
 
 def is_output(folder: str | Path) -> bool:
     """Return whether a run has put its outputs into a folder."""
-    return all(os.path.isfile(os.path.join(folder, mark)) for mark in OUTPUT_MARKS)
+    # Unlike pathlib's, False for a folder that must not be looked into.
+    return all(os.path.isfile(Path(folder) / mark) for mark in OUTPUT_MARKS)  # noqa: PTH113
 
 
 def _count_images(folder: str) -> int:
@@ -129,7 +130,7 @@ def _masks_among(names: list[str], image_dir: Path, mask_dir: str | Path | None)
     """
     masks: set[str] = set()
     if mask_dir is not None and (
-        os.path.isfile(mask_dir) or os.path.realpath(mask_dir) == os.path.realpath(image_dir)
+        Path(mask_dir).is_file() or os.path.realpath(mask_dir) == os.path.realpath(image_dir)
     ):
         found = {os.path.realpath(image_dir / name): name for name in names}
         paths = (mask_path(mask_dir, name, image_dir) for name in names)

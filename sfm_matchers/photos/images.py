@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -38,6 +37,7 @@ _LARGEST_LEVEL = 1e30  # beyond are marks of pixels that were not measured
 
 
 def warn_of(error: OSError) -> None:
+    """Say that a folder is left out, for `os.walk`."""
     logger.warning("left out: %s: %s", error.filename, error.strerror)
 
 
@@ -195,7 +195,7 @@ def looks_like_panorama(path: Path) -> bool:
         width, height = photo.size
     if width == 2 * height:
         return True
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         head = file.read(_XMP_WITHIN)
     return b"GPano:ProjectionType" in head and b"equirectangular" in head
 
@@ -209,14 +209,14 @@ def open_photo(path: Path) -> Iterator[Image.Image]:
             Pillow says inside the ``with`` block too.
     """
     try:
-        if not os.stat(path).st_size:
+        if not Path(path).stat().st_size:
             raise InputError(f"{path} is empty")
         with Image.open(path) as photo:
             yield photo
     except InputError:  # which is a ValueError too
         raise
     except UnidentifiedImageError as error:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             is_tiff = file.read(4) in _TIFF_MARKS
         advice = (
             ", or a TIFF of colours, or of 64 bits, in floating point: convert it to 8 or 16 bits"

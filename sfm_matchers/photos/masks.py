@@ -36,13 +36,14 @@ def mask_path(
     """
     if mask_dir is None:
         return None
-    if os.path.isfile(mask_dir):
+    if Path(mask_dir).is_file():
         return Path(mask_dir)
     photo = None if image_dir is None else Path(image_dir) / name
     for candidate in mask_names(name):
         path = Path(mask_dir) / candidate
         # Unlike pathlib's, False for a name that is too long.
-        if os.path.isfile(path) and not (photo and photo.exists() and path.samefile(photo)):
+        is_file = os.path.isfile(path)  # noqa: PTH113
+        if is_file and not (photo and photo.exists() and path.samefile(photo)):
             return path
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import operator
-import os
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -150,9 +149,9 @@ class Build:
         workspace.forget(_DATABASE, _MAPPED, _FINISHED)
         if workspace.models.is_dir():
             shutil.rmtree(workspace.models)
-        os.replace(trial.database, workspace.database)
-        os.replace(trial.look_alikes, workspace.look_alikes)
-        os.replace(trial.models, workspace.models)
+        trial.database.replace(workspace.database)
+        trial.look_alikes.replace(workspace.look_alikes)
+        trial.models.replace(workspace.models)
         workspace.set_done(
             _DATABASE, self.source(cameras), workspace.database, workspace.look_alikes
         )

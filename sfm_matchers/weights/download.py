@@ -45,7 +45,7 @@ def checkpoint_path(checkpoint: Checkpoint) -> Path:
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -160,7 +160,7 @@ def download(url: str, path: Path, *, sha256: str | None = None, size: int | Non
         OSError, http.client.HTTPException: the network or the disk failed.
     """
     _require_https(url)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         opener = urllib.request.build_opener(_HttpsRedirects)
         with opener.open(url, timeout=TIMEOUT_SECONDS) as response:
             digest = _copy(response, file, path.name, url, size)

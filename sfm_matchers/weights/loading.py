@@ -88,7 +88,7 @@ def load_state_dict_file(path: str | os.PathLike[str]) -> StateDict:
 
 def _load_pickle(path: Path) -> object:
     """Read a torch checkpoint; objects of `IGNORED_LIBRARIES` become `_Ignored`."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
     refused = sorted(name for name in foreign if not name.startswith(IGNORED_LIBRARIES))

@@ -255,7 +255,7 @@ class WeightsMetadata:
 
 def _read_header(path: Path) -> dict[str, str]:
     """Read the user's entries of a safetensors header; its library would load all of numpy."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(path.stat().st_size, MAX_HEADER):
             raise ValueError("it is longer than the file, or than a header can be")

@@ -125,13 +125,13 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def read_inria(folder: Path) -> dict[str, dict]:
     """Cameras as Inria's 3DGS: names below ``images``, the principal point in the middle."""
     cameras, images = {}, {}
-    with open(folder / "sparse/0/cameras.bin", "rb") as file:
+    with (folder / "sparse/0/cameras.bin").open("rb") as file:
         for _ in range(struct.unpack("<Q", file.read(8))[0]):
             camera_id, model, width, height = struct.unpack("<iiQQ", file.read(24))
             assert model in (0, 1), "pinhole cameras only"
             params = struct.unpack(f"<{3 + model}d", file.read(8 * (3 + model)))
             cameras[camera_id] = (width, height, params[0], params[model])
-    with open(folder / "sparse/0/images.bin", "rb") as file:
+    with (folder / "sparse/0/images.bin").open("rb") as file:
         for _ in range(struct.unpack("<Q", file.read(8))[0]):
             _, w, x, y, z, *translation, camera_id = struct.unpack("<idddddddi", file.read(64))
             name = b"".join(iter(lambda: file.read(1), b"\0")).decode()
@@ -249,7 +249,7 @@ def test_gsplat_takes_the_folder_as_it_is(tmp_path):
     )
     assert files == names == sorted(read_inria(scene.output))
     assert model.num_points3D() == scene.model.num_points3D()
-    assert os.path.samefile(scene.output / "images" / names[0], scene.photos / names[0])
+    assert (scene.output / "images" / names[0]).samefile(scene.photos / names[0])
 
 
 def test_cameras_that_a_tool_does_not_read_are_named(tmp_path):

@@ -82,7 +82,7 @@ def pairs_command(tmp_path: Path) -> str:
 def test_streams_that_cannot_be_written(
     pairs_command: str, redirection: str, status: int, message: str, tmp_path: Path
 ) -> None:
-    if "full" in redirection and not os.path.exists("/dev/full"):
+    if "full" in redirection and not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     result = subprocess.run(
         ["sh", "-c", f"{pairs_command} {redirection}"], capture_output=True, text=True
