@@ -148,3 +148,23 @@ def mean_over_validation_sets(
                 values.setdefault(f"{kind}_{name}", []).append(float(value))
         means |= {name: sum(many) / len(many) for name, many in values.items()}
     return means
+
+
+def calibration_pairs(
+    photographs: Photographs, size: tuple[int, int], device: torch.device
+) -> PairBatch:
+    """Return eight easy pairs, always the same, on which initial weights are scaled.
+
+    Args:
+        photographs: to make them of.
+        size: height and width in pixels.
+        device: where they are to be.
+    """
+    return sample_homography_pairs(
+        photographs,
+        8,
+        size,
+        strength=EASIEST,
+        generator=torch.Generator().manual_seed(VALIDATION_SEED),
+        device=device,
+    )

@@ -21,10 +21,9 @@ from sfm_matchers.networks.efficient_loftr import (
     first_stage_log_confidence,
     match_windows,
 )
-from sfm_matchers.training.data.homographies import sample_homography_pairs
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.photographs import Photographs
-from sfm_matchers.training.loop import OneRate, TrainedNetwork
+from sfm_matchers.training.loop import TrainedNetwork
 from sfm_matchers.training.losses.efficient_loftr import (
     LOCAL_WEIGHT,
     CoarseTruth,
@@ -44,13 +43,8 @@ from sfm_matchers.training.losses.supervision import (
     unmatched_loss,
 )
 from sfm_matchers.training.options import TaskOptions
-from sfm_matchers.training.schedule import (
-    EASIEST,
-    UPRIGHT,
-    VALIDATION_SEED,
-    mean_over_validation_sets,
-    sample_scheduled_pairs,
-)
+from sfm_matchers.training.schedule import calibration_pairs
+from sfm_matchers.training.tasks.coarse_to_fine import CoarseToFineTask, Losses
 
 # Mean over standard deviation of the positive half of a normal distribution: the shift after
 # normalisation that keeps such values positive, so that a ReLU leaves them alone.
@@ -61,7 +55,7 @@ INITIAL_SELF_SIMILARITY = 4.0  # mean coarse logit of a cell with itself
 INITIAL_FINE_LOGIT_STD = 1.5
 
 
-class EfficientLoFTRTask(OneRate):
+class EfficientLoFTRTask(CoarseToFineTask[EfficientLoFTR, "_CoarseStage"]):
     """Efficient LoFTR: the authors' losses, after a warm-up with a plainer coarse one.
 
     At first the coarse loss is the cross-entropy over the rows and the columns of the logits, then
@@ -100,14 +94,7 @@ class EfficientLoFTRTask(OneRate):
         self, network: EfficientLoFTR, photographs: Photographs, device: torch.device
     ) -> None:
         """Centre the coarse features and scale both levels' logits, on some pairs."""
-        batch = sample_homography_pairs(
-            photographs,
-            8,
-            (96, 128),
-            strength=EASIEST,
-            generator=torch.Generator().manual_seed(VALIDATION_SEED),
-            device=device,
-        )
+        batch = calibration_pairs(photographs, (96, 128), device)
         shift = cast(AggregatedAttentionLayer, network.loftr_coarse.layers[-1]).norm2.bias
         block = cast(RepVGGBlock, network.backbone.layer3[-1])
         # The spread of the updates does not follow the features' scale: a few rounds settle it.
@@ -128,35 +115,14 @@ class EfficientLoFTRTask(OneRate):
         last = cast(nn.Conv2d, network.fine_preprocess.layer1_outconv2[-1])
         last.weight.mul_(math.sqrt(INITIAL_FINE_LOGIT_STD / spread))
 
-    def sample_batch(
-        self,
-        photographs: Photographs,
-        batch_size: float,
-        progress: float,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> PairBatch:
-        """See `TrainingTask.sample_batch`."""
-        return sample_scheduled_pairs(
-            photographs, batch_size, progress, generator, device, max_turn=UPRIGHT
-        )
+    def coarse_stage(self, network: EfficientLoFTR, batch: PairBatch) -> _CoarseStage:
+        """See `CoarseToFineTask.coarse_stage`."""
+        return _run_coarse_stage(network, batch)
 
-    def losses(
-        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `TrainingTask.losses`."""
-        network = cast(EfficientLoFTR, network)
-        stage = _run_coarse_stage(network, batch)
-        coarse, metrics = self._coarse_losses(network, stage, progress)
-        drawn = float(torch.rand((), generator=generator)) < self.fine_share
-        if not drawn or not len(stage.truth.ids0):
-            return coarse, metrics
-        fine, fine_metrics = self._fine_losses(network, stage, batch, generator)
-        return coarse + fine, metrics | fine_metrics
-
-    def _coarse_losses(
+    def coarse_losses(
         self, network: EfficientLoFTR, stage: _CoarseStage, progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Losses:
+        """See `CoarseToFineTask.coarse_losses`; at first that of the warm-up."""
         logits, cells = stage.logits, stage.cells
         if progress < self.cross_entropy_until:
             loss = dual_cross_entropy(logits, cells.labels0, cells.labels1)
@@ -174,14 +140,16 @@ class EfficientLoFTRTask(OneRate):
             ),
         }
 
-    def _fine_losses(
+    def fine_losses(
         self,
         network: EfficientLoFTR,
         stage: _CoarseStage,
         batch: PairBatch,
         generator: torch.Generator,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Losses | None:
         """The authors' losses of both refinement stages within true pairs of windows."""
+        if not len(stage.truth.ids0):
+            return None
         candidates = torch.stack(_all_pairs(stage.truth))
         count = self.windows * len(batch)
         drawn = torch.randint(candidates.shape[1], (count,), generator=generator)
@@ -199,22 +167,6 @@ class EfficientLoFTRTask(OneRate):
             "fine_accuracy": (best == truth.pixels1).sum() / max(len(best), 1),
             "offset_loss": local.detach(),
         }
-
-    @torch.no_grad()
-    def validate(
-        self, network: nn.Module, photographs: Photographs, device: torch.device
-    ) -> dict[str, float]:
-        """See `TrainingTask.validate`; the coarse loss is that of the warm-up."""
-        network = cast(EfficientLoFTR, network)
-
-        def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
-            stage = _run_coarse_stage(network, batch)
-            metrics = self._coarse_losses(network, stage, progress=0.0)[1]
-            if len(stage.truth.ids0):
-                metrics |= self._fine_losses(network, stage, batch, generator)[1]
-            return metrics
-
-        return mean_over_validation_sets(photographs, device, UPRIGHT, measure)
 
 
 @dataclass

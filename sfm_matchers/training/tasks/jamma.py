@@ -18,10 +18,9 @@ from sfm_matchers.networks.jamma import (
     JamMa,
     JamMaFeatures,
 )
-from sfm_matchers.training.data.homographies import sample_homography_pairs
 from sfm_matchers.training.data.pair_batch import FirstPair, PairBatch, PairGeometry
 from sfm_matchers.training.data.photographs import Photographs
-from sfm_matchers.training.loop import OneRate, TrainedNetwork
+from sfm_matchers.training.loop import TrainedNetwork
 from sfm_matchers.training.losses.supervision import (
     IGNORED,
     UNMATCHED_WEIGHT,
@@ -36,13 +35,8 @@ from sfm_matchers.training.losses.supervision import (
     window_points,
 )
 from sfm_matchers.training.options import TaskOptions
-from sfm_matchers.training.schedule import (
-    EASIEST,
-    UPRIGHT,
-    VALIDATION_SEED,
-    mean_over_validation_sets,
-    sample_scheduled_pairs,
-)
+from sfm_matchers.training.schedule import calibration_pairs
+from sfm_matchers.training.tasks.coarse_to_fine import CoarseToFineTask, Losses
 
 LARGEST_OFFSET_ERROR = 4.0  # pixels along an axis; farther off, nothing pulls
 
@@ -53,7 +47,7 @@ def normalize(images: Tensor) -> Tensor:
     return (images - mean) / images.new_tensor(IMAGE_STD).view(3, 1, 1)
 
 
-class JamMaTask(OneRate):
+class JamMaTask(CoarseToFineTask[JamMa, "_CoarseStage"]):
     """JamMa: cross-entropy at the coarse and the fine level, regression of the offsets.
 
     Cells without a partner are told to the network too. The fine stage costs more than the rest per
@@ -61,7 +55,6 @@ class JamMaTask(OneRate):
     """
 
     trains = TrainedNetwork("jamma", config={"coarse_threshold": 0.4})
-    fine_share = 1.0  # of the batches
     fine_weight = 0.5
     windows = 256  # per pair
     shifted_share = 0.3  # of the windows, at most: pairs of cells that are not quite partners
@@ -100,14 +93,7 @@ class JamMaTask(OneRate):
     @torch.no_grad()
     def _calibrate(self, network: JamMa, photographs: Photographs, device: torch.device) -> None:
         """Centre the projected coarse features and scale both levels' logits, on some pairs."""
-        batch = sample_homography_pairs(
-            photographs,
-            8,
-            (96, 128),
-            strength=EASIEST,
-            generator=torch.Generator().manual_seed(VALIDATION_SEED),
-            device=device,
-        )
+        batch = calibration_pairs(photographs, (96, 128), device)
         stage = _run_coarse_stage(network, batch)
         coarse = torch.cat([stage.coarse0, stage.coarse1])
         projection = network.matcher.coarse_matching.final_proj
@@ -124,35 +110,34 @@ class JamMaTask(OneRate):
         fine_factor = math.sqrt(self.initial_logit_std / float(predictions.similarity.std()))
         network.matcher.fine_matching.fine_proj.weight.mul_(fine_factor)
 
-    def sample_batch(
-        self,
-        photographs: Photographs,
-        batch_size: float,
-        progress: float,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> PairBatch:
-        """See `TrainingTask.sample_batch`."""
-        return sample_scheduled_pairs(
-            photographs, batch_size, progress, generator, device, max_turn=UPRIGHT
-        )
+    def coarse_stage(self, network: JamMa, batch: PairBatch) -> _CoarseStage:
+        """See `CoarseToFineTask.coarse_stage`."""
+        return _run_coarse_stage(network, batch)
 
-    def losses(
-        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `TrainingTask.losses`."""
-        network = cast(JamMa, network)
-        stage = _run_coarse_stage(network, batch)
-        coarse_loss, metrics = _coarse_losses(network, stage)
-        drawn = float(torch.rand((), generator=generator)) < self.fine_share
-        if not drawn or not stage.first_pair().has_labels:
-            return coarse_loss, metrics
-        fine_loss, fine_metrics = self._fine_losses(network, stage.first_pair(), generator)
-        return coarse_loss + self.fine_weight * fine_loss, metrics | fine_metrics
+    def coarse_losses(self, network: JamMa, stage: _CoarseStage, progress: float) -> Losses:
+        """See `CoarseToFineTask.coarse_losses`."""
+        similarity = network.coarse_similarity(stage.coarse0, stage.coarse1).float()
+        truth, threshold = stage.truth, network.config.coarse_threshold
+        loss = dual_cross_entropy(similarity, truth.labels0, truth.labels1)
+        without_partner = unmatched_loss(similarity, truth.unmatched0, truth.unmatched1)
+        probability = similarity.detach().softmax(-1)
+        return loss + UNMATCHED_WEIGHT * without_partner, {
+            "coarse_loss": loss.detach(),
+            "unmatched_loss": without_partner.detach(),
+            "coarse_accuracy": label_accuracy(similarity, truth.labels0),
+            "coarse_precision": confident_precision(probability, truth, threshold),
+        }
 
-    def _fine_losses(
+    def fine_losses(
+        self, network: JamMa, stage: _CoarseStage, batch: PairBatch, generator: torch.Generator
+    ) -> Losses | None:
+        """See `CoarseToFineTask.fine_losses`; of the first pair."""
+        first = stage.first_pair()
+        return self._window_losses(network, first, generator) if first.has_labels else None
+
+    def _window_losses(
         self, network: JamMa, stage: _CoarseStage, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Losses:
         """Cross-entropy and offset error within pairs of windows, some of them a cell apart."""
         cells0, cells1 = sample_labelled_cells(stage.truth.labels0, self.windows, generator)
         cells1 = _shift_some(cells1, stage.grid, self.shifted_share, generator)
@@ -189,22 +174,6 @@ class JamMaTask(OneRate):
             "match_error": errors.detach().median() if len(errors) else fine_loss.detach() * 0,
         }
 
-    @torch.no_grad()
-    def validate(
-        self, network: nn.Module, photographs: Photographs, device: torch.device
-    ) -> dict[str, float]:
-        """See `TrainingTask.validate`: shares of visible cells that find their exact partner."""
-        network = cast(JamMa, network)
-
-        def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
-            stage = _run_coarse_stage(network, batch)
-            metrics = _coarse_losses(network, stage)[1]
-            if stage.first_pair().has_labels:
-                metrics |= self._fine_losses(network, stage.first_pair(), generator)[1]
-            return metrics
-
-        return mean_over_validation_sets(photographs, device, UPRIGHT, measure)
-
 
 class JamMaFineTask(JamMaTask):
     """Only what follows the coarse matches learns, from all pairs; the rest stays as it is.
@@ -224,10 +193,10 @@ class JamMaFineTask(JamMaTask):
 
     def losses(
         self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Losses:
         """See `TrainingTask.losses`."""
         network = cast(JamMa, network)
-        return self._fine_losses(network, _run_coarse_stage(network, batch), generator)
+        return self._window_losses(network, _run_coarse_stage(network, batch), generator)
 
 
 @dataclass
@@ -272,19 +241,6 @@ def _run_coarse_stage(network: JamMa, batch: PairBatch) -> _CoarseStage:
     coarse0, coarse1 = network.coarse_features(features0, features1)
     truth = cell_truth(batch.geometry, batch.image_size, CELL, 0.0, coarse0.device)
     return _CoarseStage(features0, features1, coarse0, coarse1, batch.geometry, truth)
-
-
-def _coarse_losses(network: JamMa, stage: _CoarseStage) -> tuple[Tensor, dict[str, Tensor]]:
-    similarity = network.coarse_similarity(stage.coarse0, stage.coarse1).float()
-    truth, threshold = stage.truth, network.config.coarse_threshold
-    loss = dual_cross_entropy(similarity, truth.labels0, truth.labels1)
-    without_partner = unmatched_loss(similarity, truth.unmatched0, truth.unmatched1)
-    return loss + UNMATCHED_WEIGHT * without_partner, {
-        "coarse_loss": loss.detach(),
-        "unmatched_loss": without_partner.detach(),
-        "coarse_accuracy": label_accuracy(similarity, truth.labels0),
-        "coarse_precision": confident_precision(similarity.detach().softmax(-1), truth, threshold),
-    }
 
 
 def _shift_some(

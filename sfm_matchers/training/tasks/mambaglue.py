@@ -20,7 +20,6 @@ from sfm_matchers.networks.mambaglue import (
     TransformerMambaLayer,
     filter_matches,
 )
-from sfm_matchers.training.data.homographies import sample_homography_pairs
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.photographs import Photographs
 from sfm_matchers.training.data.sparse_pairs import (
@@ -35,10 +34,9 @@ from sfm_matchers.training.losses.mambaglue import IGNORED, GroundTruthMatches, 
 from sfm_matchers.training.options import Start, TaskOptions
 from sfm_matchers.training.schedule import (
     ANY_TURN,
-    EASIEST,
     REFERENCE_AREA,
     UPRIGHT,
-    VALIDATION_SEED,
+    calibration_pairs,
     mean_over_validation_sets,
 )
 from sfm_matchers.weights.convert_lightglue import convert_either
@@ -182,14 +180,7 @@ class MambaGlueTask:
         Raises:
             InputError: there are no features in them.
         """
-        batch = sample_homography_pairs(
-            photographs,
-            8,
-            (160, 224),
-            strength=EASIEST,
-            generator=torch.Generator().manual_seed(VALIDATION_SEED),
-            device=device,
-        )
+        batch = calibration_pairs(photographs, (160, 224), device)
         found = self.pairs.source.extract(batch.image0, self.max_keypoints)
         descriptors = torch.cat([image["descriptors"] for image in found])
         if len(descriptors) < 2:
