@@ -21,13 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from sfm_matchers.features.networks import to_gray
-from sfm_matchers.networks.jamma import CELL  # Efficient LoFTR's cells are as large
+from sfm_matchers.networks.jamma import (
+    CELL,  # Efficient LoFTR's cells are as large
+    normalize,
+)
 from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.photographs import list_photographs, load_photographs
 from sfm_matchers.training.losses.supervision import cell_truth
 from sfm_matchers.training.schedule import UPRIGHT, validation_sets
-from sfm_matchers.training.tasks.jamma import normalize
 from sfm_matchers.weights import load_network
 
 PROBABILITIES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -66,11 +66,7 @@ class JamMaMatcher:
             pixels: (1, 3, H, W) RGB in 0..1, sides multiples of 16.
             scale: of the photo over the image.
         """
-        mean, std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1)
-            for values in (jamma.IMAGE_MEAN, jamma.IMAGE_STD)
-        )
-        normalized = (pixels - mean) / std
+        normalized = jamma.normalize(pixels)
         if self.network.config.pad_to_square:
             side = -(-max(self.resize_max, *pixels.shape[2:]) // jamma.SIZE_MULTIPLE)
             normalized = pad_maps(normalized, (side * jamma.SIZE_MULTIPLE,) * 2)

@@ -53,6 +53,12 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)  # of the RGB input in 0..1, ImageNet's
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
+def normalize(images: Tensor) -> Tensor:
+    """RGB (..., 3, H, W) in 0..1 to ImageNet's zero mean and unit variance."""
+    mean = images.new_tensor(IMAGE_MEAN).view(3, 1, 1)
+    return (images - mean) / images.new_tensor(IMAGE_STD).view(3, 1, 1)
+
+
 @dataclass(frozen=True)
 class JamMaConfig:
     """What may differ between two uses of the same weights."""

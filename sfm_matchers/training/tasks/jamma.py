@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from sfm_matchers.networks.jamma import (
     CELL,
     FINE_CELL,
-    IMAGE_MEAN,
-    IMAGE_STD,
     WINDOW,
     JamMa,
     JamMaFeatures,
+    normalize,
 )
 from sfm_matchers.training.data.pair_batch import FirstPair, PairBatch, PairGeometry
 from sfm_matchers.training.data.photographs import Photographs
@@ -39,12 +38,6 @@ from sfm_matchers.training.schedule import calibration_pairs
 from sfm_matchers.training.tasks.coarse_to_fine import CoarseToFineTask, Losses
 
 LARGEST_OFFSET_ERROR = 4.0  # pixels along an axis; farther off, nothing pulls
-
-
-def normalize(images: Tensor) -> Tensor:
-    """RGB in 0..1 to ImageNet's zero mean and unit variance."""
-    mean = images.new_tensor(IMAGE_MEAN).view(3, 1, 1)
-    return (images - mean) / images.new_tensor(IMAGE_STD).view(3, 1, 1)
 
 
 class JamMaTask(CoarseToFineTask[JamMa, "_CoarseStage"]):
