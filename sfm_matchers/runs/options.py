@@ -145,22 +145,18 @@ class LocalizeOptions:
 
 
 @dataclass(frozen=True)
-class AachenOptions:
-    """What to localize of Aachen Day-Night. The command line has the same names and defaults.
+class BenchmarkOptions:
+    """What Aachen and InLoc have in common.
 
     Attributes:
         dataset: its folder.
-        version: ``1.1`` or ``1.0``.
         outputs and the others: as in `LocalizeOptions`.
     """
 
     dataset: Path
     outputs: Path
     matcher: str = "sift"
-    version: str = "1.1"
-    num_covis: int = 20
     num_loc: int = 50
-    loc_pairs: Path | None = None
     ransac_thresh: float = 12.0
     retrieval: str = "vlad"
     weights: str = "bundled"
@@ -170,28 +166,32 @@ class AachenOptions:
 
 
 @dataclass(frozen=True)
-class InlocOptions:
-    """What to localize of InLoc. The command line has the same names and defaults.
+class AachenOptions(BenchmarkOptions):
+    """What to localize of Aachen Day-Night. The command line has the same names and defaults.
 
-    Attributes:
-        dataset: its folder.
-        pairs: file of pairs (query, cutout) instead of retrieval.
-        skip_matches: leave out cutouts with fewer matches than this.
-        outputs and the others: as in `LocalizeOptions`.
+    Attributes, beside those of `BenchmarkOptions`:
+        version: ``1.1`` or ``1.0``.
+        num_covis, loc_pairs: as in `LocalizeOptions`.
     """
 
-    dataset: Path
-    outputs: Path
-    matcher: str = "sift"
-    pairs: Path | None = None
+    version: str = "1.1"
+    num_covis: int = 20
+    loc_pairs: Path | None = None
+
+
+@dataclass(frozen=True)
+class InlocOptions(BenchmarkOptions):
+    """What to localize of InLoc. The command line has the same names and defaults.
+
+    Attributes, beside those of `BenchmarkOptions`:
+        pairs: file of pairs (query, cutout) instead of retrieval.
+        skip_matches: leave out cutouts with fewer matches than this.
+    """
+
     num_loc: int = 40
-    skip_matches: int = 20
     ransac_thresh: float = SCAN_MAX_ERROR
-    retrieval: str = "vlad"
-    weights: str = "bundled"
-    device: str = "auto"
-    workers: int | None = None
-    ray: str | None = None
+    pairs: Path | None = None
+    skip_matches: int = 20
 
 
 Options = TypeVar("Options", MatchOptions, SfmOptions, LocalizeOptions)
