@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pycolmap
 import pytest
+from rendered_room import photograph_room
 
 from pipelines.sfm import main
 from sfm_matchers.confs import CONF_DIR
@@ -20,18 +21,14 @@ from sfm_matchers.runs import matcher_auto, reconstruct
 from sfm_matchers.runs.matcher_auto import pairs_across_models
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
-
-CAMERA = Camera.from_field_of_view(320, 240)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, make_scene(3, kind="room", texture_size=384), 9, 1, camera=CAMERA)
-    return folder
+    return photograph_room(folder, 9)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import numpy as np
 import pycolmap
 import pytest
 import torch
+from rendered_room import CAMERA, photograph_room
 
 from pipelines.sfm import main
 from sfm_matchers.confs import CONF_DIR
@@ -31,19 +32,16 @@ from sfm_matchers.mapping.database import verify_geometry
 from sfm_matchers.networks.jamma import JamMa
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
+from sfm_matchers.synthetic import make_scene, write_photos
 
 pytestmark = pytest.mark.slow
-
-CAMERA = Camera.from_field_of_view(320, 240)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered photos of one place: images/ and truth/."""
     folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, make_scene(3, kind="room", texture_size=384), 9, 1, camera=CAMERA)
-    return folder
+    return photograph_room(folder, 9)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pycolmap
 import pytest
 from matching_work import content
+from rendered_room import photograph_room
 
 from pipelines import hloc, sfm
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.matching.executors import make_executor
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +24,7 @@ MATCHES = "matches-sift-NN-ratio_pairs-exhaustive.h5"
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    scene = make_scene(3, kind="room", texture_size=256)
-    write_photos(folder, scene, 5, 1, camera=Camera.from_field_of_view(320, 240))
-    return folder / "images"
+    return photograph_room(folder, 5, texture_size=256) / "images"
 
 
 @pytest.fixture(scope="module")

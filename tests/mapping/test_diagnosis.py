@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
+from rendered_room import CAMERA, photograph_room
 
 from sfm_matchers.confs import CONF_DIR
 from sfm_matchers.localization.poses import LocalizedQuery, Status
@@ -17,18 +18,15 @@ from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.queries import name_faults
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.results import SfmResult
-from sfm_matchers.synthetic import Camera, camera_path, make_scene, render, write_photos
+from sfm_matchers.synthetic import camera_path, make_scene, render
 
 pytestmark = pytest.mark.slow
-
-CAMERA = Camera.from_field_of_view(320, 240)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, make_scene(3, kind="room", texture_size=384), 6, 1, camera=CAMERA)
-    return folder / "images"
+    return photograph_room(folder, 6) / "images"
 
 
 def write(path: Path, image: np.ndarray) -> None:

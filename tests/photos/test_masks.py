@@ -11,6 +11,7 @@ import numpy as np
 import pycolmap
 import pytest
 from PIL import Image, ImageOps
+from rendered_room import photograph_room
 
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError
@@ -21,7 +22,6 @@ from sfm_matchers.photos.images import decoded_size, read_image
 from sfm_matchers.photos.masks import read_mask, usable_pixels
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +32,7 @@ ORIENTATION = 0x0112  # EXIF and TIFF
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rendered")
-    camera = Camera.from_field_of_view(320, 240)
-    write_photos(folder, make_scene(3, kind="room", texture_size=384), 6, 1, camera=camera)
-    return folder / "images"
+    return photograph_room(folder, 6) / "images"
 
 
 def touch(folder: Path, *names: str) -> None:

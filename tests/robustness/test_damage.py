@@ -16,6 +16,7 @@ import pycolmap
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rendered_room import photograph_room
 
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
@@ -32,11 +33,9 @@ from sfm_matchers.runs import matching
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.workspace import Workspace
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
-CAMERA = Camera.from_field_of_view(320, 240)
 FEATURES = "feats-sift.h5"
 MATCHES = "matches-sift-NN-ratio_pairs-exhaustive.h5"
 
@@ -44,8 +43,7 @@ MATCHES = "matches-sift-NN-ratio_pairs-exhaustive.h5"
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    write_photos(folder, make_scene(3, kind="room", texture_size=384), 5, 1, camera=CAMERA)
-    return folder / "images"
+    return photograph_room(folder, 5) / "images"
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pycolmap
 import pytest
+from rendered_room import photograph_room
 
 import sfm_matchers
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.runs.results import LocalizeResult, SfmResult
 from sfm_matchers.runs.verdict import Verdict
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
+from sfm_matchers.synthetic import Camera
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +25,7 @@ pytestmark = pytest.mark.slow
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered photos: images/ for a map, and one of them in new/."""
     folder = tmp_path_factory.mktemp("photos")
-    camera = Camera.from_field_of_view(240, 180)
-    write_photos(folder, make_scene(3, kind="room", texture_size=256), 6, 1, camera=camera)
+    photograph_room(folder, 6, camera=Camera.from_field_of_view(240, 180), texture_size=256)
     (folder / "new").mkdir()
     shutil.copy(folder / "images" / "0003.jpg", folder / "new" / "again.jpg")
     return folder

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 import pytest
 import torch
+from posed_photographs import write_posed_photographs
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
@@ -70,27 +70,15 @@ def megadepth(
 ) -> Path:
     """One scene of three photographs and its index, with a photograph that is not used."""
     folder = tmp_path_factory.mktemp("megadepth")
-    images = Path("Undistorted_SfM/0000/images")
-    depths = Path("phoenix/S6/zl548/MegaDepth_v1/0000/dense0/depths")
-    for part in (images, depths, Path("scene_info")):
-        (folder / part).mkdir(parents=True)
-    entries = {
-        key: np.full(VIEWS + 1, None, dtype=object)
-        for key in ("image_paths", "depth_paths", "intrinsics", "poses")
-    }
-    for view, pose in enumerate(poses):
-        rendered = render(scene, CAMERA, pose)
-        cv2.imwrite(str(folder / images / f"{view}.png"), rendered.image[..., ::-1])
-        with h5py.File(folder / depths / f"{view}.h5", "w") as file:
-            file["depth"] = rendered.depth
-        entries["image_paths"][view] = (images / f"{view}.png").as_posix()
-        entries["depth_paths"][view] = (depths / f"{view}.h5").as_posix()
-        entries["intrinsics"][view] = CAMERA.K
-        entries["poses"][view] = np.vstack([pose, [0, 0, 0, 1]])
-    pairs = np.empty(2, dtype=object)
-    for first in range(2):
-        pairs[first] = (np.array([first, first + 1]), 0.5, np.zeros(4))
-    np.savez(folder / "scene_info" / "0000_0.1_0.3.npz", pair_infos=pairs, **entries)
+    write_posed_photographs(
+        folder,
+        scene,
+        CAMERA,
+        poses,
+        images="Undistorted_SfM/0000/images",
+        depths="phoenix/S6/zl548/MegaDepth_v1/0000/dense0/depths",
+        unused=1,
+    )
     return folder
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import h5py
 import numpy as np
 import pytest
 import torch
 from lightglue_weights import CONFIG, DIM, LAYERS, lightglue_state_dict
+from posed_photographs import write_posed_photographs
 from torch import Tensor
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
-from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
+from sfm_matchers.synthetic import Camera, camera_path, make_scene
 from sfm_matchers.training.data.megadepth import PosedPhotographs, load_megadepth
 from sfm_matchers.training.data.photographs import Photographs, load_photographs
 from sfm_matchers.training.data.sparse_pairs import VIEWS, FeatureSource, Kept, SparsePairs
@@ -36,23 +35,8 @@ def posed(tmp_path_factory: pytest.TempPathFactory) -> PosedPhotographs:
     folder = tmp_path_factory.mktemp("posed")
     scene = make_scene(seed=3, kind="courtyard", texture_size=256)
     poses = camera_path(scene, count=24)[:2]
-    entries = {
-        key: np.empty(2, dtype=object)
-        for key in ("image_paths", "depth_paths", "intrinsics", "poses")
-    }
-    for view, pose in enumerate(poses):
-        rendered = render(scene, CAMERA, pose)
-        cv2.imwrite(str(folder / f"{view}.png"), rendered.image[..., ::-1])
-        with h5py.File(folder / f"{view}.h5", "w") as file:
-            file["depth"] = rendered.depth
-        entries["image_paths"][view], entries["depth_paths"][view] = f"{view}.png", f"{view}.h5"
-        entries["intrinsics"][view] = CAMERA.K
-        entries["poses"][view] = np.vstack([pose, [0, 0, 0, 1]])
-    pairs = np.empty(1, dtype=object)
-    pairs[0] = (np.array([0, 1]), 0.5, np.zeros(4))
-    (folder / "scene_info").mkdir()
-    np.savez(folder / "scene_info" / "place.npz", pair_infos=pairs, **entries)
-    return load_megadepth(folder, folder / "scene_info")[0]
+    indices = write_posed_photographs(folder, scene, CAMERA, poses)
+    return load_megadepth(folder, indices)[0]
 
 
 @pytest.fixture(scope="module")
