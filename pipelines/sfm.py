@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.command import run_command
 from pipelines.options import Add, Parser, add_matching_options, program, take_defaults
-from sfm_matchers.choices import CAMERA_MODES, MAPPERS, QUALITIES
+from sfm_matchers.choices import CAMERA_MODES, MAPPERS, POLICIES, QUALITIES
 from sfm_matchers.runs.options import AUTO_MATCHERS, MAPPED_WITH, SfmOptions
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _add_extraction_and_pairs(add: Add) -> None:
     )
     add(
         "--pairs",
-        metavar="auto|exhaustive|sequential|retrieval|spatial|FILE",
+        metavar="|".join([*POLICIES, "FILE"]),
         help="which photos to match: all with all where that is minutes, else each with the most "
         "similar ones, the next ones by time or name and the nearest ones by GPS; all with all; "
         "each with the next ones by name; with the most similar ones; with the nearest ones; or a "

@@ -13,7 +13,7 @@ RETRIEVALS = ("vlad", "netvlad", "megaloc", "openibl", "dir")
 
 NONE, EXIF = "none", "exif"
 
-POLICIES = ("auto", "spatial")
+POLICIES = ("auto", "exhaustive", "sequential", "retrieval", "spatial")  # of pairs
 
 QUALITIES = ("low", "medium", "high", "extreme")
 

@@ -1,12 +1,12 @@
-"""The pairs of a run."""
+"""The pairs of a run: the table of policies that ``--pairs`` names."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from sfm_matchers.choices import POLICIES
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
 from sfm_matchers.geometry.coordinates import FloatArray
@@ -30,35 +30,43 @@ from sfm_matchers.runs.retrieval import describe_with_vlad
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
+LabelledPairs = tuple[list[Pair], str]
+"""Pairs, and what they are called in names of files."""
+Policy = Callable[[MatchOptions, MatchingJob], LabelledPairs]
 
-def choose_pairs(
-    policy: str, job: MatchingJob, places: str | Path, num_matched: int
-) -> tuple[list[Pair], str]:
-    """Return the pairs of one of `POLICIES`, and a label for them.
 
-    Raises:
-        InputError: ``spatial`` without positions.
-    """
-    names = sorted(job.photos)
+def _auto(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+    return auto_pairs(
+        job.image_dir,
+        sorted(job.photos),
+        options.num_matched,
+        is_fast=is_fast(job),
+        positions=partial(_positions, options, job),
+        describe=partial(describe_with_vlad, job),
+    )
 
-    def positions() -> Mapping[str, FloatArray]:
-        known = read_places(places, job.image_dir, names)
-        return (known if isinstance(known, Positions) else exif_positions(job.image_dir, names)).xyz
 
-    if policy == "auto":
-        return auto_pairs(
-            job.image_dir,
-            names,
-            num_matched,
-            is_fast=is_fast(job),
-            positions=positions,
-            describe=lambda chosen: describe_with_vlad(job, chosen),
-        )
-    xyz = positions()
+def _exhaustive(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+    return exhaustive_pairs(sorted(job.photos)), "exhaustive"
+
+
+def _sequential(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+    count = options.num_matched
+    return sequential_pairs(sorted(job.photos), count), f"sequential{count}"
+
+
+def _retrieval(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+    names, count = sorted(job.photos), options.num_matched
+    return retrieval_pairs(names, describe_with_vlad(job, names), count), f"vlad{count}"
+
+
+def _spatial(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+    """Raises InputError without positions."""
+    names, xyz = sorted(job.photos), _positions(options, job)
     without = [name for name in names if name not in xyz]
     if len(xyz) < 2:
         raise InputError(
-            f"--pairs {policy} needs the positions of photos, and {len(xyz)} of {len(names)} "
+            f"--pairs spatial needs the positions of photos, and {len(xyz)} of {len(names)} "
             "have one: give --georeference FILE.csv, or take --pairs retrieval"
         )
     if without:
@@ -67,7 +75,22 @@ def choose_pairs(
             len(without),
             without[0],
         )
-    return spatial_pairs(xyz, num_matched), f"{policy}{num_matched}"
+    return spatial_pairs(xyz, options.num_matched), f"spatial{options.num_matched}"
+
+
+POLICIES: dict[str, Policy] = {
+    "auto": _auto,
+    "exhaustive": _exhaustive,
+    "sequential": _sequential,
+    "retrieval": _retrieval,
+    "spatial": _spatial,
+}
+
+
+def _positions(options: MatchOptions, job: MatchingJob) -> Mapping[str, FloatArray]:
+    names = sorted(job.photos)
+    known = read_places(options.georeference, job.image_dir, names)
+    return (known if isinstance(known, Positions) else exif_positions(job.image_dir, names)).xyz
 
 
 def is_fast(job: MatchingJob) -> bool:
@@ -75,28 +98,25 @@ def is_fast(job: MatchingJob) -> bool:
     return job.matching.device != "cpu" or job.conf.matcher == colmap_matching.NAME
 
 
-def make_pairs(options: MatchOptions, job: MatchingJob) -> tuple[list[Pair], str]:
-    """Choose the pairs of photos to match and write them; return them and their label."""
-    names = sorted(job.photos)
-    label = str(options.pairs)
-    if options.pairs in POLICIES:
-        pairs, label = choose_pairs(label, job, options.georeference, options.num_matched)
-    elif options.pairs == "exhaustive":
-        pairs = exhaustive_pairs(names)
-    elif options.pairs == "sequential":
-        pairs = sequential_pairs(names, options.num_matched)
-        label = f"sequential{options.num_matched}"
-    elif options.pairs == "retrieval":
-        pairs = retrieval_pairs(names, describe_with_vlad(job, names), options.num_matched)
-        label = f"vlad{options.num_matched}"
-    else:
-        pairs, unknown = pairs_from_file(Path(options.pairs), names)
-        label = Path(options.pairs).stem.removeprefix("pairs-")
-        for name0, name1 in unknown[:5]:
-            logger.warning("left out: the pair %s %s names a photo that is not there", name0, name1)
-        if len(unknown) > 5:
-            logger.warning("left out: %d more such pairs", len(unknown) - 5)
-    pairs = unique_pairs(pairs)
-    label = f"pairs-{label}"
+def make_pairs(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+    """Choose the pairs of photos to match and write them; return them and their label.
+
+    Raises:
+        InputError: the policy lacks what it needs, or there is no such file of pairs.
+    """
+    policy = POLICIES.get(str(options.pairs), _listed)
+    pairs, label = policy(options, job)
+    pairs, label = unique_pairs(pairs), f"pairs-{label}"
     job.workspace.write_pairs(label, pairs)
     return pairs, label
+
+
+def _listed(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+    """The pairs of a file."""
+    path = Path(options.pairs)
+    pairs, unknown = pairs_from_file(path, sorted(job.photos))
+    for name0, name1 in unknown[:5]:
+        logger.warning("left out: the pair %s %s names a photo that is not there", name0, name1)
+    if len(unknown) > 5:
+        logger.warning("left out: %d more such pairs", len(unknown) - 5)
+    return pairs, path.stem.removeprefix("pairs-")
