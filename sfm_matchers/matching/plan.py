@@ -68,6 +68,19 @@ def ordered_for_reuse(pairs: Sequence[Pair], tile: int = TILE) -> list[Pair]:
     return sorted(pairs, key=place)
 
 
+def ordered_for_room(pairs: Sequence[Pair], photos: float) -> list[Pair]:
+    """Order the pairs of a shard for a process that has room for few photos.
+
+    Second photos are taken some at a time: as many as there is room for beside one first photo.
+    """
+    seconds = sorted({second for _, second in pairs})
+    at_once = max(1.0, photos - 1)
+    if len(seconds) <= at_once:
+        return list(pairs)
+    group = {name: int(index // int(at_once)) for index, name in enumerate(seconds)}
+    return sorted(pairs, key=lambda pair: (group[pair[1]], pair))
+
+
 def cut(
     pairs: Sequence[Pair],
     fingerprints: Mapping[str, str],
