@@ -33,4 +33,5 @@ def make_executor(
         raise InputError(f"--workers {workers}: expected 1 or more")
     if ray is not None:
         return OnRay(ray, workers, uses_gpu=device == "cuda")
-    return InProcess() if workers in (None, 1) else Processes(workers or 1)
+    # With a GPU named by its number, all processes have that one.
+    return InProcess() if workers in (None, 1) else Processes(workers or 1, device == "cuda")
