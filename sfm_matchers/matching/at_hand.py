@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,6 +49,8 @@ def bytes_to_keep(device: str) -> int:
 class Kept(Generic[Value]):
     """Values computed on demand, which are kept as long as they are needed and find room.
 
+    Threads may share it: a value that one of them computes the others wait for.
+
     Args:
         compute: makes the value of a key.
         num_bytes: of a value.
@@ -65,6 +68,8 @@ class Kept(Generic[Value]):
         self._holders: Counter[Key] = Counter()
         self._uses: dict[str, list[int]] = {}
         self._now = 0
+        self._coming: dict[Key, Future[Value]] = {}
+        self._lock = threading.RLock()
 
     def __contains__(self, key: Key) -> bool:
         return key in self._values
@@ -82,24 +87,40 @@ class Kept(Generic[Value]):
 
     def get(self, key: Key) -> Value:
         """Return a value."""
-        if key in self._values:
-            self._values[key] = self._values.pop(key)
-            return self._values[key]
-        value = self._compute(key)  # which may ask for others
-        self._values[key] = value
-        self._bytes[key] = self._num_bytes(value)
-        self._make_room(key)
+        with self._lock:
+            if key in self._values:
+                self._values[key] = self._values.pop(key)
+                return self._values[key]
+            coming = self._coming.get(key)
+            if coming is None:
+                own = self._coming[key] = Future()
+        if coming is not None:
+            return coming.result()
+        try:
+            value = self._compute(key)  # which may ask for others
+        except BaseException as error:
+            self._coming.pop(key)
+            own.set_exception(error)
+            raise
+        with self._lock:
+            self._values[key] = value
+            self._bytes[key] = self._num_bytes(value)
+            del self._coming[key]
+            self._make_room(key)
+        own.set_result(value)
         return value
 
     def hold(self, keys: Iterable[Key]) -> None:
         """Let these values stay until they are released as often as they were held."""
-        self._holders.update(keys)
+        with self._lock:
+            self._holders.update(keys)
 
     def release(self, keys: Iterable[Key]) -> None:
         """See `hold`."""
-        self._holders.subtract(keys)
-        self._holders += Counter()  # without what nobody holds
-        self._make_room()
+        with self._lock:
+            self._holders.subtract(keys)
+            self._holders += Counter()  # without what nobody holds
+            self._make_room()
 
     @property
     def num_bytes(self) -> int:
@@ -109,7 +130,8 @@ class Kept(Generic[Value]):
     @property
     def held_bytes(self) -> int:
         """Of what is held."""
-        return sum(self._bytes.get(key, 0) for key in self._holders)
+        with self._lock:
+            return sum(self._bytes.get(key, 0) for key in self._holders)
 
     def photos_that_fit(self) -> float:
         """How many photos are kept at most, if they are like those that are now."""
@@ -118,9 +140,10 @@ class Kept(Generic[Value]):
 
     def shrink(self) -> None:
         """Keep half as much from now on, and nothing now but what is held."""
-        kept, self.limit = self.limit, 0
-        self._make_room()
-        self.limit = kept // 2
+        with self._lock:
+            kept, self.limit = self.limit, 0
+            self._make_room()
+            self.limit = kept // 2
 
     def _make_room(self, newest: Key | None = None) -> None:
         total = self.num_bytes
@@ -200,19 +223,22 @@ class ReadAhead:
         self._num_bytes = num_bytes
         self._bytes_coming: dict[str, int] = {}
         self._coming: dict[str, Future[tuple[np.ndarray, np.ndarray | None]]] = {}
+        self._lock = threading.Lock()
 
     def expect(self, names: Iterable[str]) -> None:
         """Begin to read photos, a few at a time."""
-        for name in names:
-            if name in self._coming or len(self._coming) >= READ_AHEAD:
-                continue
-            num_bytes = self._num_bytes(name)
-            if num_bytes + sum(self._bytes_coming.values()) <= READ_AHEAD_BYTES:
-                self._bytes_coming[name] = num_bytes
-                self._coming[name] = self._threads.submit(self._read, name)
+        with self._lock:
+            for name in names:
+                if name in self._coming or len(self._coming) >= READ_AHEAD:
+                    continue
+                num_bytes = self._num_bytes(name)
+                if num_bytes + sum(self._bytes_coming.values()) <= READ_AHEAD_BYTES:
+                    self._bytes_coming[name] = num_bytes
+                    self._coming[name] = self._threads.submit(self._read, name)
 
     def get(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Return a photo and its mask."""
-        coming = self._coming.pop(name, None)
-        self._bytes_coming.pop(name, None)
+        with self._lock:
+            coming = self._coming.pop(name, None)
+            self._bytes_coming.pop(name, None)
         return self._read(name) if coming is None else coming.result()

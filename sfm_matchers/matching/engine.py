@@ -50,6 +50,7 @@ from sfm_matchers.matching.at_hand import (
 )
 from sfm_matchers.matching.executors import Executor, InProcess, MatchedPair, MatchPairs
 from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut, ordered_for_room
+from sfm_matchers.matching.side_by_side import Run, pairs_at_once, side_by_side
 from sfm_matchers.photos.checked import read_photo
 from sfm_matchers.photos.images import decoding_bytes
 
@@ -193,34 +194,59 @@ class FeatureMatching:
         with open_h5(self.feature_path) as features:
             kept = Kept(lambda key: read_features(features, key[0]), _num_bytes, FEATURE_BYTES)
 
-            def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                return matched_features(matcher, pairs, lambda name: kept.get((name, None)))
+            with side_by_side(_pairs_at_once(matcher)) as run:
 
-            yield match
+                def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+                    features_of = lambda name: kept.get((name, None))  # noqa: E731
+                    return matched_features(matcher, pairs, features_of, run)
+
+                yield match
+
+
+def _pairs_at_once(matcher: object) -> int:
+    """How many pairs threads match side by side."""
+    if not getattr(matcher, "is_thread_safe", False):
+        return 1
+    return pairs_at_once(_device(matcher), getattr(matcher, "batch_size", 1))
+
+
+def _device(matcher: object) -> str:
+    return str(getattr(matcher, "device", "cpu"))
 
 
 def matched_features(
-    matcher: SparseMatcher, pairs: Sequence[Pair], features_of: Callable[[str], Arrays]
+    matcher: SparseMatcher,
+    pairs: Sequence[Pair],
+    features_of: Callable[[str], Arrays],
+    run: Run = map,
 ) -> Iterator[MatchedPair]:
-    """Match pairs by features in memory; yield the datasets of a match file, in any order."""
+    """Match pairs by features in memory; yield the datasets of a match file, in any order.
+
+    Args:
+        run: works on pairs that are matched one by one.
+    """
     if isinstance(matcher, SparseListMatcher):
         for pair, matches in matcher.match_list(pairs, features_of):
             yield pair, _match_arrays(matches)
-    elif isinstance(matcher, SparseBatchMatcher):
+        return
 
-        def matched(batch: Sequence[Pair]) -> Iterator[MatchedPair]:
-            features = [(features_of(name0), features_of(name1)) for name0, name1 in batch]
-            for index, matches in enumerate(matcher.match_batch(features)):
-                arrays = _match_arrays(matches)
-                if isinstance(matcher, EarlyExitMatcher):
-                    arrays["layers_run"] = np.asarray(matcher.layers_run[index], np.int8)
-                yield batch[index], arrays
+    def matched(batch: Sequence[Pair]) -> list[MatchedPair]:
+        features = [(features_of(name0), features_of(name1)) for name0, name1 in batch]
+        if not isinstance(matcher, SparseBatchMatcher):
+            return [(batch[0], _match_arrays(matcher.match(*features[0])))]
+        arrays = [_match_arrays(matches) for matches in matcher.match_batch(features)]
+        if isinstance(matcher, EarlyExitMatcher):
+            for one, layers in zip(arrays, matcher.layers_run, strict=True):
+                one["layers_run"] = np.asarray(layers, np.int8)
+        return list(zip(batch, arrays, strict=True))
 
-        yield from FittingBatches(matched, matcher.batch_size).results(pairs)
+    batch_size = matcher.batch_size if isinstance(matcher, SparseBatchMatcher) else 1
+    batches = FittingBatches(matched, batch_size)
+    if batch_size > 1:
+        yield from batches.results(pairs)
     else:
-        for name0, name1 in pairs:
-            matches = matcher.match(features_of(name0), features_of(name1))
-            yield (name0, name1), _match_arrays(matches)
+        for found in run(lambda pair: list(batches.results([pair])), pairs):
+            yield from found
 
 
 def _match_arrays(matches: SparseMatches) -> dict[str, np.ndarray]:
@@ -247,23 +273,36 @@ class ImageMatching:
         matcher = self.load_matcher()
         chain = PairMatcher(matcher, self.conf.preprocessing)
         batch_size = matcher.batch_size if isinstance(matcher, DetectorFreeBatchMatcher) else 1
-        limit = bytes_to_keep(str(getattr(matcher, "device", "cpu")))
-        with ThreadPoolExecutor(READ_AHEAD) as threads:
+        with (
+            ThreadPoolExecutor(READ_AHEAD) as threads,
+            side_by_side(_pairs_at_once(matcher)) as run,
+        ):
             ahead = ReadAhead(
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
             )
-            photos = _Photos(chain, self.image_dir, ahead, limit)
-            batches: FittingBatches[ReadyPair, Matches] = FittingBatches(
-                lambda batch: chain.match_views([ready.views for ready in batch]),
-                batch_size,
-                photos.kept.shrink,
+            photos = _Photos(chain, self.image_dir, ahead, bytes_to_keep(_device(matcher)))
+            batches: FittingBatches[ReadyPair, MatchedPair] = FittingBatches(
+                lambda batch: _matched_images(chain, batch), batch_size, photos.kept.shrink
             )
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                ready = photos.ready_pairs(pairs, left_out)
+                def matched(pair: Pair) -> list[MatchedPair]:
+                    ready = photos.ready(pair, left_out)
+                    if ready is None:
+                        return []
+                    try:
+                        return list(batches.results([ready]))
+                    finally:
+                        photos.kept.release(ready.keys)
+
+                ordered = photos.in_order(pairs, left_out)
+                if batch_size == 1:
+                    for found in run(matched, ordered):
+                        yield from found
+                    return
+                ready = filter(None, (photos.ready(pair, left_out) for pair in ordered))
                 for batch in in_batches(ready, lambda: batches.size, photos.kept):
-                    for one, matches in zip(batch, batches.results(batch), strict=True):
-                        yield one.pair, _correspondences(matches)
+                    yield from batches.results(batch)
 
             yield match
 
@@ -288,33 +327,34 @@ class _Photos:
         self._chain, self._image_dir, self._ahead = chain, image_dir, ahead
         self._kind = _PIXELS if chain.looks_closer else _FRAME
         self._last: tuple[str, Photo] | None = None
+        self._knows_size = False  # of what a photo takes
         self.kept: Kept[Photo | EncodedImage] = Kept(
             self._computed, lambda value: value.num_bytes, limit
         )
 
-    def ready_pairs(self, pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[ReadyPair]:
-        """Encode both photos of each pair, upright, the second as it agrees best with the first.
-
-        Pairs of a photo that cannot be read are left out.
-        """
-        ordered = list(pairs)
+    def in_order(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> Iterator[Pair]:
+        """Yield the pairs in the order in which they are best made ready."""
+        ordered, is_final = list(pairs), False
         self.kept.expect(ordered)
         for index in range(len(ordered)):
-            if index == 1:
-                # Now it is known what a photo takes.
-                ordered[1:] = ordered_for_room(ordered[1:], self.kept.photos_that_fit())
+            if self._knows_size and not is_final:
+                ordered[index:] = ordered_for_room(ordered[index:], self.kept.photos_that_fit())
                 self.kept.expect(ordered)
+                is_final = True
             self.kept.at(index)
             self._expect(ordered[index : index + READ_AHEAD], left_out)
-            ready = self._ready(ordered[index], left_out)
-            if ready is not None:
-                yield ready
+            yield ordered[index]
 
     def _expect(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> None:
         near = [name for pair in pairs for name in pair if name not in left_out]
         self._ahead.expect([name for name in near if (name, self._kind) not in self.kept])
 
-    def _ready(self, pair: Pair, left_out: dict[str, str]) -> ReadyPair | None:
+    def ready(self, pair: Pair, left_out: dict[str, str]) -> ReadyPair | None:
+        """Encode both photos of a pair, upright, the second as it agrees best with the first.
+
+        Returns:
+            None if one of them cannot be read, which is noted.
+        """
         held: list[Key] = []
 
         def get(name: str, what: Hashable) -> Photo | EncodedImage:
@@ -347,6 +387,7 @@ class _Photos:
             needed = [(name, self._kind) for name in pair]
             needed += [(pair[0], ("whole", 0)), (pair[1], ("whole", turn))]
             self.kept.hold(needed)
+            self._knows_size = True
             return ReadyPair(pair, (view0, view1), tuple(needed))
         except _LeftOutError:
             return None
@@ -371,9 +412,10 @@ class _Photos:
         """A photo with its pixels; the last one is at hand though pixels are not kept."""
         if self._kind == _PIXELS:
             return cast(Photo, self.kept.get((name, _PIXELS)))
-        if self._last is None or self._last[0] != name:
-            self._last = (name, self._read(name))
-        return self._last[1]
+        last = self._last
+        if last is None or last[0] != name:
+            last = self._last = (name, self._read(name))
+        return last[1]
 
     def _read(self, name: str) -> Photo:
         image, mask = self._ahead.get(name)
@@ -382,6 +424,12 @@ class _Photos:
 
 class _LeftOutError(Exception):
     """A photo cannot be used."""
+
+
+def _matched_images(chain: PairMatcher, batch: Sequence[ReadyPair]) -> Iterator[MatchedPair]:
+    found = chain.match_views([ready.views for ready in batch])
+    for ready, matches in zip(batch, found, strict=True):
+        yield ready.pair, _correspondences(matches)
 
 
 def _correspondences(matches: Matches) -> dict[str, np.ndarray]:

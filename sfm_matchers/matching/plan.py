@@ -16,7 +16,7 @@ from sfm_matchers.files.pair_lists import Pair, names_to_pair
 
 TILE = 16
 PAIRS_PER_SHARD = TILE * TILE
-SHARDS_PER_WORKER = 4  # or so, where there are pairs enough, so that all end at about one time
+SHARDS_PER_WORKER = 4  # or so, of several, if there are pairs enough: all end at about one time
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Grain:
 
     Attributes:
         tile: photos; a shard has no more pairs than its square.
-        shards_per_worker: or so, where there are pairs enough.
+        shards_per_worker: or so, of several, where there are pairs enough.
     """
 
     tile: int = TILE
@@ -96,7 +96,7 @@ def cut(
         grain: how finely.
     """
     ordered = ordered_for_reuse(pairs, grain.tile)
-    num_shards = grain.shards_per_worker * num_workers
+    num_shards = grain.shards_per_worker * num_workers if num_workers > 1 else 1
     size = min(grain.tile**2, max(1, math.ceil(len(ordered) / num_shards)))
     shards = []
     for start in range(0, len(ordered), size):
