@@ -49,7 +49,10 @@ def main() -> None:
     model = pycolmap.Reconstruction(options.photo_set / "colmap_gt")
     images = sorted(model.images.values(), key=lambda image: image.name)
     photos = {image.name: read_image(options.photo_set / "images" / image.name) for image in images}
-    small = {name: tuple(turns.positions(photo)) for name, photo in photos.items()}
+    small = {
+        name: [turns.encode(photo, quarters) for quarters in range(4)]
+        for name, photo in photos.items()
+    }
     encoded = {name: matcher.encode(photo) for name, photo in photos.items()}
     search, whole, right, num_turned, turned_right = [], [], 0, 0, 0
     for image0, image1 in itertools.combinations(images, 2):
@@ -57,7 +60,7 @@ def main() -> None:
         if angle > options.viewing:
             continue
         start = time.process_time()
-        quarters = turns.best(small[image0.name][0], small[image1.name])
+        quarters = turns.best(small[image0.name][0], small[image1.name].__getitem__)
         search.append(time.process_time() - start)
         left = (roll - 90 * quarters + 180) % 360 - 180
         is_right = abs(left) < LARGEST_ROLL

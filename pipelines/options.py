@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
@@ -164,8 +165,22 @@ def add_matching_options(add: Add, *, shards: bool = False, auto: str = "") -> N
         help="bundled, official or lightglue (downloaded), or a checkpoint file "
         "(default: %(default)s)",
     )
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), help="default: %(default)s")
+    add_device_option(add)
     add_executor_options(add, shards=shards)
+
+
+def add_device_option(add: Add, **settings: Any) -> None:
+    """Add ``--device``."""
+    text = "auto, cpu, mps, cuda, or cuda:1 for the second GPU (default: %(default)s)"
+    add("--device", type=device_name, help=text, **settings)
+
+
+def device_name(text: str) -> str:
+    """Return the name of a device as torch has it, in letters of any case."""
+    name = text.lower()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, mps, cuda, cuda:N")
+    return name
 
 
 def add_retrieval_options(add: Add, what: str) -> None:

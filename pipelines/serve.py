@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command import run_guarded
-from pipelines.options import Parser, program
+from pipelines.options import Parser, add_device_option, program
 from sfm_matchers.errors import InputError, MissingExtraError
 
 MAX_WAITING = 64  # requests at work or waiting; more are answered 503
@@ -41,7 +41,7 @@ def build_parser() -> Parser:
         help="match a query with no more photos once it is localized with so many inliers, such "
         "as 200: several times as fast (default: match all)",
     )
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    add_device_option(add, default="auto")
     return parser
 
 

@@ -25,6 +25,10 @@ class OutputError(SfmMatchersError, OSError):
     """A result cannot be written: the disk is full, or the folder must not be written to."""
 
 
+class NotEnoughMemoryError(SfmMatchersError, MemoryError):
+    """The memory of this machine, or of its GPU, does not suffice."""
+
+
 class PhotoChangedError(InputError):
     """Photos have vanished or changed while a run was working; all others are done."""
 

@@ -64,7 +64,9 @@ class NetworkExtractor(ABC):
         if min(images.shape[1:3]) < MIN_SIDE:
             nothing = torch.zeros(0, self.descriptor_dim)
             return [to_features(nothing[:, :2], nothing, nothing[:, 0])] * len(images)
-        with torch.inference_mode():
+        from sfm_matchers.networks.precision import single_precision
+
+        with torch.inference_mode(), single_precision(self.device.type):
             pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
             return self._detect(pixels)
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 TRIM_SECONDS = 10.0
 
+_processes = _processes_of_gpu = 1
+
+
+def share_memory(num_processes: int, num_gpus: int = 0) -> None:
+    """Say that so many processes like this one take memory at the same time, on so many GPUs."""
+    global _processes, _processes_of_gpu
+    _processes, _processes_of_gpu = num_processes, -(-num_processes // max(1, num_gpus))
+
 
 def available_memory() -> int | None:
-    """Return the bytes that this process can still take; None where the system does not tell."""
+    """Return the bytes that this process can still take; None where the system does not tell.
+
+    Of several processes that work together (`share_memory`) each has its share.
+    """
     found = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -24,7 +36,27 @@ def available_memory() -> int | None:
         found.append(max(0, int(limit) - int(used)))
     except (OSError, ValueError, KeyError, IndexError):
         pass
-    return min(found, default=None)
+    return min(found) // _processes if found else None
+
+
+def available_gpu_memory(device: str) -> int:
+    """Return the bytes that torch can still take on a CUDA device."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + unused) // _processes_of_gpu
+
+
+def free_cached_gpu_memory() -> None:
+    """Give back what torch keeps of freed GPU memory, for other processes or larger blocks."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 class FreedMemory:

@@ -15,7 +15,11 @@ def num_threads() -> int:
     wanted = os.environ.get(VARIABLE, "")
     if wanted.isdecimal() and int(wanted):
         return int(wanted)
-    # Of this process, where the system tells.
+    return num_cores()
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use; where the system hides it, all there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -36,6 +36,8 @@ class EfficientLoFTRMatcher:
         device: torch device.
     """
 
+    is_thread_safe = True
+
     def __init__(
         self, network: EfficientLoFTR, resize_max: int = RESIZE_MAX, device: str = "cpu"
     ) -> None:

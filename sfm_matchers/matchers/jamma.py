@@ -38,6 +38,8 @@ class JamMaMatcher:
         device: torch device.
     """
 
+    is_thread_safe = True
+
     def __init__(
         self,
         network: JamMa,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import cast
 
@@ -27,6 +28,8 @@ class MambaGlueMatcher:
             None: none were.
     """
 
+    is_thread_safe = True
+
     def __init__(
         self, network: MambaGlue, device: str = "cpu", resize_max: int | None = None
     ) -> None:
@@ -34,7 +37,7 @@ class MambaGlueMatcher:
         self.device = torch.device(device)
         self.batch_size = batch_size_on(self.device)
         self.resize_max = resize_max
-        self.layers_run: list[int] = []
+        self._of_thread = threading.local()
 
     def match(self, features0: Arrays, features1: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """See `SparseMatcher.match`. Scores are MambaGlue's assignment probabilities."""
@@ -47,7 +50,7 @@ class MambaGlueMatcher:
         """See `SparseBatchMatcher.match_batch`."""
         images0, images1 = zip(*pairs, strict=True)
         output = self.network(self._features(images0), self._features(images1))
-        self.layers_run = output.stop.tolist()
+        self._of_thread.layers_run = output.stop.tolist()
         matches0 = output.matches0.to(torch.int32).cpu().numpy()
         scores0 = output.matching_scores0.float().cpu().numpy()
         scores0 = np.where(matches0 >= 0, scores0, 0)
@@ -56,6 +59,11 @@ class MambaGlueMatcher:
             (matches[:count], scores[:count])
             for matches, scores, count in zip(matches0, scores0, counts, strict=True)
         ]
+
+    @property
+    def layers_run(self) -> list[int]:
+        """See `EarlyExitMatcher`; the last batch is that of the thread that asks."""
+        return list(getattr(self._of_thread, "layers_run", []))
 
     def parts_to_compile(self) -> list[torch.nn.Module]:
         """See `CompilableMatcher.parts_to_compile`."""

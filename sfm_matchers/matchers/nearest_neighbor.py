@@ -21,6 +21,8 @@ class NearestNeighborMatcher:
         device: torch device.
     """
 
+    is_thread_safe = True
+
     def __init__(self, ratio: float = 0.8, max_distance: float = 0.7, device: str = "cpu") -> None:
         self.ratio = ratio
         self.max_distance = max_distance

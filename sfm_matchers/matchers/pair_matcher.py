@@ -8,7 +8,7 @@ which keeps what it knows of a photo for its other pairs, and for the plugin of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,11 @@ class Photo:
         """(width, height)."""
         return self._image.shape[1], self._image.shape[0]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds."""
+        return self._image.nbytes + (0 if self.mask is None else self.mask.nbytes)
+
     def image(self, quarters: int) -> np.ndarray:
         """Return the photo turned by quarters, counter-clockwise, from as it is stored."""
         return turned(self._image, quarters)
@@ -52,6 +57,10 @@ class Photo:
     def encode(self, matcher: DetectorFreeMatcher, quarters: int) -> EncodedImage:
         """Encode the photo, turned by quarters from as it is stored."""
         return matcher.encode(self.image(quarters))
+
+    def without_pixels(self) -> Photo:
+        """Return what is known of the photo beside its pixels, for a `View`."""
+        return Photo(np.broadcast_to(np.uint8(0), self._image.shape), self.upright, self.mask)
 
 
 @dataclass(frozen=True)
@@ -61,21 +70,12 @@ class View:
     Attributes:
         encoded: in that position.
         quarters: from the photo as stored to that position.
-        size: (width, height) as stored.
-        mask: as the photo is stored.
-        image: RGB in that position, if it is to be looked at again.
+        photo: as stored; its pixels are looked at again where the conf asks for it.
     """
 
     encoded: EncodedImage
     quarters: int
-    size: tuple[int, int]
-    mask: np.ndarray | None
-    image: np.ndarray | None
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that it holds."""
-        return self.encoded.num_bytes + (0 if self.image is None else self.image.nbytes)
+    photo: Photo
 
 
 class PairMatcher:
@@ -105,29 +105,41 @@ class PairMatcher:
 
     def match(self, photo0: Photo, photo1: Photo) -> Matches:
         """Match two photos; points are in pixels of the photos as stored."""
-        quarters = 0
-        if self._turns is not None:
-            upright = (photo.image(photo.upright) for photo in (photo0, photo1))
-            quarters = self._turns.between(*upright)
-        return next(self.match_views([(self.view(photo0), self.view(photo1, quarters))]))
+        quarters = self.best_turn(
+            lambda: self.small(photo0), lambda position: self.small(photo1, position)
+        )
+        encoded = (self.encode(photo0), self.encode(photo1, quarters))
+        views = (self.view(photo0, encoded[0]), self.view(photo1, encoded[1], quarters))
+        return next(self.match_views([views]))
 
-    def positions(self, photo: Photo) -> tuple[EncodedImage, ...]:
-        """Encode a photo small in all positions, for `best_turn`; () if none is to be turned."""
-        if self._turns is None:
-            return ()
-        return tuple(self._turns.positions(photo.image(photo.upright)))
+    @property
+    def looks_closer(self) -> bool:
+        """Are the pixels of photos looked at once they are encoded."""
+        return bool(self._looks)
+
+    def small(self, photo: Photo, quarters: int = 0) -> EncodedImage:
+        """Encode a photo small, turned by quarters from upright, for `best_turn`."""
+        assert self._turns is not None  # asked for by `best_turn` alone
+        return self._turns.encode(photo.image(photo.upright), quarters)
 
     def best_turn(
-        self, positions0: Sequence[EncodedImage], positions1: Sequence[EncodedImage]
+        self, small0: Callable[[], EncodedImage], small1: Callable[[int], EncodedImage]
     ) -> int:
-        """Return by how many quarters photo 1 is to be turned, from the `positions` of both."""
-        return 0 if self._turns is None else self._turns.best(positions0[0], positions1)
+        """Return by how many quarters photo 1 is to be turned.
 
-    def view(self, photo: Photo, quarters: int = 0) -> View:
+        Args:
+            small0: returns photo 0 from `small`, upright.
+            small1: returns photo 1 from `small`, turned by quarters; not each is asked for.
+        """
+        return 0 if self._turns is None else self._turns.best(small0(), small1)
+
+    def encode(self, photo: Photo, quarters: int = 0) -> EncodedImage:
         """Encode a photo, turned by quarters from upright."""
-        turn = photo.upright + quarters
-        image = photo.image(turn) if self._looks else None
-        return View(photo.encode(self.matcher, turn), turn, photo.size, photo.mask, image)
+        return photo.encode(self.matcher, photo.upright + quarters)
+
+    def view(self, photo: Photo, encoded: EncodedImage, quarters: int = 0) -> View:
+        """Return the view of a photo from what `encode` returned of it."""
+        return View(encoded, photo.upright + quarters, photo)
 
     def match_views(self, pairs: Sequence[tuple[View, View]]) -> Iterator[Matches]:
         """Match photos of one size in the network; points are in pixels of the photos as stored."""
@@ -141,12 +153,13 @@ class PairMatcher:
 
     def _finished(self, view0: View, view1: View, matches: Matches) -> Matches:
         """Look closer at a pair, turn it back, and leave out what is masked."""
-        if view0.image is not None and view1.image is not None:
+        photos, quarters = (view0.photo, view1.photo), (view0.quarters, view1.quarters)
+        if self._looks:
+            images = [photo.image(turn) for photo, turn in zip(photos, quarters, strict=True)]
             for look_closer in self._looks:
-                matches = look_closer(view0.image, view1.image, matches)
-        quarters, sizes = (view0.quarters, view1.quarters), (view0.size, view1.size)
-        matches = unturned_matches(matches, quarters, sizes)
+                matches = look_closer(*images, matches)
+        matches = unturned_matches(matches, quarters, (photos[0].size, photos[1].size))
         return matches.select(
-            inside_mask(matches.keypoints0, view0.mask)
-            & inside_mask(matches.keypoints1, view1.mask)
+            inside_mask(matches.keypoints0, photos[0].mask)
+            & inside_mask(matches.keypoints1, photos[1].mask)
         )

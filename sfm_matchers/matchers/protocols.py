@@ -1,7 +1,7 @@
 """What a matcher takes and gives, of whichever network.
 
 Two protocols: a `SparseMatcher` takes keypoints and descriptors, a `DetectorFreeMatcher` takes
-images.
+images. Either is used by several threads at once where it has a true attribute `is_thread_safe`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class EarlyExitMatcher(SparseBatchMatcher, Protocol):
         layers_run: for each pair of the last batch, the layers that it took.
     """
 
-    layers_run: list[int]
+    @property
+    def layers_run(self) -> list[int]: ...
 
 
 @runtime_checkable

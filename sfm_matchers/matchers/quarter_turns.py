@@ -10,13 +10,14 @@ with photo 0. Matched points are brought back to the photos as stored.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.geometry.robust_estimation import estimate_robustly
+from sfm_matchers.matchers.batching import match_encoded_pairs
 from sfm_matchers.matchers.protocols import (
     DetectorFreeMatcher,
     EncodedImage,
@@ -66,34 +67,35 @@ class QuarterTurns:
         self._matcher = copy.copy(matcher)
         self._matcher.resize_max = SMALL_SIDE
 
-    def positions(self, image: np.ndarray) -> Iterator[EncodedImage]:
-        """Encode a small copy of a photo, RGB (H, W, 3) uint8, in its four positions."""
+    def encode(self, image: np.ndarray, quarters: int = 0) -> EncodedImage:
+        """Encode a small copy of a photo, RGB (H, W, 3) uint8, turned by quarters."""
         size = network_size((image.shape[1], image.shape[0]), SMALL_SIDE, multiple=1)
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        for quarters in range(4):
-            yield self._matcher.encode(turned(small, quarters))
+        return self._matcher.encode(turned(small, quarters))
 
     def between(self, image0: np.ndarray, image1: np.ndarray) -> int:
         """Return how many quarters photo 1 is to be turned; both RGB (H, W, 3) uint8."""
-        return self.best(next(self.positions(image0)), self.positions(image1))
+        return self.best(self.encode(image0), lambda quarters: self.encode(image1, quarters))
 
-    def best(self, photo0: EncodedImage, positions1: Iterable[EncodedImage]) -> int:
+    def best(self, photo0: EncodedImage, photo1: Callable[[int], EncodedImage]) -> int:
         """Return how many quarters photo 1 is to be turned.
 
         Args:
-            photo0: the first of its `positions`.
-            positions1: all of photo 1.
+            photo0: from `encode`, not turned.
+            photo1: the same of photo 1, turned by quarters; not each is asked for.
 
         The position with most matches on one homography wins, if it wins clearly. Mere numbers of
         matches deceive: there can be hundreds in a wrong position, all over the photo.
         """
-        agreements: list[int] = []
-        for position in positions1:
-            agreements.append(_agreement(self._matcher.match_encoded(photo0, position)))
-            if agreements[0] >= BEYOND_DOUBT:
-                break
+        agreements = self._agreements(photo0, [photo1(0)])
+        if agreements[0] < BEYOND_DOUBT:
+            agreements += self._agreements(photo0, [photo1(quarters) for quarters in (1, 2, 3)])
         best = int(np.argmax(agreements))
         return best if agreements[best] >= CLEARLY * agreements[0] else 0
+
+    def _agreements(self, photo0: EncodedImage, positions: Sequence[EncodedImage]) -> list[int]:
+        pairs = [(photo0, position) for position in positions]
+        return [_agreement(matches) for matches in match_encoded_pairs(self._matcher, pairs)]
 
 
 def _agreement(matches: Matches) -> int:

@@ -123,17 +123,24 @@ def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:
 def default_device(device: str = "auto") -> str:
     """Return the torch device a user's ``--device`` means; ``auto`` prefers CUDA, then MPS.
 
+    Args:
+        device: ``auto``, ``cpu``, ``mps``, ``cuda``, or ``cuda:1`` for the second GPU.
+
     Raises:
         InputError: the device is not there.
     """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available = {
-        "cuda": torch.cuda.is_available(),
+        "cuda": gpus > 0,
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if device == "auto":
         return next(name for name, is_there in available.items() if is_there)
-    if not available.get(device, False):
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise InputError(f"device {device!r} is not available here, only: {there}")
+    kind, _, number = device.partition(":")
+    is_one_of_several = kind == "cuda" and number.isdecimal() and int(number) < gpus
+    if not (available.get(device, False) or is_one_of_several):
+        there = [name for name, is_there in available.items() if is_there]
+        there += [f"cuda:{index}" for index in range(gpus) if gpus > 1]
+        raise InputError(f"device {device!r} is not available here, only: {', '.join(there)}")
     return device

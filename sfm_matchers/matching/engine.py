@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import cast
 
 import h5py
 import numpy as np
@@ -26,7 +25,8 @@ from sfm_matchers.files.hdf5 import open_h5, read_features
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.matchers import colmap_matching
-from sfm_matchers.matchers.pair_matcher import PairMatcher, View
+from sfm_matchers.matchers.batching import FittingBatches
+from sfm_matchers.matchers.pair_matcher import PairMatcher, Photo, View
 from sfm_matchers.matchers.protocols import (
     Arrays,
     DetectorFreeBatchMatcher,
@@ -39,20 +39,24 @@ from sfm_matchers.matchers.protocols import (
     SparseMatcher,
     SparseMatches,
 )
+from sfm_matchers.matching.at_hand import (
+    READ_AHEAD,
+    Kept,
+    Key,
+    ReadAhead,
+    ReadyPair,
+    bytes_to_keep,
+    in_batches,
+)
 from sfm_matchers.matching.executors import Executor, InProcess, MatchedPair, MatchPairs
-from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut
+from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut, ordered_for_room
+from sfm_matchers.matching.side_by_side import Run, pairs_at_once, side_by_side
 from sfm_matchers.photos.checked import read_photo
 from sfm_matchers.photos.images import decoding_bytes
 
 logger = logging.getLogger(__name__)
 
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
-
-# Encoded photos kept for reuse over the pairs of a photo.
-ENCODED_CACHE_BYTES = 1 << 30
-READ_AHEAD = 4  # photos decoded by threads while the matcher works
-READ_AHEAD_BYTES = 1 << 29  # of theirs; the largest are decoded when they are needed
+FEATURE_BYTES = 1 << 30  # of features kept for the other pairs of their photos
 
 
 def match_features(
@@ -188,35 +192,61 @@ class FeatureMatching:
         """Load the matcher."""
         matcher = self.load_matcher()
         with open_h5(self.feature_path) as features:
-            cached: _Cache[str, dict[str, np.ndarray]] = _Cache(
-                lambda name: read_features(features, name), _num_bytes
-            )
+            kept = Kept(lambda key: read_features(features, key[0]), _num_bytes, FEATURE_BYTES)
 
-            def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                return matched_features(matcher, pairs, cached.get)
+            with side_by_side(_pairs_at_once(matcher)) as run:
 
-            yield match
+                def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+                    features_of = lambda name: kept.get((name, None))  # noqa: E731
+                    return matched_features(matcher, pairs, features_of, run)
+
+                yield match
+
+
+def _pairs_at_once(matcher: object) -> int:
+    """How many pairs threads match side by side."""
+    if not getattr(matcher, "is_thread_safe", False):
+        return 1
+    return pairs_at_once(_device(matcher), getattr(matcher, "batch_size", 1))
+
+
+def _device(matcher: object) -> str:
+    return str(getattr(matcher, "device", "cpu"))
 
 
 def matched_features(
-    matcher: SparseMatcher, pairs: Sequence[Pair], features_of: Callable[[str], Arrays]
+    matcher: SparseMatcher,
+    pairs: Sequence[Pair],
+    features_of: Callable[[str], Arrays],
+    run: Run = map,
 ) -> Iterator[MatchedPair]:
-    """Match pairs by features in memory; yield the datasets of a match file, in any order."""
+    """Match pairs by features in memory; yield the datasets of a match file, in any order.
+
+    Args:
+        run: works on pairs that are matched one by one.
+    """
     if isinstance(matcher, SparseListMatcher):
         for pair, matches in matcher.match_list(pairs, features_of):
             yield pair, _match_arrays(matches)
-    elif isinstance(matcher, SparseBatchMatcher):
-        for batch in _in_batches(pairs, matcher.batch_size):
-            features = [(features_of(name0), features_of(name1)) for name0, name1 in batch]
-            for index, matches in enumerate(matcher.match_batch(features)):
-                arrays = _match_arrays(matches)
-                if isinstance(matcher, EarlyExitMatcher):
-                    arrays["layers_run"] = np.asarray(matcher.layers_run[index], np.int8)
-                yield batch[index], arrays
+        return
+
+    def matched(batch: Sequence[Pair]) -> list[MatchedPair]:
+        features = [(features_of(name0), features_of(name1)) for name0, name1 in batch]
+        if not isinstance(matcher, SparseBatchMatcher):
+            return [(batch[0], _match_arrays(matcher.match(*features[0])))]
+        arrays = [_match_arrays(matches) for matches in matcher.match_batch(features)]
+        if isinstance(matcher, EarlyExitMatcher):
+            for one, layers in zip(arrays, matcher.layers_run, strict=True):
+                one["layers_run"] = np.asarray(layers, np.int8)
+        return list(zip(batch, arrays, strict=True))
+
+    batch_size = matcher.batch_size if isinstance(matcher, SparseBatchMatcher) else 1
+    batches = FittingBatches(matched, batch_size)
+    if batch_size > 1:
+        yield from batches.results(pairs)
     else:
-        for name0, name1 in pairs:
-            matches = matcher.match(features_of(name0), features_of(name1))
-            yield (name0, name1), _match_arrays(matches)
+        for found in run(lambda pair: list(batches.results([pair])), pairs):
+            yield from found
 
 
 def _match_arrays(matches: SparseMatches) -> dict[str, np.ndarray]:
@@ -225,28 +255,6 @@ def _match_arrays(matches: SparseMatches) -> dict[str, np.ndarray]:
         "matches0": matches0.astype(np.int32),
         "matching_scores0": scores0.astype(np.float16),
     }
-
-
-def _in_batches(pairs: Sequence[Pair], size: int) -> Iterator[Sequence[Pair]]:
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """What is kept of a photo for its other pairs.
-
-    Attributes:
-        view: in one position.
-        small: in all positions, see `PairMatcher.positions`; beside the upright view only.
-    """
-
-    view: View
-    small: tuple[EncodedImage, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return self.view.num_bytes + sum(image.num_bytes for image in self.small)
 
 
 @dataclass(frozen=True)
@@ -265,26 +273,36 @@ class ImageMatching:
         matcher = self.load_matcher()
         chain = PairMatcher(matcher, self.conf.preprocessing)
         batch_size = matcher.batch_size if isinstance(matcher, DetectorFreeBatchMatcher) else 1
-        with ThreadPoolExecutor(READ_AHEAD) as threads:
-            photos = _ReadAhead(
+        with (
+            ThreadPoolExecutor(READ_AHEAD) as threads,
+            side_by_side(_pairs_at_once(matcher)) as run,
+        ):
+            ahead = ReadAhead(
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
             )
-
-            def encode(key: tuple[str, int]) -> _Encoded:
-                name, quarters = key
-                image, mask = photos.get(name)
-                photo = chain.photo(image, self.image_dir / name, mask)
-                small = () if quarters else chain.positions(photo)
-                return _Encoded(chain.view(photo, quarters), small)
-
-            encoded = _Cache(encode, lambda photo: photo.num_bytes)
+            photos = _Photos(chain, self.image_dir, ahead, bytes_to_keep(_device(matcher)))
+            batches: FittingBatches[ReadyPair, MatchedPair] = FittingBatches(
+                lambda batch: _matched_images(chain, batch), batch_size, photos.kept.shrink
+            )
 
             def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
-                ready = _ready_pairs(pairs, encoded, photos, chain, left_out)
-                for batch in _of_equal_size(ready, batch_size):
-                    found = chain.match_views([views for _, views in batch])
-                    for (pair, _), matches in zip(batch, found, strict=True):
-                        yield pair, _correspondences(matches)
+                def matched(pair: Pair) -> list[MatchedPair]:
+                    ready = photos.ready(pair, left_out)
+                    if ready is None:
+                        return []
+                    try:
+                        return list(batches.results([ready]))
+                    finally:
+                        photos.kept.release(ready.keys)
+
+                ordered = photos.in_order(pairs, left_out)
+                if batch_size == 1:
+                    for found in run(matched, ordered):
+                        yield from found
+                    return
+                ready = filter(None, (photos.ready(pair, left_out) for pair in ordered))
+                for batch in in_batches(ready, lambda: batches.size, photos.kept):
+                    yield from batches.results(batch)
 
             yield match
 
@@ -292,49 +310,126 @@ class ImageMatching:
         return read_photo(self.image_dir, name, self.mask_dir, self.image_fingerprints[name])
 
 
-_ReadyPair = tuple[Pair, tuple[View, View]]
+_PIXELS, _FRAME = "pixels", "frame"  # of a photo: as read; what is known beside its pixels
 
 
-def _ready_pairs(
-    pairs: Sequence[Pair],
-    encoded: _Cache[tuple[str, int], _Encoded],
-    photos: _ReadAhead,
-    chain: PairMatcher,
-    left_out: dict[str, str],
-) -> Iterator[_ReadyPair]:
-    """Encode both photos of each pair, upright, the second as it agrees best with the first.
+class _Photos:
+    """Photos on their way into the matcher: read, turned and encoded once for many pairs.
 
-    Pairs of a photo that cannot be read are left out.
+    Args:
+        chain: the steps of a pair.
+        image_dir: the photos.
+        ahead: reads them.
+        limit: bytes to keep.
     """
 
-    def ready(name: str, quarters: int = 0) -> _Encoded | None:
-        if name not in left_out:
+    def __init__(self, chain: PairMatcher, image_dir: Path, ahead: ReadAhead, limit: int) -> None:
+        self._chain, self._image_dir, self._ahead = chain, image_dir, ahead
+        self._kind = _PIXELS if chain.looks_closer else _FRAME
+        self._last: tuple[str, Photo] | None = None
+        self._knows_size = False  # of what a photo takes
+        self.kept: Kept[Photo | EncodedImage] = Kept(
+            self._computed, lambda value: value.num_bytes, limit
+        )
+
+    def in_order(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> Iterator[Pair]:
+        """Yield the pairs in the order in which they are best made ready."""
+        ordered, is_final = list(pairs), False
+        self.kept.expect(ordered)
+        for index in range(len(ordered)):
+            if self._knows_size and not is_final:
+                ordered[index:] = ordered_for_room(ordered[index:], self.kept.photos_that_fit())
+                self.kept.expect(ordered)
+                is_final = True
+            self.kept.at(index)
+            self._expect(ordered[index : index + READ_AHEAD], left_out)
+            yield ordered[index]
+
+    def _expect(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> None:
+        near = [name for pair in pairs for name in pair if name not in left_out]
+        self._ahead.expect([name for name in near if (name, self._kind) not in self.kept])
+
+    def ready(self, pair: Pair, left_out: dict[str, str]) -> ReadyPair | None:
+        """Encode both photos of a pair, upright, the second as it agrees best with the first.
+
+        Returns:
+            None if one of them cannot be read, which is noted.
+        """
+        held: list[Key] = []
+
+        def get(name: str, what: Hashable) -> Photo | EncodedImage:
+            held.append((name, what))
+            self.kept.hold(held[-1:])
             try:
-                return encoded.get((name, quarters))
+                return self.kept.get((name, what))
             except (InputError, OSError) as error:
                 left_out[name] = str(error)
-        return None
+                raise _LeftOutError from error
 
-    for index, pair in enumerate(pairs):
-        near = [name for later in pairs[index : index + READ_AHEAD] for name in later]
-        photos.expect([name for name in near if (name, 0) not in encoded and name not in left_out])
+        def small(name: str, quarters: int = 0) -> EncodedImage:
+            return cast(EncodedImage, get(name, ("small", quarters)))
 
-        photo0, photo1 = map(ready, pair)
-        if photo0 and photo1:
-            photo1 = ready(pair[1], chain.best_turn(photo0.small, photo1.small))
-        if photo0 and photo1:
-            yield pair, (photo0.view, photo1.view)
+        def view(name: str, quarters: int = 0) -> View:
+            photo = cast(Photo, get(name, self._kind))
+            encoded = cast(EncodedImage, get(name, ("whole", quarters)))
+            return self._chain.view(photo, encoded, quarters)
+
+        try:
+            for name in pair:
+                if name not in left_out:
+                    with contextlib.suppress(_LeftOutError):
+                        get(name, self._kind)
+            if any(name in left_out for name in pair):
+                return None
+            view0 = view(pair[0])
+            turn = self._chain.best_turn(lambda: small(pair[0]), lambda turn: small(pair[1], turn))
+            view1 = view(pair[1], turn)
+            needed = [(name, self._kind) for name in pair]
+            needed += [(pair[0], ("whole", 0)), (pair[1], ("whole", turn))]
+            self.kept.hold(needed)
+            self._knows_size = True
+            return ReadyPair(pair, (view0, view1), tuple(needed))
+        except _LeftOutError:
+            return None
+        finally:
+            self.kept.release(held)
+
+    def _computed(self, key: Key) -> Photo | EncodedImage:
+        name, what = key
+        if what == _PIXELS:
+            return self._read(name)
+        photo = self._photo(name)
+        if what == _FRAME:
+            return photo.without_pixels()
+        size, quarters = cast(tuple[str, int], what)
+        encode = self._chain.small if size == "small" else self._chain.encode
+        one_at_a_time: FittingBatches[int, EncodedImage] = FittingBatches(
+            lambda turns: [encode(photo, turn) for turn in turns], 1, self.kept.shrink
+        )
+        return next(one_at_a_time.results([quarters]))
+
+    def _photo(self, name: str) -> Photo:
+        """A photo with its pixels; the last one is at hand though pixels are not kept."""
+        if self._kind == _PIXELS:
+            return cast(Photo, self.kept.get((name, _PIXELS)))
+        last = self._last
+        if last is None or last[0] != name:
+            last = self._last = (name, self._read(name))
+        return last[1]
+
+    def _read(self, name: str) -> Photo:
+        image, mask = self._ahead.get(name)
+        return self._chain.photo(image, self._image_dir / name, mask)
 
 
-def _of_equal_size(pairs: Iterable[_ReadyPair], batch_size: int) -> Iterator[list[_ReadyPair]]:
-    """Put pairs together whose images have the same sizes in the network."""
-    waiting: dict[tuple[object, object], list[_ReadyPair]] = {}
-    for pair, views in pairs:
-        sizes = (views[0].encoded.network_size, views[1].encoded.network_size)
-        waiting.setdefault(sizes, []).append((pair, views))
-        if len(waiting[sizes]) >= batch_size:
-            yield waiting.pop(sizes)
-    yield from waiting.values()
+class _LeftOutError(Exception):
+    """A photo cannot be used."""
+
+
+def _matched_images(chain: PairMatcher, batch: Sequence[ReadyPair]) -> Iterator[MatchedPair]:
+    found = chain.match_views([ready.views for ready in batch])
+    for ready, matches in zip(batch, found, strict=True):
+        yield ready.pair, _correspondences(matches)
 
 
 def _correspondences(matches: Matches) -> dict[str, np.ndarray]:
@@ -348,60 +443,3 @@ def _correspondences(matches: Matches) -> dict[str, np.ndarray]:
 
 def _num_bytes(arrays: Mapping[str, np.ndarray]) -> int:
     return sum(array.nbytes for array in arrays.values())
-
-
-class _ReadAhead:
-    """Photos decoded by threads before they are asked for, `READ_AHEAD_BYTES` of them at most."""
-
-    def __init__(
-        self,
-        read: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
-        threads: ThreadPoolExecutor,
-        num_bytes: Callable[[str], int],
-    ) -> None:
-        self._read = read
-        self._threads = threads
-        self._num_bytes = num_bytes
-        self._bytes_coming: dict[str, int] = {}
-        self._coming: dict[str, Future[tuple[np.ndarray, np.ndarray | None]]] = {}
-
-    def expect(self, names: Iterable[str]) -> None:
-        """Begin to read photos, a few at a time."""
-        for name in names:
-            if name in self._coming or len(self._coming) >= READ_AHEAD:
-                continue
-            num_bytes = self._num_bytes(name)
-            if num_bytes + sum(self._bytes_coming.values()) <= READ_AHEAD_BYTES:
-                self._bytes_coming[name] = num_bytes
-                self._coming[name] = self._threads.submit(self._read, name)
-
-    def get(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a photo and its mask."""
-        coming = self._coming.pop(name, None)
-        self._bytes_coming.pop(name, None)
-        return self._read(name) if coming is None else coming.result()
-
-
-class _Cache(Generic[Key, Value]):
-    """Values computed on demand; the least recently used are dropped beyond a limit of bytes."""
-
-    def __init__(self, compute: Callable[[Key], Value], num_bytes: Callable[[Value], int]) -> None:
-        self._compute = compute
-        self._num_bytes = num_bytes
-        self._values: OrderedDict[Key, Value] = OrderedDict()
-        self._total_bytes = 0
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._values
-
-    def get(self, key: Key) -> Value:
-        """Return a value, which is now the most recently used."""
-        if key not in self._values:
-            self._values[key] = self._compute(key)
-            self._total_bytes += self._num_bytes(self._values[key])
-        self._values.move_to_end(key)
-        # The two photos of the current pair always stay.
-        while len(self._values) > 2 and self._total_bytes > ENCODED_CACHE_BYTES:
-            _, dropped = self._values.popitem(last=False)
-            self._total_bytes -= self._num_bytes(dropped)
-        return self._values[key]

@@ -28,9 +28,9 @@ from tqdm import tqdm
 from sfm_matchers.errors import InputError, MissingExtraError, SfmMatchersError
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile, staged_part
-from sfm_matchers.machine.memory import FreedMemory
+from sfm_matchers.machine.memory import FreedMemory, free_cached_gpu_memory, share_memory
 from sfm_matchers.machine.progress import progress
-from sfm_matchers.machine.threads import limit_threads
+from sfm_matchers.machine.threads import limit_threads, num_cores
 from sfm_matchers.matching.plan import Shard
 
 logger = logging.getLogger(__name__)
@@ -184,9 +184,15 @@ class NobodyElse:
 
 @dataclass(frozen=True)
 class Processes:
-    """Several processes of this machine. Each has its share of the CPU's cores, or a GPU."""
+    """Several processes of this machine. Each has its share of the CPU's cores, or a GPU.
+
+    Args:
+        num_workers: processes.
+        uses_gpu: each has another one of the GPUs, as far as they go, and sees no other.
+    """
 
     num_workers: int
+    uses_gpu: bool = False
     shares_with_others: ClassVar[bool] = False
 
     def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
@@ -218,8 +224,12 @@ class Processes:
         """Yield shards as they are done."""
         context = multiprocessing.get_context("spawn")
         count = min(self.num_workers, len(shards))
+        # Asked here: CUDA, once asked in a worker, no longer looks at what the worker may see.
+        gpus = _visible_gpus() if self.uses_gpu else []
+        free_cached_gpu_memory()  # of the extraction of features
+        number = context.Value("i", 0)
         pool = ProcessPoolExecutor(
-            count, context, _start_worker, (task, context.Value("i", 0), self.num_workers)
+            count, context, _start_worker, (task, number, self.num_workers, gpus)
         )
         try:
             running: dict[Future[dict[str, str]], Shard] = {}
@@ -251,15 +261,17 @@ class _Worker:
     open_things: ClassVar[ExitStack] = ExitStack()
 
 
-def _start_worker(task: MatchingTask, counter: Any, num_workers: int) -> None:
+def _start_worker(task: MatchingTask, counter: Any, num_workers: int, gpus: Sequence[str]) -> None:
     """Set up a worker process: its share of the machine, and the matcher."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with counter.get_lock():
         number = counter.value
         counter.value += 1
-    _choose_gpu(number)
-    limit_threads(max(1, (os.cpu_count() or 1) // num_workers))
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    limit_threads(max(1, num_cores() // num_workers))
+    share_memory(num_workers, len(gpus))
     _Worker.match = _Worker.open_things.enter_context(task.opened())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pycolmap's handler prints pages
 
@@ -272,14 +284,14 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _choose_gpu(number: int) -> None:
-    """Let this process see one GPU only: each worker has another one, as far as they go."""
+def _visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that this process sees."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
-    if names and names != [""]:
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % len(names)]
+    if visible is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [name.strip() for name in visible.split(",") if name.strip()]
 
 
 def _run_in_worker(shard: Shard, path: Path) -> dict[str, str]:
@@ -316,6 +328,7 @@ class OnRay:
     def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`. Each actor has one shard at a time; a lost one's goes to another."""
         ray = _connect_ray(self.address)
+        free_cached_gpu_memory()
         gpus = min(1.0, self._resources() / self.num_workers) if self.uses_gpu else 0.0
         actor_class = ray.remote(num_cpus=1, num_gpus=gpus)(_RayWorker)
         waiting = [shard for shard in shards if shard.pairs]
@@ -409,4 +422,5 @@ def make_executor(
         raise InputError(f"--workers {workers}: expected 1 or more")
     if ray is not None:
         return OnRay(ray, workers, uses_gpu=device == "cuda")
-    return InProcess() if workers in (None, 1) else Processes(workers or 1)
+    # With a GPU named by its number, all processes have that one.
+    return InProcess() if workers in (None, 1) else Processes(workers or 1, device == "cuda")

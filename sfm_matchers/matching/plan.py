@@ -16,7 +16,7 @@ from sfm_matchers.files.pair_lists import Pair, names_to_pair
 
 TILE = 16
 PAIRS_PER_SHARD = TILE * TILE
-SHARDS_PER_WORKER = 4  # or so, where there are pairs enough, so that all end at about one time
+SHARDS_PER_WORKER = 4  # or so, of several, if there are pairs enough: all end at about one time
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Grain:
 
     Attributes:
         tile: photos; a shard has no more pairs than its square.
-        shards_per_worker: or so, where there are pairs enough.
+        shards_per_worker: or so, of several, where there are pairs enough.
     """
 
     tile: int = TILE
@@ -68,6 +68,19 @@ def ordered_for_reuse(pairs: Sequence[Pair], tile: int = TILE) -> list[Pair]:
     return sorted(pairs, key=place)
 
 
+def ordered_for_room(pairs: Sequence[Pair], photos: float) -> list[Pair]:
+    """Order the pairs of a shard for a process that has room for few photos.
+
+    Second photos are taken some at a time: as many as there is room for beside one first photo.
+    """
+    seconds = sorted({second for _, second in pairs})
+    at_once = max(1.0, photos - 1)
+    if len(seconds) <= at_once:
+        return list(pairs)
+    group = {name: int(index // int(at_once)) for index, name in enumerate(seconds)}
+    return sorted(pairs, key=lambda pair: (group[pair[1]], pair))
+
+
 def cut(
     pairs: Sequence[Pair],
     fingerprints: Mapping[str, str],
@@ -83,7 +96,7 @@ def cut(
         grain: how finely.
     """
     ordered = ordered_for_reuse(pairs, grain.tile)
-    num_shards = grain.shards_per_worker * num_workers
+    num_shards = grain.shards_per_worker * num_workers if num_workers > 1 else 1
     size = min(grain.tile**2, max(1, math.ceil(len(ordered) / num_shards)))
     shards = []
     for start in range(0, len(ordered), size):

@@ -138,18 +138,15 @@ def _mix_side_by_side(mixers: Sequence[MambaMixer], x: Tensor) -> Tensor:
         (mixers[0].dt_proj.in_features, states, states), dim=-1
     )
 
-    def per_sequence(weight: Tensor) -> Tensor:
-        return weight.repeat_interleave(batch, 0)
-
     y = selective_scan(
         signal.flatten(0, 1),
         linear(step, stacked("dt_proj.weight")).flatten(0, 1),
-        per_sequence(-torch.exp(stacked("A_log").float())),
+        -torch.exp(stacked("A_log").float()),
         B.flatten(0, 1),
         C.flatten(0, 1),
-        per_sequence(stacked("D")),
+        stacked("D"),
         z=gate.flatten(0, 1),
-        delta_bias=per_sequence(stacked("dt_proj.bias")),
+        delta_bias=stacked("dt_proj.bias"),
     )
     return linear(y.unflatten(0, (groups, batch)), stacked("out_proj.weight"))
 

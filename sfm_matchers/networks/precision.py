@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,6 +15,7 @@ from sfm_matchers.networks import onednn
 from sfm_matchers.networks.processor import cpu_capabilities
 
 PRECISIONS = ("float32", "float16", "bfloat16")
+FIRST_WITH_BFLOAT16 = (8, 0)  # compute capability: A100, RTX 30
 _HAS_COMPILED_PARTS = "_has_compiled_parts"
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -40,10 +42,13 @@ def check_precision(precision: str) -> None:
         raise InputError(f"unknown precision {precision!r}, choose one of {known}")
 
 
-def has_fast_bfloat16(device_type: str) -> bool:
-    """Is bfloat16 arithmetic of the hardware: GPUs, and CPUs with AVX512-BF16 or AMX."""
-    if device_type != "cpu":
-        return device_type == "cuda"
+def has_fast_bfloat16(device: torch.device | str) -> bool:
+    """Is bfloat16 arithmetic of the hardware: GPUs since Ampere, CPUs with AVX512-BF16 or AMX."""
+    device = torch.device(device)
+    if device.type == "cuda":  # torch emulates it on older ones
+        return torch.cuda.get_device_capability(device) >= FIRST_WITH_BFLOAT16
+    if device.type != "cpu":
+        return False
     capabilities = cpu_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -56,6 +61,53 @@ def default_precision(device_type: str) -> str:
     return "bfloat16" if device_type == "cpu" and has_fast_bfloat16("cpu") else "float32"
 
 
+@contextlib.contextmanager
+def single_precision(device_type: str) -> Iterator[None]:
+    """Let float32 be float32 on GPUs too.
+
+    There torch rounds what convolutions take to 10 bits (TF32), and does not round products of
+    matrices. Who wants speed has half precision, which is faster than TF32 and as exact.
+    """
+    if device_type != "cuda":
+        yield
+        return
+    _EXACT_CONVOLUTIONS.enter()
+    try:
+        yield
+    finally:
+        _EXACT_CONVOLUTIONS.leave()
+
+
+class _ExactConvolutions:
+    """The switch of torch, which all threads share: as it was when the last has left."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, True
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = self._exchange(False)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._exchange(self._before)
+
+    def _exchange(self, allowed: bool) -> bool:
+        try:
+            before = torch.backends.cudnn.allow_tf32
+        except RuntimeError:  # set by a user, by torch's newer switches: that stays
+            return False
+        torch.backends.cudnn.allow_tf32 = allowed
+        return before
+
+
+_EXACT_CONVOLUTIONS = _ExactConvolutions()
+
+
 def in_its_precision(method: Method) -> Method:
     """Let a network's method run in `config.precision`, by the faster of torch's products."""
 
@@ -64,7 +116,9 @@ def in_its_precision(method: Method) -> Method:
         precision = network.config.precision
         device_type = next(network.parameters()).device.type
         with contextlib.ExitStack() as contexts:
-            if precision != "float32":
+            if precision == "float32":
+                contexts.enter_context(single_precision(device_type))
+            else:
                 autocast = torch.autocast(device_type, getattr(torch, precision))
                 contexts.enter_context(cast(contextlib.AbstractContextManager[None], autocast))
             if device_type == "cpu" and onednn.is_faster() and _only_computes(network):

@@ -220,7 +220,7 @@ class Trainer:
         kind = self.device.type
         replaces_attention = kind == "cpu" and onednn.is_faster()
         attention = onednn.explicit_attention() if replaces_attention else nullcontext()
-        half = torch.autocast(kind, torch.bfloat16, enabled=has_fast_bfloat16(kind))
+        half = torch.autocast(kind, torch.bfloat16, enabled=has_fast_bfloat16(self.device))
         with half, attention:
             loss, metrics = self.task.losses(self.network, batch, progress, generator)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)

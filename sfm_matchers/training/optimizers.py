@@ -66,7 +66,7 @@ def nearest_orthogonal(matrix: Tensor) -> Tensor:
         (R, C), singular values from 0.5 to 1.5 but for those far below the largest; bfloat16 where
         that is fast, float32 elsewhere.
     """
-    dtype = torch.bfloat16 if has_fast_bfloat16(matrix.device.type) else torch.float32
+    dtype = torch.bfloat16 if has_fast_bfloat16(matrix.device) else torch.float32
     is_tall = matrix.shape[0] > matrix.shape[1]
     result = (matrix.mT if is_tall else matrix).to(dtype)
     result = result / result.norm().clamp(min=1e-7)

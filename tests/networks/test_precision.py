@@ -26,6 +26,7 @@ from sfm_matchers.matchers.registry import load_detector_free_matcher, load_spar
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
+from sfm_matchers.networks.precision import has_fast_bfloat16, single_precision
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +107,27 @@ def test_hloc_loads_matchers_for_the_device_it_runs_them_on(
     load = options.load_sparse if name == "mambaglue" else options.load_detector_free
     load({"name": name, "weights": "bundled", "resize_max": None, "max_num_matches": None})
     assert devices == ["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((9, 0), True)]
+)
+def test_bfloat16_is_fast_on_gpus_that_have_it(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_fast_bfloat16("cuda:1") is expected
+    assert not has_fast_bfloat16("mps")
+
+
+def test_float32_is_not_rounded_in_convolutions_of_a_gpu() -> None:
+    assert torch.backends.cudnn.allow_tf32
+    with single_precision("cuda"):
+        assert not torch.backends.cudnn.allow_tf32
+        with single_precision("cuda"):
+            pass
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("config", [JamMaConfig, EfficientLoFTRConfig, MambaGlueConfig])

@@ -78,6 +78,47 @@ def test_extreme_steps_stay_finite(backend: str) -> None:
     assert scan(values, backend).isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_groups_of_sequences_share_their_weights(backend: str) -> None:
+    if backend == "numba":
+        pytest.importorskip("numba")
+    values = {name: value.float() for name, value in operands(9, 6, per_sequence=True).items()}
+    grouped = {**values, **{name: values[name][:2] for name in ("A", "D", "delta_bias")}}
+    repeated = {
+        **values,
+        **{name: grouped[name].repeat_interleave(3, 0) for name in ("A", "D", "delta_bias")},
+    }
+    assert torch.equal(scan(grouped, backend), scan(repeated, backend))
+    too_many = {name: values[name][:4] for name in ("A", "D", "delta_bias")}
+    with pytest.raises(InputError, match="has 4 groups, which 6 sequences lack"):
+        scan({**values, **too_many}, backend)
+
+
+def test_mamba_ssm_is_called_once_for_each_set_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for its kernel, which wants channels first and one set of weights."""
+    from sfm_matchers.networks.selective_scan import mamba_ssm
+
+    calls: list[int] = []
+
+    def kernel(u, delta, A, B, C, D, z, delta_bias, delta_softplus):  # type: ignore[no-untyped-def]
+        calls.append(len(u))
+        last = [x.transpose(1, 2) for x in (u, delta, B, C, z)]
+        return selective_scan(
+            *last[:2], A, *last[2:4], D, z=last[4], delta_bias=delta_bias, backend="torch"
+        ).transpose(1, 2)
+
+    monkeypatch.setattr(mamba_ssm, "_selective_scan_fn", lambda: kernel)
+    monkeypatch.setattr(mamba_ssm, "unusable_because", lambda device, dtype: None)
+    values = {name: value.float() for name, value in operands(9, 32, per_sequence=True).items()}
+    values |= {name: values[name][:4] for name in ("A", "D", "delta_bias")}
+    found = scan(values, "mamba_ssm")
+    assert calls == [8, 8, 8, 8]
+    torch.testing.assert_close(found, scan(values, "torch"))
+    values |= {name: values[name][0] for name in ("A", "D", "delta_bias")}
+    torch.testing.assert_close(scan(values, "mamba_ssm"), scan(values, "torch"))
+    assert calls[4:] == [32]
+
+
 def test_unknown_backend_is_named() -> None:
     values = {key: value.float() for key, value in operands(3, per_sequence=False).items()}
     with pytest.raises(InputError, match="abacus"):
@@ -247,6 +288,23 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.message for record in caplog.records] == [
         "selective scan on cpu uses the backend 'torch'"
     ]
+
+
+def test_a_triton_that_cannot_launch_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there is no compiler: the kernel is tried once, and another backend runs."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    from sfm_matchers.networks.selective_scan import triton_channels
+
+    def fail(*operands: Tensor) -> Tensor:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    monkeypatch.setattr(triton_channels, "scan", fail)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: Tensor())
+    triton_channels._launch_failure.cache_clear()
+    unusable = selective_scan_package.unusable_backends("cuda")
+    triton_channels._launch_failure.cache_clear()
+    assert "cannot be launched (Failed to find C compiler. Please" in unusable["triton"]
+    assert "torch" not in unusable
 
 
 def test_triton_kernels_agree_with_the_definition() -> None:

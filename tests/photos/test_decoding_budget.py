@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfm_matchers.matching.engine import READ_AHEAD_BYTES, _ReadAhead
+from sfm_matchers.matching.at_hand import READ_AHEAD_BYTES, ReadAhead
 from sfm_matchers.photos import decoding_budget, images
 from sfm_matchers.photos.images import decoded_size, decoding_bytes, read_image
 
@@ -58,7 +58,7 @@ def test_the_largest_photos_are_not_read_ahead() -> None:
         return np.zeros(1), None
 
     with ThreadPoolExecutor(1) as threads:
-        ahead = _ReadAhead(decode, threads, sizes.__getitem__)
+        ahead = ReadAhead(decode, threads, sizes.__getitem__)
         ahead.expect(sizes)
         ahead.get("a")
         ahead.get("c")

@@ -11,6 +11,7 @@ import torch
 from scan_operands import NAMES, operands, scan
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.networks.selective_scan import selective_scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -46,6 +47,15 @@ def _with_gradients(
 def assert_relative(actual: torch.Tensor, expected: torch.Tensor) -> None:
     tolerance = 1e-5 * max(expected.abs().max().item(), 1e-3)
     torch.testing.assert_close(actual.cpu().double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("step", [-15.0, -8.0, -1.0, 3.0, 19.9, 20.1])
+def test_triton_keeps_small_steps(step: float) -> None:
+    """y of one step is softplus(delta) B C u where the state begins with nothing."""
+    one = torch.ones(1, 1, 1, device=DEVICE)
+    y = selective_scan(one, step * one, -one[0], one, one, 0 * one[0, 0], backend="triton")
+    exact = torch.nn.functional.softplus(torch.tensor(step, dtype=torch.float64)).item()
+    assert y.item() == pytest.approx(exact, rel=2e-6)
 
 
 def test_triton_stays_finite_at_extreme_steps() -> None:

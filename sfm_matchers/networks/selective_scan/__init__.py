@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 # In order of preference. Each module has `unusable_because(device, dtype) -> str | None`, which is
 # `NotInstalled` where a library is missing, and `scan(u, delta, A, B, C, D, z, delta_bias)` on
-# operands that `selective_scan` has prepared.
+# operands that `selective_scan` has prepared: A, D and delta_bias for each sequence, or, where the
+# module has `TAKES_GROUPS`, for each group of sequences.
 BACKENDS = {
     "mamba_ssm": "mamba_ssm",
     "triton": "triton_channels",
@@ -71,12 +72,13 @@ def selective_scan(
     Args:
         u: (S, L, channels) input.
         delta: (S, L, channels) step sizes before bias and softplus.
-        A: (channels, N) or (S, channels, N), negative.
+        A: (channels, N) or (G, channels, N), negative; G divides S, and each run of S / G
+            sequences shares its weights.
         B: (S, L, N) input weights.
         C: (S, L, N) output weights.
-        D: (channels,) or (S, channels) skip weights.
+        D: (channels,) or (G, channels) skip weights.
         z: (S, L, channels) gate before silu, or None for no gate.
-        delta_bias: (channels,) or (S, channels) added to delta, or None.
+        delta_bias: (channels,) or (G, channels) added to delta, or None.
         backend: a key of `BACKENDS`; None reads SFM_MATCHERS_SCAN, then chooses by device.
 
     Returns:
@@ -93,20 +95,25 @@ def selective_scan(
         torch.Size([2, 10, 8])
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
-    sequences, channels = u.shape[0], u.shape[2]
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    groups = _num_groups(A, D, delta_bias)
     scan = _run_backend
     if torch.compiler.is_compiling() and not torch.is_grad_enabled():
-        scan = torch.ops.sfm_matchers.selective_scan
+        scan, groups = torch.ops.sfm_matchers.selective_scan, u.shape[0]
+
+    def grouped(weight: Tensor, shared_ndim: int) -> Tensor:
+        weight = weight.to(dtype)
+        return _repeated(weight[None] if weight.ndim == shared_ndim else weight, groups)
+
     y = scan(
         u.to(dtype),
         delta.to(dtype),
-        A.to(dtype).expand(sequences, channels, A.shape[-1]),
+        grouped(A, 2),
         B.to(dtype),
         C.to(dtype),
-        D.to(dtype).expand(sequences, channels),
+        grouped(D, 1),
         None if z is None else z.to(dtype),
-        None if delta_bias is None else delta_bias.to(dtype).expand(sequences, channels),
+        None if delta_bias is None else grouped(delta_bias, 1),
         backend,
     )
     return y.to(u.dtype)
@@ -123,12 +130,30 @@ def _run_backend(
     delta_bias: Tensor | None,
     backend: str | None,
 ) -> Tensor:
-    """Scan tensors of one dtype; A is (S, channels, N), D and delta_bias are (S, channels)."""
+    """Scan tensors of one dtype; A is (G, channels, N), D and delta_bias are (G, channels)."""
     module = _choose_backend(backend or os.environ.get("SFM_MATCHERS_SCAN"), u.device, u.dtype)
     if u.numel() == 0:
         return torch.zeros_like(u)
+    if not getattr(module, "TAKES_GROUPS", False):
+        A, D = _repeated(A, len(u)), _repeated(D, len(u))
+        delta_bias = None if delta_bias is None else _repeated(delta_bias, len(u))
     with torch.autocast(u.device.type, enabled=False):
         return module.scan(u, delta, A, B, C, D, z, delta_bias).contiguous()
+
+
+def _num_groups(A: Tensor, D: Tensor, delta_bias: Tensor | None) -> int:
+    """Into how many groups of equal weights the sequences fall."""
+    counts = [A.shape[0]] if A.ndim == 3 else []
+    counts += [
+        weight.shape[0] for weight in (D, delta_bias) if weight is not None and weight.ndim == 2
+    ]
+    return max(counts, default=1)
+
+
+def _repeated(weight: Tensor, count: int) -> Tensor:
+    """Weights of groups (G, ...) as weights of more groups (count, ...)."""
+    times = count // max(1, weight.shape[0])
+    return weight[:, None].expand(-1, times, *weight.shape[1:]).flatten(0, 1)
 
 
 scan_operator = torch.library.custom_op(
@@ -160,15 +185,20 @@ def _check_shapes(
         raise InputError(f"u has shape {tuple(u.shape)}, expected (sequences, length, channels)")
     sequences, length, channels = u.shape
     states = A.shape[-1] if A.ndim else 0
-    shared_or_per_sequence = ((channels,), (sequences, channels))
+    groups = max(1, _num_groups(A, D, delta_bias))
+    if sequences % groups:
+        raise InputError(
+            f"A, D or delta_bias has {groups} groups, which {sequences} sequences lack"
+        )
+    shared_or_grouped = ((channels,), (groups, channels))
     expected: dict[str, tuple[Tensor | None, tuple[tuple[int, ...], ...]]] = {
         "delta": (delta, (tuple(u.shape),)),
-        "A": (A, ((channels, states), (sequences, channels, states))),
+        "A": (A, ((channels, states), (groups, channels, states))),
         "B": (B, ((sequences, length, states),)),
         "C": (C, ((sequences, length, states),)),
-        "D": (D, shared_or_per_sequence),
+        "D": (D, shared_or_grouped),
         "z": (z, (tuple(u.shape),)),
-        "delta_bias": (delta_bias, shared_or_per_sequence),
+        "delta_bias": (delta_bias, shared_or_grouped),
     }
     for name, (tensor, shapes) in expected.items():
         if tensor is None:

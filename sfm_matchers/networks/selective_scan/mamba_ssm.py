@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sfm_matchers.networks.selective_scan.reasons import NotInstalled
 
+TAKES_GROUPS = True  # of sequences that share their weights
+
 
 @functools.lru_cache
 def _selective_scan_fn() -> Callable[..., Tensor] | None:
@@ -42,32 +44,26 @@ def scan(
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> Tensor:
-    """See `selective_scan`; A is (S, channels, N), D and delta_bias are (S, channels).
+    """See `selective_scan`; A is (G, channels, N), D and delta_bias are (G, channels).
 
-    The kernel wants (S, channels, L) and one set of weights, so it runs once per set. A stride of
-    zero over the sequences says that they share one.
+    The kernel wants (S, channels, L) and one set of weights, so it runs once per set.
     """
     kernel = _selective_scan_fn()
     if kernel is None:
         raise RuntimeError("mamba-ssm was usable a moment ago and is not any more")
-    shared = A.stride(0) == 0 and D.stride(0) == 0
-    if delta_bias is not None:
-        shared = shared and delta_bias.stride(0) == 0
-    sequences = len(u)
-    groups = [slice(0, sequences)] if shared else [slice(s, s + 1) for s in range(sequences)]
     outputs = []
-    for group in groups:
-        weights = group.start
+    for index in range(len(A)):
+        group = slice(index * len(u) // len(A), (index + 1) * len(u) // len(A))
         outputs.append(
             kernel(
                 u[group].transpose(1, 2),
                 delta[group].transpose(1, 2),
-                A[weights],
+                A[index],
                 B[group].transpose(1, 2),
                 C[group].transpose(1, 2),
-                D=D[weights],
+                D=D[index],
                 z=None if z is None else z[group].transpose(1, 2),
-                delta_bias=None if delta_bias is None else delta_bias[weights],
+                delta_bias=None if delta_bias is None else delta_bias[index],
                 delta_softplus=True,
             ).transpose(1, 2)
         )

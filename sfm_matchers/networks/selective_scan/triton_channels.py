@@ -10,6 +10,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sfm_matchers.errors import one_line
 from sfm_matchers.networks.selective_scan.reasons import NotInstalled
 
 CHANNELS_PER_PROGRAM = 16
@@ -30,7 +32,19 @@ def unusable_because(device: torch.device, dtype: torch.dtype) -> str | None:
         return "it computes in float32 only"
     if importlib.util.find_spec("triton") is None:
         return NotInstalled("triton is not installed, pip install triton")
-    return None
+    return _launch_failure(device) if device.type == "cuda" else None
+
+
+@functools.lru_cache
+def _launch_failure(device: torch.device) -> str | None:
+    """Try the kernel once: triton may be there, and no compiler, or a device that it cannot use."""
+    try:
+        one = torch.ones(1, 1, 1, device=device)
+        weights = torch.ones(1, 1, device=device)
+        y = scan(one, one, -one, one, one, weights, None, None)
+        return None if y.isfinite().all() else "its kernel gives no numbers on this device"
+    except Exception as error:  # of triton, of a compiler, of the driver
+        return f"its kernel cannot be launched ({one_line(error)})"
 
 
 def scan(
@@ -69,17 +83,18 @@ class _ProgramPerChannels(torch.autograd.Function):
         blocks = -(-length // kernels.BLOCK_STEPS)
         borders = u.new_empty((sequences * keep, blocks, channels, A.shape[-1]))
         y = torch.empty_like(operands[0])
-        kernels.forward[_grid(u)](
-            *operands,
-            y,
-            borders,
-            length,
-            channels,
-            A.shape[-1],
-            HAS_GATE=z is not None,
-            KEEP_BORDERS=keep,
-            **_constants(A),
-        )
+        with _device_of(u):
+            kernels.forward[_grid(u)](
+                *operands,
+                y,
+                borders,
+                length,
+                channels,
+                A.shape[-1],
+                HAS_GATE=z is not None,
+                KEEP_BORDERS=keep,
+                **_constants(A),
+            )
         if keep:
             ctx.save_for_backward(*operands, borders)
             ctx.has_gate, ctx.has_bias = z is not None, delta_bias is not None
@@ -100,9 +115,10 @@ class _ProgramPerChannels(torch.autograd.Function):
         grad_C = torch.empty_like(grad_B)
         inputs = (u, delta, A, B, C, D, z, bias, borders, grad_y.contiguous(), scratch)
         gradients = (grad_u, grad_delta, grad_A, grad_B, grad_C, grad_D, grad_z)
-        _kernels().backward[grid](
-            *inputs, *gradients, length, channels, states, HAS_GATE=ctx.has_gate, **constants
-        )
+        with _device_of(u):
+            _kernels().backward[grid](
+                *inputs, *gradients, length, channels, states, HAS_GATE=ctx.has_gate, **constants
+            )
         return (
             grad_u,
             grad_delta,
@@ -118,6 +134,11 @@ class _ProgramPerChannels(torch.autograd.Function):
 @functools.lru_cache
 def _kernels() -> ModuleType:
     return importlib.import_module(".triton_kernels", __package__)
+
+
+def _device_of(u: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whatever device its operands are on."""
+    return torch.cuda.device(u.device) if u.is_cuda else nullcontext()
 
 
 def _grid(u: Tensor) -> tuple[int, int]:

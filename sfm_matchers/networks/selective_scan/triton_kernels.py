@@ -21,8 +21,11 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _softplus(x):  # type: ignore[no-untyped-def]
-    # log(1 + exp(x)) without overflow, and x itself where float32 cannot tell them apart
-    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
+    # log(1 + y), y = exp(x), without overflow; x itself where float32 cannot tell them apart. What
+    # rounding takes of a small y in w = 1 + y it takes of log(w) and of w - 1 alike.
+    y = tl.exp(tl.minimum(x, 20.0))
+    w = 1.0 + y
+    return tl.where(x > 20.0, x, tl.where(w == 1.0, y, y * tl.log(w) / (w - 1.0)))
 
 
 @triton.jit

@@ -130,7 +130,7 @@ def sample_homography_pairs(
     photo_from_view = _draw_views(sizes, image_size, strength, max_turn, options, generator)
     views, valids = [], []
     for homographies in photo_from_view:
-        view, valid = _render(photographs, indices, homographies.to(device).float(), image_size)
+        view, valid = _render(photographs, indices, homographies.float().to(device), image_size)
         views.append(view)
         valids.append(valid)
     views, valids = dress_views(views, valids, strength, generator)
@@ -139,7 +139,7 @@ def sample_homography_pairs(
     backward = torch.linalg.inv(forward)
     backward = backward / backward[:, 2:, 2:]
     geometry = HomographyGeometry(
-        forward.to(device).float(), backward.to(device).float(), valids[0], valids[1]
+        forward.float().to(device), backward.float().to(device), valids[0], valids[1]
     )
     return PairBatch(views[0], views[1], geometry)
 
