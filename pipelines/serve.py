@@ -38,8 +38,9 @@ def build_parser() -> Parser:
     add(
         "--enough_inliers",
         type=int,
-        help="match a query with no more photos once it is localized with so many inliers, such "
-        "as 200: several times as fast (default: match all)",
+        default=100,
+        help="match a query with no more photos once it is localized with so many inliers and "
+        "several photos agree on its pose; 0: match all of --num_loc (default: %(default)s)",
     )
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     return parser
@@ -70,7 +71,7 @@ def _serve(options: Namespace) -> int:
         options.map,
         device=options.device,
         num_loc=options.num_loc,
-        enough_inliers=options.enough_inliers,
+        enough_inliers=options.enough_inliers or None,
     )
     app = create_app(
         localizer,

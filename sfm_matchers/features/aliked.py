@@ -1,9 +1,10 @@
 """ALIKED's features without its map of features, in a third of the time on a CPU.
 
 kornia's network, as the authors' code, makes a map of 128 normalised channels for every pixel and
-reads it at the keypoints: of a photo of 1024 x 704 pixels 370 MB, several times over. The map is four smaller ones enlarged and put together, so that it can
-be computed where it is read; the first layer of the score head, a sum over its channels, may as
-well come before the enlargement. Keypoints and descriptors are the same up to rounding.
+reads it at the keypoints: of a photo of 1024 x 704 pixels 370 MB, several times over. The map is
+four smaller ones enlarged and put together, so that it can be computed where it is read; the first
+layer of the score head, a sum over its channels, may as well come before the enlargement. Keypoints
+and descriptors are the same up to rounding.
 """
 
 from __future__ import annotations
