@@ -96,6 +96,7 @@ def run(options: AachenOptions) -> AachenResult:
     from sfm_matchers.localization.poses import LocalizationOptions, write_results
     from sfm_matchers.localization.query_files import read_queries
     from sfm_matchers.pairs.policies import covisibility_pairs
+    from sfm_matchers.runs.forecast import announce_localization
     from sfm_matchers.runs.maps import triangulated_map
     from sfm_matchers.runs.matching import choose_matching, start_job
     from sfm_matchers.runs.queries import split_readable
@@ -115,6 +116,7 @@ def run(options: AachenOptions) -> AachenResult:
     label = f"pairs-db-covis{options.num_covis}"
     pairs = covisibility_pairs(reference, options.num_covis)
     workspace.write_pairs(label, pairs)
+    announce_localization(job, pairs, label, len(readable) * options.num_loc)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
     loc_pairs, label = choose_query_pairs(

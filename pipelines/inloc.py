@@ -79,6 +79,7 @@ def run(options: InlocOptions) -> InlocResult:
     )
     from sfm_matchers.localization.poses import LocalizationOptions, Query, write_results
     from sfm_matchers.photos.folders import find_images
+    from sfm_matchers.runs.forecast import announce_localization
     from sfm_matchers.runs.matching import choose_matching, start_job
     from sfm_matchers.runs.queries import split_readable
     from sfm_matchers.runs.retrieval import choose_query_pairs
@@ -100,6 +101,7 @@ def run(options: InlocOptions) -> InlocResult:
     pairs, label = choose_query_pairs(
         job, readable, database, options.pairs, options.num_loc, options.retrieval
     )
+    announce_localization(job, pairs, label, 0)
     features, matches = job.match(pairs, label)
     poses = LocalizationOptions(max_error=options.ransac_thresh, check_intrinsics=False)
     scans = ScanOptions(poses, options.skip_matches)

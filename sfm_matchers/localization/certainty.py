@@ -47,9 +47,7 @@ def is_certain(
     pose = pose * pycolmap.Rigid3d(pycolmap.Rotation3d(), origin)
     agreeing = 0
     for keypoints, points in by_photo:
-        matches = Matches(
-            keypoints.astype(np.float64), points - origin, options.max_error, extent
-        )
+        matches = Matches(keypoints.astype(np.float64), points - origin, options.max_error, extent)
         agreeing += _agrees(Solution(found.camera, pose, matches), options.confident_inliers)
     return agreeing >= AGREEING_PHOTOS
 
