@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +57,7 @@ def test_hours_are_said_by_matcher_and_device(job: Job, caplog: pytest.LogCaptur
 def test_short_work_is_not_announced(job: Job, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     names = list(job.photos)
-    forecast.announce_localization(job, list(zip(names[:200], names[1:201])), "pairs", 10)
+    forecast.announce_localization(job, list(itertools.pairwise(names[:200])), "pairs", 10)
     forecast.announce_localization(job, [(names[0], names[1])], "pairs", 100_000)
     assert not caplog.messages
 
