@@ -119,6 +119,11 @@ class Localizer:
         self._cached_bytes = 0
         self._networks = threading.Lock()
 
+    @property
+    def most_cached_bytes(self) -> int:
+        """What local features of the map's photos may come to fill, beside what is there."""
+        return min(CACHE_BYTES, (self.path / map_folder.FEATURES).stat().st_size)
+
     def close(self) -> None:
         """Let go of the map's files."""
         with self._networks:
