@@ -1,32 +1,39 @@
 """Is "localized" true? Status against error, on rendered maps with exact truth.
 
-    python -m benchmarks.localization_honesty --matcher sift --maps 2 --photos 12 --queries 6
+    python -m benchmarks.localization_honesty --matcher sift --maps 4 --photos 12 --queries 6
 
 Of each map: photos of the place by day and by night, with wrong intrinsics that are given as known,
-mirrored, of another place of its kind, and textureless. A pose is wrong beyond 0.25 m or 2 degrees,
-and wherever the place is not in the map; of "localized" ones fewer than 1 of 200 may be.
+mirrored, of another place of its kind, and textureless; and by day in the same map in other units,
+and far from the origin. A pose is wrong beyond 0.25 m or 2 degrees, and wherever the place is not
+in the map; of "localized" ones fewer than 1 of 200 may be.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pycolmap
 
+from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.localization.poses import LocalizedQuery, Status
+from sfm_matchers.mapping.models import write_model
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.synthetic import KINDS, Camera, make_scene, write_photos
 
 MAX_METRES, MAX_DEGREES = 0.25, 2.0
 OTHER_SEED = 1000  # of other places
+# Scale of the map, and how far it is from the origin.
+UNITS = {"kilometres": (1e-3, 0.0), "10 micrometres": (1e5, 0.0), "far away": (1.0, 5e5)}
 WRONG_FOCAL_LENGTHS = (0.7, 0.9, 1.1, 1.4)
 Truth = pycolmap.Rigid3d | None
 Case = tuple[str, np.ndarray, pycolmap.Camera | None, Truth]
@@ -61,67 +68,115 @@ def cases(folder: Path, seed: int, kind: str, count: int, camera: Camera) -> Ite
         yield "textureless", gray.astype(np.uint8), None, None
 
 
-def is_right(found: LocalizedQuery, truth: Truth) -> bool:
-    """Whether a pose is within the limits of the true one."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case; errors are NaN where there is no true pose or none was found."""
+
+    status: Status
+    metres: float
+    degrees: float
+
+    @property
+    def is_wrong(self) -> bool:
+        """Localized, and not within the limits of the true pose."""
+        right = self.metres <= MAX_METRES and self.degrees <= MAX_DEGREES
+        return self.status is Status.LOCALIZED and not right
+
+
+def outcome(found: LocalizedQuery, truth: Truth, scale: float = 1.0) -> Outcome:
+    """Compare a pose with the true one, in a map in which a metre has the length `scale`."""
     if truth is None or found.cam_from_world is None:
-        return False
+        return Outcome(found.status, np.nan, np.nan)
     moved = found.cam_from_world * truth.inverse()
     centres = [pose.inverse().translation for pose in (found.cam_from_world, truth)]
-    degrees = np.rad2deg(moved.rotation.angle())
-    return bool(np.linalg.norm(centres[0] - centres[1]) <= MAX_METRES and degrees <= MAX_DEGREES)
+    metres = float(np.linalg.norm(centres[0] - centres[1])) / scale
+    return Outcome(found.status, metres, float(np.rad2deg(moved.rotation.angle())))
+
+
+def transformed_map(folder: Path, output: Path, change: pycolmap.Sim3d) -> Path:
+    """The same map in other coordinates."""
+    shutil.copytree(folder, output)
+    model = pycolmap.Reconstruction(folder / map_folder.MODEL)
+    model.transform(change)
+    shutil.rmtree(output / map_folder.MODEL)
+    write_model(model, output / map_folder.MODEL)
+    map_folder.write_settings(output, map_folder.read_settings(folder))
+    return output
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--matcher", default="sift")
-    parser.add_argument("--maps", type=int, default=2)
+    parser.add_argument("--maps", type=int, default=4)
     parser.add_argument("--photos", type=int, default=12)
     parser.add_argument("--queries", type=int, default=6)
     parser.add_argument("--num_loc", type=int, default=8)
     parser.add_argument("--size", type=int, nargs=2, default=(480, 360))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    camera = Camera.from_field_of_view(*options.size)
-    table: dict[str, Counter[str]] = {}
+    table: dict[str, list[Outcome]] = defaultdict(list)
     for index in range(options.maps):
         seed, kind = options.seed + index, sorted(KINDS)[index % len(KINDS)]
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            scene = make_scene(seed, kind=kind, texture_size=384)
-            write_photos(folder, scene, options.photos, 1, camera=camera)
-            settings = MapOptions(
-                folder / "truth", folder / "images", folder / "map", options.matcher, 6
+            for condition, result, text in outcomes(Path(name), seed, kind, options):
+                table[condition].append(result)
+                if result.is_wrong:
+                    print(f"WRONG: {kind} {seed}, {condition}: {result}, {text}", flush=True)
+    _print(table)
+
+
+def outcomes(
+    folder: Path, seed: int, kind: str, options: argparse.Namespace
+) -> Iterator[tuple[str, Outcome, str]]:
+    """Condition, outcome and a text about it, of all cases of a map."""
+    camera = Camera.from_field_of_view(*options.size)
+    scene = make_scene(seed, kind=kind, texture_size=384)
+    write_photos(folder, scene, options.photos, 1, camera=camera)
+    ready = folder / "map"
+    build(MapOptions(folder / "truth", folder / "images", ready, options.matcher, 6))
+    by_day = []
+    with Localizer(ready, num_loc=options.num_loc) as localizer:
+        for condition, photo, given, truth in cases(folder, seed, kind, options.queries, camera):
+            if condition == "day":
+                by_day.append((photo, truth))
+            found = localizer.localize(photo, given)
+            yield condition, outcome(found, truth), _text(found)
+    for condition, (scale, offset) in UNITS.items():
+        change = pycolmap.Sim3d(scale, pycolmap.Rotation3d(), np.array([offset, -offset, 0.0]))
+        other = transformed_map(ready, folder / condition, change)
+        with Localizer(other, num_loc=options.num_loc) as localizer:
+            for photo, truth in by_day:
+                found = localizer.localize(photo)
+                there = change.transform_camera_world(truth) if truth else None
+                yield condition, outcome(found, there, scale), _text(found)
+
+
+def _text(found: LocalizedQuery) -> str:
+    return f"{found.num_inliers} inliers, {found.intrinsics}"
+
+
+def _print(table: dict[str, list[Outcome]]) -> None:
+    statuses = list(Status)
+    names = " | ".join(status.value for status in statuses)
+    print(f"| condition | {names} | localized and wrong | errors of localized: median, largest |")
+    print("|---|" + "---:|" * (len(statuses) + 1) + "---|")
+    for condition, results in table.items():
+        counts = [sum(one.status is status for one in results) for status in statuses]
+        cells = [str(count) for count in [*counts, sum(one.is_wrong for one in results)]]
+        localized = [one for one in results if one.status is Status.LOCALIZED]
+        errors = ""
+        if localized:
+            metres, degrees = ([one.metres for one in localized], [o.degrees for o in localized])
+            errors = (
+                f"{np.median(metres):.3f} m, {np.median(degrees):.2f} degrees; "
+                f"{np.max(metres):.3f} m, {np.max(degrees):.2f} degrees"
             )
-            build(settings)
-            with Localizer(folder / "map", num_loc=options.num_loc) as localizer:
-                made = cases(folder, seed, kind, options.queries, camera)
-                _count(localizer, made, table, f"{kind} {seed}")
-    _print(table, print)
-
-
-def _count(
-    localizer: Localizer, made: Iterator[Case], table: dict[str, Counter[str]], where: str
-) -> None:
-    for condition, photo, camera, truth in made:
-        found = localizer.localize(photo, camera)
-        right = is_right(found, truth)
-        row = table.setdefault(condition, Counter())
-        row[found.status.value] += 1
-        if found.status is Status.LOCALIZED and not right:
-            row["wrong"] += 1
-            print(f"WRONG: {where}, {condition}: {found.num_inliers} inliers, {found.intrinsics}")
-
-
-def _print(table: dict[str, Counter[str]], write: Callable[[str], None]) -> None:
-    statuses = [status.value for status in Status]
-    write("| condition | " + " | ".join([*statuses, "localized and wrong"]) + " |")
-    write("|---|" + "---:|" * (len(statuses) + 1))
-    for condition, row in table.items():
-        cells = [str(row[column]) for column in [*statuses, "wrong"]]
-        write(f"| {condition} | " + " | ".join(cells) + " |")
-    localized = sum(row[Status.LOCALIZED.value] for row in table.values())
-    write(f"{sum(row['wrong'] for row in table.values())} of {localized} localized are wrong")
+        print(f"| {condition} | {' | '.join(cells)} | {errors} |")
+    every = [one for results in table.values() for one in results]
+    count = sum(one.status is Status.LOCALIZED for one in every)
+    wrong = sum(one.is_wrong for one in every)
+    print(f"{len(every)} cases: {wrong} of {count} localized are wrong")
 
 
 if __name__ == "__main__":

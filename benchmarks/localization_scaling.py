@@ -20,10 +20,10 @@ import h5py
 import numpy as np
 import pycolmap
 
-from benchmarks.memory import peak_memory
 from sfm_matchers.files.pair_lists import names_to_pair
 from sfm_matchers.localization.in_model import localize_queries
 from sfm_matchers.localization.poses import Query, Status
+from sfm_matchers.machine.memory import peak_memory
 
 NUM_POINTS, NUM_IMAGES, NUM_RETRIEVED = 2000, 50, 20
 CAMERA = pycolmap.Camera(

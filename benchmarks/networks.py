@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.memory import peak_memory
+from sfm_matchers.machine.memory import peak_memory
 from sfm_matchers.networks import coarse_matching, efficient_loftr, jamma, mamba, mambaglue, onednn
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS
 from sfm_matchers.networks.coarse_matching import CoarseMatches

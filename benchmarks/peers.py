@@ -39,7 +39,6 @@ import numpy as np
 import pycolmap
 import torch
 
-from benchmarks.memory import peak_memory
 from benchmarks.peer_matchers import (
     NOTES,
     PEERS,
@@ -56,6 +55,7 @@ from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.evaluation.pair_lists import PosedPair, read_posed_pairs
 from sfm_matchers.evaluation.runs import measure_pairs
 from sfm_matchers.files.text import write_text
+from sfm_matchers.machine.memory import peak_memory
 from sfm_matchers.photos.folders import find_images
 
 PLAIN = "pycolmap"

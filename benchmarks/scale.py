@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from benchmarks.memory import peak_memory
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.keypoints.aggregation import aggregate
 from sfm_matchers.keypoints.grid import AggregationOptions
+from sfm_matchers.machine.memory import peak_memory
 from sfm_matchers.mapping.database import import_features, import_matches
 
 IMAGE_SIZE = (1600, 1200)

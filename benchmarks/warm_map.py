@@ -98,7 +98,7 @@ def main() -> None:
     query.add_argument("map", type=Path)
     query.add_argument("photos", type=Path, nargs="+")
     query.add_argument("--num_loc", type=int, default=20)
-    query.add_argument("--enough_inliers", type=int)
+    query.add_argument("--enough_inliers", type=int, default=100, help="0: match with all")
     options = parser.parse_args()
     if options.command == "query":
         measure_queries(options)
@@ -115,14 +115,15 @@ def measure_queries(options: argparse.Namespace) -> None:
     from sfm_matchers.localization.localizer import Localizer
 
     with Localizer(
-        options.map, num_loc=options.num_loc, enough_inliers=options.enough_inliers
+        options.map, num_loc=options.num_loc, enough_inliers=options.enough_inliers or None
     ) as localizer:
         for path in [options.photos[0], *options.photos]:
             start = time.process_time()
             found = localizer.localize(path)
             print(
                 f"{path.name}: {time.process_time() - start:.2f} s of the CPU, "
-                f"{found.status.value}, {found.num_inliers} inliers of {found.num_matches} matches"
+                f"{found.status.value}, {found.num_inliers} inliers of {found.num_matches} matches "
+                f"with {len(found.database_names)} photos"
             )
 
 

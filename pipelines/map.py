@@ -60,6 +60,7 @@ def _check(path: Path) -> int:
 
 
 def _build(given: dict[str, object]) -> int:
+    from sfm_matchers.machine.memory import peak_memory
     from sfm_matchers.runs.map_build import MapOptions, build
 
     settings = build(MapOptions(**given))  # type: ignore[arg-type]
@@ -68,6 +69,7 @@ def _build(given: dict[str, object]) -> int:
     print(f"photos: {settings.num_photos}")
     print(f"points: {settings.num_points}")
     print(f"matcher: {settings.matcher}")
+    print(f"memory: {peak_memory():.2f} GB at most")
     return 0
 
 

@@ -197,9 +197,9 @@ def add_retrieval_options(add: Add, what: str) -> None:
     )
     add(
         "--retrieval",
-        choices=RETRIEVALS,
-        help="how they are found: vlad needs no download, the others need hloc "
-        "(default: %(default)s)",
+        metavar="KIND|FILE.h5",
+        help="how they are found: vlad needs no download; a file of global descriptors of all "
+        f"photos, as hloc writes it; {', '.join(RETRIEVALS[1:])} need hloc (default: %(default)s)",
     )
     add(
         "--ransac_thresh",

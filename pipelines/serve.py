@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,8 +39,9 @@ def build_parser() -> Parser:
     add(
         "--enough_inliers",
         type=int,
-        help="match a query with no more photos once it is localized with so many inliers, such "
-        "as 200: several times as fast (default: match all)",
+        default=100,
+        help="match a query with no more photos once it is localized with so many inliers and "
+        "several photos agree on its pose; 0: match all of --num_loc (default: %(default)s)",
     )
     add_device_option(add, default="auto")
     return parser
@@ -61,16 +63,26 @@ def _serve(options: Namespace) -> int:
             f"serve needs FastAPI and uvicorn ({error}): pip install 'sfm-matchers[serve]'"
         ) from error
     from sfm_matchers.localization.localizer import Localizer
+    from sfm_matchers.machine.memory import peak_memory
 
     if not (options.max_megabytes > 0 and options.max_megapixels > 0):
         raise InputError("--max_megabytes and --max_megapixels must be above 0")
     if not 0 <= options.port < 1 << 16:
         raise InputError(f"--port {options.port}: a port is 0 to 65535")
+    start = time.monotonic()
     localizer = Localizer(
         options.map,
         device=options.device,
         num_loc=options.num_loc,
-        enough_inliers=options.enough_inliers,
+        enough_inliers=options.enough_inliers or None,
+    )
+    settings = localizer.settings
+    print(
+        f"{options.map}: {settings.num_photos} photos, {settings.num_points} points, opened in "
+        f"{time.monotonic() - start:.1f} s; {peak_memory():.2f} GB of memory, up to "
+        f"{peak_memory() + localizer.most_cached_bytes / (1 << 30):.2f} GB with the features of "
+        "photos that queries need",
+        flush=True,
     )
     app = create_app(
         localizer,

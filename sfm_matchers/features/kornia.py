@@ -47,16 +47,19 @@ class AlikedExtractor(NetworkExtractor):
     ) -> None:
         from kornia.feature import ALIKED
 
+        from sfm_matchers.features.aliked import prepare
+
         check_keypoint_limit(max_num_keypoints)
         network = ALIKED(name, max_num_keypoints, detection_threshold)
         # A constant of kornia's detector, which the authors' file does not hold.
         load_extractor_weights(network, name, constants=("dkd.hw_grid",))
-        super().__init__(network, device)
+        super().__init__(prepare(network), device)
 
     def _detect(self, images: Tensor) -> list[Features]:
+        from sfm_matchers.features.aliked import detect_and_describe
+
         return [
-            to_features(found.keypoints, found.descriptors, found.keypoint_scores).best_first()
-            for found in self.network(images)
+            to_features(*found).best_first() for found in detect_and_describe(self.network, images)
         ]
 
 

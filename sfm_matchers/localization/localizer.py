@@ -9,7 +9,6 @@ Example:
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.files.hdf5 import read_features
 from sfm_matchers.localization import map_folder
+from sfm_matchers.localization.certainty import is_certain
 from sfm_matchers.localization.in_model import IndexedModel, localize_query
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
@@ -42,10 +42,14 @@ from sfm_matchers.matchers.registry import (
     matcher_weights_fingerprint,
 )
 from sfm_matchers.matching.engine import matched_features
+from sfm_matchers.pairs.retrieval import mutual_neighbours
 from sfm_matchers.pairs.sequences import with_neighbours
 from sfm_matchers.photos.images import decoded_size, read_image
 
-FIRST_PHOTOS = 3  # matched before anything is estimated, where few may be enough
+FIRST_PHOTOS = 2  # matched before anything is estimated, where few may be enough
+# Inliers of a pose that needs no more photos, if several agree on it, see `certainty`.
+ENOUGH_INLIERS = 100
+OVER_ASKED = 2  # so many times the photos are retrieved, and ranked again by their features
 CACHE_BYTES = 1 << 30  # of local features of the map's photos; the others are read when needed
 Photo = str | Path | np.ndarray
 
@@ -62,15 +66,17 @@ class Localizer:
     """Poses of photos in a map that `pipelines.map` has built. Any thread may call it.
 
     Networks work for one thread at a time, with all the threads of torch; poses are estimated side
-    by side. The estimates are those of ``pipelines.localize`` with the same retrieved photos.
+    by side. Where a query is matched with all its photos (`enough_inliers` is None), the estimates
+    are those of ``pipelines.localize`` with the same retrieved photos.
 
     Args:
         path: folder of the map.
         device: auto, cpu, cuda or mps.
         num_loc: photos of the map that each query is matched with.
-        enough_inliers: a query is matched with `FIRST_PHOTOS` at a time, and no more once it is
-            localized with so many inliers. Several times as fast where the place is well known;
-            the estimate is then that of fewer photos. None: all are matched.
+        enough_inliers: retrieved photos are ranked again by their local features and matched in
+            this order, and no more of them once the query is localized with so many inliers and
+            several photos agree on its pose, see `certainty`. Several times as fast where the
+            place is well known; the estimate is then that of fewer photos. None: all are matched.
         options: how poses are estimated.
 
     Raises:
@@ -84,7 +90,7 @@ class Localizer:
         *,
         device: str = "auto",
         num_loc: int = 20,
-        enough_inliers: int | None = None,
+        enough_inliers: int | None = ENOUGH_INLIERS,
         options: LocalizationOptions | None = None,
     ) -> None:
         if num_loc < 1:
@@ -112,6 +118,11 @@ class Localizer:
         self._cached: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
         self._cached_bytes = 0
         self._networks = threading.Lock()
+
+    @property
+    def most_cached_bytes(self) -> int:
+        """What local features of the map's photos may come to fill, beside what is there."""
+        return min(CACHE_BYTES, (self.path / map_folder.FEATURES).stat().st_size)
 
     def close(self) -> None:
         """Let go of the map's files."""
@@ -233,19 +244,45 @@ class Localizer:
     def _retrieve(self, seen: _Seen | LocalizedQuery) -> list[str]:
         if isinstance(seen, LocalizedQuery):
             return []
-        names = self._index.most_similar(seen.features["descriptors"], self.num_loc)
-        return [name for name in names if name in self._lookup.image_ids]
+        count = self.num_loc if self.enough_inliers is None else OVER_ASKED * self.num_loc
+        names = self._index.most_similar(seen.features["descriptors"], count)
+        names = [name for name in names if name in self._lookup.image_ids]
+        if self.enough_inliers is None:
+            return names
+        with self._networks:
+            votes = [self._alike(seen.features, name) for name in names]
+        order = sorted(range(len(names)), key=lambda index: -votes[index])
+        return [names[index] for index in order[: self.num_loc]]
+
+    def _alike(self, features: dict[str, np.ndarray], name: str) -> int:
+        """How many keypoints with a 3D point a query seems to share with a photo of the map."""
+        has_point = self._lookup.point_ids(name) >= 0
+        stored = self._features(name)["descriptors"][:, has_point]
+        return mutual_neighbours(features["descriptors"], stored)
 
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Match a query with photos of the map, as many as it takes, and estimate its pose."""
         if self.enough_inliers is None:
             return self._estimate(seen, names, {})
         found: dict[str, np.ndarray] = {}
-        for count in range(FIRST_PHOTOS, len(names), FIRST_PHOTOS):
+        for count in range(FIRST_PHOTOS, len(names)):
             result = self._estimate(seen, names[:count], found)
-            if result.status is Status.LOCALIZED and result.num_inliers >= self.enough_inliers:
+            by_photo = (self._points_seen(seen, name, found[name]) for name in names[:count])
+            extent = self._lookup.extent
+            if is_certain(result, by_photo, extent, self.enough_inliers, self.options):
                 return result
         return self._estimate(seen, names, found)
+
+    def _points_seen(
+        self, seen: _Seen, name: str, matches0: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints of a query, as COLMAP has them, and the 3D points they match by one photo."""
+        index = np.flatnonzero(matches0 >= 0)
+        point_ids = self._lookup.point_ids(name)[matches0[index]]
+        index, point_ids = index[point_ids >= 0], point_ids[point_ids >= 0]
+        points = [self.model.points3D[point_id].xyz for point_id in point_ids.tolist()]
+        keypoints = seen.features["keypoints"][index] + np.float32(0.5)
+        return keypoints, np.array(points, dtype=np.float64).reshape(-1, 3)
 
     def _estimate(
         self, seen: _Seen, names: list[str], found: dict[str, np.ndarray]
@@ -255,7 +292,10 @@ class Localizer:
         key = "\0"
         with self._networks:
             pairs = [(key, name) for name in names if name not in found]
-            features_of = functools.partial(self._features, key, seen.features)
+
+            def features_of(name: str) -> dict[str, np.ndarray]:
+                return seen.features if name == key else self._features(name)
+
             for pair, arrays in matched_features(self._matcher, pairs, features_of):
                 found[pair[1]] = arrays["matches0"]
 
@@ -272,12 +312,8 @@ class Localizer:
         except InputError as error:
             return failed_query(seen.query, str(error), names, self._lookup.pose)
 
-    def _features(
-        self, key: str, features: dict[str, np.ndarray], name: str
-    ) -> dict[str, np.ndarray]:
-        """Those of the query, whose name is `key`, or of a photo of the map; the lock is held."""
-        if name == key:
-            return features
+    def _features(self, name: str) -> dict[str, np.ndarray]:
+        """Those of a photo of the map; the lock is held."""
         if name in self._cached:
             self._cached.move_to_end(name)
             return self._cached[name]

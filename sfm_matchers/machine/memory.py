@@ -88,3 +88,17 @@ def _malloc_trim() -> Callable[[int], int] | None:
         return ctypes.CDLL(None).malloc_trim
     except (TypeError, OSError, AttributeError):  # Windows, static builds, other C libraries
         return None
+
+
+def peak_memory() -> float:
+    """Return the peak resident memory of this process in GB (2^30 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # a child's ru_maxrss begins with that of its parent on Linux
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / (1 << 20)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 << 30 if sys.platform == "darwin" else 1 << 20  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

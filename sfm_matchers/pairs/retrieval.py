@@ -188,3 +188,26 @@ def _global_descriptors(
                 f"others have {length}: they are of different networks"
             )
     return np.stack(rows).astype(np.float32)
+
+
+MOST_COMPARED = 768  # descriptors of a photo: enough to tell how much two photos share
+RATIO = 0.9  # of the distances to the nearest and the second nearest
+
+
+def mutual_neighbours(descriptors0: np.ndarray, descriptors1: np.ndarray) -> int:
+    """How many of two photos' descriptors, (D, N) and (D, M) of unit length, are each other's
+    nearest and clearly nearer than the next; of an even sample."""
+    samples = []
+    for stored in (descriptors0, descriptors1):
+        step = -(-stored.shape[1] // MOST_COMPARED) or 1
+        samples.append(stored[:, ::step].astype(np.float32))
+    alike = samples[0].T @ samples[1]
+    if min(alike.shape) < 2:
+        return 0
+    rows = np.arange(len(alike))
+    nearest = alike.argmax(axis=1)
+    is_mutual = alike.argmax(axis=0)[nearest] == rows
+    first = alike[rows, nearest]
+    alike[rows, nearest] = -np.inf
+    distances = np.sqrt(np.clip(2 - 2 * np.stack([first, alike.max(axis=1)]), 0, None))
+    return int((is_mutual & (distances[0] < RATIO * distances[1])).sum())

@@ -21,6 +21,7 @@ from sfm_matchers.localization.query_files import read_queries
 from sfm_matchers.mapping.models import read_model
 from sfm_matchers.pairs.policies import covisibility_pairs
 from sfm_matchers.photos.folders import find_images
+from sfm_matchers.runs.forecast import announce_localization
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AachenOptions, InlocOptions
@@ -79,6 +80,7 @@ def localize_aachen(options: AachenOptions) -> BenchmarkResult:
     label = f"pairs-db-covis{options.num_covis}"
     pairs = covisibility_pairs(reference, options.num_covis)
     workspace.write_pairs(label, pairs)
+    announce_localization(job, pairs, label, len(readable) * options.num_loc)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
     loc_pairs, label = choose_query_pairs(
@@ -117,6 +119,7 @@ def localize_inloc(options: InlocOptions) -> BenchmarkResult:
     pairs, label = choose_query_pairs(
         job, readable, database, options.pairs, options.num_loc, options.retrieval
     )
+    announce_localization(job, pairs, label, 0)
     features, matches = job.match(pairs, label)
     poses = LocalizationOptions(max_error=options.ransac_thresh, check_intrinsics=False)
     scans = ScanOptions(poses, options.skip_matches)

@@ -34,14 +34,74 @@ def announce_matching(
         policy: that chose them, or a file.
         num_matched: neighbours of each photo by the policy.
     """
+    timed = _seconds_per_pair(job, pairs, label, 0)
+    if timed is None:
+        return
+    each, seconds = timed
+    logger.info(
+        "%d pairs (--pairs %s), about %s on this device (%s), %.2g s each. Shorter: %s",
+        len(pairs),
+        policy,
+        duration(seconds),
+        job.matching.device,
+        each,
+        _shorter(job, len(pairs), policy, num_matched),
+    )
+
+
+def announce_localization(
+    job: MatchingJob, pairs: Sequence[Pair], label: str, num_query_pairs: int
+) -> None:
+    """Say how long all matching of a benchmark takes, as `announce_matching` does.
+
+    Args:
+        job: matches.
+        pairs: of the map, or of the queries where the map needs no matching.
+        label: of these pairs.
+        num_query_pairs: that are matched after them.
+    """
+    pairs = [pair for pair in pairs if all(name in job.photos for name in pair)]
+    timed = _seconds_per_pair(job, pairs, label, num_query_pairs)
+    if timed is None:
+        return
+    each, seconds = timed
+    options = ["--num_covis", "--num_loc"] if num_query_pairs else ["--num_loc"]
+    shorter = [f"less of {' and '.join(options)}"]
+    if not is_fast(job):
+        shorter.append("--matcher sift, or a machine with a GPU")
+    logger.info(
+        "%d pairs%s, about %s with %s on this device (%s), %.2g s each. Shorter: %s",
+        len(pairs),
+        f" of the map and {num_query_pairs} of queries" if num_query_pairs else "",
+        duration(seconds),
+        job.conf.name,
+        job.matching.device,
+        each,
+        "; ".join(shorter),
+    )
+
+
+def _seconds_per_pair(
+    job: MatchingJob, pairs: Sequence[Pair], label: str, num_later: int
+) -> tuple[float, float] | None:
+    """Seconds of one of the first pairs, and of all that is left, `num_later` pairs of other lists
+    and the features of all photos included; None where all is minutes of work."""
     workers = job.matching.executor.num_workers
     missing = _unmatched(job, pairs, label)
-    if job.matching.executor.shares_with_others or (
-        len(missing) <= most_pairs(is_fast=is_fast(job)) * workers
-    ):
-        return
     # What a beginning takes, loading the network, is in both times.
     first, few = workers, NUM_TIMED * workers
+    if (
+        job.matching.executor.shares_with_others
+        or len(missing) <= 2 * first + few
+        or len(missing) + num_later <= most_pairs(is_fast=is_fast(job)) * workers
+    ):
+        return None
+    seconds = 0.0
+    if isinstance(job.conf, SparseConf):
+        names = sorted({name for pair in missing[: 2 * first + few] for name in pair})
+        start = time.monotonic()
+        job.extract(job.conf, names)
+        seconds = (time.monotonic() - start) / len(names) * (len(job.photos) - len(names))
     job.match_share(missing[:first], label)
     start = time.monotonic()
     job.match_share(missing[first : 2 * first], label)
@@ -49,16 +109,7 @@ def announce_matching(
     job.match_share(missing[2 * first : 2 * first + few], label)
     end = time.monotonic()
     each = max((end - middle) - (middle - start), 0.0) / (few - first)
-    left = len(missing) - 2 * first - few
-    logger.info(
-        "%d pairs (--pairs %s), about %s on this device (%s), %.2g s each. Shorter: %s",
-        len(pairs),
-        policy,
-        duration(left * each),
-        job.matching.device,
-        each,
-        _shorter(job, len(pairs), policy, num_matched),
-    )
+    return each, seconds + each * (len(missing) - 2 * first - few + num_later)
 
 
 def _unmatched(job: MatchingJob, pairs: Iterable[Pair], label: str) -> list[Pair]:

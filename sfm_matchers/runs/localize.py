@@ -139,7 +139,11 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )
     localizer = Localizer(
-        options.map, device=options.device, num_loc=options.num_loc, options=poses
+        options.map,
+        device=options.device,
+        num_loc=options.num_loc,
+        enough_inliers=None,  # time is asked of single queries, here it is exactness
+        options=poses,
     )
     if options.matcher not in (localizer.conf.name, LocalizeOptions.matcher):
         raise InputError(f"{options.map} was built with {localizer.conf.name}: leave --matcher out")

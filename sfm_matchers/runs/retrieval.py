@@ -40,28 +40,44 @@ def retrieve(
         queries: names.
         database: names of the photos of the map.
         num_matched: neighbours of each query.
-        retrieval: ``vlad`` needs no download; the others are hloc's, and need hloc.
+        retrieval: ``vlad`` needs no download; a feature file with global descriptors of all
+            these photos, of any network, as hloc writes it; the others are hloc's, and need hloc.
 
     Returns:
         Pairs (query, photo of the map), best first, and a label for the list.
 
     Raises:
         MissingExtraError: hloc is needed and not installed.
-        InputError: unknown kind of retrieval.
+        InputError: unknown kind of retrieval, or a photo has no descriptor in the file.
     """
-    if retrieval not in RETRIEVALS:
+    kind = retrieval
+    if is_descriptor_file(retrieval):
+        kind = Path(retrieval).stem
+    elif retrieval not in RETRIEVALS:
         known = ", ".join(RETRIEVALS)
-        raise InputError(f"unknown retrieval {retrieval!r}, expected one of {known}")
+        raise InputError(
+            f"unknown retrieval {retrieval!r}, expected one of {known}, or a file of global "
+            "descriptors (.h5)"
+        )
     names = [*database, *queries]
-    if retrieval == "vlad":
+    if is_descriptor_file(retrieval):
+        descriptor_path = Path(retrieval)
+        if not descriptor_path.is_file():
+            raise InputError(f"no file {descriptor_path} of global descriptors")
+    elif retrieval == "vlad":
         descriptor_path = describe_with_vlad(job, names, database)
     else:
         with job.workspace.timed("retrieval"):
             descriptor_path = _describe_with_hloc(job, names, retrieval)
     pairs = query_pairs(queries, database, descriptor_path, num_matched)
-    label = f"pairs-query-{retrieval}{num_matched}"
+    label = f"pairs-query-{kind}{num_matched}"
     job.workspace.write_pairs(label, pairs)
     return pairs, label
+
+
+def is_descriptor_file(retrieval: str) -> bool:
+    """Whether ``--retrieval`` names a file of global descriptors, not a kind."""
+    return Path(retrieval).suffix == ".h5"
 
 
 def describe_with_vlad(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import open_h5
-from sfm_matchers.pairs.retrieval import extract_vlad, most_similar
+from sfm_matchers.pairs.retrieval import extract_vlad, most_similar, mutual_neighbours
 
 
 def write_descriptors(path: Path, descriptors: dict[str, np.ndarray]) -> Path:
@@ -158,3 +158,15 @@ def test_a_vocabulary_needs_photos(tmp_path: Path) -> None:
         extract_vlad(["a"], tmp_path / "sift.h5", tmp_path / "vlad.h5", {"a": "a"}, [])
     with pytest.raises(InputError, match="of 'b'"):
         extract_vlad(["b"], tmp_path / "sift.h5", tmp_path / "vlad.h5", {"b": "b"})
+
+
+@given(st.integers(0, 40), st.integers(0, 30), st.integers(0, 5))
+@settings(max_examples=25, deadline=None)
+def test_shared_descriptors_are_counted(shared: int, others: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made = rng.normal(size=(128, shared + 2 * others + 4))
+    made /= np.linalg.norm(made, axis=0)
+    first = made[:, : shared + others + 2].astype(np.float16)
+    second = np.concatenate([made[:, :shared], made[:, shared + others + 2 :]], axis=1)
+    assert shared <= mutual_neighbours(first, second) <= shared + others // 3 + 2
+    assert mutual_neighbours(first[:, :0], second) == 0

@@ -1,0 +1,71 @@
+"""When a pose is so certain that matching more photos of the map would not change it.
+
+Many inliers do not make a pose certain: all may come from one photo of the map, whose points share
+their errors, or from one corner of the query. It is where several photos, each by itself, say the
+same: each has enough inliers, and the pose refined on these alone stays where it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import numpy as np
+import pycolmap
+
+from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Status
+from sfm_matchers.localization.resectioning import Matches, Solution
+
+AGREEING_PHOTOS = 2
+# How far the pose of one photo's inliers may be from that of all: of the solution's scale, and in
+# degrees. What is asked of a localized pose.
+MAX_MOVE, MAX_TURN = 0.01, 1.0
+
+
+def is_certain(
+    found: LocalizedQuery,
+    by_photo: Iterable[tuple[np.ndarray, np.ndarray]],
+    extent: float,
+    enough_inliers: int,
+    options: LocalizationOptions,
+) -> bool:
+    """Whether several photos of the map agree on a pose.
+
+    Args:
+        found: the query with the pose from all of these photos.
+        by_photo: its matches with each photo: keypoints (N, 2) in COLMAP's convention and 3D
+            points (N, 3).
+        extent: of the map's cameras.
+        enough_inliers: that the pose must have.
+        options: how it was estimated.
+    """
+    pose = found.cam_from_world
+    if found.status is not Status.LOCALIZED or pose is None or found.num_inliers < enough_inliers:
+        return False
+    # As for poses: numbers far from the origin lose digits.
+    origin = np.median(found.points[found.inliers], axis=0)
+    pose = pose * pycolmap.Rigid3d(pycolmap.Rotation3d(), origin)
+    agreeing = 0
+    for keypoints, points in by_photo:
+        matches = Matches(keypoints.astype(np.float64), points - origin, options.max_error, extent)
+        agreeing += _agrees(Solution(found.camera, pose, matches), options.confident_inliers)
+    return agreeing >= AGREEING_PHOTOS
+
+
+def _agrees(solution: Solution, enough: int) -> bool:
+    """Whether a pose stays where it is on one photo's matches alone."""
+    inliers = solution.inliers
+    if len(np.unique(solution.matches.keypoints[inliers], axis=0)) < enough:
+        return False
+    refined = pycolmap.refine_absolute_pose(
+        solution.cam_from_world,
+        solution.matches.keypoints,
+        solution.matches.points,
+        inliers,
+        copy.copy(solution.camera),
+    )
+    if refined is None:
+        return False
+    alone = Solution(solution.camera, refined["cam_from_world"], solution.matches)
+    turn = (alone.cam_from_world * solution.cam_from_world.inverse()).rotation.angle()
+    return alone.moves_from(solution) <= MAX_MOVE and np.rad2deg(turn) <= MAX_TURN

@@ -1,0 +1,53 @@
+"""When several photos of a map agree on a pose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pycolmap
+import pytest
+
+from sfm_matchers.localization.certainty import is_certain
+from sfm_matchers.localization.in_model import estimate_pose
+from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
+
+OPTIONS = LocalizationOptions()
+CAMERA = pycolmap.Camera.create_from_model_name(1, "PINHOLE", 800.0, 1000, 800)
+Seen = tuple[np.ndarray, np.ndarray]
+
+
+def seen(count: int, seed: int, *, moved: float = 0.0) -> Seen:
+    """Keypoints and points that one photo of the map gives; `moved`: an error of its points."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform([-3, -2, 8], [3, 2, 14], (count, 3))
+    keypoints = CAMERA.img_from_cam(points) + rng.normal(scale=0.3, size=(count, 2))
+    return keypoints, points + [moved, 0, 0]
+
+
+def estimate(photos: list[Seen]) -> LocalizedQuery:
+    keypoints, points = (np.concatenate(part) for part in zip(*photos, strict=True))
+    query = Query("a.jpg", CAMERA)
+    return estimate_pose(query, keypoints, points, len(points), OPTIONS, extent=10.0)
+
+
+def certain(photos: list[Seen], enough: int = 100) -> bool:
+    return is_certain(estimate(photos), photos, 10.0, enough, OPTIONS)
+
+
+@pytest.mark.parametrize("origin", [0.0, 5e5])
+def test_two_photos_that_agree_are_enough(origin: float) -> None:
+    photos = [(keypoints, points + origin) for keypoints, points in (seen(80, 1), seen(80, 2))]
+    assert certain(photos)
+    assert not certain(photos, enough=200)
+
+
+def test_many_inliers_of_one_photo_are_not() -> None:
+    assert not certain([seen(300, 1), seen(10, 2)])
+
+
+def test_photos_whose_points_are_apart_are_not() -> None:
+    """All are inliers of one pose, but each photo says another."""
+    photos = [seen(80, 1, moved=-0.11), seen(80, 2, moved=0.11)]
+    found = estimate(photos)
+    assert found.num_inliers > 100
+    found.status, found.reason = Status.LOCALIZED, ""
+    assert not is_certain(found, photos, 10.0, 100, OPTIONS)
