@@ -24,6 +24,7 @@ from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
 from sfm_matchers.files.space import writing
 from sfm_matchers.mapping.diagnosis import listed
 from sfm_matchers.mapping.models import model_folder, read_model, write_model
+from sfm_matchers.photos import heif
 from sfm_matchers.photos.folders import is_output
 
 logger = logging.getLogger("sfm_matchers.exports")
@@ -32,7 +33,7 @@ logger = logging.getLogger("sfm_matchers.exports")
 
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 GSPLAT_CAMERAS = (*PINHOLES, "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
-TAKE_UNDISTORTED = "take the export undistorted, whose cameras every tool reads"
+TAKE_UNDISTORTED = "take the export undistorted, whose cameras and photos every tool reads"
 
 # Inria's 3DGS takes the middle of a photo for its principal point: said from this share of a side.
 _OFF_CENTRE = 0.01
@@ -97,6 +98,8 @@ def export_ply(job: Job) -> Export:
 
 def export_gsplat(job: Job) -> Export:
     """Write ``images/`` beside ``sparse/0``: what gsplat, and for pinhole cameras Inria's, read."""
+    if reason := _unread_photos(job):
+        return Export("gsplat", None, (reason,))
     cameras = job.camera_models()
     if unknown := cameras.difference(GSPLAT_CAMERAS):
         reason = f"gsplat reads no {', '.join(sorted(unknown))} cameras: {TAKE_UNDISTORTED}"
@@ -155,6 +158,8 @@ def export_undistorted(job: Job) -> Export:
 
 def export_nerfstudio(job: Job) -> Export:
     """Write ``transforms.json`` and ``sparse_pc.ply``, beside ``images/``."""
+    if reason := _unread_photos(job):
+        return Export("nerfstudio", None, (reason,))
     kind, reason = nerfstudio.scene_kind(job.model)
     if not kind:
         return Export("nerfstudio", None, (f"{reason}: {TAKE_UNDISTORTED}",))
@@ -169,6 +174,13 @@ def export_nerfstudio(job: Job) -> Export:
             content = nerfstudio.transforms(job.model, kind, points_name)
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     return Export("nerfstudio", output.path / name)
+
+
+def _unread_photos(job: Job) -> str:
+    """Return why other tools do not read the photos; "" if they do."""
+    if any(heif.is_heif_file(job.image_dir / name) for name in registered_names(job.model)):
+        return f"other tools read no HEIC photos: {TAKE_UNDISTORTED}"
+    return ""
 
 
 @dataclass(frozen=True)
