@@ -22,7 +22,7 @@ PROGRAM = "sfm-matchers"
 # Names that users of COLMAP, hloc and splat tools type for one thing. A command has one of each
 # group, and takes the others for it.
 SPELLINGS = (
-    ("--image_dir", "--photo_dir", "--image_path", "--images", "--photos"),
+    ("--image_dir", "--photo_dir", "--image_path", "--images", "--photos", "--video"),
     ("--outputs", "--output", "--output_path", "--output_dir", "--out"),
 )
 

@@ -13,6 +13,7 @@ from sfm_matchers.files.pair_lists import name_faults
 from sfm_matchers.photos import heif
 from sfm_matchers.photos.images import warn_of
 from sfm_matchers.photos.masks import mask_path
+from sfm_matchers.photos.video import is_video
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +62,22 @@ def find_images(
         raise InputError(f"{image_dir} is not a folder of photos")
     names = []
     others: Counter[str] = Counter()
+    videos: list[Path] = []
     for folder, files in _photo_folders(image_dir, outputs, mask_dir):
         for file in files:
             if is_photo(file):
                 names.append((folder / file).relative_to(image_dir).as_posix())
+            elif is_video(file):
+                videos.append(folder / file)
             else:
                 others[Path(file).suffix.lower()] += 1
     _tell_others(others)
+    if videos:
+        what = "a video" if len(videos) == 1 else f"{len(videos)} videos"
+        such = "" if len(videos) == 1 else "such as "
+        logger.warning(
+            "left out: %s, %s%s: to use it give it as --image_dir", what, such, min(videos)
+        )
     masks = _masks_among(names, image_dir, mask_dir)
     names = [name for name in names if name not in masks]
     faults = name_faults(names)

@@ -23,8 +23,9 @@ class MatchOptions:
     """What to match, and how; the command line `pipelines.sfm` has the same names.
 
     Attributes:
-        image_dir: folder of photos.
+        image_dir: folder of photos, or a video.
         outputs: folder for all results.
+        frames: of a video, at most; None: one for each tenth of the picture that it moves.
         matcher: name of a conf, or a conf file.
         quality: ``low``, ``medium``, ``high``, ``extreme``; None: as the conf says.
         max_image_size: longer side in pixels to which photos are reduced for matching.
@@ -42,6 +43,7 @@ class MatchOptions:
 
     image_dir: str | Path
     outputs: str | Path
+    frames: int | None = None
     matcher: str | Path = "sift"
     quality: str | None = None
     max_image_size: int | None = None
