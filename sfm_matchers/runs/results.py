@@ -103,11 +103,10 @@ class LocalizeResult:
         return f"LocalizeResult({self.verdict.text}; {self.files['report']})"
 
     def _repr_html_(self) -> str:
-        tiles: dict[str, Any] = {
-            str(status): number for status, number in count_by_status(self.queries).items()
-        }
-        tiles[Status.LOCALIZED.value] = f"{tiles[Status.LOCALIZED.value]} of {len(self.queries)}"
         found = [query for query in self.queries if query.status is Status.LOCALIZED]
+        counts = count_by_status(self.queries)
+        tiles = {status: str(number) for status, number in counts.items() if number}
+        tiles |= {Status.LOCALIZED.value: f"{len(found)} of {len(self.queries)}"}
         picture = None
         if found:
             inliers = np.median([query.num_inliers for query in found])
