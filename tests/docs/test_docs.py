@@ -251,6 +251,18 @@ def test_every_extra_is_explained() -> None:
     assert table == for_users
 
 
+def test_extras_that_are_named_exist() -> None:
+    sources = [*ROOT.glob("sfm_matchers/**/*.py"), *ROOT.glob("pipelines/**/*.py"), *TODAY]
+    named = {
+        name.strip()
+        for path in sources
+        for names in re.findall(r"sfm-matchers\[([\w, ]+)\]", path.read_text(encoding="utf-8"))
+        for name in names.split(",")
+    }
+    assert {"heic", "video"} <= named
+    assert named - set(extras()) == set()
+
+
 def test_the_extra_all_leaves_out_what_it_says() -> None:
     (names,) = re.findall(r"sfm-matchers\[([\w,]+)\]", extras()["all"])
     assert set(extras()) - set(names.split(",")) == {"all", "dev", "docs", "mamba", "ray"}
