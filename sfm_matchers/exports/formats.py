@@ -222,7 +222,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     names = dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip())
     for name in names:
         if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, 1)
+            near = difflib.get_close_matches(name, FORMATS, 1, 0.5)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise InputError(f"no export is called {name!r}{meant}: there are {', '.join(FORMATS)}")
     return tuple(names)
