@@ -54,7 +54,7 @@ def build_parser() -> Parser:
         metavar="N",
         help="of a video, how many photos are taken out of it: sharp ones, evenly spaced in what "
         "the picture moves, into OUTPUTS/frames (default: one for each tenth of its longer side, "
-        "so that neighbours share nine tenths; 300 at most, which take half an hour on a CPU)",
+        "so that neighbours share nine tenths; 300 at most, some 5,000 pairs)",
     )
     first, second = AUTO_MATCHERS
     add_matching_options(

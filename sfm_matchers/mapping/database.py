@@ -59,7 +59,7 @@ def _import_undecoded(
     database_path: Path, image_dir: Path, names: list[str], options: pycolmap.ImageReaderOptions
 ) -> None:
     """Add photos that COLMAP does not decode: it is shown black ones of their size and EXIF."""
-    logger.info("COLMAP does not decode %d photos, such as %s", len(names), names[0])
+    logger.info("%d photos, such as %s, are not decoded by COLMAP, but here", len(names), names[0])
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             stand_in = Path(folder) / name

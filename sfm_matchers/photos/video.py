@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,8 +32,9 @@ EXTENSIONS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", "
 INSTALL = 'pip install "sfm-matchers[video]"'
 
 # Without a number of frames: the picture moves by so much of its longer side from one to the next,
-# so that nine tenths of it are in both. Of a long video fewer, as COLMAP's SIFT matches and maps
-# 300 in half an hour on a CPU; of one that hardly moves some.
+# so that nine tenths of it are in both. Of a long video fewer: 300 are some 5000 pairs by
+# `--pairs auto`, a quarter of an hour of COLMAP's matching on two cores. Of one that hardly moves
+# some.
 STEP = 0.1
 MOST_FRAMES, FEWEST_FRAMES = 300, 20
 
@@ -163,8 +164,8 @@ class MotionMeter:
         self._travelled = 0.0  # until the frame that points are followed from
         self._since = 0.0  # since then
         self._reference = self._previous = np.zeros((0, 0), np.uint8)
-        self._points = np.zeros((0, 1, 2), np.float32)
-        self._found = self._points  # where they were in the previous frame
+        self._points: NDArray[np.float32] = np.zeros((0, 1, 2), np.float32)
+        self._found: NDArray[np.float32] = self._points  # where they were in the previous frame
 
     def add(self, gray: NDArray[np.uint8]) -> float:
         """Look at the next frame (H, W); return the motion until then."""
@@ -216,7 +217,7 @@ def _flow(
     """Where points (N, 1, 2) of an image are in another one, and which are found, (N,)."""
     flags = cv2.OPTFLOW_USE_INITIAL_FLOW
     found, is_found, _ = cv2.calcOpticalFlowPyrLK(image0, image1, points, guess.copy(), flags=flags)
-    return found, is_found.ravel() == 1
+    return np.asarray(found, np.float32), is_found.ravel() == 1
 
 
 def choose_frames(measures: FrameMeasures, count: int) -> list[int]:
@@ -237,7 +238,7 @@ def choose_frames(measures: FrameMeasures, count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _decoded(video: Path) -> Iterator[av.VideoFrame]:
+def _decoded(video: Path) -> Generator[av.VideoFrame, None, None]:
     """Yield the frames of a video.
 
     Raises:

@@ -25,7 +25,6 @@ class MatchOptions:
     Attributes:
         image_dir: folder of photos, or a video.
         outputs: folder for all results.
-        frames: of a video, at most; None: one for each tenth of the picture that it moves.
         matcher: name of a conf, or a conf file.
         quality: ``low``, ``medium``, ``high``, ``extreme``; None: as the conf says.
         max_image_size: longer side in pixels to which photos are reduced for matching.
@@ -39,11 +38,11 @@ class MatchOptions:
         workers: processes that match; None: this one.
         ray: address of a Ray cluster.
         drop_raw_matches: delete a detector-free matcher's correspondences in the end.
+        frames: of a video, at most; None: one for each tenth of the picture that it moves.
     """
 
     image_dir: str | Path
     outputs: str | Path
-    frames: int | None = None
     matcher: str | Path = "sift"
     quality: str | None = None
     max_image_size: int | None = None
@@ -57,6 +56,7 @@ class MatchOptions:
     workers: int | None = None
     ray: str | None = None
     drop_raw_matches: bool = False
+    frames: int | None = None
 
     @property
     def detail(self) -> Detail:
