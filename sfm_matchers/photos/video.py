@@ -189,9 +189,10 @@ class MotionMeter:
     def _follow_from(self, gray: NDArray[np.uint8]) -> None:
         self._travelled, self._since = self._travelled + self._since, 0.0
         self._reference = gray
-        points = cv2.goodFeaturesToTrack(gray, _MAX_POINTS, 0.01, min(gray.shape) / 40)
-        too_few = points is None or len(points) < _MIN_POINTS
-        self._points = self._found = np.zeros((0, 1, 2), np.float32) if too_few else points
+        corners = cv2.goodFeaturesToTrack(gray, _MAX_POINTS, 0.01, min(gray.shape) / 40)
+        too_few = corners is None or len(corners) < _MIN_POINTS
+        self._points = np.zeros((0, 1, 2), np.float32) if too_few else np.float32(corners)
+        self._found = self._points
 
     def _motion_to(self, gray: NDArray[np.uint8]) -> float | None:
         """The motion from the reference; None where most points are lost."""
