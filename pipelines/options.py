@@ -23,7 +23,7 @@ PROGRAM = "sfm-matchers"
 # Names that users of COLMAP, hloc and splat tools type for one thing. A command has one of each
 # group, and takes the others for it.
 SPELLINGS = (
-    ("--image_dir", "--photo_dir", "--image_path", "--images", "--photos"),
+    ("--image_dir", "--photo_dir", "--image_path", "--images", "--photos", "--video"),
     ("--outputs", "--output", "--output_path", "--output_dir", "--out"),
 )
 
@@ -35,8 +35,11 @@ class Parser(argparse.ArgumentParser):
     of a command's own of such a name replaces it.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, description: str | None = None, **options: Any) -> None:
+        if description and is_called_by_name():  # what is shown can be copied
+            description = description.replace("python -m pipelines.", f"{PROGRAM} ")
         super().__init__(
+            description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             conflict_handler="resolve",
             **options,
@@ -116,9 +119,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def program(name: str) -> str:
     """Return how a command is called in the way in which this process was."""
+    return f"{PROGRAM} {name}" if is_called_by_name() else f"python -m pipelines.{name}"
+
+
+def is_called_by_name() -> bool:
+    """Return whether this process was called as `PROGRAM`, not as a module of the pipelines."""
     called = Path(sys.argv[0])
-    is_ours = PROGRAM in called.name or called.parent.name == "sfm_matchers"
-    return f"{PROGRAM} {name}" if is_ours else f"python -m pipelines.{name}"
+    return PROGRAM in called.name or called.parent.name == "sfm_matchers"
 
 
 def version() -> str:

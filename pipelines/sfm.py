@@ -5,6 +5,7 @@
 Every step leaves a file in OUT, in hloc's layout; a second run does only what is missing or has
 changed:
 
+    frames                        photos out of a video, where --image_dir is one
     photos.json                   which photos can be decoded, and a hash of their content
     pairs-*.txt                   pairs of photos to match
     feats-*.h5                    keypoints (and descriptors)
@@ -41,8 +42,21 @@ def build_parser() -> Parser:
     """Return the command line of this pipeline."""
     parser = Parser(prog=program("sfm"), description=__doc__)
     add = parser.add_argument
-    add("--image_dir", type=Path, required=True, help="folder of photos, searched recursively")
+    add(
+        "--image_dir",
+        type=Path,
+        required=True,
+        help="folder of photos, searched recursively; or a video (needs the extra video)",
+    )
     add("--outputs", type=Path, required=True, help="folder for all results; made if missing")
+    add(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="of a video, how many photos are taken out of it: sharp ones, evenly spaced in what "
+        "the picture moves, into OUTPUTS/frames (default: one for each tenth of its longer side, "
+        "so that neighbours share nine tenths; 300 at most, some 5,000 pairs)",
+    )
     first, second = AUTO_MATCHERS
     add_matching_options(
         add, shards=True, auto=f"{first}, then {second} for the photos that it leaves out"

@@ -23,6 +23,7 @@ from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.space import writing
 from sfm_matchers.mapping.models import model_folder, read_model, write_model
+from sfm_matchers.photos import heif
 from sfm_matchers.photos.folders import is_output
 
 logger = logging.getLogger("sfm_matchers.exports")
@@ -31,7 +32,7 @@ logger = logging.getLogger("sfm_matchers.exports")
 
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 GSPLAT_CAMERAS = (*PINHOLES, "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
-TAKE_UNDISTORTED = "take the export undistorted, whose cameras every tool reads"
+TAKE_UNDISTORTED = "take the export undistorted, whose cameras and photos every tool reads"
 
 # Inria's 3DGS takes the middle of a photo for its principal point: said from this share of a side.
 _OFF_CENTRE = 0.01
@@ -96,6 +97,8 @@ def export_ply(job: Job) -> Export:
 
 def export_gsplat(job: Job) -> Export:
     """Write ``images/`` beside ``sparse/0``: what gsplat, and for pinhole cameras Inria's, read."""
+    if reason := _unread_photos(job):
+        return Export("gsplat", None, (reason,))
     cameras = job.camera_models()
     if unknown := cameras.difference(GSPLAT_CAMERAS):
         reason = f"gsplat reads no {', '.join(sorted(unknown))} cameras: {TAKE_UNDISTORTED}"
@@ -154,6 +157,8 @@ def export_undistorted(job: Job) -> Export:
 
 def export_nerfstudio(job: Job) -> Export:
     """Write ``transforms.json`` and ``sparse_pc.ply``, beside ``images/``."""
+    if reason := _unread_photos(job):
+        return Export("nerfstudio", None, (reason,))
     kind, reason = nerfstudio.scene_kind(job.model)
     if not kind:
         return Export("nerfstudio", None, (f"{reason}: {TAKE_UNDISTORTED}",))
@@ -168,6 +173,13 @@ def export_nerfstudio(job: Job) -> Export:
             content = nerfstudio.transforms(job.model, kind, points_name)
             path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     return Export("nerfstudio", output.path / name)
+
+
+def _unread_photos(job: Job) -> str:
+    """Return why other tools do not read the photos; "" if they do."""
+    if any(heif.is_heif_file(job.image_dir / name) for name in registered_names(job.model)):
+        return f"other tools read no HEIC photos: {TAKE_UNDISTORTED}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -209,7 +221,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     names = dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip())
     for name in names:
         if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, 1)
+            near = difflib.get_close_matches(name, FORMATS, 1, 0.5)
             meant = f" (did you mean {near[0]}?)" if near else ""
             raise InputError(f"no export is called {name!r}{meant}: there are {', '.join(FORMATS)}")
     return tuple(names)

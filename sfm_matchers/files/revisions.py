@@ -6,6 +6,7 @@ step makes of the same input raises its number: results of earlier versions are 
 
 from __future__ import annotations
 
+FRAMES = 1  # which frames of a video are photos
 PHOTOS = 2  # how photos and masks are decoded, and thus everything
 FEATURES = 1
 MATCHES = 1  # of features and of images

@@ -34,7 +34,7 @@ def adjust_robustly(
     reweighted least-squares", 1977), which is twice the median length of such an error in two
     dimensions.
     """
-    logger.info("Last adjustment of a model of %d photos", model.num_reg_images())
+    logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
     errors = np.concatenate(list(reprojection_errors(model).values()))
     scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
     solve_robustly(model, adjustment, fixed_cameras, scale)

@@ -19,14 +19,15 @@ from sfm_matchers.files.text import written_whole
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
+from sfm_matchers.photos import heif
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.images import open_photo
 
 logger = logging.getLogger(__name__)
 
 
-# Pillow's names of what pycolmap's wheels do not decode, and OpenCV does.
-UNDECODED_FORMATS = ("GIF", "WEBP")
+# Pillow's names of what pycolmap's wheels do not decode, and we do.
+UNDECODED_FORMATS = ("GIF", "WEBP", heif.FORMAT)
 
 
 def create_database(
@@ -58,7 +59,7 @@ def _import_undecoded(
     database_path: Path, image_dir: Path, names: list[str], options: pycolmap.ImageReaderOptions
 ) -> None:
     """Add photos that COLMAP does not decode: it is shown black ones of their size and EXIF."""
-    logger.info("COLMAP does not decode %d photos, such as %s", len(names), names[0])
+    logger.info("%d photos, such as %s, are not decoded by COLMAP, but here", len(names), names[0])
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             stand_in = Path(folder) / name

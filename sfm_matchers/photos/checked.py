@@ -154,12 +154,14 @@ def check_photos(
 
 
 def _is_note(note: Any, content: str) -> bool:
-    """Whether an earlier run noted this of a photo of this content, or something else did."""
+    """Whether an earlier run noted this of a photo of this content, or something else did.
+
+    Photos that could not be read are tried again: there may be a decoder now.
+    """
     if not isinstance(note, dict) or note.get("content") != content:
         return False
     size = note.get("size")
-    is_size = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
-    return is_size or isinstance(note.get("unreadable"), str)
+    return isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
 
 
 def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPhoto]) -> None:

@@ -5,27 +5,35 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.pair_lists import name_faults
+from sfm_matchers.photos import heif
 from sfm_matchers.photos.images import warn_of
 from sfm_matchers.photos.masks import mask_path
+from sfm_matchers.photos.video import is_video
 
 logger = logging.getLogger(__name__)
 
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")
 
 # Photos too, which OpenCV or COLMAP do not read everywhere.
-OTHER_EXTENSIONS = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".heic", ".heif", ".nef")
+OTHER_EXTENSIONS = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".nef")
 
 # Folders with these files are the outputs of a run, and what lies in them is no photo.
 OUTPUT_MARKS = ("photos.json", "steps.json")
 
 # What a run draws into its outputs.
 REPORT_PICTURES = ("model.png", "match_graph.png", "strongest_pair.png", "weakest_pair.png")
+
+
+def is_photo(path: str | Path) -> bool:
+    """Return whether a file is, by its extension, a photo that can be read."""
+    extension = Path(path).suffix.lower()
+    return extension in IMAGE_EXTENSIONS or (extension in heif.EXTENSIONS and heif.can_read())
 
 
 def find_images(
@@ -54,15 +62,22 @@ def find_images(
         raise InputError(f"{image_dir} is not a folder of photos")
     names = []
     others: Counter[str] = Counter()
+    videos: list[Path] = []
     for folder, files in _photo_folders(image_dir, outputs, mask_dir):
         for file in files:
-            extension = Path(file).suffix.lower()
-            if extension in IMAGE_EXTENSIONS:
+            if is_photo(file):
                 names.append((folder / file).relative_to(image_dir).as_posix())
-            elif extension in OTHER_EXTENSIONS:
-                others[extension] += 1
-    for extension, count in sorted(others.items()):
-        logger.warning("left out: %d files %s: convert them to JPEG or PNG", count, extension)
+            elif is_video(file):
+                videos.append(folder / file)
+            else:
+                others[Path(file).suffix.lower()] += 1
+    _tell_others(others)
+    if videos:
+        what = "a video" if len(videos) == 1 else f"{len(videos)} videos"
+        such = "" if len(videos) == 1 else "such as "
+        logger.warning(
+            "left out: %s, %s%s: to use it give it as --image_dir", what, such, min(videos)
+        )
     masks = _masks_among(names, image_dir, mask_dir)
     names = [name for name in names if name not in masks]
     faults = name_faults(names)
@@ -109,11 +124,17 @@ def is_output(folder: str | Path) -> bool:
 
 
 def _count_images(folder: str) -> int:
-    return sum(
-        Path(file).suffix.lower() in IMAGE_EXTENSIONS
-        for _, _, files in os.walk(folder)
-        for file in files
-    )
+    return sum(is_photo(file) for _, _, files in os.walk(folder) for file in files)
+
+
+def _tell_others(counts: Mapping[str, int]) -> None:
+    """Say how many photos there are that cannot be read, by extension, and what to do."""
+    for extension, count in sorted(counts.items()):
+        photos = f"{count} photo{'s' if count > 1 else ''} {extension}"
+        if extension in heif.EXTENSIONS:
+            logger.warning("left out: %s: to read them %s", photos, heif.INSTALL)
+        elif extension in OTHER_EXTENSIONS:
+            logger.warning("left out: %s: convert them to JPEG or PNG", photos)
 
 
 def _tell_left_out(count: int, where: str | Path, what: str) -> None:
@@ -144,7 +165,7 @@ def _masks_among(names: list[str], image_dir: Path, mask_dir: str | Path | None)
         if name not in masks
         and name.endswith(".png")
         and (owner := PurePosixPath(name).name.removesuffix(".png")) in files
-        and Path(owner).suffix.lower() in IMAGE_EXTENSIONS
+        and is_photo(owner)
     }
     if named:
         logger.warning(

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.photos import heif
 from sfm_matchers.photos.decoding_budget import _DECODING
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ def decode_pixels(path: Path, flags: int) -> np.ndarray:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if not encoded.size:
         raise InputError(f"{path} is empty")
+    if heif.is_heif(encoded[: heif.HEAD_BYTES].tobytes()):
+        return _decode_heif(path, flags)
     orientation, is_colour = 1, flags != cv2.IMREAD_UNCHANGED and flags % 2 == cv2.IMREAD_COLOR
     if encoded[:4].tobytes() in _TIFF_MARKS:
         with open_photo(path) as photo:
@@ -104,6 +107,16 @@ def decode_pixels(path: Path, flags: int) -> np.ndarray:
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} cannot be decoded as an image (damaged, or another format)")
     return from_upright(image, orientation)
+
+
+def _decode_heif(path: Path, flags: int) -> np.ndarray:
+    """Decode what OpenCV does not, to what it would give."""
+    is_gray = flags != cv2.IMREAD_UNCHANGED and flags % 2 == cv2.IMREAD_GRAYSCALE
+    with open_photo(path) as photo:
+        if flags == cv2.IMREAD_UNCHANGED and photo.mode.endswith(("A", "a")):
+            return cv2.cvtColor(np.asarray(photo.convert("RGBA")), cv2.COLOR_RGBA2BGRA)
+        image = np.asarray(photo.convert("RGB"))
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY if is_gray else cv2.COLOR_RGB2BGR)
 
 
 def _stretched(image: np.ndarray) -> np.ndarray:
@@ -211,6 +224,7 @@ def open_photo(path: Path) -> Iterator[Image.Image]:
     try:
         if not Path(path).stat().st_size:
             raise InputError(f"{path} is empty")
+        _prepare_for(path)
         with Image.open(path) as photo:
             yield photo
     except InputError:  # which is a ValueError too
@@ -227,6 +241,19 @@ def open_photo(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path} has more than {megapixels} megapixels: reduce it") from error
     except Exception as error:  # garbage can make a decoder fail in any way
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
+
+
+def _prepare_for(path: Path) -> None:
+    """Let Pillow read a HEIC photo, whatever its name.
+
+    Raises:
+        InputError: the extra for them is missing.
+    """
+    if not heif.is_heif_file(path):
+        return
+    if not heif.can_read():
+        raise InputError(f"{path} is a HEIC photo: to read it {heif.INSTALL}")
+    heif.register()
 
 
 def decoded_size(path: Path) -> tuple[int, int]:

@@ -31,7 +31,7 @@ _PAPER = (252, 252, 250)
 _INK = (60, 64, 70)
 _NEVER_MATCHED = (238, 238, 236)
 _NOT_VERIFIED = (205, 205, 202)
-_CAMERA_COLOR = (214, 60, 30)
+CAMERA_COLOR = (214, 60, 30)
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SUBPIXEL_BITS = 4  # OpenCV draws at 1/16 pixel
@@ -328,7 +328,11 @@ def _write(canvas: np.ndarray, text: str, origin: tuple[int, int]) -> None:
 
 
 def draw_model(
-    points: np.ndarray, colors: np.ndarray, frusta: np.ndarray, size: int = 900
+    points: np.ndarray,
+    colors: np.ndarray,
+    frusta: np.ndarray,
+    size: int = 900,
+    camera_colors: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw a model from the top and obliquely, side by side, without perspective.
 
@@ -340,6 +344,7 @@ def draw_model(
         colors: (N, 3) uint8 RGB.
         frusta: (C, 5, 3): centre and the four image corners of each camera.
         size: of each of the two views, in pixels.
+        camera_colors: (C, 3) RGB of the cameras; None draws all in one colour.
 
     Returns:
         (size, 2 * size, 3) uint8 RGB.
@@ -347,7 +352,8 @@ def draw_model(
     views = []
     for label, azimuth, elevation in (("top view", 0.0, 90.0), ("oblique view", 25.0, 30.0)):
         rotation = _view_rotation(azimuth, elevation)
-        view = _draw_view(points @ rotation.T, colors, frusta @ rotation.T, size)
+        turned = frusta @ rotation.T
+        view = _draw_view(points @ rotation.T, colors, turned, size, camera_colors)
         _write(view, label, (24, 32))
         views.append(view)
     return np.concatenate(views, axis=1)
@@ -361,7 +367,13 @@ def _view_rotation(azimuth: float, elevation: float) -> np.ndarray:
     return np.stack([right, np.cross(away, right), away])
 
 
-def _draw_view(points: np.ndarray, colors: np.ndarray, frusta: np.ndarray, size: int) -> np.ndarray:
+def _draw_view(
+    points: np.ndarray,
+    colors: np.ndarray,
+    frusta: np.ndarray,
+    size: int,
+    camera_colors: np.ndarray | None,
+) -> np.ndarray:
     """Draw what `_view_rotation` has turned: x right, y down, z away."""
     low, high = robust_bounds(points[:, :2], frusta[:, 0, :2])
     scale = 0.88 * size / max(float((high - low).max()), 1e-9)
@@ -379,10 +391,14 @@ def _draw_view(points: np.ndarray, colors: np.ndarray, frusta: np.ndarray, size:
     canvas[y, x] = np.repeat(colors[order], len(offsets), axis=0)[inside]
     view = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
 
-    for apex, *corners in frusta[:, :, :2] * scale + origin:
+    if camera_colors is None:
+        camera_colors = np.tile(CAMERA_COLOR, (len(frusta), 1))
+    for (apex, *corners), color in zip(
+        frusta[:, :, :2] * scale + origin, camera_colors, strict=True
+    ):
         for corner, following in zip(corners, corners[1:] + corners[:1], strict=True):
-            _draw_line(view, apex, corner, np.array(_CAMERA_COLOR))
-            _draw_line(view, corner, following, np.array(_CAMERA_COLOR))
+            _draw_line(view, apex, corner, color)
+            _draw_line(view, corner, following, color)
     return view
 
 

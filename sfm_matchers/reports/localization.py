@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pycolmap
 from sfm_matchers.files.text import write_text
 from sfm_matchers.localization.poses import LocalizedQuery, Status, count_by_status
 from sfm_matchers.mapping.diagnosis import count
-from sfm_matchers.reports.drawing import draw_matches
+from sfm_matchers.reports.drawing import CAMERA_COLOR, draw_matches, draw_model
 from sfm_matchers.reports.model_in_3d import _no_scene, _Scene, build_scene, placed_frusta
 from sfm_matchers.reports.page import (
     attempted,
@@ -40,6 +40,7 @@ MAX_LINES = 150
 MAX_MAP_CAMERAS = 1000  # drawn in 3D, evenly spread
 FAR = 3.0  # times the extent of the map; the first view does not reach to photos beyond
 FIGURE_HEIGHT = 400  # pixels: two photos side by side fill the page
+MAP_CAMERA_COLOR = (150, 156, 164)  # in the picture of a notebook
 KINDS = [  # of cameras in 3D, with their colours in page.css
     {"label": "map", "color": "--quiet"},
     {"label": Status.LOCALIZED.value, "color": "--good"},
@@ -97,6 +98,26 @@ def write_localization_report(
 
     attempted("all but the summary", write, None)
     return path
+
+
+def draw_localized(
+    model: pycolmap.Reconstruction, queries: Collection[str], size: int
+) -> np.ndarray:
+    """Draw a map with new photos, from the top and obliquely; only these are coloured.
+
+    Args:
+        model: both.
+        queries: names of the new photos.
+        size: of each of the two views, in pixels.
+
+    Returns:
+        (size, 2 * size, 3) uint8 RGB.
+    """
+    scene = build_scene(model)
+    is_new = np.array([name in queries for name in scene.camera_names], dtype=bool)
+    colors = np.where(is_new[:, None], CAMERA_COLOR, MAP_CAMERA_COLOR)
+    order = np.argsort(is_new, kind="stable")  # new ones on top
+    return draw_model(scene.points, scene.colors, scene.frusta[order], size, colors[order])
 
 
 def _subtitle(model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]) -> str:

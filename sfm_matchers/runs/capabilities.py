@@ -31,6 +31,8 @@ DISTRIBUTIONS = {
 # Extra of pyproject.toml -> the module it is for, and what that gives.
 EXTRAS = {
     "fast": ("numba", "a faster selective scan on CPUs"),
+    "heic": ("pillow_heif", "HEIC photos, as phones take them"),
+    "video": ("av", "frames of a video as photos"),
     "mamba": ("mamba_ssm", "the CUDA selective scan of mamba-ssm"),
     "evaluation": ("poselib", "poses by PoseLib's LO-RANSAC in pipelines.evaluate"),
     "onnx": ("onnxscript", "ONNX files by pipelines.export"),

@@ -242,8 +242,10 @@ def make_and_check_cameras(
     first_source = fingerprint(revisions.CAMERAS, build.model_source(cameras))
     memory = read_memory(workspace.cameras)
     if memory.get("source") == first_source:
+        first_reason = cameras.reason
         cameras = CameraGroups(memory["groups"], memory["reason"])
-        logger.info("Cameras: %s", cameras.reason)
+        if cameras.reason != first_reason:  # which has been said
+            logger.info("Cameras: %s", cameras.reason)
         return cameras, build.make(cameras)
     models = build.make(cameras)
     by_size = cameras.groups

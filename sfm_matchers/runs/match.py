@@ -8,6 +8,7 @@ from typing import Any
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.runs.forecast import announce_matching
+from sfm_matchers.runs.frames import frames_instead_of_video
 from sfm_matchers.runs.matching import choose_matching
 from sfm_matchers.runs.options import MatchOptions, make_options
 from sfm_matchers.runs.pairs import make_pairs
@@ -20,7 +21,7 @@ def extract(image_dir: str | Path, output: str | Path, **options: Any) -> Path:
     """Extract the features of all photos of a folder.
 
     Args:
-        image_dir: the photos.
+        image_dir: the photos, or a video (with the extra ``video``).
         output: folder for all results.
         options: of `MatchOptions`, such as ``matcher="aliked+mambaglue"``.
 
@@ -35,6 +36,7 @@ def extract(image_dir: str | Path, output: str | Path, **options: Any) -> Path:
     if not isinstance(matching.conf, SparseConf):
         raise InputError(f"{chosen.matcher} matches photos without features: call match instead")
     with Workspace(output).alone():
+        chosen = frames_instead_of_video(chosen)
         job = start_photos(chosen, matching)
         path = job.extract(matching.conf, sorted(job.photos))
         job.check_photos_unchanged()
@@ -45,7 +47,7 @@ def match(image_dir: str | Path, output: str | Path, **options: Any) -> MatchRes
     """Match the photos of a folder; what is done already is not done again.
 
     Args:
-        image_dir: the photos.
+        image_dir: the photos, or a video (with the extra ``video``).
         output: folder for all results.
         options: of `MatchOptions`, such as ``matcher="jamma", pairs="sequential"``.
 
@@ -55,6 +57,7 @@ def match(image_dir: str | Path, output: str | Path, **options: Any) -> MatchRes
     chosen = make_options(MatchOptions, image_dir=image_dir, outputs=output, **options)
     matching = choose_matching(chosen, detail=chosen.detail)
     with Workspace(output).alone():
+        chosen = frames_instead_of_video(chosen)
         job = start_photos(chosen, matching)
         pairs, label = make_pairs(chosen, job)
         announce_matching(job, pairs, label, str(chosen.pairs), chosen.num_matched)

@@ -23,7 +23,7 @@ class MatchOptions:
     """What to match, and how; the command line `pipelines.sfm` has the same names.
 
     Attributes:
-        image_dir: folder of photos.
+        image_dir: folder of photos, or a video.
         outputs: folder for all results.
         matcher: name of a conf, or a conf file.
         quality: ``low``, ``medium``, ``high``, ``extreme``; None: as the conf says.
@@ -38,6 +38,7 @@ class MatchOptions:
         workers: processes that match; None: this one.
         ray: address of a Ray cluster.
         drop_raw_matches: delete a detector-free matcher's correspondences in the end.
+        frames: of a video, at most; None: one for each tenth of the picture that it moves.
     """
 
     image_dir: str | Path
@@ -55,6 +56,7 @@ class MatchOptions:
     workers: int | None = None
     ray: str | None = None
     drop_raw_matches: bool = False
+    frames: int | None = None
 
     @property
     def detail(self) -> Detail:

@@ -18,6 +18,7 @@ from sfm_matchers.runs.camera_models import describe_choices, describe_covarianc
 from sfm_matchers.runs.cameras import know_cameras, read_camera_options
 from sfm_matchers.runs.findings import look_into
 from sfm_matchers.runs.forecast import announce_matching
+from sfm_matchers.runs.frames import check_video, frames_instead_of_video
 from sfm_matchers.runs.georeference import georeference_models, read_places
 from sfm_matchers.runs.mapping import Build, make_and_check_cameras
 from sfm_matchers.runs.matcher_auto import match_again
@@ -35,7 +36,7 @@ def reconstruct(image_dir: str | Path, output: str | Path, **options: Any) -> Sf
     """Make a COLMAP model of a folder of photos; what is done already is not done again.
 
     Args:
-        image_dir: the photos.
+        image_dir: the photos, or a video (with the extra ``video``).
         output: folder for all results; see `Workspace` for what lies where.
         options: of `SfmOptions`, such as ``matcher="jamma"``.
 
@@ -64,6 +65,7 @@ def run(options: SfmOptions) -> SfmResult:
     formats, matching = check_options(options)
     if options.overwrite:
         Workspace(options.outputs).clear()
+    options = frames_instead_of_video(options)
     job = start_photos(options, matching)
     workspace, image_dir = job.workspace, job.image_dir
     cameras = know_cameras(options, job)
@@ -131,6 +133,7 @@ def run_shard(options: SfmOptions) -> None:
     workspace = Workspace(options.outputs)
     workspace.path.mkdir(parents=True, exist_ok=True)
     with workspace.one_at_a_time():
+        options = frames_instead_of_video(options)
         job = start_photos(options, matching)
         know_cameras(options, job)  # what is wrong with them is said before the matching
         pairs, label = make_pairs(options, job)
@@ -149,6 +152,7 @@ def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
         InputError: one cannot be used.
     """
     read_camera_options(options)
+    check_video(options)
     check_mapper(options.mapper)
     image_dir, workspace = Path(options.image_dir), Workspace(options.outputs)
     formats = list(parse_formats(options.export))

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pycolmap
 
 from sfm_matchers.files.pair_lists import Pair
-from sfm_matchers.localization.poses import LocalizedQuery, count_by_status
+from sfm_matchers.localization.poses import LocalizedQuery, Status, count_by_status
+from sfm_matchers.reports.localization import draw_localized
+from sfm_matchers.reports.pictures import jpeg_url, read_picture, resize_to_height
 from sfm_matchers.runs.verdict import Level, Verdict
 from sfm_matchers.runs.workspace import Workspace
 
 COLORS: dict[Level, str] = {"good": "#2e7d32", "fair": "#b26a00", "poor": "#b3261e"}
+PICTURE_HEIGHT = 360  # pixels: notebooks stay small
 _TILE = "display:inline-block;margin:0 1.5em .6em 0;vertical-align:top"
 
 
@@ -72,7 +75,9 @@ class SfmResult:
     def _repr_html_(self) -> str:
         names = ("registered images", "points", "mean track length", "mean reprojection error")
         tiles = {name: self.summary[name] for name in names if name in self.summary}
-        return _page(self.verdict, tiles, Workspace(self.report.parent).model_picture)
+        path = Workspace(self.report.parent).model_picture
+        picture = read_picture(path) if path.is_file() else None
+        return _page(self.verdict, tiles, picture)
 
 
 @dataclass(repr=False)
@@ -98,8 +103,17 @@ class LocalizeResult:
         return f"LocalizeResult({self.verdict.text}; {self.files['report']})"
 
     def _repr_html_(self) -> str:
-        counts = {str(status): number for status, number in count_by_status(self.queries).items()}
-        return _page(self.verdict, counts, None)
+        found = [query for query in self.queries if query.status is Status.LOCALIZED]
+        counts = count_by_status(self.queries)
+        tiles = {status: str(number) for status, number in counts.items() if number}
+        tiles |= {Status.LOCALIZED.value: f"{len(found)} of {len(self.queries)}"}
+        picture = None
+        if found:
+            inliers = np.median([query.num_inliers for query in found])
+            tiles["inliers of a localized photo (median)"] = f"{inliers:,.0f}"
+            names = {query.name for query in found}
+            picture = draw_localized(self.model, names, PICTURE_HEIGHT)
+        return _page(self.verdict, tiles, picture)
 
 
 @dataclass
@@ -119,8 +133,8 @@ class BenchmarkResult:
     verdict: Verdict
 
 
-def _page(verdict: Verdict, tiles: Mapping[str, Any], picture: Path | None) -> str:
-    """A verdict, numbers and a picture, as HTML without scripts."""
+def _page(verdict: Verdict, tiles: Mapping[str, Any], picture: np.ndarray | None) -> str:
+    """A verdict, numbers and a picture (H, W, 3), as HTML without scripts."""
     parts = [
         f'<p style="border-left:.4em solid {COLORS[verdict.level]};padding:.3em .8em">'
         f"{html.escape(verdict.text)}</p>"
@@ -129,7 +143,7 @@ def _page(verdict: Verdict, tiles: Mapping[str, Any], picture: Path | None) -> s
         f'<div style="{_TILE}"><b>{html.escape(str(value))}</b><br>{html.escape(name)}</div>'
         for name, value in tiles.items()
     ]
-    if picture is not None and picture.is_file():
-        url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    if picture is not None:
+        url = jpeg_url(resize_to_height(picture, PICTURE_HEIGHT)[0])
         parts.append(f'<p><img alt="the model" style="max-width:100%" src="{url}"></p>')
     return "".join(parts)

@@ -27,6 +27,8 @@ from sfm_matchers.photos.folders import REPORT_PICTURES, is_output
 
 logger = logging.getLogger("sfm_matchers.pipelines")
 
+FRAMES_MARK = "video.json"  # what the frames of a video come from
+
 
 class Workspace:
     """The output folder of a run. Nobody else makes up a name in it.
@@ -59,6 +61,7 @@ class Workspace:
         self.model_picture = self.pictures[0]
         self.log = self.path / "log.txt"
         # Of a model of photos.
+        self.frames = self.path / "frames"  # the photos, where they come out of a video
         self.database = self.path / "database.db"
         self.look_alikes = self.path / "look_alikes.json"  # pairs of two places
         self.models = self.path / "sparse"
@@ -69,6 +72,10 @@ class Workspace:
         # Of photos in a map.
         self.poses = self.path / "poses.txt"
         self.extended_map = self.path / "model"
+
+    def owns_frames(self) -> bool:
+        """Return whether a run has written the folder of the frames."""
+        return (self.frames / FRAMES_MARK).is_file()
 
     def __repr__(self) -> str:
         """Return the folder."""
@@ -251,6 +258,8 @@ class Workspace:
         remove_exports(self.path)
         own = [self.database, self.models, self.cameras, self.camera_models, self.georeferenced]
         own.append(self.look_alikes)
+        if self.owns_frames():
+            own.append(self.frames)
         if is_output(self.path):  # else files of such names may be anybody's
             own += self.pictures
         own += [self.photos, self.notes, self.report]
@@ -265,7 +274,15 @@ class Workspace:
 
 
 _SECONDS = "seconds"  # among the notes
-_RESULTS = (PHOTOS, "*.h5", "database.db", "sparse/*/*", "map-*/*", "georeferenced/*")
+_RESULTS = (
+    f"frames/{FRAMES_MARK}",
+    PHOTOS,
+    "*.h5",
+    "database.db",
+    "sparse/*/*",
+    "map-*/*",
+    "georeferenced/*",
+)
 
 # With the part files and the seal of each HDF5 file.
 _HDF5 = ("feats-*.h5", "global-feats-*.h5", "matches-*.h5", "correspondences-*.h5")

@@ -233,6 +233,42 @@ def test_commands_are_found() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
+# Installing
+
+
+def extras() -> dict[str, str]:
+    """Return the extras of pyproject.toml, and what they ask for."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = text.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    return dict(re.findall(r"^(\w+) = \[(.*?)\]$", section, flags=re.M | re.S))
+
+
+def test_every_extra_is_explained() -> None:
+    for_users = set(extras()) - {"dev"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r'"\.\[(\w+)\]"', readme)) == for_users
+    table = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "index.md").read_text(), flags=re.M))
+    assert table == for_users
+
+
+def test_extras_that_are_named_exist() -> None:
+    sources = [*ROOT.glob("sfm_matchers/**/*.py"), *ROOT.glob("pipelines/**/*.py"), *TODAY]
+    named = {
+        name.strip()
+        for path in sources
+        for names in re.findall(r"sfm-matchers\[([\w, ]+)\]", path.read_text(encoding="utf-8"))
+        for name in names.split(",")
+    }
+    assert {"heic", "video"} <= named
+    assert named - set(extras()) == set()
+
+
+def test_the_extra_all_leaves_out_what_it_says() -> None:
+    (names,) = re.findall(r"sfm-matchers\[([\w,]+)\]", extras()["all"])
+    assert set(extras()) - set(names.split(",")) == {"all", "dev", "docs", "mamba", "ray"}
+
+
+# ---------------------------------------------------------------------------------------------
 # The site
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -49,3 +52,39 @@ def test_photos_to_model_prints_poses(scene: Path, tmp_path: Path) -> None:
     output = run_example("photos_to_model.py", scene / "images", tmp_path / "out")
     assert "0003.jpg" in output
     assert (tmp_path / "out" / "sparse" / "0" / "points3D.bin").is_file()
+
+
+# ---------------------------------------------------------------------------------------------
+# The notebook
+
+NOTEBOOK = EXAMPLES / "photos_to_model.ipynb"
+
+
+def notebook_cells() -> list[dict[str, Any]]:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_executed_and_small() -> None:
+    assert NOTEBOOK.stat().st_size < 200_000
+    cells = notebook_cells()
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert "error" not in {output["output_type"] for output in outputs}
+    assert sum("text/html" in output.get("data", {}) for output in outputs) == 2
+    assert any("image/jpeg" in output.get("data", {}) for output in outputs)
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    code = "\n".join("".join(cell["source"]) for cell in notebook_cells())
+    code += "\nassert result.verdict.level == located.verdict.level == 'good'"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "later/images/0001.jpg localized" in result.stdout

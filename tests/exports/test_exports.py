@@ -474,6 +474,8 @@ def test_formats_are_read_from_a_list():
     assert parse_formats("") == ()
     with pytest.raises(InputError, match=r"'gsplats' \(did you mean gsplat\?\)"):
         parse_formats("ply,gsplats")
+    with pytest.raises(InputError, match=r"did you mean nerfstudio\?"):
+        parse_formats("nerf")
 
 
 def test_command_line(tmp_path, capsys):

@@ -18,8 +18,7 @@ from sfm_matchers.machine import memory
 from sfm_matchers.matchers.protocols import EncodedImage
 from sfm_matchers.matchers.registry import default_device
 from sfm_matchers.matching import Processes
-from sfm_matchers.matching.executors import _visible_gpus
-from sfm_matchers.runs.executors import make_executor
+from sfm_matchers.matching.executors import _visible_gpus, make_executor
 
 
 @pytest.fixture

@@ -57,6 +57,19 @@ def test_options_have_the_spellings_of_colmap_and_hloc(arguments: list[str]) -> 
     assert parser().parse(arguments) == {"image_dir": Path("a"), "outputs": Path("b")}
 
 
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [("/usr/bin/sfm-matchers", "sfm-matchers sfm --"), ("sfm.py", "python -m pipelines.sfm --")],
+)
+def test_examples_in_a_help_are_of_the_command_that_was_called(
+    called: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    text = sfm.build_parser().format_help()
+    assert shown in text
+    assert ("python -m" in text) == (called == "sfm.py")
+
+
 @pytest.mark.parametrize("spelling", ["--output", "--outputs", "--output-path", "--out"])
 def test_a_command_with_another_name_takes_them_too(spelling: str) -> None:
     made = Parser(prog="x")

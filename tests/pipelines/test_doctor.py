@@ -161,7 +161,7 @@ def test_the_doctor_works_without_torch_pycolmap_and_yaml() -> None:
 def test_the_extras_are_those_of_the_package() -> None:
     tomllib = pytest.importorskip("tomllib")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(capabilities.EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
+    assert set(capabilities.EXTRAS) == set(project["optional-dependencies"]) - {"all", "dev"}
 
 
 def test_every_conf_uses_weights_that_the_registry_knows() -> None:

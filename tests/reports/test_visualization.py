@@ -136,6 +136,17 @@ def test_model_shows_cameras_where_they_are():
     assert 200 < is_camera[1][top_view].mean() < 300
 
 
+def test_cameras_have_the_colours_they_are_given():
+    two = np.concatenate([one_camera_at(-1, 0, 0), one_camera_at(1, 0, 0)])
+    nothing = np.zeros((0, 3))
+    colors = np.array([[220, 0, 0], [0, 0, 220]])
+    drawn = draw_model(nothing, nothing.astype(np.uint8), two, 200, colors).astype(int)
+    red, blue = drawn[..., 0] - drawn[..., 2], drawn[..., 2] - drawn[..., 0]
+    assert (red[:, :100] > 60).any()
+    assert not (red[:, 100:200] > 60).any()
+    assert (blue[:, 100:200] > 60).any()
+
+
 def test_a_stray_point_does_not_shrink_the_model():
     points = np.random.default_rng(0).uniform(-1, 1, (500, 3))
     colors = np.zeros((500, 3), dtype=np.uint8)

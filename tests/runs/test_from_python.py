@@ -75,13 +75,18 @@ def test_steps_go_on_from_one_another(photos: Path, tmp_path: Path) -> None:
     assert repr(result).startswith("SfmResult(all 6 photos are in the model")
     shown = result._repr_html_()
     assert "6 of 6" in shown
-    assert "data:image/png;base64," in shown
+    assert "data:image/jpeg;base64," in shown
+    assert len(shown) < 150_000
 
     found = sfm_matchers.localize(outputs, images, photos / "new", tmp_path / "located")
     (query,) = found.queries
     assert query.name.endswith("again.jpg")
     assert found.verdict.text == "1 of 1 query localized"
-    assert "localized" in found._repr_html_()
+    shown = found._repr_html_()
+    assert "<b>1 of 1</b><br>localized" in shown
+    assert "inliers of a localized photo (median)" in shown
+    assert "data:image/jpeg;base64," in shown
+    assert len(shown) < 150_000
     assert len(repr(found)) < 200
 
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.photos.folders import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING:
     from sfm_matchers.training.data.megadepth import PosedPhotographs
 
 logger = logging.getLogger(__name__)
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 PYRAMID_LEVELS = 3
 
 
@@ -92,7 +92,7 @@ def list_photographs(photo_dir: Path) -> list[str]:
     names = sorted(
         path.relative_to(photo_dir).as_posix()
         for path in photo_dir.rglob("*")
-        if path.suffix.lower() in PHOTO_SUFFIXES
+        if path.suffix.lower() in IMAGE_EXTENSIONS
     )
     if not names:
         raise InputError(f"no photographs in {photo_dir}: expected files like {{*.jpg, *.png}}")

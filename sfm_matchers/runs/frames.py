@@ -1,0 +1,64 @@
+"""Photos of a run that come out of a video."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.files import revisions
+from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.text import folder_written_whole
+from sfm_matchers.photos.video import check_readable, is_video, write_frames
+from sfm_matchers.runs.options import MatchOptions
+from sfm_matchers.runs.workspace import FRAMES_MARK, Workspace
+
+Options = TypeVar("Options", bound=MatchOptions)
+
+
+def check_video(options: MatchOptions) -> None:
+    """Look at what the options say of a video, before anything takes time or is deleted.
+
+    Raises:
+        SfmMatchersError: it is missing or needs an extra, or the number of frames makes no sense.
+    """
+    if not is_video(options.image_dir):
+        if options.frames is not None:
+            raise InputError(f"--frames is for a video, and {options.image_dir} is none")
+        return
+    if options.frames is not None and options.frames < 2:
+        raise InputError(f"--frames is {options.frames}: a model needs several")
+    check_readable(options.image_dir)
+
+
+def frames_instead_of_video(options: Options) -> Options:
+    """Return options whose photos are frames, where they name a video, which are written once.
+
+    The folder of the frames is in the outputs; ``video.json`` in it says when each is shown.
+
+    Raises:
+        SfmMatchersError: as `check_video` and `write_frames`, or that folder is somebody else's.
+    """
+    check_video(options)
+    if not is_video(options.image_dir):
+        return options
+    video, workspace = Path(options.image_dir), Workspace(options.outputs)
+    folder = workspace.frames
+    if folder.exists() and not workspace.owns_frames():
+        raise InputError(
+            f"{folder} is there already and holds no frames of a run: give another folder as "
+            "--outputs"
+        )
+    workspace.path.mkdir(parents=True, exist_ok=True)
+    with workspace.timed("frames"):
+        source = fingerprint(revisions.FRAMES, file_fingerprint(video), options.frames)
+        if not workspace.is_done(folder.name, source):
+            with folder_written_whole(folder) as temporary:
+                seconds = write_frames(video, temporary, options.frames)
+                about = {"video": str(video), "seconds": seconds}
+                text = json.dumps(about, indent=1, ensure_ascii=False)
+                (temporary / FRAMES_MARK).write_text(text, "utf-8", "backslashreplace")
+            workspace.set_done(folder.name, source, folder)
+    return replace(options, image_dir=folder, frames=None)
