@@ -18,6 +18,10 @@ MIN_ROBUST_SCALE = 0.1
 # steps move cameras by a few hundredths of their error at most.
 ROBUST_TOLERANCE = 1e-5
 
+# Where the errors have fallen by more, as after a change of the cameras, the loss had another scale
+# than they deserve, and the adjustment goes on.
+SAME_SCALE, MAX_ROUNDS = 0.9, 3
+
 MIN_OBSERVATIONS = 4  # of a registered photo: three points do not determine its pose
 
 
@@ -38,15 +42,24 @@ def adjust_robustly(
     """
     logger.info("Last adjustment of a model of %d photos", model.num_reg_images())
     drop_doubled_observations(model)
-    errors = np.concatenate(list(reprojection_errors(model).values()))
-    scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
-    solve_robustly(model, adjustment, fixed_cameras, scale)
+    scale = robust_scale(model)
+    for _ in range(MAX_ROUNDS):
+        solve_robustly(model, adjustment, fixed_cameras, scale)
+        before, scale = scale, robust_scale(model)
+        if scale > SAME_SCALE * before:
+            break
     bounds = pycolmap.IncrementalMapperOptions()
     manager = pycolmap.ObservationManager(model)
     manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
     # Photos that no point supports any more are not registered.
     for frame_id in manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS):
         manager.deregister_frame(frame_id)
+
+
+def robust_scale(model: pycolmap.Reconstruction) -> float:
+    """The scale in pixels of the Cauchy loss that suits the errors of a model; see above."""
+    errors = np.concatenate(list(reprojection_errors(model).values()))
+    return max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
 
 
 def drop_doubled_observations(model: pycolmap.Reconstruction) -> int:

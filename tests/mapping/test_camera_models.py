@@ -142,6 +142,28 @@ def test_the_lens_is_found(camera: pycolmap.Camera, right: set[str], tmp_path: P
     assert "instead of SIMPLE_RADIAL, held-out error" in choice.summary()
 
 
+@pytest.mark.parametrize(
+    ("camera", "seed"),
+    [
+        (lens("OPENCV_FISHEYE", 600, 600, 640, 480, 0.02, -0.01, 0.002, 0), 3),
+        (lens("OPENCV", 1000, 1000, 625, 490, 0.05, -0.02, 0.001, 0.001), 7),
+    ],
+)
+def test_the_chosen_camera_is_adjusted_to_the_end(
+    camera: pycolmap.Camera, seed: int, tmp_path: Path
+) -> None:
+    """One more adjustment would not make it better: these were 5.0 and 2.5 times the least."""
+    truth = place(camera, seed)
+    write_database(tmp_path / "database.db", truth)
+    chosen, (choice,) = choose_camera_models(mapped(truth), database_path=tmp_path / "database.db")
+    limit = 1.2 * error(calibrated(truth), truth)
+    assert error(chosen, truth) < limit
+    again = copy.deepcopy(chosen)
+    centre = choice.refines_principal_point
+    adjust_robustly(again, robust_adjustment(1, refines_principal_point=centre))
+    assert error(chosen, truth) < 1.05 * error(again, truth)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("distortion", [0.0, -0.08])
 def test_a_simple_lens_stays_simple(distortion: float, seed: int) -> None:
