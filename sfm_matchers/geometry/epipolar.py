@@ -37,6 +37,27 @@ def symmetric_epipolar_distance(
     return residual**2 * weight
 
 
+def sampson_distance(points0: ArrayLike, points1: ArrayLike, fundamental: ArrayLike) -> FloatArray:
+    """Distances to where one epipolar geometry holds, to first order (Sampson), in pixels.
+
+    Args:
+        points0: (N, 2) pixels.
+        points1: (N, 2) pixels.
+        fundamental: (3, 3) with x1^T F x0 = 0.
+
+    Returns:
+        (N,) |x1^T F x0| / sqrt(|(F x0)_xy|^2 + |(F^T x1)_xy|^2).
+    """
+    fundamental = np.asarray(fundamental, dtype=np.float64)
+    first, second = homogeneous(points0), homogeneous(points1)
+    lines1, lines0 = first @ fundamental.T, second @ fundamental
+    residual = np.abs(np.sum(second * lines1, axis=1))
+    gradient = np.hypot(
+        np.linalg.norm(lines1[:, :2], axis=1), np.linalg.norm(lines0[:, :2], axis=1)
+    )
+    return np.asarray(residual / np.maximum(gradient, 1e-12), dtype=np.float64)
+
+
 def homogeneous(points: ArrayLike) -> FloatArray:
     """Points (N, 2) to (N, 3) with third entry 1."""
     points = np.asarray(points, dtype=np.float64).reshape(-1, 2)

@@ -18,6 +18,10 @@ MIN_ROBUST_SCALE = 0.1
 # steps move cameras by a few hundredths of their error at most.
 ROBUST_TOLERANCE = 1e-5
 
+# Where the errors have fallen by more, as after a change of the cameras, the loss had another scale
+# than they deserve, and the adjustment goes on.
+SAME_SCALE, MAX_ROUNDS = 0.9, 3
+
 MIN_OBSERVATIONS = 4  # of a registered photo: three points do not determine its pose
 
 
@@ -33,17 +37,59 @@ def adjust_robustly(
     (95 % efficient for Gaussian errors; Holland and Welsch, "Robust regression using iteratively
     reweighted least-squares", 1977), which is twice the median length of such an error in two
     dimensions.
+
+    No point keeps two observations of one photo, see `drop_doubled_observations`.
     """
     logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
-    errors = np.concatenate(list(reprojection_errors(model).values()))
-    scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
-    solve_robustly(model, adjustment, fixed_cameras, scale)
+    drop_doubled_observations(model)
+    scale = robust_scale(model)
+    for _ in range(MAX_ROUNDS):
+        solve_robustly(model, adjustment, fixed_cameras, scale)
+        before, scale = scale, robust_scale(model)
+        if scale > SAME_SCALE * before:
+            break
     bounds = pycolmap.IncrementalMapperOptions()
     manager = pycolmap.ObservationManager(model)
     manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
     # Photos that no point supports any more are not registered.
     for frame_id in manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS):
         manager.deregister_frame(frame_id)
+
+
+def robust_scale(model: pycolmap.Reconstruction) -> float:
+    """The scale in pixels of the Cauchy loss that suits the errors of a model; see above."""
+    errors = np.concatenate(list(reprojection_errors(model).values()))
+    return max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
+
+
+def drop_doubled_observations(model: pycolmap.Reconstruction) -> int:
+    """Of observations of one point in one photo, keep the one with the smallest error.
+
+    COLMAP's triangulation joins tracks that have a photo in common, which then count double there.
+    A point that only one photo observes goes.
+
+    Returns:
+        How many observations were dropped.
+    """
+    dropped = 0
+    for image_id in sorted(model.reg_image_ids()):
+        image = model.images[image_id]
+        keypoints = np.array(image.get_observation_point2D_idxs(), dtype=np.int64)
+        owners = [point2D.point3D_id for point2D in image.get_observation_points2D()]
+        point_ids = np.array(owners, dtype=np.uint64)
+        unique, counts = np.unique(point_ids, return_counts=True)
+        for point_id in unique[counts > 1].tolist():
+            rivals = keypoints[point_ids == point_id].tolist()
+            projected = image.project_point(model.points3D[point_id].xyz)
+            if projected is not None:
+                points2D = [image.point2D(index).xy for index in rivals]
+                errors = np.linalg.norm(np.array(points2D) - projected, axis=1)
+                rivals.insert(0, rivals.pop(int(errors.argmin())))
+            for index in rivals[1:]:
+                if image.point2D(index).has_point3D():  # the whole point may be gone by now
+                    model.delete_observation(image_id, index)
+                    dropped += 1
+    return dropped
 
 
 def robust_adjustment(

@@ -128,8 +128,12 @@ def choose_camera_models(
         at; one that too few observations tell something of is not among them.
     """
     chosen, choices = _choose(model, fixed_cameras, num_threads)
-    if database_path is not None and chosen is not model:
-        chosen, choices = _look_again(chosen, choices, fixed_cameras, database_path, num_threads)
+    if chosen is not model:
+        _adjust(chosen, choices, fixed_cameras, num_threads)
+        if database_path is not None:
+            chosen, choices = _look_again(
+                chosen, choices, fixed_cameras, database_path, num_threads
+            )
     if chosen.num_reg_images() < model.num_reg_images():
         return model, [choice.refused("photos were lost") for choice in choices]
     return chosen, choices
@@ -148,7 +152,7 @@ def _look_again(
     if chosen.compute_num_observations() > WORTH_A_SECOND_LOOK * before:
         again, second = _choose(chosen, fixed_cameras, num_threads)
         if again is not chosen:
-            return again, _joined(choices, second)
+            chosen, choices = again, _joined(choices, second)
     _adjust(chosen, choices, fixed_cameras, num_threads)
     return chosen, choices
 
@@ -156,6 +160,7 @@ def _look_again(
 def _choose(
     model: pycolmap.Reconstruction, fixed_cameras: Collection[int], num_threads: int
 ) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
+    """Choose; the model with the chosen cameras, not adjusted yet, or itself without a change."""
     used = {image.camera_id for image in model.images.values() if image.has_pose}
     free = {
         camera_id
@@ -172,7 +177,6 @@ def _choose(
     chosen = copy.deepcopy(model)
     for best in trials.best.values():
         _set_camera(chosen, best.camera)
-    _adjust(chosen, choices, fixed_cameras, num_threads)
     return chosen, choices
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from sfm_matchers.mapping.adjustment import MIN_ROBUST_SCALE, reprojection_errors, robust_adjustment
+from sfm_matchers.mapping.adjustment import reprojection_errors, robust_adjustment, robust_scale
 
 FloatArray = NDArray[np.float64]
 
@@ -110,8 +110,7 @@ def _joint_covariance(
 ) -> FloatArray | None:
     """Covariance (6N, 6N) of rotation and translation of all poses, of unit noise."""
     adjustment = robust_adjustment(1, refines_principal_point=refines_principal_point)
-    errors = np.concatenate(list(reprojection_errors(model).values()))
-    adjustment.ceres.loss_function_scale = max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
+    adjustment.ceres.loss_function_scale = robust_scale(model)
     config = pycolmap.BundleAdjustmentConfig()
     for image_id in image_ids:
         config.add_image(image_id)

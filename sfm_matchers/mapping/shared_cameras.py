@@ -5,6 +5,9 @@ of them bends the model: on rendered photos of two cameras the centres are 3 to 
 off, and nothing but the reprojection error tells. Where each photo gets intrinsics of its own, in
 one more adjustment of the model, that error falls to a half or less; where they are of one camera,
 it does not fall.
+
+A model may be bent so far that no adjustment leads out of it. The verified pairs tell: a pair's
+fundamental matrix asks for no intrinsics, so that its errors are those of the keypoints alone.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pycolmap
 
+from sfm_matchers.geometry.epipolar import sampson_distance
 from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
@@ -24,6 +29,11 @@ CLEARLY_LESS = 0.7
 # Relative difference of focal lengths, from one photo to the next larger, up to which they are of
 # one camera: those of one camera lie within 2 % where each photo has its own.
 SAME_FOCAL_LENGTH = 0.04
+
+# Median errors of a model over those of its verified pairs: rendered and real photos of one camera,
+# or of known ones, have 0.4 to 1.2, bent models 3 and more.
+BENT = 2.0
+MIN_MATCHES = 100  # of uncalibrated pairs; fewer tell nothing
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,36 @@ def median_error(model: pycolmap.Reconstruction, names: Collection[str]) -> floa
     """Return the median reprojection error of some photos in pixels; infinite without any."""
     errors = [own for name, own in reprojection_errors(model).items() if name in names]
     return float(np.median(np.concatenate(errors))) if errors else float("inf")
+
+
+def is_bent(model: pycolmap.Reconstruction, database_path: Path, names: Collection[str]) -> bool:
+    """True if some photos fit a model much worse than they fit each other, pair by pair."""
+    registered = {image.name for image in model.images.values() if image.has_pose}
+    expected = two_view_error(database_path, registered.intersection(names))
+    return median_error(model, names) > BENT * expected
+
+
+def two_view_error(database_path: Path, names: Collection[str]) -> float:
+    """Median error in pixels of the verified matches between some photos, whatever their cameras.
+
+    Only pairs that were verified without known focal lengths count; infinite if they have few
+    matches.
+    """
+    uncalibrated = pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED
+    errors = [np.zeros(0)]
+    with pycolmap.Database.open(database_path) as database:
+        image_ids = {image.image_id for image in database.read_all_images() if image.name in names}
+        keypoints = {image_id: database.read_keypoints(image_id)[:, :2] for image_id in image_ids}
+        pair_ids, geometries = database.read_two_view_geometries()
+    for pair_id, geometry in zip(pair_ids, geometries, strict=True):
+        first, second = pycolmap.pair_id_to_image_pair(pair_id)
+        if geometry.config != uncalibrated or not image_ids.issuperset((first, second)):
+            continue
+        matches = geometry.inlier_matches
+        points = keypoints[first][matches[:, 0]], keypoints[second][matches[:, 1]]
+        errors.append(sampson_distance(*points, geometry.F))
+    together = np.concatenate(errors)
+    return float(np.median(together)) if len(together) >= MIN_MATCHES else float("inf")
 
 
 def _split_cameras(

@@ -28,7 +28,7 @@ def is_heif_file(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return is_heif(file.read(HEAD_BYTES))
 
 

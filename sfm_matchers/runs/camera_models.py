@@ -11,6 +11,7 @@ import pycolmap
 from sfm_matchers.errors import listed
 from sfm_matchers.mapping.camera_models import CameraChoice, choose_camera_models
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
+from sfm_matchers.mapping.registration import register_left_out
 
 MAX_SHOWN = 3
 
@@ -21,7 +22,7 @@ def choose_for_models(
     database_path: Path,
     num_threads: int,
 ) -> tuple[list[pycolmap.Reconstruction], list[CameraChoice]]:
-    """Choose the camera models of each model.
+    """Choose the camera models of each model; photos that were left out are tried again with them.
 
     Args:
         models: the largest first.
@@ -32,16 +33,33 @@ def choose_for_models(
     Returns:
         The models, and the choices of the first one.
     """
-    chosen = [
-        choose_camera_models(
-            model,
-            camera_ids(model, known),
-            database_path=database_path,
-            num_threads=num_threads,
+    left_out = _left_out(models, database_path)
+    better, first = [], list[CameraChoice]()
+    for index, model in enumerate(models):
+        fixed = camera_ids(model, known)
+        chosen, choices = choose_camera_models(
+            model, fixed, database_path=database_path, num_threads=num_threads
         )
-        for model in models
-    ]
-    return [model for model, _ in chosen], list(chosen[0][1]) if chosen else []
+        if chosen is not model and left_out:
+            chosen = register_left_out(
+                chosen,
+                left_out,
+                database_path,
+                fixed,
+                refines_principal_point=any(one.refines_principal_point for one in choices),
+                num_threads=num_threads,
+            )
+            left_out = left_out.difference(image.name for image in chosen.images.values())
+        better.append(chosen)
+        first = first if index else choices
+    return better, first
+
+
+def _left_out(models: Sequence[pycolmap.Reconstruction], database_path: Path) -> set[str]:
+    """Photos of a database that no model has."""
+    with pycolmap.Database.open(database_path) as database:
+        names = {image.name for image in database.read_all_images()}
+    return names.difference(image.name for model in models for image in model.images.values())
 
 
 def camera_ids(model: pycolmap.Reconstruction, names: Collection[str]) -> set[int]:

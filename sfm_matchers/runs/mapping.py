@@ -25,7 +25,9 @@ from sfm_matchers.mapping.mapper import reconstruct
 from sfm_matchers.mapping.merging import merge_models
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.mapping.shared_cameras import (
+    CLEARLY_LESS,
     OwnCameras,
+    is_bent,
     listed_focal_lengths,
     median_error,
     regrouped,
@@ -222,6 +224,7 @@ class Build:
 
 
 MAX_CAMERA_TRIALS = 3
+MOST_PHOTOS = 0.75  # of those registered before
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
 
 
@@ -248,63 +251,125 @@ def make_and_check_cameras(
             logger.info("Cameras: %s", cameras.reason)
         return cameras, build.make(cameras)
     models = build.make(cameras)
-    by_size = cameras.groups
-    shared = {name for group in by_size if len(group) > 1 for name in group} & guessed
-    first_error = median_error(models[0], shared) if models else math.inf
-    for _ in range(MAX_CAMERA_TRIALS if shared else 0):
-        if not models or not shared.intersection(image.name for image in models[0].images.values()):
-            break
-        with workspace.timed("cameras"):
-            own = try_own_cameras(models[0], shared)
-        groups = regrouped(by_size, own.focal_lengths)
-        if not own.contradicts and len(groups) >= len(cameras.groups):
-            break
-        others = _with_other_cameras(build, groups, models[0], own, first_error)
-        if others is None:
-            if own.contradicts:
-                cameras = _doubtful(cameras, own)
-            break
-        cameras, models = others
+    shared = {name for group in cameras.groups if len(group) > 1 for name in group} & guessed
+    if shared:
+        trials = _CameraTrials(build, cameras.groups, shared, _median_error(models, shared))
+        cameras, models = trials.run(cameras, models)
     remembered = {"source": first_source, "groups": cameras.groups, "reason": cameras.reason}
     write_memory(workspace.cameras, remembered)
     return cameras, models
 
 
-def _with_other_cameras(
-    build: Build,
-    groups: list[list[str]],
-    model: pycolmap.Reconstruction,
-    own: OwnCameras,
-    first_error: float,
-) -> tuple[CameraGroups, list[pycolmap.Reconstruction]] | None:
-    """Make the models again with other cameras; None if they are not better than this one.
+def _median_error(models: Sequence[pycolmap.Reconstruction], names: Collection[str]) -> float:
+    return median_error(models[0], names) if models else math.inf
 
-    `first_error` is the median reprojection error with one camera per size.
+
+@dataclass(frozen=True)
+class _CameraTrials:
+    """Makes models again with other cameras for photos that share one by their size alone.
+
+    Attributes:
+        build: makes them.
+        by_size: photos that share a camera at first.
+        shared: those of which only their size says so.
+        first_error: median reprojection error with one camera per size.
     """
-    with build.job.workspace.trial() as trial:
-        models = build.make(CameraGroups(groups), trial)
-        error = median_error(models[0], own.focal_lengths) if models else math.inf
-        # Fewer cameras than before have less freedom.
-        limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
-        if not error < limit or models[0].num_reg_images() < model.num_reg_images():
-            return None
+
+    build: Build
+    by_size: list[list[str]]
+    shared: set[str]
+    first_error: float
+
+    def run(
+        self, cameras: CameraGroups, models: list[pycolmap.Reconstruction]
+    ) -> tuple[CameraGroups, list[pycolmap.Reconstruction]]:
+        """Return the cameras and the models that agree best."""
+        cameras, models, doubtful = self._split(cameras, models)
+        database = self.build.job.workspace.database
+        if not models or doubtful or is_bent(models[0], database, self.shared):
+            # From a model that is bent no way leads to the right one.
+            if single := self._of_single_photos(models):
+                cameras, models, doubtful = self._split(*single)
+            elif models and not doubtful:
+                doubtful = try_own_cameras(models[0], self.shared)
+        if doubtful:
+            cameras = _doubtful(cameras, doubtful)
+        return cameras, models
+
+    def _split(
+        self, cameras: CameraGroups, models: list[pycolmap.Reconstruction]
+    ) -> tuple[CameraGroups, list[pycolmap.Reconstruction], OwnCameras | None]:
+        """Part photos whose focal lengths differ where each has its own, and join the others.
+
+        Returns:
+            The cameras, the models, and what contradicts them.
+        """
+        for _ in range(MAX_CAMERA_TRIALS):
+            registered = {image.name for image in models[0].images.values()} if models else set()
+            if not registered & self.shared:
+                break
+            with self.build.job.workspace.timed("cameras"):
+                own = try_own_cameras(models[0], self.shared)
+            groups = regrouped(self.by_size, own.focal_lengths)
+            if not own.contradicts and len(groups) >= len(cameras.groups):
+                break
+            # Fewer cameras than before have less freedom.
+            limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
+            others = self._with_others(groups, limit, models[0].num_reg_images())
+            if others is None:
+                return cameras, models, own if own.contradicts else None
+            cameras, models = others
+        return cameras, models, None
+
+    def _of_single_photos(
+        self, models: Sequence[pycolmap.Reconstruction]
+    ) -> tuple[CameraGroups, list[pycolmap.Reconstruction]] | None:
+        """Make the models with a camera for each photo; None if they are not clearly better."""
+        groups = [
+            part
+            for group in self.by_size
+            for part in ([[name] for name in group] if self.shared.intersection(group) else [group])
+        ]
+        limit = CLEARLY_LESS * _median_error(models, self.shared)
+        num_photos = models[0].num_reg_images() if models else 0
+        # A few photos may not find their way without knowing the camera; they come back with it.
+        return self._with_others(groups, limit, math.ceil(MOST_PHOTOS * num_photos))
+
+    def _with_others(
+        self, groups: list[list[str]], limit: float, num_photos: int
+    ) -> tuple[CameraGroups, list[pycolmap.Reconstruction]] | None:
+        """Make the models again with other cameras.
+
+        Returns:
+            None if the median reprojection error is not below a limit in pixels, or the model has
+            fewer photos.
+        """
+        with self.build.job.workspace.trial() as trial:
+            models = self.build.make(CameraGroups(groups), trial)
+            error = _median_error(models, self.shared)
+            if not error < limit or models[0].num_reg_images() < num_photos:
+                return None
+            cameras = CameraGroups(groups, self._reason(groups, models[0], error))
+            logger.warning("Cameras: %s", cameras.reason)
+            self.build.take(cameras, trial)
+            return cameras, models
+
+    def _reason(self, groups: list[list[str]], model: pycolmap.Reconstruction, error: float) -> str:
         focal_lengths = {
-            image.name: models[0].cameras[image.camera_id].mean_focal_length()
-            for image in models[0].images.values()
-            if image.name in own.focal_lengths
+            image.name: model.cameras[image.camera_id].mean_focal_length()
+            for image in model.images.values()
+            if image.name in self.shared
         }
+        before = f"{self.first_error:.2f} px" if self.first_error < math.inf else "no model"
         reason = (
             f"{len(focal_lengths)} photos without EXIF are of one size, but not of one camera, as "
-            f"the reprojection errors tell (median {error:.2f} px now, {first_error:.2f} px "
-            f"before): {len(groups)} camera(s), of focal lengths "
+            f"the reprojection errors tell (median {error:.2f} px now, {before} before): "
+            f"{len(groups)} camera(s), of focal lengths "
             f"{listed_focal_lengths(groups, focal_lengths)}"
         )
         if any(len(group) == 1 for group in groups):
             reason += f"; this is not certain: {SAFER_CAMERAS}"
-        cameras = CameraGroups(groups, reason)
-        logger.warning("Cameras: %s", reason)
-        build.take(cameras, trial)
-        return cameras, models
+        return reason
 
 
 def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:

@@ -16,16 +16,15 @@ import numpy as np
 import pycolmap
 import pytest
 
-from pipelines import aachen, inloc
-from pipelines.aachen import AachenOptions
-from pipelines.inloc import InlocOptions
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.pair_lists import Pair, names_to_pair, write_pairs
 from sfm_matchers.localization.in_depth_scans import FOCAL_LENGTH_PER_SIDE, transformation_path
 from sfm_matchers.localization.poses import Query, Status
 from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.machine.memory import peak_memory
+from sfm_matchers.runs.benchmarks import localize_aachen, localize_inloc
 from sfm_matchers.runs.matching import MatchingJob
+from sfm_matchers.runs.options import AachenOptions, InlocOptions
 from sfm_matchers.synthetic.benchmarks import write_nvm
 
 pytestmark = pytest.mark.slow
@@ -195,9 +194,10 @@ def test_aachen_at_its_size(version: str, wall: Wall, tmp_path: Path) -> None:
     )
 
     def job() -> None:
-        result = aachen.run(options)
+        result = localize_aachen(options)
         assert len(result.queries) == len(queries)
-        assert result.model.num_reg_images() == NUM_MAP
+        model = pycolmap.Reconstruction(result.files["triangulated map"])
+        assert model.num_reg_images() == NUM_MAP
         found = {query.name: query for query in result.queries}
         assert found[queries[-1]].status is Status.FAILED
         assert "missing" in found[queries[-1]].reason
@@ -273,7 +273,7 @@ def test_inloc_at_its_size(wall: Wall, tmp_path: Path) -> None:
     )
 
     def job() -> None:
-        result = inloc.run(options)
+        result = localize_inloc(options)
         assert len(result.queries) == len(queries)
         localized = [one for one in result.queries if one.status is Status.LOCALIZED]
         assert len(localized) > 0.95 * len(queries)
@@ -288,6 +288,6 @@ def test_inloc_at_its_size(wall: Wall, tmp_path: Path) -> None:
 
 def test_parts_that_are_missing_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images_upright/db  \(from database_and_query"):
-        aachen.run(AachenOptions(tmp_path, tmp_path / "out"))
+        localize_aachen(AachenOptions(tmp_path, tmp_path / "out"))
     with pytest.raises(InputError, match=r"database/alignments  \(transformations"):
-        inloc.run(InlocOptions(tmp_path, tmp_path / "out"))
+        localize_inloc(InlocOptions(tmp_path, tmp_path / "out"))

@@ -1,0 +1,73 @@
+"""The last, robust adjustment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pycolmap
+
+from sfm_matchers.mapping.adjustment import (
+    adjust_robustly,
+    drop_doubled_observations,
+    robust_adjustment,
+)
+from sfm_matchers.synthetic import look_at
+
+NUM_IMAGES, NUM_POINTS = 4, 60
+
+
+def model_with_doubles() -> pycolmap.Reconstruction:
+    """Four photos of 60 points; of every third point each photo has a second keypoint, 1 px off.
+
+    The last point is observed twice by one photo, and by no other.
+    """
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (NUM_POINTS, 3))
+    camera = pycolmap.Camera(
+        model="SIMPLE_RADIAL", width=640, height=480, params=(600, 320, 240, 0.0), camera_id=1
+    )
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera)
+    for index in range(NUM_IMAGES):
+        position = np.array([index - 1.5, -4.0, 0.2 * index])
+        pose = pycolmap.Rigid3d(look_at(position, np.zeros(3)))
+        pixels = np.array([camera.img_from_cam(pose * point) for point in points])
+        exact, doubles = pixels + rng.normal(0, 0.1, pixels.shape), pixels + [1.0, 0.0]
+        image = pycolmap.Image(
+            name=f"{index}.png",
+            keypoints=np.concatenate([doubles, exact]),
+            camera_id=1,
+            image_id=index + 1,
+        )
+        model.add_image_with_trivial_frame(image, pose)
+    for index, point in enumerate(points):
+        track = pycolmap.Track()
+        for image_id in range(1, 2 if index == NUM_POINTS - 1 else 1 + NUM_IMAGES):
+            if index % 3 == 0 or index == NUM_POINTS - 1:
+                track.add_element(image_id, index)
+            track.add_element(image_id, NUM_POINTS + index)
+        model.add_point3D(point, track, np.zeros(3, np.uint8))
+    return model
+
+
+def observers(model: pycolmap.Reconstruction) -> list[list[int]]:
+    return [
+        sorted(element.image_id for element in point.track.elements)
+        for point in model.points3D.values()
+    ]
+
+
+def test_no_point_keeps_two_observations_of_one_photo() -> None:
+    model = model_with_doubles()
+    assert drop_doubled_observations(model) == 20 * NUM_IMAGES + 1
+    assert observers(model) == [[1, 2, 3, 4]] * (NUM_POINTS - 1)
+    for image in model.images.values():  # the exact ones are kept
+        owners = [point.has_point3D() for point in image.points2D]
+        assert not any(owners[:NUM_POINTS])
+    assert drop_doubled_observations(model) == 0
+    assert model.is_valid()
+
+
+def test_the_last_adjustment_sees_each_point_once_a_photo() -> None:
+    model = model_with_doubles()
+    adjust_robustly(model, robust_adjustment(1))
+    assert observers(model) == [[1, 2, 3, 4]] * (NUM_POINTS - 1)
