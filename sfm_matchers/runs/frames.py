@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import file_fingerprint, fingerprint
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.text import folder_written_whole
 from sfm_matchers.photos.video import check_readable, is_video, write_frames
 from sfm_matchers.runs.options import MatchOptions
@@ -53,7 +53,7 @@ def frames_instead_of_video(options: Options) -> Options:
         )
     workspace.path.mkdir(parents=True, exist_ok=True)
     with workspace.timed("frames"):
-        source = fingerprint(revisions.FRAMES, file_fingerprint(video), options.frames)
+        source = fingerprint(revisions.FRAMES, content_hash(video), options.frames)
         if not workspace.is_done(folder.name, source):
             with folder_written_whole(folder) as temporary:
                 seconds = write_frames(video, temporary, options.frames)

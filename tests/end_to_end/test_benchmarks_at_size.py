@@ -117,7 +117,7 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
         return features, matches
 
     monkeypatch.setattr(MatchingJob, "match", match)
-    monkeypatch.setattr("sfm_matchers.runs.forecast.announce_localization", lambda *_: None)
+    monkeypatch.setattr("sfm_matchers.runs.benchmarks.announce_localization", lambda *_: None)
     return wall
 
 
