@@ -1,8 +1,9 @@
 """Say what this machine can do: versions, devices, scan backends, weights, extras, matchers.
 
-    python -m pipelines.doctor [--all] [--json]
+    python -m pipelines.doctor [--all] [--try] [--json]
 
-Downloads nothing and needs a few seconds. A part that cannot be examined is reported as such.
+Downloads nothing and needs a few seconds, with `--try` half a minute. A part that cannot be
+examined is reported as such.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from pipelines.command import run_guarded
 from pipelines.options import Parser, program
 from sfm_matchers.runs.capabilities import examine
+
+if TYPE_CHECKING:
+    from sfm_matchers.runs.trials import Trial
 
 PYCOLMAP_CUDA = {True: "with CUDA", False: "without CUDA", None: "cannot be imported"}
 
@@ -137,11 +142,40 @@ def _describe_matchers(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def try_usable(report: dict[str, Any]) -> list[Trial]:
+    """Match two rendered photos by every matcher that can run now."""
+    import numpy as np
+
+    from sfm_matchers.evaluation.pair_lists import PosedPair
+    from sfm_matchers.runs.trials import try_matchers
+    from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
+
+    scene, camera = make_scene(0), Camera.from_field_of_view(640, 480)
+    poses = [np.vstack([pose, [0, 0, 0, 1]]) for pose in camera_path(scene, 12)[:2]]
+    photos = [render(scene, camera, pose[:3], seed=seed).image for seed, pose in enumerate(poses)]
+    truth = PosedPair("0", "1", camera.K, camera.K, poses[1] @ np.linalg.inv(poses[0]))
+    usable = [entry["name"] for entry in report["matchers"] if not entry["needs"]]
+    return try_matchers(usable, photos[0], photos[1], truth)
+
+
+def _describe_trial(trial: Trial) -> str:
+    if trial.failure:
+        return f"{trial.matcher:<24}failed: {trial.failure}"
+    layers = "" if trial.mean_layers is None else f", {trial.mean_layers:.0f} layers run"
+    return (
+        f"{trial.matcher:<24}{trial.num_matches} matches, {100 * trial.precision:.0f} % right, "
+        f"{trial.seconds:.1f} s{layers}"
+    )
+
+
 def build_parser() -> Parser:
     """Return the command line of this pipeline."""
     parser = Parser(prog=program("doctor"), description=__doc__)
     parser.add_argument(
         "--all", action="store_true", help="all versions, every weights file with its licence, ..."
+    )
+    parser.add_argument(
+        "--try", action="store_true", help="match two rendered photos with every usable matcher"
     )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     return parser
@@ -153,8 +187,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def job() -> int:
         report = examine()
-        describe_it = describe if options.all else summarize
-        print(json.dumps(report, indent=2) if options.json else describe_it(report))
+        tried = try_usable(report) if getattr(options, "try") else []
+        if options.json:
+            told = {"tried": [asdict(trial) for trial in tried]} if tried else {}
+            print(json.dumps(report | told, indent=2))
+            return 0
+        print(describe(report) if options.all else summarize(report))
+        if tried:
+            print("Tried on two rendered photos of 640 x 480 pixels:")
+            print("\n".join(f"  {_describe_trial(trial)}" for trial in tried))
         return 0
 
     return run_guarded(job)

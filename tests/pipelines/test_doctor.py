@@ -74,6 +74,16 @@ def test_it_is_short_unless_all_is_asked_for(capsys: pytest.CaptureFixture[str])
     assert lines[-1].endswith("--all")
 
 
+def test_matchers_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    """Here sift alone is usable: the bundled weights are kept out."""
+    assert doctor.main(["--try"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "% right" in line)
+    name, count, _, share, *_ = line.split()
+    assert name == "sift"
+    assert int(count) > 100
+    assert int(share) > 80
+
+
 def test_the_json_report_holds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["--json"]) == 0
     report = json.loads(capsys.readouterr().out)
