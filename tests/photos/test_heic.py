@@ -8,7 +8,6 @@ import numpy as np
 import pycolmap
 import pytest
 from PIL import Image
-from sfm_matchers.runs.photos import check_photos
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.exports import export_model
@@ -16,6 +15,7 @@ from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.database import create_database
 from sfm_matchers.photos import heif
 from sfm_matchers.photos.cameras import CameraGroups, read_photo_header
+from sfm_matchers.photos.checked import check_photos
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.photos.images import decoded_size, exif_orientation, read_image, to_upright
 from sfm_matchers.photos.masks import read_opacity
