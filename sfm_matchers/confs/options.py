@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from sfm_matchers.errors import InputError, one_line
+
+Made = TypeVar("Made")
 
 
 def check_keys(given: Iterable[str], allowed: Iterable[str], where: str) -> None:
@@ -61,7 +63,7 @@ def _type_like(default: Any) -> tuple[Any, str]:
     return object, "given"
 
 
-def build(factory: Callable[..., Any], options: Mapping[str, Any], where: str) -> Any:
+def build(factory: Callable[..., Made], options: Mapping[str, Any], where: str) -> Made:
     """Call `factory` with options from a conf.
 
     Raises:

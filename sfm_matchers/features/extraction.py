@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def load_extractor(model: Mapping[str, Any], device: str = "cpu") -> FeatureExtr
     if name not in EXTRACTORS:
         raise InputError(f"unknown front-end {name!r}, expected one of {', '.join(EXTRACTORS)}")
     where = f"front-end {name}"
-    return cast(FeatureExtractor, build(EXTRACTORS[name], {**options, "device": device}, where))
+    return build(EXTRACTORS[name], {**options, "device": device}, where)
 
 
 def extract_features(

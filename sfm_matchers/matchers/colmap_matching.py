@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pycolmap
@@ -130,7 +129,7 @@ def load(conf: SparseConf) -> ColmapNearestNeighborMatcher:
     # A process of several has its share of the cores.
     options = {**conf.options, "num_threads": num_threads()}
     where = f"conf {conf.name}, model"
-    return cast(ColmapNearestNeighborMatcher, build(ColmapNearestNeighborMatcher, options, where))
+    return build(ColmapNearestNeighborMatcher, options, where)
 
 
 def _of_few_photos(pairs: Sequence[NamedPair]) -> Iterator[list[NamedPair]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -71,26 +70,28 @@ class MambaGlueMatcher:
 
     def _features(self, images: Sequence[Arrays]) -> LocalFeatures:
         """Put the features of several images together, padded to one number."""
-        if any("image_size" not in image or "keypoints" not in image for image in images):
-            raise InputError("MambaGlue needs keypoints and image_size of each photo")
+        needed = ("keypoints", "descriptors", "image_size")
+        if any(name not in image for image in images for name in needed):
+            raise InputError(f"MambaGlue needs {', '.join(needed)} of each photo")
         counts = torch.tensor([len(image["keypoints"]) for image in images], device=self.device)
 
-        def tensor(name: str, transposed: bool = False) -> torch.Tensor | None:
-            if any(name not in image for image in images):
-                return None
+        def stacked(name: str, transposed: bool = False) -> torch.Tensor:
             values = [torch.from_numpy(np.asarray(image[name], np.float32)) for image in images]
             values = [value.T.contiguous() if transposed else value for value in values]
             return torch.nn.utils.rnn.pad_sequence(values, batch_first=True).to(self.device)
 
-        image_size = cast(torch.Tensor, tensor("image_size"))
+        def tensor(name: str) -> torch.Tensor | None:
+            return stacked(name) if all(name in image for image in images) else None
+
+        image_size = stacked("image_size")
         scales, degrees = tensor("scales"), tensor("oris")
         if scales is not None and self.resize_max is not None:
             # The network knows scales in pixels of the image that the detector has seen.
             scales = scales / (image_size.amax(1, keepdim=True) / self.resize_max).clamp(min=1)
         scores = tensor("scores")
         return LocalFeatures(
-            keypoints=cast(torch.Tensor, tensor("keypoints")),
-            descriptors=cast(torch.Tensor, tensor("descriptors", transposed=True)),
+            keypoints=stacked("keypoints"),
+            descriptors=stacked("descriptors", transposed=True),
             image_size=image_size,
             scales=scales,
             oris=None if degrees is None else degrees.deg2rad(),

@@ -32,10 +32,7 @@ logger = logging.getLogger(__name__)
 
 def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> NearestNeighborMatcher:
     where = f"conf {conf.name}, model"
-    return cast(
-        NearestNeighborMatcher,
-        build(NearestNeighborMatcher, {**conf.options, "device": device}, where),
-    )
+    return build(NearestNeighborMatcher, {**conf.options, "device": device}, where)
 
 
 SPARSE_MATCHERS: dict[str, Callable[[SparseConf, str, str], SparseMatcher]] = {

@@ -99,10 +99,9 @@ def test_mambaglue_takes_orientations_in_degrees() -> None:
 def test_mambaglue_names_what_it_lacks() -> None:
     matcher = MambaGlueMatcher(MambaGlue(MambaGlueConfig(features="sift", num_layers=1)).eval())
     features = sift_like((400, 300), 10, 0)
-    with pytest.raises(InputError, match="image_size"):
-        matcher.match({k: v for k, v in features.items() if k != "image_size"}, features)
-    with pytest.raises(InputError, match="scales"):
-        matcher.match({k: v for k, v in features.items() if k != "scales"}, features)
+    for name in ("keypoints", "descriptors", "image_size", "scales"):
+        with pytest.raises(InputError, match=name):
+            matcher.match({k: v for k, v in features.items() if k != name}, features)
 
 
 def test_mambaglue_in_batches_gives_each_pair_the_same() -> None:
