@@ -10,7 +10,7 @@ and descriptors are the same up to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,16 @@ class SampledConvolution(nn.Module):
 
     def __init__(self, convolution: nn.Module) -> None:
         super().__init__()
-        self.offset_conv = convolution.offset_conv
-        self.regular_conv = convolution.regular_conv
+        self.offset_conv = cast(nn.Conv2d, convolution.offset_conv)
+        self.regular_conv = cast(nn.Conv2d, convolution.regular_conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W)."""
         batch, channels, height, width = x.shape
-        kernel, padding = self.regular_conv.kernel_size, self.regular_conv.padding
+        kernel, padding = (
+            self.regular_conv.kernel_size,
+            cast("tuple[int, int]", self.regular_conv.padding),
+        )
         taps = kernel[0] * kernel[1]
         most = max(height, width) / 4
         offsets = self.offset_conv(x).clamp(-most, most).view(batch, taps, 2, height, width)
@@ -108,7 +111,7 @@ def _levels(network: ALIKED, images: Tensor) -> list[Tensor]:
 
 def _score_map(network: ALIKED, levels: Sequence[Tensor]) -> Tensor:
     first, *others = network.score_head
-    weights = first.weight.chunk(len(levels), dim=1)
+    weights = cast(nn.Conv2d, first).weight.chunk(len(levels), dim=1)
     total = F.conv2d(levels[0], weights[0])
     for level, weight in zip(levels[1:], weights[1:], strict=True):
         total += F.interpolate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sfm_matchers.features.base import Features
 from sfm_matchers.features.networks import (
@@ -14,6 +14,7 @@ from sfm_matchers.features.networks import (
 )
 
 if TYPE_CHECKING:
+    from kornia.feature import ALIKED
     from torch import Tensor
 
 
@@ -58,9 +59,8 @@ class AlikedExtractor(NetworkExtractor):
     def _detect(self, images: Tensor) -> list[Features]:
         from sfm_matchers.features.aliked import detect_and_describe
 
-        return [
-            to_features(*found).best_first() for found in detect_and_describe(self.network, images)
-        ]
+        network = cast("ALIKED", self.network)
+        return [to_features(*found).best_first() for found in detect_and_describe(network, images)]
 
 
 class DiskExtractor(NetworkExtractor):

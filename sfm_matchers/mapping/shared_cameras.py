@@ -108,6 +108,8 @@ def two_view_error(database_path: Path, names: Collection[str]) -> float:
         first, second = pycolmap.pair_id_to_image_pair(pair_id)
         if geometry.config != uncalibrated or not image_ids.issuperset((first, second)):
             continue
+        if geometry.F is None:
+            continue
         matches = geometry.inlier_matches
         points = keypoints[first][matches[:, 0]], keypoints[second][matches[:, 1]]
         errors.append(sampson_distance(*points, geometry.F))
