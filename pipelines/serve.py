@@ -11,17 +11,23 @@ Ctrl-C or SIGTERM ends it once the requests at work are answered.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.command import run_guarded
 from pipelines.options import Parser, add_device_option, program
 from sfm_matchers.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from sfm_matchers.localization.localizer import Localizer
 
 MAX_WAITING = 64  # requests at work or waiting; more are answered 503
 
@@ -55,15 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: Namespace) -> int:
     try:
-        import uvicorn
-
+        importlib.import_module("uvicorn")
         from sfm_matchers.localization.service import create_app
     except ImportError as error:
         raise MissingExtraError(
             f"serve needs FastAPI and uvicorn ({error}): pip install 'sfm-matchers[serve]'"
         ) from error
     from sfm_matchers.localization.localizer import Localizer
-    from sfm_matchers.machine.memory import peak_memory
 
     if not (options.max_megabytes > 0 and options.max_megapixels > 0):
         raise InputError("--max_megabytes and --max_megapixels must be above 0")
@@ -76,23 +80,42 @@ def _serve(options: Namespace) -> int:
         num_loc=options.num_loc,
         enough_inliers=options.enough_inliers or None,
     )
-    settings = localizer.settings
-    print(
-        f"{options.map}: {settings.num_photos} photos, {settings.num_points} points, opened in "
-        f"{time.monotonic() - start:.1f} s; {peak_memory():.2f} GB of memory, up to "
-        f"{peak_memory() + localizer.most_cached_bytes / (1 << 30):.2f} GB with the features of "
-        "photos that queries need",
-        flush=True,
-    )
+    _say_opened(options.map, localizer, time.monotonic() - start)
     app = create_app(
         localizer,
         max_bytes=int(options.max_megabytes * 1e6),
         max_pixels=int(options.max_megapixels * 1e6),
     )
+    try:
+        _server(app, options.host, options.port).run()
+    except SystemExit as error:  # the address cannot be had; uvicorn has said why
+        raise InputError(f"cannot listen at {options.host}:{options.port}") from error
+    localizer.close()
+    return 0
+
+
+def _say_opened(path: Path, localizer: Localizer, seconds: float) -> None:
+    """Print what the map holds, and what memory it takes."""
+    from sfm_matchers.machine.memory import peak_memory
+
+    settings, memory = localizer.settings, peak_memory()
+    print(
+        f"{path}: {settings.num_photos} photos, {settings.num_points} points, opened in "
+        f"{seconds:.1f} s; {memory:.2f} GB of memory, up to "
+        f"{memory + localizer.most_cached_bytes / (1 << 30):.2f} GB with the features of "
+        "photos that queries need",
+        flush=True,
+    )
+
+
+def _server(app: Any, host: str, port: int) -> uvicorn.Server:
+    """The server of the application, which a signal ends in order."""
+    import uvicorn
+
     config = uvicorn.Config(
         app,
-        host=options.host,
-        port=options.port,
+        host=host,
+        port=port,
         limit_concurrency=MAX_WAITING,
         log_level="info",
     )
@@ -109,12 +132,7 @@ def _serve(options: Namespace) -> int:
                 for number, handler in previous.items():
                     signal.signal(number, handler)
 
-    try:
-        Server(config).run()
-    except SystemExit as error:  # the address cannot be had; uvicorn has said why
-        raise InputError(f"cannot listen at {options.host}:{options.port}") from error
-    localizer.close()
-    return 0
+    return Server(config)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.exports import check_place, export_model, parse_formats
 from sfm_matchers.files.hdf5 import mean_layers_run
+from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.mapper import check_mapper
+from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.folders import is_output
 from sfm_matchers.reports.reconstruction import write_report
 from sfm_matchers.runs.camera_models import describe_choices, describe_covariances
@@ -93,14 +96,7 @@ def run(options: SfmOptions) -> SfmResult:
     workspace.keep_seconds()
 
     findings = look_into(build, models, cameras, groups)
-    settings = Settings(
-        matcher=matcher + _layers(build),
-        weights=str(options.weights),
-        pairs=f"{len(pairs)} ({options.pairs})",
-        cameras=groups.reason,
-        mapper=options.mapper,
-        camera_models=describe_choices(choices),
-    )
+    settings = _settings(build, matcher, groups, choices)
     summary = summarize(job, models, findings, details, settings)
     report = write_report(
         workspace.path,
@@ -117,6 +113,21 @@ def run(options: SfmOptions) -> SfmResult:
         exports = export_model(workspace.model, image_dir, workspace.path, formats)
         summary["exports"] = {export.format: export.described() for export in exports}
     return SfmResult(models, summary, report)
+
+
+def _settings(
+    build: Build, matcher: str, groups: CameraGroups, choices: Sequence[CameraChoice]
+) -> Settings:
+    """What the summary says of how the run worked."""
+    options = build.options
+    return Settings(
+        matcher=matcher + _layers(build),
+        weights=str(options.weights),
+        pairs=f"{len(build.pairs)} ({options.pairs})",
+        cameras=groups.reason,
+        mapper=options.mapper,
+        camera_models=describe_choices(choices),
+    )
 
 
 def run_shard(options: SfmOptions) -> None:

@@ -105,17 +105,11 @@ def selective_scan(
         weight = weight.to(dtype)
         return _repeated(weight[None] if weight.ndim == shared_ndim else weight, groups)
 
-    y = scan(
-        u.to(dtype),
-        delta.to(dtype),
-        grouped(A, 2),
-        B.to(dtype),
-        C.to(dtype),
-        grouped(D, 1),
-        None if z is None else z.to(dtype),
-        None if delta_bias is None else grouped(delta_bias, 1),
-        backend,
-    )
+    A, D = grouped(A, 2), grouped(D, 1)
+    B, C = B.to(dtype), C.to(dtype)
+    z = None if z is None else z.to(dtype)
+    delta_bias = None if delta_bias is None else grouped(delta_bias, 1)
+    y = scan(u.to(dtype), delta.to(dtype), A, B, C, D, z, delta_bias, backend)
     return y.to(u.dtype)
 
 
