@@ -153,7 +153,8 @@ def try_usable(report: dict[str, Any]) -> list[Trial]:
     scene, camera = make_scene(0), Camera.from_field_of_view(640, 480)
     poses = [np.vstack([pose, [0, 0, 0, 1]]) for pose in camera_path(scene, 12)[:2]]
     photos = [render(scene, camera, pose[:3], seed=seed).image for seed, pose in enumerate(poses)]
-    truth = PosedPair("0", "1", camera.K, camera.K, poses[1] @ np.linalg.inv(poses[0]))
+    K = camera.K.astype(np.float64)
+    truth = PosedPair("0", "1", K, K, poses[1] @ np.linalg.inv(poses[0]))
     usable = [entry["name"] for entry in report["matchers"] if not entry["needs"]]
     return try_matchers(usable, photos[0], photos[1], truth)
 
