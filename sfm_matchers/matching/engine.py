@@ -384,7 +384,7 @@ class _Photos:
             view0 = view(pair[0])
             turn = self._chain.best_turn(lambda: small(pair[0]), lambda turn: small(pair[1], turn))
             view1 = view(pair[1], turn)
-            needed = [(name, self._kind) for name in pair]
+            needed: list[Key] = [(name, self._kind) for name in pair]
             needed += [(pair[0], ("whole", 0)), (pair[1], ("whole", turn))]
             self.kept.hold(needed)
             self._knows_size = True
