@@ -9,6 +9,7 @@ on, 2004), brightness and contrast of the patches being free.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ REACH = 3.0  # samples; points that move farther are taken for lost
 LAST_STEP = 0.05  # samples; points that still move by more are taken for lost
 LEAST_CORRELATION = 0.7  # of the patches in the end
 CHUNK = 1024  # matches aligned at once, for the processor's cache
+CHUNK_GPU = 1 << 14  # a few hundred megabytes
 
 
 def least_squares_matching(
@@ -52,6 +54,7 @@ def least_squares_matching(
     Returns:
         The same matches in the same order, with other `keypoints1`.
     """
+    chunk = CHUNK if torch.device(device).type == "cpu" else CHUNK_GPU
     images = [
         cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) for image in (image0, image1)
     ]
@@ -65,7 +68,7 @@ def least_squares_matching(
         spacings = (spacing / min(zoom, 1.0), spacing * max(zoom, 1.0))
         seen0, seen1 = (blurred(*both).to(device) for both in zip(images, spacings, strict=True))
         chunks = (
-            torch.from_numpy(array.astype(np.float32)).to(device).split(CHUNK)
+            torch.from_numpy(array.astype(np.float32)).to(device).split(chunk)
             for array in (points0, points1, linear * spacings[0])
         )
         aligned = [
@@ -126,9 +129,7 @@ def align_patches(
         spacing: of samples in image 0, pixels.
         affine: whether `linear` is free too, not only the point.
     """
-    samples = _grid(RADIUS).to(points0)
-    weights = torch.exp(-samples.square().sum(-1) / (2 * WINDOW**2))
-    weights = weights / weights.sum()
+    samples, weights = _window(points0.device, points0.dtype)
     template, steepest = _template(image0, points0, spacing, samples, weights, affine)
     weighted = (steepest * weights[:, None]).mT
     curvature = weighted @ steepest
@@ -141,6 +142,7 @@ def align_patches(
         places = points[:, None] + samples @ linear.mT
         return _standardised(_sampled(image1, places), weights)[0]
 
+    one = torch.eye(2, dtype=linear.dtype, device=linear.device)
     placed, first = points1, patches(points1, linear)
     seen = first
     for _ in range(NUM_STEPS):
@@ -148,13 +150,13 @@ def align_patches(
         shift = step[:, :2].clamp(-LARGEST_STEP, LARGEST_STEP)
         if affine:
             change = step[:, 2:].unflatten(1, (2, 2)).clamp(-LARGEST_SHEAR, LARGEST_SHEAR)
-            linear = linear @ torch.linalg.inv(change + torch.eye(2).to(change))
+            linear = linear @ torch.linalg.inv(change + one)
         placed = placed - (linear @ shift[..., None])[..., 0]
         seen = patches(placed, linear)
     before, after = ((template * found * weights).sum(-1) for found in (first, seen))
     moved = torch.linalg.solve(linear, placed - points1)
     height, width = image1.shape[-2:]
-    inside = (placed >= 0) & (placed <= torch.tensor([width - 1, height - 1]).to(placed))
+    inside = (placed >= 0) & (placed <= _corner(width, height, placed.device, placed.dtype))
     succeeded = (
         (after >= before)
         & (after > LEAST_CORRELATION)
@@ -176,7 +178,7 @@ def _template(
         of the affine map, without what a change of brightness and contrast does too.
     """
     side = 2 * RADIUS + 1
-    ring = points[:, None] + spacing * _grid(RADIUS + 1).to(points)
+    ring = points[:, None] + spacing * _grid(RADIUS + 1, points.device, points.dtype)
     wide = _sampled(image, ring).unflatten(1, (side + 2, side + 2))
     along_x = ((wide[:, 1:-1, 2:] - wide[:, 1:-1, :-2]) / 2).flatten(1)
     along_y = ((wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]) / 2).flatten(1)
@@ -192,16 +194,34 @@ def _template(
     return template, steepest
 
 
-def _grid(radius: int) -> Tensor:
+# Constants are made once for each device: to upload them again takes a GPU longer than the step.
+
+
+@functools.lru_cache(maxsize=8)
+def _grid(radius: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the places (P, 2) of the samples of a patch, row by row."""
     line = torch.arange(-radius, radius + 1)
-    return torch.cartesian_prod(line, line).flip(-1)
+    return torch.cartesian_prod(line, line).flip(-1).to(device, dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _window(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the places (P, 2) of the samples of a patch, and their weights (P,)."""
+    samples = _grid(RADIUS, device, dtype)
+    weights = torch.exp(-samples.square().sum(-1) / (2 * WINDOW**2))
+    return samples, weights / weights.sum()
+
+
+@functools.lru_cache(maxsize=8)
+def _corner(width: int, height: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the last pixel (2,) of an image."""
+    return torch.tensor([width - 1, height - 1]).to(device, dtype)
 
 
 def _sampled(image: Tensor, places: Tensor) -> Tensor:
     """Return the values (M, P) of the image at places (M, P, 2) in pixels, edges repeated."""
     height, width = image.shape[-2:]
-    scaled = places * (2 / torch.tensor([width - 1, height - 1]).to(places)) - 1
+    scaled = places * (2 / _corner(width, height, places.device, places.dtype)) - 1
     values = F.grid_sample(image, scaled[None], "bicubic", "border", align_corners=True)
     return values[0, 0]
 

@@ -27,8 +27,8 @@ Key = tuple[str, Hashable]
 
 SHARE_OF_FREE = 0.25  # of the memory that is free when matching begins, for what is kept
 LEAST_BYTES = 1 << 28
-# As many photos of 12 megapixels as a tile of the plan needs; a whole run stays below 3 GB.
-MOST_BYTES = 5 << 28
+# A dozen photos of 12 megapixels; a whole run on two cores stays below 3 GB.
+MOST_BYTES = 1 << 30
 MOST_BYTES_GPU = 4 << 30  # two tiles of batches
 SHARE_OF_WAITING = 0.5  # of what is kept; pairs that wait for their batch need no more
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.machine.threads import num_threads
 from sfm_matchers.pairs.automatic import most_pairs
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.pairs import is_fast
@@ -18,6 +19,7 @@ logger = logging.getLogger("sfm_matchers.sfm")
 
 
 NUM_TIMED = 10
+ROUNDS = 4
 
 
 def announce_matching(
@@ -90,6 +92,8 @@ def _seconds_per_pair(
     missing = _unmatched(job, pairs, label)
     # What a beginning takes, loading the network, is in both times.
     first, few = workers, NUM_TIMED * workers
+    if not is_fast(job):  # threads match as many pairs at once: some rounds of them
+        few = max(few, ROUNDS * num_threads())
     if (
         job.matching.executor.shares_with_others
         or len(missing) <= 2 * first + few
