@@ -13,9 +13,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pycolmap
@@ -36,6 +37,8 @@ from sfm_matchers.localization.poses import (
 from sfm_matchers.localization.query_intrinsics import query_of_map, size_fault
 from sfm_matchers.mapping.diagnosis import fault_of_photo
 from sfm_matchers.mapping.models import read_model
+from sfm_matchers.matchers import colmap_matching
+from sfm_matchers.matchers.quarter_turns import CLEARLY
 from sfm_matchers.matchers.registry import (
     default_device,
     load_sparse_matcher,
@@ -45,21 +48,40 @@ from sfm_matchers.matching.engine import matched_features
 from sfm_matchers.pairs.retrieval import mutual_neighbours
 from sfm_matchers.pairs.sequences import with_neighbours
 from sfm_matchers.photos.images import decoded_size, read_image
+from sfm_matchers.photos.resizing import network_size, turned, unturned
 
 FIRST_PHOTOS = 2  # matched before anything is estimated, where few may be enough
 # Inliers of a pose that needs no more photos, if several agree on it, see `certainty`.
 ENOUGH_INLIERS = 100
 OVER_ASKED = 2  # so many times the photos are retrieved, and ranked again by their features
+# A query that is not localized is looked at in other positions, small: it may lie on its side. Then
+# it must share so many keypoints with the map.
+TURNED_SIDE, LEAST_VOTES = 512, 20
 CACHE_BYTES = 1 << 30  # of local features of the map's photos; the others are read when needed
 Photo = str | Path | np.ndarray
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A query with its local features, as a feature file has them."""
+    """A query with its local features.
+
+    Attributes:
+        query: of the photo as it is.
+        pixels: RGB (H, W, 3).
+        features: of the photo after `quarters` turns, as a feature file has them.
+        quarters: counter-clockwise.
+    """
 
     query: Query
+    pixels: np.ndarray
     features: dict[str, np.ndarray]
+    quarters: int = 0
+
+    @property
+    def keypoints(self) -> np.ndarray:
+        """(N, 2) in pixels of the photo as it is."""
+        size = (self.pixels.shape[1], self.pixels.shape[0])
+        return unturned(self.features["keypoints"], self.quarters, size)
 
 
 class Localizer:
@@ -210,7 +232,7 @@ class Localizer:
             lists = [self._retrieve(one) for one in seen]
             lists = with_neighbours(lists)
             results = [
-                one if isinstance(one, LocalizedQuery) else self._localize(one, names)
+                one if isinstance(one, LocalizedQuery) else self._localize_any_way_up(one, names)
                 for one, names in zip(seen, lists, strict=True)
             ]
         else:
@@ -219,7 +241,7 @@ class Localizer:
                 one = self._look(queries[index], images[index])
                 if isinstance(one, LocalizedQuery):
                     return one
-                return self._localize(one, self._retrieve(one))
+                return self._localize_any_way_up(one, self._retrieve(one))
 
             with ThreadPoolExecutor(2) as threads:  # one matches, the other estimates a pose
                 results = list(threads.map(work, range(len(queries))))
@@ -237,28 +259,61 @@ class Localizer:
         if fault := size_fault(query, (pixels.shape[1], pixels.shape[0])):
             return failed_query(query, fault, [], None)
         with self._networks:
-            return _Seen(
-                query, extract_image(self._extractor, self.conf.features.preprocessing, pixels)
-            )
+            return _Seen(query, pixels, self._extract(pixels))
+
+    def _extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Local features of a photo; the lock is held."""
+        return extract_image(self._extractor, self.conf.features.preprocessing, pixels)
 
     def _retrieve(self, seen: _Seen | LocalizedQuery) -> list[str]:
         if isinstance(seen, LocalizedQuery):
             return []
-        count = self.num_loc if self.enough_inliers is None else OVER_ASKED * self.num_loc
-        names = self._index.most_similar(seen.features["descriptors"], count)
-        names = [name for name in names if name in self._lookup.image_ids]
         if self.enough_inliers is None:
-            return names
+            return self._similar(seen.features, self.num_loc)
         with self._networks:
-            votes = [self._alike(seen.features, name) for name in names]
-        order = sorted(range(len(names)), key=lambda index: -votes[index])
-        return [names[index] for index in order[: self.num_loc]]
+            return [name for _, name in self._ranked(seen.features)]
+
+    def _similar(self, features: dict[str, np.ndarray], count: int) -> list[str]:
+        names = self._index.most_similar(features["descriptors"], count)
+        return [name for name in names if name in self._lookup.image_ids]
+
+    def _ranked(self, features: dict[str, np.ndarray]) -> list[tuple[int, str]]:
+        """Photos of the map with what they seem to share with a query; the lock is held."""
+        names = self._similar(features, OVER_ASKED * self.num_loc)
+        votes = [(self._alike(features, name), name) for name in names]
+        return sorted(votes, key=lambda vote: -vote[0])[: self.num_loc]
 
     def _alike(self, features: dict[str, np.ndarray], name: str) -> int:
         """How many keypoints with a 3D point a query seems to share with a photo of the map."""
         has_point = self._lookup.point_ids(name) >= 0
         stored = self._features(name)["descriptors"][:, has_point]
         return mutual_neighbours(features["descriptors"], stored)
+
+    def _localize_any_way_up(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
+        """Localize a query, in another position where it is not localized as it is."""
+        found = self._localize(seen, names)
+        if found.status is Status.LOCALIZED or self.conf.matcher == colmap_matching.NAME:
+            return found
+        with self._networks:
+            quarters = self._way_up(seen.pixels)
+            if not quarters:
+                return found
+            features = self._extract(turned(seen.pixels, quarters))
+        again = replace(seen, features=features, quarters=quarters)
+        other = self._localize(again, self._retrieve(again))
+        return other if other.num_inliers > found.num_inliers else found
+
+    def _way_up(self, pixels: np.ndarray) -> int:
+        """Quarter turns after which a photo shares clearly most with the map; the lock is held."""
+        height, width = pixels.shape[:2]
+        size = network_size((width, height), TURNED_SIDE, multiple=1)
+        small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        votes = []
+        for quarters in range(4):
+            ranked = self._ranked(self._extract(turned(small, quarters)))
+            votes.append(sum(count for count, _ in ranked[:FIRST_PHOTOS]))
+        best = int(np.argmax(votes))
+        return best if votes[best] >= max(LEAST_VOTES, CLEARLY * votes[0]) else 0
 
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Match a query with photos of the map, as many as it takes, and estimate its pose."""
@@ -281,7 +336,7 @@ class Localizer:
         point_ids = self._lookup.point_ids(name)[matches0[index]]
         index, point_ids = index[point_ids >= 0], point_ids[point_ids >= 0]
         points = [self.model.points3D[point_id].xyz for point_id in point_ids.tolist()]
-        keypoints = seen.features["keypoints"][index] + np.float32(0.5)
+        keypoints = seen.keypoints[index] + np.float32(0.5)
         return keypoints, np.array(points, dtype=np.float64).reshape(-1, 3)
 
     def _estimate(
@@ -304,7 +359,7 @@ class Localizer:
             index = np.flatnonzero(matches0 >= 0)
             return np.stack([index, matches0[index]], axis=1)
 
-        keypoints = seen.features["keypoints"]
+        keypoints = seen.keypoints
         try:
             return localize_query(
                 seen.query, names, self._lookup, keypoints, matches_with, self.options

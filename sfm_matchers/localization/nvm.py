@@ -7,6 +7,7 @@ and for each of them image, keypoint, x, y). Intrinsics come from a list beside 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,12 +38,16 @@ def read_nvm(nvm_path: Path, intrinsics_path: Path) -> pycolmap.Reconstruction:
     try:
         images = [next(lines).split() for _ in range(int(next(lines)))]
         model = pycolmap.Reconstruction()
-        observations: list[list[tuple[float, float]]] = [[] for _ in images]
+        # Ten million observations, of Aachen, take a gigabyte as arrays and four as tuples.
+        observations = [array("d") for _ in images]
         points = [_read_point(next(lines), observations) for _ in range(int(next(lines)))]
         for index, words in enumerate(images):
             _add_image(model, index + 1, words, cameras, observations[index])
         for position, colour, track in points:
-            elements = [pycolmap.TrackElement(image + 1, keypoint) for image, keypoint in track]
+            elements = [
+                pycolmap.TrackElement(image + 1, keypoint)
+                for image, keypoint in zip(track[::2], track[1::2], strict=True)
+            ]
             model.add_point3D(position, pycolmap.Track(elements), colour)
     except InputError:  # which is a ValueError too
         raise
@@ -54,22 +59,30 @@ def read_nvm(nvm_path: Path, intrinsics_path: Path) -> pycolmap.Reconstruction:
 
 
 def _content(path: Path) -> Iterator[str]:
-    lines = read_text(path).split("\n")
-    return (line for line in lines if line.strip() and not line.startswith("NVM_V3"))
+    text = read_text(path)
+    start = 0
+    while start < len(text):  # a list of all lines would take as much memory again
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        line = text[start:end]
+        if line.strip() and not line.startswith("NVM_V3"):
+            yield line
+        start = end + 1
 
 
 def _read_point(
-    line: str, observations: list[list[tuple[float, float]]]
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-    """Position, colour and track (image, keypoint) of a point; its keypoints are added."""
+    line: str, observations: list[array[float]]
+) -> tuple[np.ndarray, np.ndarray, array[int]]:
+    """Position, colour and track (image, keypoint, image, ...) of a point; its keypoints, (x, y,
+    x, ...) of each image, are added."""
     words = line.split()
-    track = []
+    track = array("i")
     for start in range(7, 7 + 4 * int(words[6]), 4):
         image = int(words[start])
         if image < 0:
             raise ValueError("images are counted from 0")
-        track.append((image, len(observations[image])))
-        observations[image].append((float(words[start + 2]), float(words[start + 3])))
+        track.extend((image, len(observations[image]) // 2))
+        observations[image].extend((float(words[start + 2]), float(words[start + 3])))
     colour = np.array(words[3:6], dtype=float).astype(np.uint8)
     return np.array(words[:3], dtype=float), colour, track
 
@@ -79,7 +92,7 @@ def _add_image(
     image_id: int,
     words: list[str],
     cameras: dict[str, pycolmap.Camera],
-    keypoints: list[tuple[float, float]],
+    keypoints: array[float],
 ) -> None:
     name = words[0]
     if name not in cameras:
@@ -92,7 +105,7 @@ def _add_image(
     pose = pycolmap.Rigid3d(rotation, -(rotation.matrix() @ np.array(center)))
     image = pycolmap.Image(
         name=name,
-        keypoints=np.array(keypoints, dtype=float).reshape(-1, 2),
+        keypoints=np.array(keypoints).reshape(-1, 2),
         camera_id=image_id,
         image_id=image_id,
     )

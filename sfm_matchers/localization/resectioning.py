@@ -30,9 +30,9 @@ LEAST_GAIN = 10.0
 # Fewer inliers do not tell intrinsics from a pose.
 LEAST_INLIERS = 16
 # Of the extent of the map or, if less, of the distance of the points. Intrinsics are wrong, not
-# just inexact, where better ones move the camera further; and estimated ones are worth little where
-# the camera's standard deviation with them is larger.
-WRONG_MOVE, MAX_UNCERTAINTY = 0.01, 0.02
+# just inexact, where better ones move the camera further: a localized camera is within 1 %. So
+# estimated ones are worth little where the camera's standard deviation with them is above 0.4 %.
+WRONG_MOVE, MAX_UNCERTAINTY = 0.01, 0.004
 # Least extent of a map, of the distance of the points: photos may be taken from one place.
 LEAST_EXTENT = 0.2
 # Points that give the 11 numbers of a projection.

@@ -151,10 +151,16 @@ def aachen_names(version: str) -> tuple[list[str], list[str]]:
     database = [f"db/{index}.jpg" for index in range(1, NUM_MAP + 1)]
     if version == "1.1":  # the photos that came later are of walks with a camera on a helmet
         database[4328:] = [
-            f"sequences/gopro3_undistorted/{index:05d}.png" for index in range(4328, NUM_MAP)
+            f"sequences/gopro3_undistorted/gopro3_{index:05d}.png"
+            if index < 4728
+            else f"sequences/nexus4_sequences/sequence_1/aachen_nexus4_seq1_{index:04d}.png"
+            for index in range(4328, NUM_MAP)
         ]
     day = [f"query/day/milestone/2010-10-30_17-47-25_{index}.jpg" for index in range(NUM_DAY)]
-    night = [f"query/night/nexus5x/IMG_20161227_{index:06d}.jpg" for index in range(NUM_NIGHT)]
+    night = [
+        f"query/night/nexus5x_additional_night/IMG_20161227_{index:06d}.jpg"
+        for index in range(NUM_NIGHT)
+    ]
     return database, [*day, *night]
 
 
@@ -228,7 +234,7 @@ def inloc_names() -> tuple[list[str], list[str]]:
         for tilt in (-30, 0, 30)
         for turn in range(12)
     ]
-    return database, [f"query/iphone7/IMG_{index:04d}.JPG" for index in range(731, 731 + 329)]
+    return database, [f"query/iphone7/IMG_{index:04d}.JPG" for index in range(731, 731 + 356)]
 
 
 def write_scans(dataset: Path, wall: Wall, names: list[str]) -> None:

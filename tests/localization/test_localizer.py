@@ -18,6 +18,7 @@ from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.pairs.sequences import with_neighbours
+from sfm_matchers.photos.images import read_image
 from sfm_matchers.runs import localize as localize_run
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import LocalizeOptions
@@ -172,3 +173,20 @@ def test_frames_get_what_their_neighbours_see() -> None:
     assert extended[0] == ["a", "b", "c"]
     assert extended[1] == ["a"]
     assert with_neighbours([["a"]]) == [["a"]]
+
+
+def test_turned_photos_are_localized_by_a_matcher_that_knows_the_world_upright(
+    place: Path, tmp_path: Path
+) -> None:
+    build(MapOptions(place / "truth", place / "photos", tmp_path / "map", num_covis=2))
+    truth = pycolmap.Reconstruction(place / "new_truth")
+    image = next(image for image in truth.images.values() if image.name == "0000.jpg")
+    upright = read_image(place / "new" / "0000.jpg")
+    with Localizer(tmp_path / "map", enough_inliers=30) as localizer:
+        for quarters in (0, 2, 3):
+            found = localizer.localize(np.ascontiguousarray(np.rot90(upright, quarters)))
+            assert found.status is Status.LOCALIZED
+            centre = found.cam_from_world.inverse().translation
+            assert np.linalg.norm(centre - image.projection_center()) < 0.1
+        blank = localizer.localize(np.full((240, 320, 3), 127, np.uint8))
+        assert blank.status is Status.FALLBACK

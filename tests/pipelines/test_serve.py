@@ -48,7 +48,7 @@ def address(place: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "pipelines.serve", str(place / "map"), "--port", str(port)]
-    process = subprocess.Popen([*command, *LIMITS], stderr=subprocess.PIPE)
+    process = subprocess.Popen([*command, *LIMITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120
@@ -63,10 +63,12 @@ def address(place: Path) -> Iterator[str]:
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
-        _, messages = process.communicate(timeout=60)
+        said, messages = process.communicate(timeout=60)
     if os.name == "posix":
         assert process.returncode == 0, messages.decode()
     assert b"Traceback" not in messages
+    assert b"6 photos" in said
+    assert b"GB of memory" in said
 
 
 def upload(address: str, content: bytes, name: str = "new.jpg", **fields: str):
