@@ -22,6 +22,7 @@ import pycolmap
 
 from sfm_matchers.geometry.epipolar import sampson_distance
 from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors
+from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
 CLEARLY_LESS = 0.7
@@ -64,6 +65,7 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         names: photos; those that are not registered have no part.
     """
     own = _split_cameras(model, names)
+    shared_error = median_error(own, names)
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads = 1
     adjust_robustly(own, options.get_global_bundle_adjustment())
@@ -73,7 +75,7 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         if image.has_pose and image.name in names
     }
     return OwnCameras(
-        median_error(model, names),
+        shared_error,
         median_error(own, names),
         {name: float(camera.mean_focal_length()) for name, camera in cameras.items()},
     )
@@ -118,7 +120,8 @@ def two_view_error(database_path: Path, names: Collection[str]) -> float:
 def _split_cameras(
     model: pycolmap.Reconstruction, names: Collection[str]
 ) -> pycolmap.Reconstruction:
-    """Copy the registered images and the points of a model; images of `names` get own cameras."""
+    """Copy the registered images of a model and as many of its points as tell all; images of
+    `names` get own cameras."""
     split = pycolmap.Reconstruction()
     next_id = 1 + max(model.cameras)
     for image_id in sorted(model.reg_image_ids()):
@@ -133,9 +136,14 @@ def _split_cameras(
             name=image.name, keypoints=keypoints, camera_id=camera.camera_id, image_id=image_id
         )
         split.add_image_with_trivial_frame(same, image.cam_from_world())
-    for point_id in sorted(model.points3D):
-        point = model.points3D[point_id]
+    limit = max(MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE * split.num_reg_images())
+    points3D = model.points3D
+    for point_id in np.random.default_rng(0).permutation(sorted(points3D)).tolist():
+        point = points3D[point_id]
         split.add_point3D(point.xyz, point.track, point.color)
+        limit -= point.track.length()
+        if limit < 0:
+            break
     return split
 
 
