@@ -21,7 +21,7 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.geometry.epipolar import sampson_distance
-from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors
+from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors, robust_adjustment
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
@@ -79,6 +79,45 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         median_error(own, names),
         {name: float(camera.mean_focal_length()) for name, camera in cameras.items()},
     )
+
+
+@dataclass(frozen=True)
+class FreeCameras:
+    """A model adjusted with intrinsics free that were given.
+
+    Attributes:
+        given_error: median reprojection error in pixels of the photos before.
+        free_error: afterwards.
+        given: mean focal length in pixels, of the camera that has changed most.
+        found: the same afterwards.
+    """
+
+    given_error: float
+    free_error: float
+    given: float
+    found: float
+
+    @property
+    def contradicts(self) -> bool:
+        """True if the given intrinsics are not those of the photos."""
+        return self.free_error < CLEARLY_LESS * self.given_error
+
+
+def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> FreeCameras:
+    """Adjust a copy of a model in which no intrinsics are kept.
+
+    Args:
+        model: it is left as it is.
+        names: photos whose intrinsics were given; some of them are registered.
+    """
+    free = _split_cameras(model, ())
+    given_error = median_error(free, names)
+    camera_ids = {image.camera_id for image in free.images.values() if image.name in names}
+    before = {i: float(free.cameras[i].mean_focal_length()) for i in camera_ids}
+    adjust_robustly(free, robust_adjustment(1, refines_principal_point=True))
+    after = {i: float(free.cameras[i].mean_focal_length()) for i in camera_ids}
+    worst = max(camera_ids, key=lambda i: abs(np.log(after[i] / before[i])))
+    return FreeCameras(given_error, median_error(free, names), before[worst], after[worst])
 
 
 def median_error(model: pycolmap.Reconstruction, names: Collection[str]) -> float:
