@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
+from PIL import ExifTags, Image
 
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.mapping.shared_cameras import (
@@ -63,6 +64,23 @@ def test_two_cameras_of_one_size_are_told_apart(
     again = run(options)
     assert (tmp_path / "out" / "sparse" / "0" / "points3D.bin").stat().st_mtime_ns == before
     assert again.summary["settings"]["cameras"] == result.summary["settings"]["cameras"]
+
+
+def test_digital_zoom_is_found_though_exif_does_not_tell(tmp_path: Path) -> None:
+    centers = write_photos(tmp_path / "photos", (65, 50), 8)
+    for path in (tmp_path / "photos").iterdir():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "Acme", "Phone"
+        with Image.open(path) as photo:
+            photo.save(path, exif=exif)
+    options = SfmOptions(
+        tmp_path / "photos", tmp_path / "out", matcher="sift", no_longer_tracks=True
+    )
+    result = run(options)
+    assert result.models[0].num_reg_images() == 8
+    assert center_error(result.models[0], centers) < 0.005
+    assert len(result.models[0].cameras) == 2
+    assert "not of one camera" in result.summary["settings"]["cameras"]
 
 
 def test_a_model_that_is_bent_is_mapped_with_a_camera_for_each_photo(tmp_path: Path) -> None:
