@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import pycolmap
@@ -42,10 +42,11 @@ def adjust_robustly(
     """
     logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
     drop_doubled_observations(model)
-    scale = robust_scale(model)
+    observations = _Observations(model)
+    scale = _scale(observations.errors(model).values())
     for _ in range(MAX_ROUNDS):
         solve_robustly(model, adjustment, fixed_cameras, scale)
-        before, scale = scale, robust_scale(model)
+        before, scale = scale, _scale(observations.errors(model).values())
         if scale > SAME_SCALE * before:
             break
     bounds = pycolmap.IncrementalMapperOptions()
@@ -58,8 +59,11 @@ def adjust_robustly(
 
 def robust_scale(model: pycolmap.Reconstruction) -> float:
     """The scale in pixels of the Cauchy loss that suits the errors of a model; see above."""
-    errors = np.concatenate(list(reprojection_errors(model).values()))
-    return max(MIN_ROBUST_SCALE, 2 * float(np.median(errors)))
+    return _scale(reprojection_errors(model).values())
+
+
+def _scale(errors: Iterable[np.ndarray]) -> float:
+    return max(MIN_ROBUST_SCALE, 2 * float(np.median(np.concatenate(list(errors)))))
 
 
 def drop_doubled_observations(model: pycolmap.Reconstruction) -> int:
@@ -128,22 +132,35 @@ def solve_robustly(
 
 def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
     """Return, for every registered image, its observations' errors (M,) in pixels."""
-    # Arrays first: a look-up in pycolmap's own map costs more than all the rest.
-    point_ids = np.array(sorted(model.points3D), dtype=np.uint64)
-    world_points = point_positions(model, point_ids.tolist())
-    errors = {}
-    for image_id in model.reg_image_ids():
-        image = model.images[image_id]
-        observations = list(image.get_observation_points2D())
-        observed = np.array([point2D.xy for point2D in observations]).reshape(-1, 2)
-        seen = np.array([point2D.point3D_id for point2D in observations], dtype=np.uint64)
-        cam_from_world = image.cam_from_world().matrix()
-        world = world_points[np.searchsorted(point_ids, seen)]
-        in_camera = world @ cam_from_world[:, :3].T + cam_from_world[:, 3]
-        camera = model.cameras[image.camera_id]
-        projected = camera.img_from_cam(in_camera, check_cheirality=False)
-        errors[image.name] = np.linalg.norm(projected - observed, axis=1)
-    return errors
+    return _Observations(model).errors(model)
+
+
+class _Observations:
+    """A model's observations as arrays. To read them costs more than all that is done with them, so
+    that they are read once where poses, cameras and points change and observations do not."""
+
+    def __init__(self, model: pycolmap.Reconstruction) -> None:
+        # Arrays first: a look-up in pycolmap's own map costs more than all the rest.
+        self.point_ids = np.array(sorted(model.points3D), dtype=np.uint64)
+        self.of_image: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for image_id in model.reg_image_ids():
+            observations = list(model.images[image_id].get_observation_points2D())
+            observed = np.array([point2D.xy for point2D in observations]).reshape(-1, 2)
+            seen = np.array([point2D.point3D_id for point2D in observations], dtype=np.uint64)
+            self.of_image[image_id] = observed, np.searchsorted(self.point_ids, seen)
+
+    def errors(self, model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
+        """As `reprojection_errors`, of the model as it is now."""
+        world_points = point_positions(model, self.point_ids.tolist())
+        errors = {}
+        for image_id, (observed, seen) in self.of_image.items():
+            image = model.images[image_id]
+            cam_from_world = image.cam_from_world().matrix()
+            in_camera = world_points[seen] @ cam_from_world[:, :3].T + cam_from_world[:, 3]
+            camera = model.cameras[image.camera_id]
+            projected = camera.img_from_cam(in_camera, check_cheirality=False)
+            errors[image.name] = np.linalg.norm(projected - observed, axis=1)
+        return errors
 
 
 def point_positions(model: pycolmap.Reconstruction, point_ids: Sequence[int]) -> np.ndarray:

@@ -147,14 +147,16 @@ def _look_again(
     num_threads: int,
 ) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
     """Take the observations that fit the chosen cameras, and choose again if they are many."""
+    completed = copy.deepcopy(chosen)
+    complete_tracks(completed, database_path)
     before = chosen.compute_num_observations()
-    complete_tracks(chosen, database_path)
-    if chosen.compute_num_observations() > WORTH_A_SECOND_LOOK * before:
-        again, second = _choose(chosen, fixed_cameras, num_threads)
-        if again is not chosen:
-            chosen, choices = again, _joined(choices, second)
-    _adjust(chosen, choices, fixed_cameras, num_threads)
-    return chosen, choices
+    if completed.compute_num_observations() <= WORTH_A_SECOND_LOOK * before:
+        return chosen, choices
+    again, second = _choose(completed, fixed_cameras, num_threads)
+    if again is not completed:
+        choices = _joined(choices, second)
+    _adjust(again, choices, fixed_cameras, num_threads)
+    return again, choices
 
 
 def _choose(

@@ -21,7 +21,8 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.geometry.epipolar import sampson_distance
-from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors
+from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors, robust_adjustment
+from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
 CLEARLY_LESS = 0.7
@@ -64,6 +65,7 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         names: photos; those that are not registered have no part.
     """
     own = _split_cameras(model, names)
+    shared_error = median_error(own, names)
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads = 1
     adjust_robustly(own, options.get_global_bundle_adjustment())
@@ -73,10 +75,49 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         if image.has_pose and image.name in names
     }
     return OwnCameras(
-        median_error(model, names),
+        shared_error,
         median_error(own, names),
         {name: float(camera.mean_focal_length()) for name, camera in cameras.items()},
     )
+
+
+@dataclass(frozen=True)
+class FreeCameras:
+    """A model adjusted with intrinsics free that were given.
+
+    Attributes:
+        given_error: median reprojection error in pixels of the photos before.
+        free_error: afterwards.
+        given: mean focal length in pixels, of the camera that has changed most.
+        found: the same afterwards.
+    """
+
+    given_error: float
+    free_error: float
+    given: float
+    found: float
+
+    @property
+    def contradicts(self) -> bool:
+        """True if the given intrinsics are not those of the photos."""
+        return self.free_error < CLEARLY_LESS * self.given_error
+
+
+def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> FreeCameras:
+    """Adjust a copy of a model in which no intrinsics are kept.
+
+    Args:
+        model: it is left as it is.
+        names: photos whose intrinsics were given; some of them are registered.
+    """
+    free = _split_cameras(model, ())
+    given_error = median_error(free, names)
+    camera_ids = {image.camera_id for image in free.images.values() if image.name in names}
+    before = {i: float(free.cameras[i].mean_focal_length()) for i in camera_ids}
+    adjust_robustly(free, robust_adjustment(1, refines_principal_point=True))
+    after = {i: float(free.cameras[i].mean_focal_length()) for i in camera_ids}
+    worst = max(camera_ids, key=lambda i: abs(np.log(after[i] / before[i])))
+    return FreeCameras(given_error, median_error(free, names), before[worst], after[worst])
 
 
 def median_error(model: pycolmap.Reconstruction, names: Collection[str]) -> float:
@@ -120,7 +161,8 @@ def two_view_error(database_path: Path, names: Collection[str]) -> float:
 def _split_cameras(
     model: pycolmap.Reconstruction, names: Collection[str]
 ) -> pycolmap.Reconstruction:
-    """Copy the registered images and the points of a model; images of `names` get own cameras."""
+    """Copy the registered images of a model and as many of its points as tell all; images of
+    `names` get own cameras."""
     split = pycolmap.Reconstruction()
     next_id = 1 + max(model.cameras)
     for image_id in sorted(model.reg_image_ids()):
@@ -135,9 +177,14 @@ def _split_cameras(
             name=image.name, keypoints=keypoints, camera_id=camera.camera_id, image_id=image_id
         )
         split.add_image_with_trivial_frame(same, image.cam_from_world())
-    for point_id in sorted(model.points3D):
-        point = model.points3D[point_id]
+    limit = max(MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE * split.num_reg_images())
+    points3D = model.points3D
+    for point_id in np.random.default_rng(0).permutation(sorted(points3D)).tolist():
+        point = points3D[point_id]
         split.add_point3D(point.xyz, point.track, point.color)
+        limit -= point.track.length()
+        if limit < 0:
+            break
     return split
 
 

@@ -152,6 +152,16 @@ class SparseScene:
             views, point_ids, points, point, view, pixel, starts, neighbors, normals, is_flat
         )
 
+    @cached_property
+    def errors(self) -> FloatArray:
+        """Distances in pixels (M,) of the sightings from where the points are projected."""
+        errors = np.full(len(self.point), np.nan)
+        for index, view in enumerate(self.views):
+            mine = self.view == index
+            projected = view.project(self.points[self.point[mine]])
+            errors[mine] = np.linalg.norm(projected - self.pixel[mine], axis=1)
+        return errors
+
     def seen_by(self, view: int) -> BoolArray:
         """Return whether a view sees each point, (N,)."""
         seen = np.zeros(len(self.points), bool)

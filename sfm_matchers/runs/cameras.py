@@ -30,6 +30,8 @@ class KnownCameras:
         fixed: photos whose intrinsics are kept as they are.
         given: photos whose intrinsics are given.
         guessed: photos of which only their size says which camera they are of.
+        assumed: photos of which their size or EXIF says so, and not the user. EXIF knows nothing of
+            digital zoom, and copies of photos may have it from others.
         panoramas: what to say of photos that look like panoramas, or do not; "" if nothing.
     """
 
@@ -38,6 +40,7 @@ class KnownCameras:
     fixed: set[str]
     given: set[str]
     guessed: set[str]
+    assumed: set[str]
     panoramas: str
 
     def is_guess(self, groups: CameraGroups) -> bool:
@@ -75,13 +78,14 @@ def know_cameras(options: SfmOptions, job: MatchingJob) -> KnownCameras:
     groups = group_photos(headers, options.camera_mode)
     groups = camera_options.split(groups, sizes, options.camera_mode)
     logger.info("Cameras: %s", groups.reason)
-    guessed = set()
+    assumed = set()
     # Panoramas have no focal length to tell cameras apart by.
     told_by_size = options.camera_mode == "auto" and not options.camera_params
     if told_by_size and options.camera_model != PANORAMIC_MODEL:
-        guessed = {name for name in others if not headers[name].has_exif_camera}
+        assumed = others
+    guessed = {name for name in assumed if not headers[name].has_exif_camera}
     given = set(sizes) if options.camera_params else set(sizes) - others
-    return KnownCameras(camera_options, groups, fixed, given, guessed, panoramas)
+    return KnownCameras(camera_options, groups, fixed, given, guessed, assumed, panoramas)
 
 
 def point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str]) -> str:

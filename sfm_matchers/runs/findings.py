@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pycolmap
 
 from sfm_matchers.mapping.diagnosis import Explanation, explain, poor_photos, read_match_graph
+from sfm_matchers.mapping.shared_cameras import SAME_FOCAL_LENGTH, try_free_cameras
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import SAFER_CAMERAS, Build
@@ -61,6 +62,7 @@ def look_into(
         logger.warning("%s", line)
     if explanation.reason:
         logger.log(logging.WARNING if models else logging.ERROR, "%s", explanation.reason)
+    contradiction = _against_given(models[0], cameras.fixed) if models else ""
     is_uncertain = SAFER_CAMERAS in groups.reason
     verdict = judge_model(
         models,
@@ -69,9 +71,33 @@ def look_into(
         matcher=str(build.options.matcher),
         device=job.matching.device,
         faults=faults,
-        doubt=cameras.panoramas
+        doubt=contradiction
+        or cameras.panoramas
         or doubt_about_pairs(job.workspace)
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain),
     )
     match_graph = describe_match_graph(job.workspace, models, graph)
     return Findings(faults, explanation, verdict, match_graph)
+
+
+def _against_given(model: pycolmap.Reconstruction, fixed: Collection[str]) -> str:
+    """Say that the given intrinsics are not those of the photos; "" if they may be."""
+    registered = {image.name for image in model.images.values()}
+    cameras = {image.camera_id for image in model.images.values() if image.name in fixed}
+    if not registered.intersection(fixed) or any(
+        model.cameras[camera_id].is_spherical() for camera_id in cameras
+    ):
+        return ""
+    free = try_free_cameras(model, fixed)
+    if not free.contradicts:
+        return ""
+    what = "another distortion or principal point"
+    if abs(free.found / free.given - 1) > SAME_FOCAL_LENGTH:
+        what = f"a focal length of {free.found:.0f} instead of {free.given:.0f} px"
+    text = (
+        f"the given intrinsics contradict the photos, so that the model is bent: its median error "
+        f"is {free.given_error:.2f} px, and {free.free_error:.2f} px with {what}; check the "
+        "parameters, or leave them away"
+    )
+    logger.warning("%s", text)
+    return text

@@ -229,14 +229,14 @@ SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for ea
 
 
 def make_and_check_cameras(
-    build: Build, cameras: CameraGroups, guessed: set[str]
+    build: Build, cameras: CameraGroups, assumed: set[str]
 ) -> tuple[CameraGroups, list[pycolmap.Reconstruction]]:
     """Make the models, and make them again with other cameras if they contradict the first ones.
 
     Args:
         build: makes them.
         cameras: which photos share one.
-        guessed: photos of which only their size says so.
+        assumed: photos of which their size or EXIF says so, and not the user.
 
     Returns:
         The cameras and the models that agree best.
@@ -251,7 +251,7 @@ def make_and_check_cameras(
             logger.info("Cameras: %s", cameras.reason)
         return cameras, build.make(cameras)
     models = build.make(cameras)
-    shared = {name for group in cameras.groups if len(group) > 1 for name in group} & guessed
+    shared = {name for group in cameras.groups if len(group) > 1 for name in group} & assumed
     if shared:
         trials = _CameraTrials(build, cameras.groups, shared, _median_error(models, shared))
         cameras, models = trials.run(cameras, models)
@@ -266,17 +266,17 @@ def _median_error(models: Sequence[pycolmap.Reconstruction], names: Collection[s
 
 @dataclass(frozen=True)
 class _CameraTrials:
-    """Makes models again with other cameras for photos that share one by their size alone.
+    """Makes models again with other cameras for photos that share one by their size or EXIF.
 
     Attributes:
         build: makes them.
-        by_size: photos that share a camera at first.
-        shared: those of which only their size says so.
-        first_error: median reprojection error with one camera per size.
+        first_groups: photos that share a camera at first.
+        shared: those of which the user does not say so.
+        first_error: median reprojection error with these cameras.
     """
 
     build: Build
-    by_size: list[list[str]]
+    first_groups: list[list[str]]
     shared: set[str]
     first_error: float
 
@@ -310,7 +310,7 @@ class _CameraTrials:
                 break
             with self.build.job.workspace.timed("cameras"):
                 own = try_own_cameras(models[0], self.shared)
-            groups = regrouped(self.by_size, own.focal_lengths)
+            groups = regrouped(self.first_groups, own.focal_lengths)
             if not own.contradicts and len(groups) >= len(cameras.groups):
                 break
             # Fewer cameras than before have less freedom.
@@ -327,7 +327,7 @@ class _CameraTrials:
         """Make the models with a camera for each photo; None if they are not clearly better."""
         groups = [
             part
-            for group in self.by_size
+            for group in self.first_groups
             for part in ([[name] for name in group] if self.shared.intersection(group) else [group])
         ]
         limit = CLEARLY_LESS * _median_error(models, self.shared)
@@ -362,8 +362,8 @@ class _CameraTrials:
         }
         before = f"{self.first_error:.2f} px" if self.first_error < math.inf else "no model"
         reason = (
-            f"{len(focal_lengths)} photos without EXIF are of one size, but not of one camera, as "
-            f"the reprojection errors tell (median {error:.2f} px now, {before} before): "
+            f"{len(focal_lengths)} photos of one size or one camera by EXIF are not of one camera, "
+            f"as the reprojection errors tell (median {error:.2f} px now, {before} before): "
             f"{len(groups)} camera(s), of focal lengths "
             f"{listed_focal_lengths(groups, focal_lengths)}"
         )

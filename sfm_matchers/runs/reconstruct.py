@@ -82,7 +82,7 @@ def run(options: SfmOptions) -> SfmResult:
     if matcher == AUTO:
         build, matcher = match_again(build, cameras.groups, label)
 
-    groups, models = make_and_check_cameras(build, cameras.groups, cameras.guessed)
+    groups, models = make_and_check_cameras(build, cameras.groups, cameras.assumed)
     models, choices = build.finish(groups, models, cameras.given)
     details = {}
     if models:

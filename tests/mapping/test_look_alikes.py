@@ -114,8 +114,12 @@ def test_a_rotation_that_stronger_pairs_contradict(tmp_path: Path) -> None:
     pose = geometry.cam2_from_cam1
     geometry.cam2_from_cam1 = pycolmap.Rigid3d(turn * pose.rotation, pose.translation)
     assert find_look_alikes(graph) == []  # all pairs are about as strong
-    for first, second in ((1, 4), (4, 1)):
-        graph.matches[first][second] = graph.matches[first][second][:30]
+    matches = {(a, b): graph.matches[a][b] for a, b in ((1, 4), (4, 1))}
+    for (first, second), all_matches in matches.items():
+        graph.matches[first][second] = all_matches[:29]
+    assert find_look_alikes(graph) == []  # too few for a rotation
+    for (first, second), all_matches in matches.items():
+        graph.matches[first][second] = all_matches[:30]
     (pair,) = find_look_alikes(graph)
     assert pair.names == ("a/0.jpg", "a/3.jpg")
     assert pair.reason == "its rotation contradicts those by way of a/1.jpg, a/2.jpg"

@@ -8,11 +8,19 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
+from PIL import ExifTags, Image
 
-from sfm_matchers.mapping.shared_cameras import is_bent, regrouped, try_own_cameras
+from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
+from sfm_matchers.mapping.shared_cameras import (
+    is_bent,
+    regrouped,
+    try_free_cameras,
+    try_own_cameras,
+)
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
+from tests.support.rendered_lenses import lens, place
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +66,23 @@ def test_two_cameras_of_one_size_are_told_apart(
     assert again.summary["settings"]["cameras"] == result.summary["settings"]["cameras"]
 
 
+def test_digital_zoom_is_found_though_exif_does_not_tell(tmp_path: Path) -> None:
+    centers = write_photos(tmp_path / "photos", (65, 50), 8)
+    for path in (tmp_path / "photos").iterdir():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "Acme", "Phone"
+        with Image.open(path) as photo:
+            photo.save(path, exif=exif)
+    options = SfmOptions(
+        tmp_path / "photos", tmp_path / "out", matcher="sift", no_longer_tracks=True
+    )
+    result = run(options)
+    assert result.models[0].num_reg_images() == 8
+    assert center_error(result.models[0], centers) < 0.005
+    assert len(result.models[0].cameras) == 2
+    assert "not of one camera" in result.summary["settings"]["cameras"]
+
+
 def test_a_model_that_is_bent_is_mapped_with_a_camera_for_each_photo(tmp_path: Path) -> None:
     """Three zooms in turn: with one camera for all, 12 of 12 photos are 24 % off."""
     centers = write_photos(tmp_path / "photos", (75, 55, 40), 12, "street", 5)
@@ -83,6 +108,46 @@ def test_one_camera_stays_one(tmp_path: Path) -> None:
     assert not own.contradicts
     assert len(own.focal_lengths) == 6
     assert len(result.models[0].cameras) == 1  # left as it was
+
+
+@pytest.mark.parametrize(
+    ("given", "contradicts"),
+    [
+        (lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05), False),
+        (lens("SIMPLE_RADIAL", 1300, 640, 480, -0.05), True),
+        (lens("SIMPLE_RADIAL", 750, 640, 480, -0.05), True),
+        (lens("SIMPLE_RADIAL", 1000, 640, 480, -0.25), True),
+        (lens("SIMPLE_RADIAL", 1000, 700, 440, -0.05), True),
+    ],
+)
+def test_given_intrinsics_are_held_against_the_model(
+    given: pycolmap.Camera, contradicts: bool
+) -> None:
+    model = place(lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05))
+    names = {image.name for image in model.images.values()}
+    model.cameras[1].params = given.params.tolist()
+    adjust_robustly(model, robust_adjustment(1), [1])
+    free = try_free_cameras(model, names)
+    assert free.contradicts == contradicts
+    assert free.given == given.params[0]
+    assert free.found == pytest.approx(1000, rel=0.01)
+    np.testing.assert_array_equal(model.cameras[1].params, given.params)  # left as it was
+
+
+def test_a_run_says_that_given_intrinsics_are_wrong(tmp_path: Path) -> None:
+    """30 % too long a focal length: 8 of 8 photos are registered, 18 % off."""
+    write_photos(tmp_path / "photos", (65,), 8)
+    options = SfmOptions(
+        tmp_path / "photos",
+        tmp_path / "out",
+        matcher="sift",
+        camera_model="SIMPLE_PINHOLE",
+        camera_params="326,160,120",
+        no_longer_tracks=True,
+    )
+    said = run(options).summary["verdict"]
+    assert "the given intrinsics contradict the photos" in said
+    assert "with a focal length of 251 instead of 326 px" in said
 
 
 def test_groups_are_split_where_focal_lengths_are() -> None:
