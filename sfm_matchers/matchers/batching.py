@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
-
-import torch
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sfm_matchers.errors import NotEnoughMemoryError
 from sfm_matchers.machine.memory import free_cached_gpu_memory
@@ -17,6 +16,9 @@ from sfm_matchers.matchers.protocols import (
     Matches,
 )
 from sfm_matchers.photos.resizing import to_original
+
+if TYPE_CHECKING:  # SIFT goes through the same engine, and does without
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ def batch_size_on(device: torch.device) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Has memory not sufficed: a GPU's, or that of the CPU, of torch or of numpy."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    of_torch = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(error, (of_torch, MemoryError)):
         return True
     # torch's allocator for CPUs, and those of other devices, have no error of their own.
     text = str(error).lower()
@@ -120,6 +123,8 @@ def match_encoded_pairs(
 
 def stack_features(features: Sequence[Iterable[torch.Tensor]]) -> list[torch.Tensor]:
     """Put the tensors (1, ...) of several images together; those of one stay as they are."""
+    import torch
+
     parts = zip(*features, strict=True)
     return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
 
@@ -132,6 +137,8 @@ def split_matches(
     pairs: Sequence[tuple[EncodedImage, EncodedImage]],
 ) -> list[Matches]:
     """The matches (N,) of each pair of a batch, in pixels of the photos."""
+    import torch
+
     counts = torch.bincount(batch_ids, minlength=len(pairs)).tolist()
     parts = (tensor.float().cpu().split(counts) for tensor in (keypoints0, keypoints1, scores))
     return [
@@ -146,6 +153,8 @@ def split_matches(
 
 def pad_maps(x: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Pad (B, C, h, w) with zeros at the right and bottom to `size` (height, width)."""
+    import torch
+
     return torch.nn.functional.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
 
 
