@@ -147,7 +147,9 @@ def two_view_error(database_path: Path, names: Collection[str]) -> float:
         pair_ids, geometries = database.read_two_view_geometries()
     for pair_id, geometry in zip(pair_ids, geometries, strict=True):
         first, second = pycolmap.pair_id_to_image_pair(pair_id)
-        if geometry.config != uncalibrated or not image_ids.issuperset((first, second)):
+        if geometry.config != uncalibrated or geometry.F is None:
+            continue
+        if not image_ids.issuperset((first, second)):
             continue
         if geometry.F is None:
             continue
