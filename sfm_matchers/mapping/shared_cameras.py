@@ -32,9 +32,10 @@ CLEARLY_LESS = 0.7
 SAME_FOCAL_LENGTH = 0.04
 
 # Median errors of a model over those of its verified pairs: rendered and real photos of one camera,
-# or of known ones, have 0.4 to 1.2, bent models 3 and more.
+# or of known ones, have 0.4 to 1.6, bent models 3 and more.
 BENT = 2.0
-MIN_MATCHES = 100  # of uncalibrated pairs; fewer tell nothing
+MIN_MATCHES = 100  # of these pairs; fewer tell nothing
+MAX_PAIRS, MAX_PAIR_ERROR = 20, 2.0  # the strongest ones; pixels
 
 
 @dataclass(frozen=True)
@@ -136,26 +137,26 @@ def is_bent(model: pycolmap.Reconstruction, database_path: Path, names: Collecti
 def two_view_error(database_path: Path, names: Collection[str]) -> float:
     """Median error in pixels of the verified matches between some photos, whatever their cameras.
 
-    Only pairs that were verified without known focal lengths count; infinite if they have few
-    matches.
+    Looked at are the strongest pairs with parallax; infinite if they have few matches.
     """
-    uncalibrated = pycolmap.TwoViewGeometryConfiguration.UNCALIBRATED
-    errors = [np.zeros(0)]
+    kinds = pycolmap.TwoViewGeometryConfiguration
     with pycolmap.Database.open(database_path) as database:
         image_ids = {image.image_id for image in database.read_all_images() if image.name in names}
         keypoints = {image_id: database.read_keypoints(image_id)[:, :2] for image_id in image_ids}
         pair_ids, geometries = database.read_two_view_geometries()
-    for pair_id, geometry in zip(pair_ids, geometries, strict=True):
-        first, second = pycolmap.pair_id_to_image_pair(pair_id)
-        if geometry.config != uncalibrated or geometry.F is None:
-            continue
-        if not image_ids.issuperset((first, second)):
-            continue
-        if geometry.F is None:
-            continue
-        matches = geometry.inlier_matches
+    pairs = [
+        (*pycolmap.pair_id_to_image_pair(pair_id), geometry.inlier_matches)
+        for pair_id, geometry in zip(pair_ids, geometries, strict=True)
+        if geometry.config in (kinds.UNCALIBRATED, kinds.CALIBRATED)
+    ]
+    pairs = [pair for pair in pairs if image_ids.issuperset(pair[:2])]
+    errors = [np.zeros(0)]
+    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_PAIR_ERROR)
+    for first, second, matches in sorted(pairs, key=lambda pair: -len(pair[2]))[:MAX_PAIRS]:
         points = keypoints[first][matches[:, 0]], keypoints[second][matches[:, 1]]
-        errors.append(sampson_distance(*points, geometry.F))
+        found = pycolmap.estimate_fundamental_matrix(*points, options)
+        if found is not None:
+            errors.append(sampson_distance(*points, found["F"]))
     together = np.concatenate(errors)
     return float(np.median(together)) if len(together) >= MIN_MATCHES else float("inf")
 

@@ -376,7 +376,8 @@ def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:
     """Say that the photos may be of other cameras."""
     warning = (
         f"the median reprojection error is {own.shared_error:.2f} px, and {own.own_error:.2f} px "
-        "with a camera for each photo: they may be of several cameras, and the model wrong: "
+        "with a camera for each photo: they may be of several cameras, or EXIF's focal length may "
+        "be wrong, and the model with it: "
         f"{SAFER_CAMERAS}"
     )
     logger.warning("Cameras: %s", warning)

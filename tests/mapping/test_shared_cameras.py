@@ -20,7 +20,7 @@ from sfm_matchers.mapping.shared_cameras import (
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
-from tests.support.rendered_lenses import lens, place
+from tests.support.rendered_lenses import lens, place, write_database
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +132,28 @@ def test_given_intrinsics_are_held_against_the_model(
     assert free.given == given.params[0]
     assert free.found == pytest.approx(1000, rel=0.01)
     np.testing.assert_array_equal(model.cameras[1].params, given.params)  # left as it was
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("focal_length", [1000, 1500])
+def test_pairs_tell_whether_a_model_is_bent(
+    focal_length: float, is_known: bool, tmp_path: Path
+) -> None:
+    model = place(lens("SIMPLE_RADIAL", 1000, 640, 480, 0))
+    path = tmp_path / "database.db"
+    write_database(path, model)
+    if is_known:  # as where EXIF has a focal length
+        with pycolmap.Database.open(path) as database:
+            pair_ids, geometries = database.read_two_view_geometries()
+            for pair_id, geometry in zip(pair_ids, geometries, strict=True):
+                geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+                pair = pycolmap.pair_id_to_image_pair(pair_id)
+                database.delete_two_view_geometry(*pair)
+                database.write_two_view_geometry(*pair, geometry)
+    model.cameras[1].params = [focal_length, 640, 480, 0]
+    adjust_robustly(model, robust_adjustment(1), [1])
+    names = {image.name for image in model.images.values()}
+    assert is_bent(model, path, names) == (focal_length != 1000)
 
 
 def test_a_run_says_that_given_intrinsics_are_wrong(tmp_path: Path) -> None:
