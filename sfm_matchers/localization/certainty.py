@@ -21,9 +21,9 @@ AGREEING_PHOTOS = 2
 # How far the pose of one photo's inliers may be from that of all: of the solution's scale, and in
 # degrees. What is asked of a localized pose.
 MAX_MOVE, MAX_TURN = 0.01, 1.0
-# Of the inliers of a pose, of its scale, and degrees: another pose with so many of the other matches
-# that is so far away or turned is a rival. Of photos of a tower whose sides are the same, wrong poses have rivals with
-# 30 % or more; elsewhere the best of what is left has below 10 %.
+# Of the inliers of a pose, of its scale, and degrees: another pose with so many of the other
+# matches, so far away or turned, is a rival. Of photos of a tower whose sides are the same, wrong
+# poses have rivals with 30 % or more; elsewhere the best of what is left has below 10 %.
 RIVAL_SHARE, RIVAL_DISTANCE, RIVAL_TURN = 0.25, 0.1, 10.0
 
 
