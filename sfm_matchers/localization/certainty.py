@@ -1,4 +1,4 @@
-"""When a pose is so certain that matching more photos of the map would not change it.
+"""Whether a pose is the only one, and so certain that more photos of the map would not change it.
 
 Many inliers do not make a pose certain: all may come from one photo of the map, whose points share
 their errors, or from one corner of the query. It is where several photos, each by itself, say the
@@ -13,13 +13,39 @@ from collections.abc import Iterable
 import numpy as np
 import pycolmap
 
+from sfm_matchers.localization.plausibility import implausibility
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Status
-from sfm_matchers.localization.resectioning import Matches, Solution
+from sfm_matchers.localization.resectioning import ALTERNATIVE_TRIALS, Matches, Solution, solve
 
 AGREEING_PHOTOS = 2
 # How far the pose of one photo's inliers may be from that of all: of the solution's scale, and in
 # degrees. What is asked of a localized pose.
 MAX_MOVE, MAX_TURN = 0.01, 1.0
+# Of the inliers of a pose, of its scale, and degrees: another pose with so many of the other
+# matches, so far away or turned, is a rival. Of photos of a tower whose sides are the same, wrong
+# poses have rivals with 30 % or more; elsewhere the best of what is left has below 10 %.
+RIVAL_SHARE, RIVAL_DISTANCE, RIVAL_TURN = 0.25, 0.1, 10.0
+
+
+def rivalry(solution: Solution) -> str:
+    """Why a pose is one of two that the matches support, or "".
+
+    Opposite sides of a building, floors, and what is made in series look alike: a photo then
+    matches map photos of both places.
+    """
+    others = solution.matches.some(~solution.inliers)
+    enough = RIVAL_SHARE * solution.num_inliers
+    if len(others.points) < max(4, enough):
+        return ""
+    rival = solve(others, solution.camera, max_trials=ALTERNATIVE_TRIALS)
+    if rival is None or rival.num_inliers < enough or implausibility(rival, rival.inliers):
+        return ""
+    if rival.moves_from(solution) < RIVAL_DISTANCE and _turn(rival, solution) < RIVAL_TURN:
+        return ""
+    return (
+        f"{solution.num_inliers} matches fit its pose, and {rival.num_inliers} others one that is "
+        "elsewhere: the map has places that look alike"
+    )
 
 
 def is_certain(
@@ -67,5 +93,10 @@ def _agrees(solution: Solution, enough: int) -> bool:
     if refined is None:
         return False
     alone = Solution(solution.camera, refined["cam_from_world"], solution.matches)
-    turn = (alone.cam_from_world * solution.cam_from_world.inverse()).rotation.angle()
-    return alone.moves_from(solution) <= MAX_MOVE and np.rad2deg(turn) <= MAX_TURN
+    return alone.moves_from(solution) <= MAX_MOVE and _turn(alone, solution) <= MAX_TURN
+
+
+def _turn(first: Solution, second: Solution) -> float:
+    """Degrees between two orientations."""
+    turn = first.cam_from_world * second.cam_from_world.inverse()
+    return float(np.rad2deg(turn.rotation.angle()))

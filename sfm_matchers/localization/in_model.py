@@ -15,6 +15,7 @@ import pycolmap
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches
 from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.localization.certainty import rivalry
 from sfm_matchers.localization.plausibility import Observers, implausibility, imprecision, is_seen
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
@@ -34,6 +35,7 @@ from sfm_matchers.localization.resectioning import (
     doubt,
     guesses,
     solve,
+    suspicion,
 )
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.photos.intrinsics import Intrinsics
@@ -295,7 +297,7 @@ def estimate_pose(
         return result
     found, intrinsics, doubts = chosen
     if options.check_intrinsics:
-        doubts = doubts or imprecision(found)
+        doubts = doubts or imprecision(found) or rivalry(found)
     inliers = _seen_inliers(found, observers, origin)
     if reason := implausibility(found, inliers):
         result.reason = reason
@@ -389,7 +391,10 @@ def _choose_intrinsics(
         others = [f"{name}: {found.summary()}" for name, found in solved]
         best = estimate
         text = f"{what} estimated ({'; '.join([best.summary(), *others])})"
-    return best, text, doubt(best, level) if may_change else ""
+    if may_change:
+        return best, text, doubt(best, level)
+    focused = suspicion(best)
+    return best, text, _contradiction(best, focused, FREEDOMS[0]) if focused else ""
 
 
 def _contradiction(solution: Solution, better: Solution, what: str) -> str:

@@ -319,14 +319,32 @@ class Localizer:
         """Match a query with photos of the map, as many as it takes, and estimate its pose."""
         if self.enough_inliers is None:
             return self._estimate(seen, names, {})
+        names = list(names)
         found: dict[str, np.ndarray] = {}
         for count in range(FIRST_PHOTOS, len(names)):
             result = self._estimate(seen, names[:count], found)
             by_photo = (self._points_seen(seen, name, found[name]) for name in names[:count])
             extent = self._lookup.extent
             if is_certain(result, by_photo, extent, self.enough_inliers, self.options):
-                return result
+                other = self._look_alike(seen, names, count)
+                if other is None:
+                    return result
+                names.insert(count, names.pop(other))
         return self._estimate(seen, names, found)
+
+    def _look_alike(self, seen: _Seen, names: list[str], count: int) -> int | None:
+        """Index of a photo that shows no point of the first `count` ones, but shares as much with
+        the query: it may show the place where the query was really taken."""
+        known = np.concatenate([self._lookup.point_ids(name) for name in names[:count]])
+        known = known[known >= 0]
+        with self._networks:
+            enough = self._alike(seen.features, names[0]) / CLEARLY
+            for index in range(count, len(names)):
+                if np.isin(self._lookup.point_ids(names[index]), known).any():
+                    continue
+                if self._alike(seen.features, names[index]) >= enough:
+                    return index
+        return None
 
     def _points_seen(
         self, seen: _Seen, name: str, matches0: np.ndarray

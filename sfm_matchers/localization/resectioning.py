@@ -27,6 +27,8 @@ ERROR_FLOOR = 0.5
 # by 5 %; what one gains from noise or from an inexact map is below 0.04), and 10 in all.
 GAIN_PER_INLIER = 0.1
 LEAST_GAIN = 10.0
+# Of intrinsics that the user gives, less is enough for a doubt: what is above noise.
+NOISE_PER_INLIER = 0.04
 # Fewer inliers do not tell intrinsics from a pose.
 LEAST_INLIERS = 16
 # Of the extent of the map or, if less, of the distance of the points. Intrinsics are wrong, not
@@ -253,6 +255,21 @@ def better_intrinsics(start: Solution) -> tuple[Solution, int] | None:
         return None
     level = next(i for i, solution in enumerate(levels) if not best.is_clearly_better(solution))
     return _refined(replace(levels[level], matches=every)), level + 1
+
+
+def suspicion(known: Solution) -> Solution | None:
+    """The solution with another focal length that speaks against a known one, if there is one.
+
+    It need not be clearly better: it fits better than noise explains, is elsewhere, and by more
+    than twice its uncertainty.
+    """
+    if known.num_inliers < LEAST_INLIERS:
+        return None
+    found = freed(known, 1)
+    move = found.moves_from(known)
+    if found.support - known.support <= NOISE_PER_INLIER * known.num_inliers or move <= WRONG_MOVE:
+        return None
+    return found if move > 2 * centre_uncertainty(found, 1) / known.scale else None
 
 
 def _evenly(indices: np.ndarray, most: int = MAX_MATCHES) -> np.ndarray:

@@ -6,9 +6,10 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers.localization.certainty import is_certain
+from sfm_matchers.localization.certainty import is_certain, rivalry
 from sfm_matchers.localization.in_model import estimate_pose
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
+from sfm_matchers.localization.resectioning import Matches, Solution
 
 OPTIONS = LocalizationOptions()
 CAMERA = pycolmap.Camera.create_from_model_name(1, "PINHOLE", 800.0, 1000, 800)
@@ -51,3 +52,25 @@ def test_photos_whose_points_are_apart_are_not() -> None:
     assert found.num_inliers > 100
     found.status, found.reason = Status.LOCALIZED, ""
     assert not is_certain(found, photos, 10.0, 100, OPTIONS)
+
+
+@pytest.mark.parametrize(("others", "is_rival"), [(60, True), (12, False)])
+def test_two_places_that_look_alike_are_doubted(others: int, is_rival: bool) -> None:
+    keypoints, points = seen(100, 1)
+    elsewhere, there = seen(others, 2)
+    there = there * [-1, 1, -1]  # the other side
+    found = estimate([(keypoints, points), (elsewhere, there)])
+    assert found.status is (Status.LOW_CONFIDENCE if is_rival else Status.LOCALIZED)
+    assert ("look alike" in found.reason) == is_rival
+
+
+def test_wrong_matches_are_no_rival() -> None:
+    rng = np.random.default_rng(3)
+    keypoints, points = seen(60, 1)
+    matches = Matches(
+        np.concatenate([keypoints, rng.uniform(0, 800, (200, 2))]),
+        np.concatenate([points, rng.uniform([-3, -2, 8], [3, 2, 14], (200, 3))]),
+        OPTIONS.max_error,
+        10.0,
+    )
+    assert rivalry(Solution(CAMERA, pycolmap.Rigid3d(), matches)) == ""
