@@ -22,7 +22,7 @@ from sfm_matchers.matchers.protocols import (
     EncodedImage,
     Matches,
 )
-from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
+from sfm_matchers.matchers.quarter_turns import Look, QuarterTurns, unturned_matches
 from sfm_matchers.photos.images import quarters_to_upright
 from sfm_matchers.photos.masks import inside_mask
 from sfm_matchers.photos.resizing import turned
@@ -132,6 +132,13 @@ class PairMatcher:
             small1: returns photo 1 from `small`, turned by quarters; not each is asked for.
         """
         return 0 if self._turns is None else self._turns.best(small0(), small1)
+
+    def look(
+        self, small0: Callable[[], EncodedImage], small1: Callable[[int], EncodedImage]
+    ) -> Look:
+        """Look how two photos lie; arguments as of `best_turn`."""
+        assert self._turns is not None  # asked for where photos may be turned
+        return self._turns.look(small0(), small1)
 
     def encode(self, photo: Photo, quarters: int = 0) -> EncodedImage:
         """Encode a photo, turned by quarters from upright."""

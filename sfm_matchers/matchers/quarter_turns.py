@@ -4,13 +4,16 @@ A network on images matches photos that are turned against each other by up to 4
 knows the world upright. Many phones store portrait photos lying on their side, and say so in EXIF
 only; drones turn as they like, and EXIF says nothing. So photos are set upright as EXIF tells, then
 photo 1 is tried in all four positions at a small size, and is matched in the one that agrees best
-with photo 0. Matched points are brought back to the photos as stored.
+with photo 0. Matched points are brought back to the photos as stored. Of many pairs a few are
+tried, which tell how all their photos lie: see `matching.turns`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -30,6 +33,7 @@ SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography
 BEYOND_DOUBT = 64  # matches on one homography, with which no other position is tried
 CLEARLY = 2.0  # times as many matches on one homography as without a turn are asked of a turn
+LEAST_OF_VOTE = 24  # matches on one homography, of a pair that tells how its photos lie
 
 
 def unturned_matches(
@@ -46,6 +50,51 @@ def unturned_matches(
         unturned, (matches.keypoints0, matches.keypoints1), quarters, sizes
     )
     return Matches(keypoints0, keypoints1, matches.scores)
+
+
+class Agreement(NamedTuple):
+    """How well two photos agree in one position.
+
+    Attributes:
+        inliers: matches on one homography.
+        lean: degrees by which photo 1 is still turned against photo 0, as these matches tell.
+    """
+
+    inliers: int
+    lean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of two small photos.
+
+    Attributes:
+        positions: by quarters that photo 1 is turned; the first alone where it is beyond doubt.
+    """
+
+    positions: tuple[Agreement, ...]
+
+    def best(self, expected: int = 0) -> int:
+        """Return how many quarters photo 1 is to be turned: as expected, or what wins clearly.
+
+        Mere numbers of matches deceive: there can be hundreds in a wrong position, all over the
+        photo. So those on one homography count.
+        """
+        inliers = [position.inliers for position in self.positions]
+        if len(inliers) == 1:
+            return 0
+        best = int(np.argmax(inliers))
+        return best if inliers[best] >= max(1, CLEARLY * inliers[expected]) else expected
+
+    @property
+    def vote(self) -> int | None:
+        """How many quarters photo 1 is to be turned, if no other position comes near."""
+        inliers = [position.inliers for position in self.positions]
+        if len(inliers) == 1:
+            return 0
+        second, first = sorted(inliers)[-2:]
+        is_clear = first >= max(LEAST_OF_VOTE, CLEARLY * second)
+        return inliers.index(first) if is_clear else None
 
 
 class QuarterTurns:
@@ -78,30 +127,31 @@ class QuarterTurns:
         return self.best(self.encode(image0), lambda quarters: self.encode(image1, quarters))
 
     def best(self, photo0: EncodedImage, photo1: Callable[[int], EncodedImage]) -> int:
-        """Return how many quarters photo 1 is to be turned.
+        """Return how many quarters photo 1 is to be turned; arguments as of `look`."""
+        return self.look(photo0, photo1).best()
+
+    def look(self, photo0: EncodedImage, photo1: Callable[[int], EncodedImage]) -> Look:
+        """Look how well two photos agree.
 
         Args:
             photo0: from `encode`, not turned.
             photo1: the same of photo 1, turned by quarters; not each is asked for.
-
-        The position with most matches on one homography wins, if it wins clearly. Mere numbers of
-        matches deceive: there can be hundreds in a wrong position, all over the photo.
         """
-        agreements = self._agreements(photo0, [photo1(0)])
-        if agreements[0] < BEYOND_DOUBT:
-            agreements += self._agreements(photo0, [photo1(quarters) for quarters in (1, 2, 3)])
-        best = int(np.argmax(agreements))
-        return best if agreements[best] >= CLEARLY * agreements[0] else 0
+        found = self._agreements(photo0, [photo1(0)])
+        if found[0].inliers < BEYOND_DOUBT:
+            found += self._agreements(photo0, [photo1(quarters) for quarters in (1, 2, 3)])
+        return Look(tuple(found))
 
-    def _agreements(self, photo0: EncodedImage, positions: Sequence[EncodedImage]) -> list[int]:
+    def _agreements(
+        self, photo0: EncodedImage, positions: Sequence[EncodedImage]
+    ) -> list[Agreement]:
         pairs = [(photo0, position) for position in positions]
         return [_agreement(matches) for matches in match_encoded_pairs(self._matcher, pairs)]
 
 
-def _agreement(matches: Matches) -> int:
-    """Return how many matches lie on one homography."""
+def _agreement(matches: Matches) -> Agreement:
     if len(matches) <= 4:
-        return 0
+        return Agreement(0)
     points0, points1 = (
         points.astype(np.float64) for points in (matches.keypoints0, matches.keypoints1)
     )
@@ -110,4 +160,14 @@ def _agreement(matches: Matches) -> int:
             points0, points1, method, TOLERANCE, maxIters=2000, confidence=0.999
         )
     )
-    return 0 if inliers is None else int(inliers.sum())
+    if inliers is None or not inliers.any():
+        return Agreement(0)
+    chosen = inliers.ravel().astype(bool)
+    return Agreement(int(chosen.sum()), _turned_by(points0[chosen], points1[chosen]))
+
+
+def _turned_by(points0: np.ndarray, points1: np.ndarray) -> float:
+    """Degrees from points (N, 2) to others, by the best similarity transform."""
+    first, second = (points @ [1, 1j] for points in (points0, points1))
+    both = np.conj(first - first.mean()) * (second - second.mean())
+    return float(np.degrees(np.angle(both.sum())))

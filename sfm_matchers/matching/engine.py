@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 import h5py
 import numpy as np
 
 from sfm_matchers.confs import Conf, DetectorFreeConf
-from sfm_matchers.errors import InputError, PhotoChangedError
+from sfm_matchers.errors import PhotoChangedError
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import fingerprint, read_fingerprint
 from sfm_matchers.files.hdf5 import open_h5, read_features
@@ -26,31 +25,32 @@ from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.matchers import colmap_matching
 from sfm_matchers.matchers.batching import FittingBatches
-from sfm_matchers.matchers.pair_matcher import PairMatcher, Photo, View
+from sfm_matchers.matchers.pair_matcher import PairMatcher
 from sfm_matchers.matchers.protocols import (
     Arrays,
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EarlyExitMatcher,
-    EncodedImage,
     Matches,
     SparseBatchMatcher,
     SparseListMatcher,
     SparseMatcher,
     SparseMatches,
 )
+from sfm_matchers.matchers.quarter_turns import Look
 from sfm_matchers.matching.at_hand import (
     READ_AHEAD,
     Kept,
-    Key,
     ReadAhead,
     ReadyPair,
     bytes_to_keep,
     in_batches,
 )
 from sfm_matchers.matching.executors import Executor, InProcess, MatchedPair, MatchPairs
-from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut, ordered_for_room
+from sfm_matchers.matching.photos_at_hand import PhotosAtHand
+from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut
 from sfm_matchers.matching.side_by_side import Run, pairs_at_once, side_by_side
+from sfm_matchers.matching.turns import LookAt, Turns, looked_at
 from sfm_matchers.photos.checked import read_photo
 from sfm_matchers.photos.images import decoding_bytes
 
@@ -127,6 +127,13 @@ def match_images(
     """
     wanted = _wanted(pairs, conf, weights_fingerprint, image_fingerprints)
     task = ImageMatching(conf, load_matcher, Path(image_dir), mask_dir, dict(image_fingerprints))
+    if conf.preprocessing.quarter_turns:
+        sources = {pair: wanted[names_to_pair(*pair)] for pair in pairs}
+        looks = correspondence_path.with_name(f"{correspondence_path.name}.turns.json")
+        turns = looked_at(pairs, sources, looks, task.opened_to_look)
+        task = replace(task, turns=turns)
+        for pair, source in sources.items():
+            wanted[names_to_pair(*pair)] = fingerprint(source, turns.of(pair))
     return _complete(task, pairs, wanted, correspondence_path, executor or InProcess())
 
 
@@ -266,13 +273,26 @@ class ImageMatching:
     image_dir: Path
     mask_dir: Path | None
     image_fingerprints: Mapping[str, str]
+    turns: Turns = field(default_factory=Turns)
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[MatchPairs]:
-        """Load the matcher."""
+    def opened_to_look(self) -> Iterator[LookAt]:
+        """Load the matcher, to look how photos lie."""
+        with self._opened() as (_, photos, run):
+
+            def look_at(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Look]]:
+                left_out: dict[str, str] = {}  # whoever matches them says so
+                ordered = photos.in_order(pairs, left_out)
+                for pair, look in run(lambda pair: (pair, photos.look(pair, left_out)), ordered):
+                    if look is not None:
+                        yield pair, look
+
+            yield look_at
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[PairMatcher, PhotosAtHand, Run]]:
         matcher = self.load_matcher()
         chain = PairMatcher(matcher, self.conf.preprocessing)
-        batch_size = matcher.batch_size if isinstance(matcher, DetectorFreeBatchMatcher) else 1
         with (
             ThreadPoolExecutor(READ_AHEAD) as threads,
             side_by_side(_pairs_at_once(matcher)) as run,
@@ -280,7 +300,15 @@ class ImageMatching:
             ahead = ReadAhead(
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
             )
-            photos = _Photos(chain, self.image_dir, ahead, bytes_to_keep(_device(matcher)))
+            limit = bytes_to_keep(_device(matcher))
+            yield chain, PhotosAtHand(chain, self.image_dir, ahead, limit, self.turns), run
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[MatchPairs]:
+        """Load the matcher."""
+        with self._opened() as (chain, photos, run):
+            matcher = chain.matcher
+            batch_size = matcher.batch_size if isinstance(matcher, DetectorFreeBatchMatcher) else 1
             batches: FittingBatches[ReadyPair, MatchedPair] = FittingBatches(
                 lambda batch: _matched_images(chain, batch), batch_size, photos.kept.shrink
             )
@@ -308,122 +336,6 @@ class ImageMatching:
 
     def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         return read_photo(self.image_dir, name, self.mask_dir, self.image_fingerprints[name])
-
-
-_PIXELS, _FRAME = "pixels", "frame"  # of a photo: as read; what is known beside its pixels
-
-
-class _Photos:
-    """Photos on their way into the matcher: read, turned and encoded once for many pairs.
-
-    Args:
-        chain: the steps of a pair.
-        image_dir: the photos.
-        ahead: reads them.
-        limit: bytes to keep.
-    """
-
-    def __init__(self, chain: PairMatcher, image_dir: Path, ahead: ReadAhead, limit: int) -> None:
-        self._chain, self._image_dir, self._ahead = chain, image_dir, ahead
-        self._kind = _PIXELS if chain.looks_closer else _FRAME
-        self._last: tuple[str, Photo] | None = None
-        self._knows_size = False  # of what a photo takes
-        self.kept: Kept[Photo | EncodedImage] = Kept(
-            self._computed, lambda value: value.num_bytes, limit
-        )
-
-    def in_order(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> Iterator[Pair]:
-        """Yield the pairs in the order in which they are best made ready."""
-        ordered, is_final = list(pairs), False
-        self.kept.expect(ordered)
-        for index in range(len(ordered)):
-            if self._knows_size and not is_final:
-                ordered[index:] = ordered_for_room(ordered[index:], self.kept.photos_that_fit())
-                self.kept.expect(ordered)
-                is_final = True
-            self.kept.at(index)
-            self._expect(ordered[index : index + READ_AHEAD], left_out)
-            yield ordered[index]
-
-    def _expect(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> None:
-        near = [name for pair in pairs for name in pair if name not in left_out]
-        self._ahead.expect([name for name in near if (name, self._kind) not in self.kept])
-
-    def ready(self, pair: Pair, left_out: dict[str, str]) -> ReadyPair | None:
-        """Encode both photos of a pair, upright, the second as it agrees best with the first.
-
-        Returns:
-            None if one of them cannot be read, which is noted.
-        """
-        held: list[Key] = []
-
-        def get(name: str, what: Hashable) -> Photo | EncodedImage:
-            held.append((name, what))
-            self.kept.hold(held[-1:])
-            try:
-                return self.kept.get((name, what))
-            except (InputError, OSError) as error:
-                left_out[name] = str(error)
-                raise _LeftOutError from error
-
-        def small(name: str, quarters: int = 0) -> EncodedImage:
-            return cast(EncodedImage, get(name, ("small", quarters)))
-
-        def view(name: str, quarters: int = 0) -> View:
-            photo = cast(Photo, get(name, self._kind))
-            encoded = cast(EncodedImage, get(name, ("whole", quarters)))
-            return self._chain.view(photo, encoded, quarters)
-
-        try:
-            for name in pair:
-                if name not in left_out:
-                    with contextlib.suppress(_LeftOutError):
-                        get(name, self._kind)
-            if any(name in left_out for name in pair):
-                return None
-            view0 = view(pair[0])
-            turn = self._chain.best_turn(lambda: small(pair[0]), lambda turn: small(pair[1], turn))
-            view1 = view(pair[1], turn)
-            needed: list[Key] = [(name, self._kind) for name in pair]
-            needed += [(pair[0], ("whole", 0)), (pair[1], ("whole", turn))]
-            self.kept.hold(needed)
-            self._knows_size = True
-            return ReadyPair(pair, (view0, view1), tuple(needed))
-        except _LeftOutError:
-            return None
-        finally:
-            self.kept.release(held)
-
-    def _computed(self, key: Key) -> Photo | EncodedImage:
-        name, what = key
-        if what == _PIXELS:
-            return self._read(name)
-        photo = self._photo(name)
-        if what == _FRAME:
-            return photo.without_pixels()
-        size, quarters = cast(tuple[str, int], what)
-        encode = self._chain.small if size == "small" else self._chain.encode
-        one_at_a_time: FittingBatches[int, EncodedImage] = FittingBatches(
-            lambda turns: [encode(photo, turn) for turn in turns], 1, self.kept.shrink
-        )
-        return next(one_at_a_time.results([quarters]))
-
-    def _photo(self, name: str) -> Photo:
-        """A photo with its pixels; the last one is at hand though pixels are not kept."""
-        if self._kind == _PIXELS:
-            return cast(Photo, self.kept.get((name, _PIXELS)))
-        last = self._last
-        if last is None or last[0] != name:
-            last = self._last = (name, self._read(name))
-        return last[1]
-
-    def _read(self, name: str) -> Photo:
-        image, mask = self._ahead.get(name)
-        return self._chain.photo(image, self._image_dir / name, mask)
-
-
-class _LeftOutError(Exception):
-    """A photo cannot be used."""
 
 
 def _matched_images(chain: PairMatcher, batch: Sequence[ReadyPair]) -> Iterator[MatchedPair]:

@@ -18,6 +18,7 @@ from sfm_matchers.errors import NotEnoughMemoryError
 from sfm_matchers.machine import memory
 from sfm_matchers.matchers.batching import FittingBatches, is_out_of_memory
 from sfm_matchers.matchers.protocols import Arrays, EncodedImage, Matches, SparseMatches
+from sfm_matchers.matchers.quarter_turns import Agreement
 from sfm_matchers.matching import at_hand, engine, match_images
 from sfm_matchers.matching.at_hand import Kept, bytes_to_keep
 from sfm_matchers.matching.plan import ordered_for_room
@@ -130,7 +131,9 @@ def test_upright_photos_are_not_encoded_in_other_positions(
     keep(monkeypatch, 200)
     matcher = Counting()
     names = write_photos(tmp_path, [30] * 6)
-    monkeypatch.setattr("sfm_matchers.matchers.quarter_turns._agreement", len)
+    monkeypatch.setattr(
+        "sfm_matchers.matchers.quarter_turns._agreement", lambda matches: Agreement(len(matches))
+    )
     run(matcher, tmp_path, names, quarter_turns=True)
     assert matcher.encoded == {(30, 40): 12}  # each photo once small, once large
 
