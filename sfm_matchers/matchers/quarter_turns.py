@@ -33,7 +33,6 @@ SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography
 BEYOND_DOUBT = 64  # matches on one homography, with which no other position is tried
 CLEARLY = 2.0  # times as many matches on one homography as without a turn are asked of a turn
-LEAST_OF_VOTE = 24  # matches on one homography, of a pair that tells how its photos lie
 
 
 def unturned_matches(
@@ -88,12 +87,12 @@ class Look:
 
     @property
     def vote(self) -> int | None:
-        """How many quarters photo 1 is to be turned, if no other position comes near."""
+        """How many quarters photo 1 is to be turned, if that is beyond doubt."""
         inliers = [position.inliers for position in self.positions]
         if len(inliers) == 1:
             return 0
         second, first = sorted(inliers)[-2:]
-        is_clear = first >= max(LEAST_OF_VOTE, CLEARLY * second)
+        is_clear = first >= max(BEYOND_DOUBT, CLEARLY * second)
         return inliers.index(first) if is_clear else None
 
 

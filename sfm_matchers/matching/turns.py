@@ -26,9 +26,9 @@ from sfm_matchers.files.text import read_text, write_text
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.matchers.quarter_turns import Agreement, Look
 
-FIRST_LOOKS = 3  # of each photo, at the next ones by name: two agree, or contradict, by the third
-MORE_LOOKS = 2  # of a photo that is not in the largest group, at photos of others, in each round
-ROUNDS = 4
+FIRST_LOOKS = 3  # of each photo, with the next ones by name: enough to contradict each other
+MORE_LOOKS = 2  # of a photo that is not in the largest group, with those of others, in each round
+ROUNDS = 3
 LARGEST_LEAN = 45.0  # degrees between photos of a group; with more, another position may be nearer
 SAVED_EACH = 16  # looks
 
