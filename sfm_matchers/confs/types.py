@@ -28,7 +28,8 @@ class DetectorFreePreprocessing:
     Attributes:
         resize_max: pixels, the longer side that the network sees.
         quarter_turns: photos are set upright as EXIF tells, then photo 1 of each pair is tried in
-            four positions at a small size, and matched in the one that agrees best with photo 0.
+            four positions at a small size, and matched in the one that agrees best with photo 0; of
+            many pairs, some that tell how the photos of the others lie.
         match_overlap: what the two photos share is matched again, cut out of them.
         least_squares_matching: points of photo 1 are moved until the photos agree around them.
     """

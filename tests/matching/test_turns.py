@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,10 +23,12 @@ from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.matchers.quarter_turns import Agreement, Look
+from sfm_matchers.matchers.registry import load_detector_free_matcher
 from sfm_matchers.matching import Executor, Processes, match_images, turns
 from sfm_matchers.matching.turns import LookAt, Turns, decide, looked_at
 from sfm_matchers.pairs.policies import exhaustive_pairs
 from sfm_matchers.photos.resizing import turned
+from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 
 def look(quarters: int, inliers: int = 80, lean: float = 0.0, rest: int = 5) -> Look:
@@ -167,11 +170,10 @@ class Marked:
     """Knows photos whose red corner is the same: a grid of points agrees, else nothing does."""
 
     resize_max: int = 10_000
-    looks: int = 0
 
     def encode(self, image: np.ndarray) -> EncodedImage:
         corners = image[:: image.shape[0] - 1, :: image.shape[1] - 1, 0].reshape(4)
-        alien = bool(image[..., 2].max() > 128)
+        alien = bool(image[..., 2].max() > 128)  # its blue
         return EncodedImage((int(corners.argmax()), alien), (1.0, 1.0), 8, image.shape[1::-1])
 
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
@@ -265,3 +267,45 @@ def test_a_new_photo_that_changes_how_others_lie_has_them_matched_again(tmp_path
     fresh = tmp_path / "out" / "b.h5"
     match_all(tmp_path, fresh, exhaustive_pairs(photos))
     assert content(path) == content(fresh)
+
+
+SHIFTS = ((0, 0), (24, 16), (10, 30), (32, 8))
+TURNED = (0, 1, 2, 3)
+
+
+@pytest.mark.slow
+def test_the_bundled_weights_match_rendered_photos_that_lie_differently(tmp_path: Path) -> None:
+    """Views of one place in all positions, and a photo of another place."""
+    scene = make_scene(1, kind="room", texture_size=256)
+    camera = Camera.from_field_of_view(352, 272)
+    large = render(scene, camera, camera_path(scene, count=40)[0]).image
+    views = [large[y : y + 240, x : x + 320] for x, y in SHIFTS]
+    views.append(np.random.default_rng(0).integers(0, 255, (240, 320, 3)).astype(np.uint8))
+    for index, (view, quarters) in enumerate(zip(views, (*TURNED, 1), strict=True)):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), turned(view, -quarters)[..., ::-1])
+    photos, path = names(len(views)), tmp_path / "out" / "a.h5"
+    conf = DetectorFreeConf(
+        "jamma", "matches-jamma", {"name": "jamma"}, 1, 1, DetectorFreePreprocessing(320, True)
+    )
+    load = partial(load_detector_free_matcher, conf, "bundled", "cpu")
+    wanted = photo_fingerprints(tmp_path, photos)
+    match_images(conf, load, exhaustive_pairs(photos), tmp_path, wanted, path)
+    with h5py.File(path) as file:
+        for first, second in itertools.combinations(range(len(SHIFTS)), 2):
+            group = file[f"{first}.png"][f"{second}.png"]
+            points = []
+            for index, key in ((first, "keypoints0"), (second, "keypoints1")):
+                # From the photo as stored to the upright view.
+                size = (320, 240) if TURNED[index] % 2 == 0 else (240, 320)
+                points.append(turned_points(group[key][()], TURNED[index], size) + SHIFTS[index])
+            right = np.abs(points[0] - points[1]).max(1) < 3
+            assert right.sum() > 100
+            assert right.mean() > 0.8
+
+
+def turned_points(points: np.ndarray, quarters: int, size: tuple[int, int]) -> np.ndarray:
+    """Where pixels of an image of (width, height) lie after `turned`."""
+    for _ in range(quarters % 4):
+        points = np.stack([points[:, 1], size[0] - 1 - points[:, 0]], 1)
+        size = size[::-1]
+    return points
