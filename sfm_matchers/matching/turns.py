@@ -150,18 +150,18 @@ def looked_at(
     photos = decide(near, looks)
     with ExitStack() as stack:
         look_at: LookAt | None = None
-        for is_first in (True, *(False for _ in range(ROUNDS - 1))):
-            wanted = _first_looks(near) if is_first else _more_looks(near, photos, asked)
+        for number in range(ROUNDS):
+            wanted = _more_looks(near, photos, asked) if number else _first_looks(near)
             asked.update(wanted)
             missing = [pair for pair in wanted if sources[pair] not in kept]
             if missing:
                 look_at = look_at or stack.enter_context(opened())
                 bar = progress(look_at(missing), total=len(missing), title="Turns", unit="pair")
-                for number, (pair, look) in enumerate(bar, 1):
+                for count, (pair, look) in enumerate(bar, 1):
                     kept[sources[pair]] = look
-                    if number % SAVED_EACH == 0:
-                        _write_looks(path, kept)
-                _write_looks(path, kept)
+                    if count % SAVED_EACH == 0:
+                        kept = _written_looks(path, kept)
+                kept = _written_looks(path, kept)
             looks |= {pair: kept[sources[pair]] for pair in wanted if sources[pair] in kept}
             photos = decide(near, looks)
     return Turns(photos, looks)
@@ -214,7 +214,8 @@ def _read_looks(path: Path, sources: Set[str]) -> dict[str, Look]:
         return {}
 
 
-def _write_looks(path: Path, looks: Mapping[str, Look]) -> None:
-    """Write looks; those of other runs at the same pairs, of other shards, win."""
+def _written_looks(path: Path, looks: Mapping[str, Look]) -> dict[str, Look]:
+    """Write looks; where another shard's run has looked at the same pairs, its looks count."""
     looks = {**looks, **_read_looks(path, looks.keys())}
     write_text(path, json.dumps({source: looks[source].positions for source in sorted(looks)}))
+    return looks
