@@ -128,7 +128,9 @@ def match_images(
     wanted = _wanted(pairs, conf, weights_fingerprint, image_fingerprints)
     task = ImageMatching(conf, load_matcher, Path(image_dir), mask_dir, dict(image_fingerprints))
     if conf.preprocessing.quarter_turns:
-        sources = {pair: wanted[names_to_pair(*pair)] for pair in pairs}
+        sources = {
+            pair: fingerprint(revisions.TURNS, wanted[names_to_pair(*pair)]) for pair in pairs
+        }
         looks = correspondence_path.with_name(f"{correspondence_path.name}.turns.json")
         turns = looked_at(pairs, sources, looks, task.opened_to_look)
         task = replace(task, turns=turns)

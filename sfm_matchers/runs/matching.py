@@ -173,6 +173,7 @@ class MatchingJob:
         raw_path = workspace.correspondences(conf, label)
         source = fingerprint(
             revisions.MATCHES,
+            revisions.TURNS,
             revisions.KEYPOINTS,
             pairs,
             self.fingerprints(_names(pairs)),
