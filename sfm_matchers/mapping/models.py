@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 import pycolmap
@@ -12,6 +11,7 @@ import pycolmap
 from sfm_matchers.errors import InputError, OutputError, one_line
 from sfm_matchers.files.names import check_name
 from sfm_matchers.files.replacing import flush, temporary_beside
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import GOES_ON, writing
 from sfm_matchers.files.text import read_text
 from sfm_matchers.mapping.model_tables import TABLES, check_tables, counts_of, has_tables
@@ -56,9 +56,9 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
 
 def _check_as_tables(model: pycolmap.Reconstruction) -> None:
     """Look through a model that was text; raise InputError if it cannot be."""
-    with tempfile.TemporaryDirectory() as name:
-        model.write_binary(name)
-        check_tables(Path(name))
+    with scratch_folder() as folder:
+        model.write_binary(folder)
+        check_tables(folder)
 
 
 def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:

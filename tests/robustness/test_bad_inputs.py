@@ -189,6 +189,13 @@ def floating_point_tiff(path: Path) -> str:
     )
 
 
+def chunk_longer_than_file(path: Path) -> str:
+    """OpenCV would take 4 GB for it."""
+    image().save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:33] + b"\xff\xff\xff\xffIDAT" + bytes(99))
+    return "cannot be decoded"
+
+
 def too_large(path: Path) -> str:
     """A PNG of a million rows and columns, of which only the header is there."""
     image().save(path, "PNG")

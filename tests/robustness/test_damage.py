@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -18,13 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rendered_room import photograph_room
 
+from pipelines import export
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
-from sfm_matchers.files import revisions, space
+from sfm_matchers.exports.outputs import PREPARED
+from sfm_matchers.files import revisions, scratch, space
 from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.notes import read_memory, write_memory
+from sfm_matchers.files.replacing import temporary_beside
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import check_space
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.mapping.models import read_model, write_model
@@ -117,6 +122,34 @@ def test_damaged_results_are_made_again(
     caplog.clear()
     run(SfmOptions(photos, outputs, "sift"))
     assert "again" not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_folders_and_pipes_in_the_place_of_files_make_way(
+    photos: Path, finished: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--image_dir", str(photos), "--outputs", str(outputs), "--matcher", "sift"]
+    in_the_way = {
+        "photos.json": Path.mkdir,
+        FEATURES: os.mkfifo,
+        f".{MATCHES}.sha256": Path.mkdir,
+        "database.db": os.mkfifo,
+        "weakest_pair.png": Path.mkdir,
+        "log.txt": os.mkfifo,
+    }
+    for name, make in in_the_way.items():
+        (outputs / name).unlink(missing_ok=True)
+        make(outputs / name)
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert all(f"{outputs / name} was not a file: it is deleted" in said for name in in_the_way)
+    assert tables(outputs) == tables(finished)
+    (outputs / "steps.json").unlink()
+    (outputs / "steps.json" / "mine").mkdir(parents=True)
+    assert main(arguments) == 2
+    assert f"{outputs / 'steps.json'} is not a file, as it must be: move it away" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_note_does_not_outlive_its_result(
@@ -235,6 +268,33 @@ def test_what_kills_leave_is_deleted_by_the_next_run(tmp_path: Path) -> None:
     with exclusive(tmp_path):
         assert not any((tmp_path / name).exists() for name in (*left, ".sparse.0123abcd.tmp"))
         assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_scratch_folders_of_killed_runs_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    with scratch_folder() as at_work:
+        left = Path(shutil.copytree(at_work, tmp_path / "sfm-matchers-left"))
+        other = tmp_path / "sfm-matchers-other"  # no lock of ours in it
+        other.mkdir()
+        for folder in (at_work, left, other):
+            os.utime(folder, (0, 0))
+        scratch._remove_left_behind.cache_clear()
+        with scratch_folder():
+            assert at_work.exists()
+            assert other.exists()
+            assert not left.exists()
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_what_killed_exports_leave_is_deleted(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    left = [temporary_beside(folder / name) for name in (PREPARED, "undistorted")]
+    for path in left:
+        (path / "staged").mkdir(parents=True)
+    assert export.main(["model", str(finished), "--output", str(folder), "--formats", "ply"]) == 0
+    assert not any(path.exists() for path in left)
 
 
 # ---------------------------------------------------------------------------------------------
