@@ -170,8 +170,7 @@ def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
             if index + 1 == len(lines) or _is_image(lines[index + 1]):
                 complete.append("")
         lines = complete
-    with tempfile.TemporaryDirectory() as name:
-        copy = Path(name)
+    with scratch_folder() as copy:
         for table in ("cameras", "points3D", "rigs", "frames"):
             if (folder / f"{table}.txt").is_file():
                 shutil.copy(folder / f"{table}.txt", copy)
