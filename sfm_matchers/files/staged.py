@@ -129,6 +129,14 @@ def _read_part(path: Path) -> dict[str, str | None]:
     return sound
 
 
+def copy_staged(path: Path, target: Path) -> None:
+    """Copy a file of entries, unless there is one; a seal tells that it can be made again."""
+    if path.is_file() and not target.exists():
+        if _seal_path(path).is_file():
+            shutil.copyfile(_seal_path(path), _seal_path(target))
+        shutil.copyfile(path, target)
+
+
 def remove_staged(path: Path) -> None:
     """Delete a staged file together with its unmerged parts."""
     for file in (Path(path), _seal_path(Path(path))):

@@ -28,13 +28,16 @@ from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.notes import read_memory, write_memory
-from sfm_matchers.files.replacing import temporary_beside
+from sfm_matchers.files.replacing import files_below, temporary_beside
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import check_space
 from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.localization.localizer import Localizer
+from sfm_matchers.localization.map_folder import read_settings
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.reports import model_in_3d, pictures, reconstruction
 from sfm_matchers.runs import matching
+from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.workspace import Workspace
@@ -229,6 +232,82 @@ def test_pictures_of_photos_of_any_shape(shape: tuple[int, int]) -> None:
     assert max(small.shape) <= 600
     assert scale > 0
     assert pictures.jpeg_url(small)
+
+
+# ---------------------------------------------------------------------------------------------
+# Maps
+
+
+@pytest.fixture(scope="module")
+def finished_map(finished: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("map")
+    build(MapOptions(finished, photos, folder, "sift"))
+    return folder
+
+
+def map_content(folder: Path) -> dict[str, bytes]:
+    parts = [path for path in files_below(folder) if path.suffix in (".bin", ".json")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in parts}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("map.json", cut),
+        ("map.json", flipped),
+        ("features.h5", zeroed),
+        ("features.h5", emptied),
+        ("retrieval.h5", cut),
+        ("model/images.bin", flipped),
+        ("model/points3D.bin", emptied),
+    ],
+)
+def test_damaged_maps_are_built_again(
+    photos: Path,
+    finished: Path,
+    finished_map: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    folder = Path(shutil.copytree(finished_map, tmp_path / "map"))
+    path = folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"again"):
+        Localizer(folder)
+    caplog.set_level(logging.WARNING)
+    build(MapOptions(finished, photos, folder, "sift"))
+    assert map_content(folder) == map_content(finished_map)
+    (line,) = [record.getMessage() for record in caplog.records if "again" in record.getMessage()]
+    assert str(path) in line
+    assert not (folder / "build").exists()
+
+
+def test_maps_are_built_of_damaged_runs(
+    photos: Path, outputs: Path, finished_map: Path, tmp_path: Path
+) -> None:
+    for name, damage in ((FEATURES, cut), (MATCHES, emptied)):
+        (outputs / name).write_bytes(damage((outputs / name).read_bytes()))
+    build(MapOptions(outputs, photos, tmp_path / "map", "sift"))
+    assert (
+        map_content(tmp_path / "map")["model/points3D.bin"]
+        == (map_content(finished_map)["model/points3D.bin"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"ratio"', '"ratios"'), ('"bytes"', '"bites"'), ("0.", "1.")]
+)
+def test_a_changed_description_of_a_map_is_refused(
+    finished_map: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    folder = Path(shutil.copytree(finished_map, tmp_path / "map"))
+    about = (folder / "map.json").read_text()
+    assert old in about
+    (folder / "map.json").write_text(about.replace(old, new, 1))
+    with pytest.raises(InputError, match=r"map\.json is damaged: build the map again"):
+        read_settings(folder)
 
 
 # ---------------------------------------------------------------------------------------------
