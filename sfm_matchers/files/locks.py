@@ -34,7 +34,8 @@ def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
         names = [".lock"] if share is None else [".lock", f".lock-{share.replace('/', '-of-')}"]
         locks = [(folder / name).open("a+") for name in names]
     except OSError as error:
-        where = folder if isinstance(error, PermissionError) else error.filename or folder
+        exists = error.filename is not None and Path(error.filename).exists()
+        where = error.filename if exists else folder
         raise InputError(f"cannot write to {where}: {error.strerror or error}") from error
     with contextlib.ExitStack() as stack:
         for file in locks:

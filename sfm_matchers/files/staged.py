@@ -74,6 +74,10 @@ class StagedFile:
         """
         return name in self and self._fingerprints[name] in (None, entry_fingerprint)
 
+    def is_made_of(self, name: str, entry_fingerprint: str) -> bool:
+        """True if the entry exists and this program computed it from the same inputs."""
+        return self._fingerprints.get(name) == entry_fingerprint
+
     def add(self, entries: Mapping[str, Arrays], fingerprints: Mapping[str, str]) -> None:
         """Store finished entries (group name -> datasets) so that a killed process keeps them."""
         part = self._parts_dir / f"{self._next_part:08d}.h5"

@@ -222,11 +222,12 @@ class Workspace:
             if not (self.path / name).exists():
                 return self.path / name
         for name, known in note["files"].items():
+            path = self.path / name
             try:
-                if content_hash(self.path / name) != known:
-                    return self.path / name
+                if not path.is_file() or content_hash(path) != known:  # a pipe never ends
+                    return path
             except OSError:
-                return self.path / name
+                return path
         return None
 
     # The folder as a whole.

@@ -139,12 +139,14 @@ def test_folders_and_pipes_in_the_place_of_files_make_way(
         "database.db": os.mkfifo,
         "weakest_pair.png": Path.mkdir,
         "log.txt": os.mkfifo,
+        "sparse/0/frames.bin": os.mkfifo,
     }
     for name, make in in_the_way.items():
         (outputs / name).unlink(missing_ok=True)
         make(outputs / name)
     assert main(arguments) == 0
     said = capsys.readouterr().err
+    del in_the_way["sparse/0/frames.bin"]  # its whole folder is made again
     assert all(f"{outputs / name} was not a file: it is deleted" in said for name in in_the_way)
     assert tables(outputs) == tables(finished)
     (outputs / "steps.json").unlink()
