@@ -83,6 +83,8 @@ def choose_matching(
         InputError: unknown matcher or device, or options that contradict each other.
     """
     conf = with_detail(load_conf(str(options.matcher)), detail)
+    if _is_colmaps(conf) and str(options.weights) != "bundled":
+        raise InputError(f"--weights {options.weights}: {conf.name} has none, leave the option out")
     device = _device(conf, options.device)
     executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
     return Matching(conf, str(options.weights), device, executor, detail)
