@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from sfm_matchers.confs import Conf, Detail, DetectorFreeConf, SparseConf, load_conf, with_detail
 from sfm_matchers.errors import (
+    InputError,
     PhotoChangedError,
 )
 from sfm_matchers.features.extraction import extract_features
