@@ -22,6 +22,7 @@ from rendered_room import photograph_room
 from pipelines import export
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
+from sfm_matchers.exports import export_model
 from sfm_matchers.exports.outputs import PREPARED
 from sfm_matchers.files import revisions, scratch, space
 from sfm_matchers.files.fingerprints import content_hash
@@ -234,6 +235,19 @@ def test_pictures_of_photos_of_any_shape(shape: tuple[int, int]) -> None:
     assert max(small.shape) <= 600
     assert scale > 0
     assert pictures.jpeg_url(small)
+
+
+def test_damaged_exports_are_made_again(photos: Path, finished: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "out"
+    export_model(finished, images, folder, ["nerfstudio"])
+    photo = folder / "images" / "0001.jpg"
+    content = photo.read_bytes()
+    for damage in (cut, emptied, flipped):
+        photo.unlink()  # it may be a link to the photo
+        photo.write_bytes(damage(content))
+        export_model(finished, images, folder, ["nerfstudio"])
+        assert photo.read_bytes() == content
 
 
 # ---------------------------------------------------------------------------------------------
