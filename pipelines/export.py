@@ -97,10 +97,11 @@ def export_matcher(options: argparse.Namespace) -> int:
 def export_reconstruction(options: argparse.Namespace) -> int:
     """Write a model in the formats of other tools; return 1 if one of them was not possible."""
     from sfm_matchers.exports import export_model, parse_formats
+    from sfm_matchers.files.locks import exclusive
 
-    exports = export_model(
-        options.model, options.image_dir, options.output, parse_formats(options.formats)
-    )
+    formats = parse_formats(options.formats)
+    with exclusive(options.output):  # deletes what a killed one has left
+        exports = export_model(options.model, options.image_dir, options.output, formats)
     width = max((len(export.format) for export in exports), default=0)
     for export in exports:
         print(f"{export.format:<{width}}  {export.described()}")

@@ -6,7 +6,6 @@ import difflib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sfm_matchers.exports.outputs import PREPARED, OutputFolder
 from sfm_matchers.exports.ply import model_points, write_ply
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
+from sfm_matchers.files.replacing import temporary_folder
 from sfm_matchers.files.space import writing
 from sfm_matchers.mapping.models import model_folder, read_model, write_model
 from sfm_matchers.photos import heif
@@ -315,10 +315,7 @@ def _prepared(
         raise InputError(f"no image of the model can be exported{why}")
     for note in notes:
         logger.warning("%s", note)
-    with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{PREPARED}.", suffix=".tmp", dir=output) as name:
-        written = Path(name)
+    with temporary_folder(output / PREPARED) as written:
         with writing(output / "sparse"):
             write_model(model, written)
         photos = [image_dir / name for name in registered_names(model)] if image_dir else []

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.replacing import files_below
 from sfm_matchers.files.text import folder_written_whole, write_text, written_whole
 
 RECORD = "exports.json"
@@ -31,8 +32,15 @@ class OutputFolder:
         self._sources = _read_record(self.path / RECORD)
 
     def is_current(self, name: str, source: str) -> bool:
-        """True if `name` is there and was made from the same."""
-        return self._sources.get(name) == source and (self.path / name).exists()
+        """True if `name` is there, was made from the same, and is as it was written."""
+        noted, _, files = self._sources.get(name, "").partition(" ")
+        try:
+            known = json.loads(files)
+        except ValueError:
+            return False
+        path = self.path / name
+        is_whole = isinstance(known, dict) and known.items() <= _state(path).items()
+        return noted == source and path.exists() and is_whole
 
     def check(self, name: str) -> None:
         """Raise InputError if `name` is there and is no export."""
@@ -53,7 +61,7 @@ class OutputFolder:
         path = self._claim(name)
         with folder_written_whole(path) as temporary:
             yield temporary
-        self._note(name, source)
+        self._note(name, f"{source} {json.dumps(_state(path))}")
 
     @contextlib.contextmanager
     def file(self, name: str, source: str) -> Iterator[Path]:
@@ -66,7 +74,7 @@ class OutputFolder:
         path = self._claim(name)
         with written_whole(path) as temporary:
             yield temporary
-        self._note(name, source)
+        self._note(name, f"{source} {json.dumps(_state(path))}")
 
     def _claim(self, name: str) -> Path:
         """Note that `name` is an export, before it is there: a kill may follow any time."""
@@ -77,6 +85,12 @@ class OutputFolder:
     def _note(self, name: str, source: str) -> None:
         self._sources[name] = source
         write_text(self.path / RECORD, json.dumps(self._sources, indent=1))
+
+
+def _state(path: Path) -> dict[str, str]:
+    """What changes with each file of an export; to hash photos takes as long as to copy them."""
+    status = {file.relative_to(path).as_posix(): file.stat() for file in files_below(path)}
+    return {name: f"{one.st_size} {one.st_mtime_ns}" for name, one in status.items()}
 
 
 def remove_exports(path: str | Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pycolmap
@@ -15,6 +13,7 @@ from sfm_matchers.errors import (
 from sfm_matchers.features.base import Features
 from sfm_matchers.features.networks import check_keypoint_limit
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import Space
 from sfm_matchers.machine.memory import available_memory
 from sfm_matchers.machine.threads import num_threads
@@ -76,8 +75,7 @@ class SiftExtractor:
             max(image.shape[0] * image.shape[1] for image in images)
         )
         names = [f"{number}.bmp" for number in range(len(images))]
-        with tempfile.TemporaryDirectory(prefix="sfm-matchers-") as name:
-            folder = Path(name)
+        with scratch_folder() as folder:
             pixels = sum(image.shape[0] * image.shape[1] for image in images)
             features = len(images) * options.sift.max_num_features
             Space(folder / "database.db").take(pixels + SIFT_BYTES * features)

@@ -34,14 +34,16 @@ def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
         names = [".lock"] if share is None else [".lock", f".lock-{share.replace('/', '-of-')}"]
         locks = [(folder / name).open("a+") for name in names]
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+        exists = error.filename is not None and Path(error.filename).exists()
+        where = error.filename if exists else folder
+        raise InputError(f"cannot write to {where}: {error.strerror or error}") from error
     with contextlib.ExitStack() as stack:
         for file in locks:
             stack.enter_context(file)
         try:
-            _lock(locks[0], shared=share is not None)
+            lock_file(locks[0], shared=share is not None)
             if share is not None:
-                _lock(locks[1])
+                lock_file(locks[1])
         except OSError as error:
             raise InputError(
                 f"another run is working in {folder}: wait for its end, or give another folder"
@@ -57,14 +59,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     with (folder / ".lock-common").open("a+") as file:
         while True:
             try:
-                _lock(file)
+                lock_file(file)
                 break
             except OSError:
                 time.sleep(0.5)
         yield
 
 
-def _lock(file: IO[str], *, shared: bool = False) -> None:
+def lock_file(file: IO[str], *, shared: bool = False) -> None:
     """Lock an open file until it is closed, or its process ends.
 
     Windows has no shared locks: there, sharing runs are not told apart from one that is alone.

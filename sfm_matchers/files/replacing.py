@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import logging
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from sfm_matchers.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Of `temporary_beside`; SQLite puts files of its own beside a database.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(-wal|-shm|-journal)?")
@@ -18,6 +23,21 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(-wal|-shm|-journal)?")
 def temporary_beside(path: Path) -> Path:
     """Return a name in the folder of `path` that is hidden and nobody else's."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder of such a name, beside `path`; it goes after the block.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    temporary = temporary_beside(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -84,6 +104,26 @@ def files_below(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def make_way(path: Path) -> None:
+    """Delete an empty folder, or a pipe, in the place of a file of ours; say so.
+
+    Raises:
+        InputError: a folder there is not empty, or it cannot be deleted.
+    """
+    if not path.exists() or path.is_file():
+        return
+    try:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path} is not a file, as it must be: move it away ({error.strerror})"
+        ) from error
+    logger.warning("%s was not a file: it is deleted, and made again", path)
 
 
 def remove_left_behind(folder: Path) -> None:

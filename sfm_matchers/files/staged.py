@@ -74,6 +74,10 @@ class StagedFile:
         """
         return name in self and self._fingerprints[name] in (None, entry_fingerprint)
 
+    def is_made_of(self, name: str, entry_fingerprint: str) -> bool:
+        """True if the entry exists and this program computed it from the same inputs."""
+        return self._fingerprints.get(name) == entry_fingerprint
+
     def add(self, entries: Mapping[str, Arrays], fingerprints: Mapping[str, str]) -> None:
         """Store finished entries (group name -> datasets) so that a killed process keeps them."""
         part = self._parts_dir / f"{self._next_part:08d}.h5"
@@ -127,6 +131,14 @@ def _read_part(path: Path) -> dict[str, str | None]:
     if num_damaged:
         logger.warning("%s: %d damaged entries are done again", path, num_damaged)
     return sound
+
+
+def copy_staged(path: Path, target: Path) -> None:
+    """Copy a file of entries, unless there is one; a seal tells that it can be made again."""
+    if path.is_file() and not target.exists():
+        if _seal_path(path).is_file():
+            shutil.copyfile(_seal_path(path), _seal_path(target))
+        shutil.copyfile(path, target)
 
 
 def remove_staged(path: Path) -> None:

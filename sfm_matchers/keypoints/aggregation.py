@@ -71,7 +71,8 @@ def aggregate(
 
     Both are committed at the end, the feature file last: an image it holds is finished. A run
     that was interrupted starts again, to the same result. Matches are made again when they are
-    missing, or when their correspondences or the keypoints they refer to have changed.
+    missing, or when their correspondences or the keypoints they refer to have changed; refined
+    keypoints that were made with missing ones are made again with them, to the same result.
 
     Args:
         pairs: image names; repeated and reversed pairs are dropped.
@@ -104,9 +105,16 @@ def aggregate(
         provenance = _Provenance(_find_correspondences(source, pairs), options)
         of_image = provenance.of_image
         fixed = _open_fixed_keypoints(stack, fixed_features, feature_file, existing, of_image)
-        _check_sizes((name for name in of_image if name not in fixed), image_sizes)
         provenance.add_all(fixed)
         todo = _pairs_to_do(provenance, fixed, match_file)
+        together = {name for name in of_image if feature_file.is_made_of(name, of_image[name])}
+        if options.refined and any(
+            together.intersection(pair) and all(name in fixed for name in pair) for pair in todo
+        ):
+            # Matches that were made with these keypoints are lost, and come out with them only.
+            fixed = _LazyMapping([n for n in fixed if n not in together], fixed.__getitem__)
+            todo = _pairs_to_do(provenance, fixed, match_file)
+        _check_sizes((name for name in of_image if name not in fixed), image_sizes)
         correspondences = _LazyMapping(todo, lambda pair: _read_inside(source, pair, image_sizes))
         results = assemble(correspondences, options, fixed)
         summary = _store(results, len(todo), feature_file, match_file, image_sizes, provenance)

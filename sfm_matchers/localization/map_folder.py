@@ -22,7 +22,7 @@ import numpy as np
 
 from sfm_matchers.confs import SparseConf, parse_conf
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.files.fingerprints import content_hash
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.hdf5 import naming_damage, open_h5, read_finite_numbers
 from sfm_matchers.files.replacing import files_below
 from sfm_matchers.files.text import read_text, write_text, written_whole
@@ -102,15 +102,18 @@ def read_settings(path: str | Path) -> MapSettings:
         raise InputError(f"{path} is no map: make one by python -m pipelines.map build")
     try:
         content = json.loads(read_text(about))
+        checksum = content.pop("checksum", None)  # earlier versions wrote none
         if content["format"] != FORMAT:
             raise InputError(
                 f"{path} is a map of format {content['format']}, this version reads {FORMAT}: "
                 "build it again"
             )
+        if checksum not in (None, fingerprint(content)):
+            raise ValueError("its checksum is of another content")
         return MapSettings(**content)
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{about} is damaged: build the map again ({one_line(error)})") from error
 
 
@@ -124,7 +127,9 @@ def write_settings(path: Path, settings: MapSettings) -> None:
         for part in (MODEL, FEATURES, RETRIEVAL, WEIGHTS)
         for file in files_below(path / part)
     }
-    write_text(path / ABOUT, json.dumps({**asdict(settings), "files": files}, indent=1))
+    content = json.loads(json.dumps({**asdict(settings), "files": files}))  # as it is read
+    checksum = fingerprint(content)
+    write_text(path / ABOUT, json.dumps({**content, "checksum": checksum}, indent=1))
 
 
 def check(path: Path, settings: MapSettings, largest: float = np.inf) -> None:

@@ -7,7 +7,6 @@ GET  /docs        the page of the API; its schema is /openapi.json
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.localization.query_files import parse_camera
 from sfm_matchers.photos.images import open_photo
@@ -93,8 +93,8 @@ def create_app(localizer: Localizer, *, max_bytes: int, max_pixels: int) -> Fast
         name = Path((image.filename or "photo").replace("\\", "/")).name or "photo"
         given = _camera(camera)
         # Through a file, as `pipelines.localize` reads it: EXIF is where a camera is looked for.
-        with tempfile.TemporaryDirectory(prefix="sfm-matchers-") as folder:
-            path = Path(folder) / f"photo{_suffix(name)}"
+        with scratch_folder() as folder:
+            path = folder / f"photo{_suffix(name)}"
             content = image.file.read(max_bytes + 1)
             if len(content) > max_bytes:
                 raise HTTPException(TOO_LARGE, f"the photo has more than {max_bytes} bytes")

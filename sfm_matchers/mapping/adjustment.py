@@ -52,9 +52,12 @@ def adjust_robustly(
     bounds = pycolmap.IncrementalMapperOptions()
     manager = pycolmap.ObservationManager(model)
     manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
-    # Photos that no point supports any more are not registered.
-    for frame_id in manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS):
+    # Photos that no point supports any more are not registered, and leave the model.
+    unsupported = manager.filter_frames(0, np.inf, np.inf, MIN_OBSERVATIONS)
+    for frame_id in unsupported:
         manager.deregister_frame(frame_id)
+    if unsupported:
+        model.tear_down()
 
 
 def robust_scale(model: pycolmap.Reconstruction) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
 from sfm_matchers.files.hdf5 import holds, open_h5, read_keypoints, read_matches
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import Space
 from sfm_matchers.files.text import written_whole
 from sfm_matchers.machine.progress import progress
@@ -60,9 +60,9 @@ def _import_undecoded(
 ) -> None:
     """Add photos that COLMAP does not decode: it is shown black ones of their size and EXIF."""
     logger.info("%d photos, such as %s, are not decoded by COLMAP, but here", len(names), names[0])
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         for name in names:
-            stand_in = Path(folder) / name
+            stand_in = folder / name
             stand_in.parent.mkdir(parents=True, exist_ok=True)
             with open_photo(image_dir / name) as photo:
                 exif = photo.info.get("exif", b"")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 import pycolmap
@@ -12,6 +11,7 @@ import pycolmap
 from sfm_matchers.errors import InputError, OutputError, one_line
 from sfm_matchers.files.names import check_name
 from sfm_matchers.files.replacing import flush, temporary_beside
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import GOES_ON, writing
 from sfm_matchers.files.text import read_text
 from sfm_matchers.mapping.model_tables import TABLES, check_tables, counts_of, has_tables
@@ -56,9 +56,9 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
 
 def _check_as_tables(model: pycolmap.Reconstruction) -> None:
     """Look through a model that was text; raise InputError if it cannot be."""
-    with tempfile.TemporaryDirectory() as name:
-        model.write_binary(name)
-        check_tables(Path(name))
+    with scratch_folder() as folder:
+        model.write_binary(folder)
+        check_tables(folder)
 
 
 def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
@@ -170,8 +170,7 @@ def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
             if index + 1 == len(lines) or _is_image(lines[index + 1]):
                 complete.append("")
         lines = complete
-    with tempfile.TemporaryDirectory() as name:
-        copy = Path(name)
+    with scratch_folder() as copy:
         for table in ("cameras", "points3D", "rigs", "frames"):
             if (folder / f"{table}.txt").is_file():
                 shutil.copy(folder / f"{table}.txt", copy)

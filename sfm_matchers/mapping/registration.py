@@ -46,6 +46,9 @@ def register_left_out(
     with quiet_colmap(), pycolmap.Database.open(database_path) as database:
         options = pycolmap.DatabaseCacheOptions(image_names=registered.union(names))
         cache = pycolmap.DatabaseCache.create(database, options)
+    for camera_id, camera in model.cameras.items():  # COLMAP refuses other models of cameras
+        if cache.exists_camera(camera_id):
+            cache.cameras[camera_id] = camera
     with quiet_colmap():
         if not _register(larger, cache, set(fixed_cameras)):
             return model

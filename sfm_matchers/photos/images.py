@@ -31,6 +31,8 @@ _XMP_WITHIN = 1 << 18  # bytes from the beginning of a file
 _FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
 # EXIF's orientation -> counter-clockwise quarters to upright; mirrored photos are left as they are.
 _QUARTERS_TO_UPRIGHT = {3: 2, 6: 3, 8: 1}
+_UNDECODABLE = "cannot be decoded as an image (damaged, or another format)"
+_PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pillow's modes of TIFFs whose levels are floating-point numbers or integers of 32 bits.
 _WIDE_MODES = ("F", "I")
@@ -90,6 +92,8 @@ def decode_pixels(path: Path, flags: int) -> np.ndarray:
         raise InputError(f"{path} is empty")
     if heif.is_heif(encoded[: heif.HEAD_BYTES].tobytes()):
         return _decode_heif(path, flags)
+    if not _has_whole_chunks(encoded):
+        raise InputError(f"{path} {_UNDECODABLE}")
     orientation, is_colour = 1, flags != cv2.IMREAD_UNCHANGED and flags % 2 == cv2.IMREAD_COLOR
     if encoded[:4].tobytes() in _TIFF_MARKS:
         with open_photo(path) as photo:
@@ -105,8 +109,23 @@ def decode_pixels(path: Path, flags: int) -> np.ndarray:
         image = _stretched(image)
         image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if is_colour else image
     if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{path} cannot be decoded as an image (damaged, or another format)")
+        raise InputError(f"{path} {_UNDECODABLE}")
     return from_upright(image, orientation)
+
+
+def _has_whole_chunks(encoded: np.ndarray) -> bool:
+    """False of a PNG whose chunks are longer than the file: OpenCV takes memory for them first."""
+    if encoded[: len(_PNG_MARK)].tobytes() != _PNG_MARK:
+        return True
+    at = len(_PNG_MARK)
+    while at + 8 <= encoded.size:
+        length = int.from_bytes(encoded[at : at + 4].tobytes(), "big")
+        if at + 8 + length > encoded.size:
+            return False
+        if encoded[at + 4 : at + 8].tobytes() == b"IEND":
+            break
+        at += length + 12  # its length, name and checksum
+    return True
 
 
 def _decode_heif(path: Path, flags: int) -> np.ndarray:

@@ -58,6 +58,8 @@ def write_localization_report(
     model: pycolmap.Reconstruction,
     results: Sequence[LocalizedQuery],
     summary: Mapping[str, Any] | None = None,
+    *,
+    has_map_photos: bool = True,
 ) -> Path:
     """Write the page, which needs no other file.
 
@@ -67,6 +69,7 @@ def write_localization_report(
         model: the map.
         results: of all queries; pictures are drawn for `MAX_PICTURES` of them, evenly spread.
         summary: its ``verdict`` and ``verdict_level`` (good, fair or poor) stand on top.
+        has_map_photos: they are there; otherwise queries are not shown beside them.
 
     Returns:
         The path.
@@ -75,7 +78,8 @@ def write_localization_report(
 
     def write() -> None:
         orientations = {
-            image.name: orientation_of(image_dir / image.name) for image in model.images.values()
+            image.name: orientation_of(image_dir / image.name) if has_map_photos else 1
+            for image in model.images.values()
         }
         build = partial(build_scene, model, orientations)
         scene = attempted("the map", build, _no_scene())
@@ -89,7 +93,7 @@ def write_localization_report(
                 "click_note": CLICK_NOTE,
                 "without": _without_pose(results),
                 "rows": "".join(_row(result) for result in results),
-                "figures": _figures(results, image_dir, model),
+                "figures": _figures(results, image_dir, model) if has_map_photos else "",
                 "run": run_html(image_dir),
                 "data": script_json(_page_data(scene, results)),
             },

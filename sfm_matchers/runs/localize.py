@@ -150,6 +150,12 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
     workspace, prefix = Workspace(options.outputs), folder.name + "/"
     matching = choose_matching(replace(options, matcher=localizer.conf.name))
     names = new_photos(folder, prefix, ())
+    same = sorted({image.name for image in localizer.model.images.values()}.intersection(names))
+    if same:
+        raise InputError(
+            f"the map has photos of the names of queries, such as {same[0]}: give the queries in a "
+            "folder of another name"
+        )
     job = start_job(matching, folder.parent, workspace, names)
     cameras = given_cameras(options)
     queries = make_queries(job, names, prefix, cameras, localizer.model, options)
@@ -159,11 +165,15 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
         found = localizer.localize_queries(readable, paths, sequence=options.sequence)
     job.check_photos_unchanged()
     workspace.keep_seconds()
-    return write_localization(job, localizer.model, [*failed, *found])
+    return write_localization(job, localizer.model, [*failed, *found], has_map_photos=False)
 
 
 def write_localization(
-    job: MatchingJob, model: pycolmap.Reconstruction, results: list[LocalizedQuery]
+    job: MatchingJob,
+    model: pycolmap.Reconstruction,
+    results: list[LocalizedQuery],
+    *,
+    has_map_photos: bool = True,
 ) -> LocalizeResult:
     """Write the poses, the log, the map with the queries and the report."""
     image_dir, workspace = job.image_dir, job.workspace
@@ -172,7 +182,9 @@ def write_localization(
     write_model(extended, workspace.extended_map)
     verdict = judge_localization(results, job.conf.name)
     summary = {"verdict": verdict.text, "verdict_level": verdict.level}
-    report = write_localization_report(workspace.report, image_dir, model, results, summary)
+    report = write_localization_report(
+        workspace.report, image_dir, model, results, summary, has_map_photos=has_map_photos
+    )
     files = {
         "poses": workspace.poses,
         "log of all queries": log_path,

@@ -14,6 +14,7 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.files.entries import copy_entries
 from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.files.staged import copy_staged
 from sfm_matchers.files.text import written_whole
 from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.map_folder import MapSettings
@@ -82,20 +83,33 @@ def build(options: MapOptions) -> MapSettings:
     work = output / BUILD
     work.mkdir(parents=True, exist_ok=True)
     workspace = Workspace(work)
-    _take_from_run(Path(options.model), output, workspace, conf, label)
+    earlier = _earlier_map(output)
+    if earlier is not None:
+        copy_staged(output / map_folder.FEATURES, workspace.features(conf))
+    _take_from_run(Path(options.model), workspace, conf, label)
     names = sorted(image.name for image in reference.images.values())
     mask_dir = None if options.mask_dir is None else Path(options.mask_dir)
     job = start_job(matching, image_dir, workspace, names, mask_dir=mask_dir)
     source = _source(job, matching, conf, pairs, reference)
-    if map_folder.is_map(output):
-        settings = map_folder.read_settings(output)
-        if settings.source == source:
-            map_folder.check(output, settings)
-            shutil.rmtree(work)
-            logger.info("%s is complete, and of these inputs", output)
-            return settings
+    if earlier is not None and earlier.source == source:
+        shutil.rmtree(work)
+        logger.info("%s is complete, and of these inputs", output)
+        return earlier
     settings = _finish(output, job, conf, source, pairs, label, reference)
     shutil.rmtree(work)
+    return settings
+
+
+def _earlier_map(output: Path) -> MapSettings | None:
+    """The map that is there; None if there is none, or a damaged one."""
+    if not map_folder.is_map(output):
+        return None
+    try:
+        settings = map_folder.read_settings(output)
+        map_folder.check(output, settings)
+    except InputError as error:
+        logger.warning("%s: it is built again now", error)
+        return None
     return settings
 
 
@@ -166,26 +180,20 @@ def _source(
     )
 
 
-def _take_from_run(
-    model: Path, output: Path, workspace: Workspace, conf: SparseConf, label: str
-) -> None:
-    """Begin with the features and matches of an earlier map, or of the run that made the model.
+def _take_from_run(model: Path, workspace: Workspace, conf: SparseConf, label: str) -> None:
+    """Begin with the features and matches of the run that made the model.
 
     Those that are not of these photos and settings are made again, see `StagedFile`.
     """
     feature_path = workspace.features(conf)
-    if not feature_path.exists() and (output / map_folder.FEATURES).is_file():
-        shutil.copyfile(output / map_folder.FEATURES, feature_path)
     folder = model_folder(model)
     for run in dict.fromkeys((model, folder, folder.parent, folder.parent.parent)):
         found = run / feature_path.name
         if not found.is_file():
             continue
         logger.info("Features of %s are taken from %s", conf.name, run)
-        if not feature_path.exists():
-            shutil.copyfile(found, feature_path)
+        copy_staged(found, feature_path)
         matches = sorted(run.glob(f"{conf.output}_*.h5"), key=lambda path: path.stat().st_size)
-        match_path = workspace.matches(conf, label)
-        if matches and not match_path.exists():
-            shutil.copyfile(matches[-1], match_path)
+        if matches:
+            copy_staged(matches[-1], workspace.matches(conf, label))
         return

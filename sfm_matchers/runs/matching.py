@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from sfm_matchers.confs import Conf, Detail, DetectorFreeConf, SparseConf, load_conf, with_detail
 from sfm_matchers.errors import (
+    InputError,
     PhotoChangedError,
 )
 from sfm_matchers.features.extraction import extract_features
@@ -83,6 +84,8 @@ def choose_matching(
         InputError: unknown matcher or device, or options that contradict each other.
     """
     conf = with_detail(load_conf(str(options.matcher)), detail)
+    if _is_colmaps(conf) and str(options.weights) != "bundled":
+        raise InputError(f"--weights {options.weights}: {conf.name} has none, leave the option out")
     device = _device(conf, options.device)
     executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
     return Matching(conf, str(options.weights), device, executor, detail)

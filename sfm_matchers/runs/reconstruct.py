@@ -169,13 +169,14 @@ def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
     formats = list(parse_formats(options.export))
     if formats:
         check_place(formats, image_dir, workspace.path, model_dir=workspace.model, is_run=True)
-    matcher = options.matcher
-    if matcher == AUTO:
+    first = options
+    if options.matcher == AUTO:
         if options.shard is not None or options.merge:
             raise InputError(f"shards need a --matcher other than {AUTO}, which decides on the way")
-        matcher = AUTO_MATCHERS[0]
+        # The weights are those of the second one.
+        first = replace(options, matcher=AUTO_MATCHERS[0], weights=MatchOptions.weights)
     matching = choose_matching(
-        replace(options, matcher=matcher),
+        first,
         options.shard,
         merge=options.merge,
         detail=options.detail,

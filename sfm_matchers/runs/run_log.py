@@ -17,6 +17,8 @@ from typing import Any
 
 import sfm_matchers
 
+logger = logging.getLogger(__name__)
+
 LIBRARIES = ("torch", "pycolmap", "numpy", "opencv-python-headless", "kornia", "h5py")
 
 
@@ -35,8 +37,10 @@ class RunLog:
     def __enter__(self) -> RunLog:
         self._start = time.monotonic()
         self._handler: logging.Handler = logging.NullHandler()
-        with contextlib.suppress(OSError):
+        try:
             self._handler = _Appending(self.path, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            logger.warning("%s is not written: %s", self.path, error.strerror or error)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._write(self._beginning())
         logging.getLogger("sfm_matchers").addHandler(self._handler)

@@ -19,8 +19,9 @@ from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair, write_pairs
 from sfm_matchers.files.replacing import (
     files_below,
+    make_way,
     remove_left_behind,
-    temporary_beside,
+    temporary_folder,
 )
 from sfm_matchers.photos.checked import NOTE as PHOTOS
 from sfm_matchers.photos.folders import REPORT_PICTURES, is_output
@@ -221,18 +222,30 @@ class Workspace:
             if not (self.path / name).exists():
                 return self.path / name
         for name, known in note["files"].items():
+            path = self.path / name
             try:
-                if content_hash(self.path / name) != known:
-                    return self.path / name
+                if not path.is_file() or content_hash(path) != known:  # a pipe never ends
+                    return path
             except OSError:
-                return self.path / name
+                return path
         return None
 
     # The folder as a whole.
 
-    def alone(self, shard: str | None = None) -> contextlib.AbstractContextManager[None]:
-        """Keep other runs out of the folder; see `files.locks.exclusive`."""
-        return exclusive(self.path, shard)
+    @contextlib.contextmanager
+    def alone(self, shard: str | None = None) -> Iterator[None]:
+        """Keep other runs out of the folder; see `files.locks.exclusive`.
+
+        Raises:
+            InputError: another run works in it, it cannot be written to, or something lies in the
+                place of a file.
+        """
+        with exclusive(self.path, shard):
+            if shard is None:
+                for pattern in _FILES:
+                    for path in self.path.glob(pattern):
+                        make_way(path)
+            yield
 
     def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:
         """Wait until no run of another shard is in this block."""
@@ -242,14 +255,10 @@ class Workspace:
     def trial(self) -> Iterator[Workspace]:
         """Give an empty workspace inside this one, for results that may be better; it goes after
         the block. Its seconds count as those of this one."""
-        folder = temporary_beside(self.path / "cameras")
-        folder.mkdir()
-        try:
+        with temporary_folder(self.path / "cameras") as folder:
             trial = Workspace(folder)
             trial._parent = self
             yield trial
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
         """Delete what reconstructions write, and nothing else; the log goes on."""
@@ -291,6 +300,31 @@ _CLEARED = (
     "database.db*",
     *(f"{pattern}*" for pattern in _HDF5),
     *(f".{pattern}.sha256" for pattern in _HDF5),
+)
+
+# Single files: a folder or a pipe of such a name stands in the way.
+_FILES = (
+    PHOTOS,
+    *REPORT_PICTURES,
+    "cameras.json",
+    "camera_models.json",
+    "look_alikes.json",
+    "exports.json",
+    "steps.json",
+    "map.json",
+    "report.html",
+    "log.txt",
+    "pairs-*.txt",
+    "poses.txt",
+    "poses_log.jsonl",
+    "database.db",
+    *_HDF5,
+    *(f".{pattern}.sha256" for pattern in _HDF5),
+    "features.h5",
+    "retrieval.h5",
+    "model/*.bin",
+    "map-*/*.bin",
+    "map-*/database.db",
 )
 
 

@@ -27,6 +27,7 @@ from sfm_matchers.networks.precision import has_fast_bfloat16
 from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.data.photographs import Photographs
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
+from sfm_matchers.weights.loading import check_finite, load_state_dict_file
 from sfm_matchers.weights.registry import WeightsMetadata
 from sfm_matchers.weights.safetensors_file import read_as_float32, save_half_precision
 
@@ -292,14 +293,15 @@ class Trainer:
 
         Raises:
             InputError: there is no such file, or it is of another network.
-            WeightsError: the file of weights is damaged.
+            WeightsError: the file is damaged, or of other things, or not all of it is finite.
         """
         if not path.is_file():
             raise InputError(f"no file {path}: give a checkpoint.pt or weights.safetensors")
         if path.suffix == ".safetensors":
             average = read_as_float32(path)
         else:
-            average = torch.load(path, map_location=self.device, weights_only=True)["average"]
+            average = load_state_dict_file(path)
+        check_finite(average, path)
         try:
             self.network.load_state_dict(average)
         except RuntimeError as error:
@@ -310,12 +312,16 @@ class Trainer:
         """Go on from the checkpoint in the output folder, if there is one.
 
         Raises:
-            InputError: if the checkpoint was made with options that change the course of the run.
+            InputError: if the checkpoint was made with options that change the course of the run,
+                or is damaged.
         """
         path = self.output / CHECKPOINT_NAME
         if not path.exists():
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:  # of garbage torch raises anything
+            raise InputError(f"{path} is damaged: delete it to begin anew") from error
         for key in (
             "steps",
             "batch_size",

@@ -239,7 +239,7 @@ def _load_strictly(
     """Rename what a file holds and copy it into a network, widened to the network's dtype.
 
     Raises:
-        WeightsError: a tensor is missing, unknown, or of another shape.
+        WeightsError: a tensor is missing, unknown, or of another shape or kind of numbers.
     """
     try:
         state_dict = convert(stored)
@@ -253,12 +253,20 @@ def _load_strictly(
         for key in own
         if key in state_dict and state_dict[key].shape != own[key].shape
     ]
+    whole = [
+        f"{key} as {state_dict[key].dtype}".replace("torch.", "")
+        for key in own
+        if key in state_dict
+        and own[key].is_floating_point()
+        and not state_dict[key].is_floating_point()
+    ]
     faults = [
         f"{len(keys)} {what} (first: {keys[0]})"
         for what, keys in [
             ("tensors missing", missing),
             ("not known", foreign),
             ("of another shape", reshaped),
+            ("not of floating point", whole),
         ]
         if keys
     ]

@@ -471,6 +471,23 @@ def test_a_pair_without_matches0_is_not_done(folder: Path) -> None:
     assert read_results(folder) == results
 
 
+@pytest.mark.parametrize("existing", ["keep", "update"])
+@pytest.mark.parametrize("lost", ["a pair", "the file"])
+def test_lost_matches_of_refined_keypoints_are_made_again(
+    folder: Path, existing: str, lost: str
+) -> None:
+    options = AggregationOptions(2, 8, refined=True)
+    run(folder, options=options, existing=existing)
+    results = read_results(folder)
+    if lost == "a pair":
+        with h5py.File(folder / "matches.h5", "a") as file:
+            del file[names_to_pair(*PAIRS[0])]
+    else:
+        (folder / "matches.h5").unlink()
+    run(folder, options=options, existing=existing)
+    assert read_results(folder) == results
+
+
 def test_keep_freezes_keypoints_and_update_rebuilds_them(folder: Path, tmp_path: Path) -> None:
     run(folder, PAIRS[:3])
     before = read_results(folder)

@@ -73,7 +73,9 @@ def test_estimates_are_those_of_the_pipeline(
             assert_same(found, query)
 
 
-def test_a_copied_map_needs_no_photos(place: Path, tmp_path: Path) -> None:
+def test_a_copied_map_needs_no_photos(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(place / "ready", tmp_path / "elsewhere")
     assert not list((place / "ready").rglob("*.jpg"))
     options = ["--map", str(tmp_path / "elsewhere"), "--queries", str(place / "new")]
@@ -85,6 +87,19 @@ def test_a_copied_map_needs_no_photos(place: Path, tmp_path: Path) -> None:
         distance = np.linalg.norm(centres[f"new/{image.name}"] - image.projection_center())
         assert distance < 0.1
     assert (tmp_path / "out" / "report.html").is_file()
+    assert "goes without" not in caplog.text  # photos of the map are not looked for
+
+
+def test_queries_of_the_names_of_photos_of_the_map_are_refused(place: Path, tmp_path: Path) -> None:
+    model = pycolmap.Reconstruction(place / "truth")
+    for image in model.images.values():
+        image.name = f"photos/{image.name}"
+    (tmp_path / "model").mkdir()
+    model.write(tmp_path / "model")
+    build(MapOptions(tmp_path / "model", place, tmp_path / "map", "sift"))
+    options = LocalizeOptions(tmp_path / "map", None, place / "photos", tmp_path / "out")
+    with pytest.raises(InputError, match=r"photos/0000\.jpg: give the queries in a folder"):
+        localize_run.run(options)
 
 
 def test_arrays_and_given_cameras(place: Path, localizer: Localizer) -> None:

@@ -10,6 +10,7 @@ from sfm_matchers.mapping.adjustment import (
     drop_doubled_observations,
     robust_adjustment,
 )
+from sfm_matchers.mapping.pose_covariances import pose_covariances
 from sfm_matchers.synthetic import look_at
 
 NUM_IMAGES, NUM_POINTS = 4, 60
@@ -65,6 +66,17 @@ def test_no_point_keeps_two_observations_of_one_photo() -> None:
         assert not any(owners[:NUM_POINTS])
     assert drop_doubled_observations(model) == 0
     assert model.is_valid()
+
+
+def test_photos_that_no_point_supports_leave_the_model() -> None:
+    model = model_with_doubles()
+    for row, point in enumerate(model.images[4].points2D):
+        if point.has_point3D() and row != NUM_POINTS + 1:
+            model.delete_observation(4, row)
+    adjust_robustly(model, robust_adjustment(1))
+    assert sorted(model.images) == [1, 2, 3]
+    assert all(frame.has_pose() for frame in model.frames.values())
+    assert len(pose_covariances(model)) == 3
 
 
 def test_the_last_adjustment_sees_each_point_once_a_photo() -> None:

@@ -51,6 +51,13 @@ def test_what_is_wrong_with_a_photo(photos: Path, tmp_path: Path, fault: str) ->
     assert fault_of_photo(photos, "0000.jpg") == ""
 
 
+@pytest.mark.parametrize("size", [(1, 4320), (4320, 1), (1, 1)])
+def test_photos_of_any_shape_are_looked_at(tmp_path: Path, size: tuple[int, int]) -> None:
+    levels = np.random.default_rng(0).integers(0, 255, size)
+    write(tmp_path / "a.png", levels.astype(np.uint8))
+    assert fault_of_photo(tmp_path, "a.png") in ("", "blank", "blurred")
+
+
 def test_masked_photos_are_said_to_be(photos: Path, tmp_path: Path) -> None:
     write(tmp_path / "mask.png", np.zeros((240, 320), np.uint8))
     assert "masked" in fault_of_photo(photos, "0000.jpg", tmp_path / "mask.png")

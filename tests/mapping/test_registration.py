@@ -47,6 +47,8 @@ def test_a_better_lens_lets_photos_in(tmp_path: Path) -> None:
     camera = model.cameras[1]
     simple = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 1000, 1280, 960)
     camera.model, camera.params = simple.model, simple.params.tolist()
+    with pycolmap.Database.open(tmp_path / "database.db") as database:  # as it was mapped
+        database.update_camera(camera)
     for _ in range(2):
         adjust_robustly(model, robust_adjustment(1))
     (larger,), (choice,) = choose_for_models([model], (), tmp_path / "database.db", 1)

@@ -189,6 +189,13 @@ def floating_point_tiff(path: Path) -> str:
     )
 
 
+def chunk_longer_than_file(path: Path) -> str:
+    """OpenCV would take 4 GB for it."""
+    image().save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:33] + b"\xff\xff\xff\xffIDAT" + bytes(99))
+    return "cannot be decoded"
+
+
 def too_large(path: Path) -> str:
     """A PNG of a million rows and columns, of which only the header is there."""
     image().save(path, "PNG")
@@ -223,6 +230,7 @@ USELESS = {
     "JPEG, all but its end": cut_off(0.98, "JPEG"),
     "JPEG, its header": cut_off(0.02, "JPEG", "is not an image"),
     "PNG, half of it": cut_off(0.5, "PNG"),
+    "PNG, a chunk longer than it": chunk_longer_than_file,
     "WebP, half of it": cut_off(0.5, "WEBP"),
     "TIFF of floating point": floating_point_tiff,
     "too large": too_large,
@@ -247,6 +255,15 @@ def test_a_useless_photo_is_named_and_the_others_stay(
     assert line.startswith(f"left out: {images / 'bad.jpg'} ")
     assert message in line
     assert "\n" not in line
+
+
+def test_weights_for_a_matcher_without_any_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image().save(tmp_path / "a.png")
+    folders = ["--image_dir", str(tmp_path), "--outputs", str(tmp_path / "out")]
+    assert main([*folders, "--matcher", "sift", "--weights", "mine.safetensors"]) == 2
+    assert "--weights mine.safetensors: sift has none" in capsys.readouterr().err
 
 
 def test_damaged_exif_is_no_exif(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -18,18 +19,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rendered_room import photograph_room
 
+from pipelines import export
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
-from sfm_matchers.files import revisions, space
+from sfm_matchers.exports import export_model
+from sfm_matchers.exports.outputs import PREPARED
+from sfm_matchers.files import revisions, scratch, space
 from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.notes import read_memory, write_memory
+from sfm_matchers.files.replacing import files_below, temporary_beside
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import check_space
 from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.localization.localizer import Localizer
+from sfm_matchers.localization.map_folder import read_settings
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.reports import model_in_3d, pictures, reconstruction
 from sfm_matchers.runs import matching
+from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.workspace import Workspace
@@ -119,6 +128,36 @@ def test_damaged_results_are_made_again(
     assert "again" not in caplog.text
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_folders_and_pipes_in_the_place_of_files_make_way(
+    photos: Path, finished: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--image_dir", str(photos), "--outputs", str(outputs), "--matcher", "sift"]
+    in_the_way = {
+        "photos.json": Path.mkdir,
+        FEATURES: os.mkfifo,
+        f".{MATCHES}.sha256": Path.mkdir,
+        "database.db": os.mkfifo,
+        "weakest_pair.png": Path.mkdir,
+        "log.txt": os.mkfifo,
+        "sparse/0/frames.bin": os.mkfifo,
+    }
+    for name, make in in_the_way.items():
+        (outputs / name).unlink(missing_ok=True)
+        make(outputs / name)
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    del in_the_way["sparse/0/frames.bin"]  # its whole folder is made again
+    assert all(f"{outputs / name} was not a file: it is deleted" in said for name in in_the_way)
+    assert tables(outputs) == tables(finished)
+    (outputs / "steps.json").unlink()
+    (outputs / "steps.json" / "mine").mkdir(parents=True)
+    assert main(arguments) == 2
+    assert f"{outputs / 'steps.json'} is not a file, as it must be: move it away" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_note_does_not_outlive_its_result(
     photos: Path, finished: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +237,95 @@ def test_pictures_of_photos_of_any_shape(shape: tuple[int, int]) -> None:
     assert pictures.jpeg_url(small)
 
 
+def test_damaged_exports_are_made_again(photos: Path, finished: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(photos, tmp_path / "photos"))
+    folder = tmp_path / "out"
+    export_model(finished, images, folder, ["nerfstudio"])
+    photo = folder / "images" / "0001.jpg"
+    content = photo.read_bytes()
+    for damage in (cut, emptied, flipped):
+        photo.unlink()  # it may be a link to the photo
+        photo.write_bytes(damage(content))
+        export_model(finished, images, folder, ["nerfstudio"])
+        assert photo.read_bytes() == content
+
+
+# ---------------------------------------------------------------------------------------------
+# Maps
+
+
+@pytest.fixture(scope="module")
+def finished_map(finished: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("map")
+    build(MapOptions(finished, photos, folder, "sift"))
+    return folder
+
+
+def map_content(folder: Path) -> dict[str, bytes]:
+    parts = [path for path in files_below(folder) if path.suffix in (".bin", ".json")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in parts}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("map.json", cut),
+        ("map.json", flipped),
+        ("features.h5", zeroed),
+        ("features.h5", emptied),
+        ("retrieval.h5", cut),
+        ("model/images.bin", flipped),
+        ("model/points3D.bin", emptied),
+    ],
+)
+def test_damaged_maps_are_built_again(
+    photos: Path,
+    finished: Path,
+    finished_map: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    folder = Path(shutil.copytree(finished_map, tmp_path / "map"))
+    path = folder / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"again"):
+        Localizer(folder)
+    caplog.set_level(logging.WARNING)
+    build(MapOptions(finished, photos, folder, "sift"))
+    assert map_content(folder) == map_content(finished_map)
+    (line,) = [record.getMessage() for record in caplog.records if "again" in record.getMessage()]
+    assert str(path) in line
+    assert not (folder / "build").exists()
+
+
+def test_maps_are_built_of_damaged_runs(
+    photos: Path, outputs: Path, finished_map: Path, tmp_path: Path
+) -> None:
+    for name, damage in ((FEATURES, cut), (MATCHES, emptied)):
+        (outputs / name).write_bytes(damage((outputs / name).read_bytes()))
+    build(MapOptions(outputs, photos, tmp_path / "map", "sift"))
+    assert (
+        map_content(tmp_path / "map")["model/points3D.bin"]
+        == (map_content(finished_map)["model/points3D.bin"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"ratio"', '"ratios"'), ('"bytes"', '"bites"'), ("0.", "1.")]
+)
+def test_a_changed_description_of_a_map_is_refused(
+    finished_map: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    folder = Path(shutil.copytree(finished_map, tmp_path / "map"))
+    about = (folder / "map.json").read_text()
+    assert old in about
+    (folder / "map.json").write_text(about.replace(old, new, 1))
+    with pytest.raises(InputError, match=r"map\.json is damaged: build the map again"):
+        read_settings(folder)
+
+
 # ---------------------------------------------------------------------------------------------
 # Notes
 
@@ -235,6 +363,33 @@ def test_what_kills_leave_is_deleted_by_the_next_run(tmp_path: Path) -> None:
     with exclusive(tmp_path):
         assert not any((tmp_path / name).exists() for name in (*left, ".sparse.0123abcd.tmp"))
         assert all((tmp_path / name).exists() for name in kept)
+
+
+def test_scratch_folders_of_killed_runs_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    with scratch_folder() as at_work:
+        left = Path(shutil.copytree(at_work, tmp_path / "sfm-matchers-left"))
+        other = tmp_path / "sfm-matchers-other"  # no lock of ours in it
+        other.mkdir()
+        for folder in (at_work, left, other):
+            os.utime(folder, (0, 0))
+        scratch._remove_left_behind.cache_clear()
+        with scratch_folder():
+            assert at_work.exists()
+            assert other.exists()
+            assert not left.exists()
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_what_killed_exports_leave_is_deleted(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    left = [temporary_beside(folder / name) for name in (PREPARED, "undistorted")]
+    for path in left:
+        (path / "staged").mkdir(parents=True)
+    assert export.main(["model", str(finished), "--output", str(folder), "--formats", "ply"]) == 0
+    assert not any(path.exists() for path in left)
 
 
 # ---------------------------------------------------------------------------------------------

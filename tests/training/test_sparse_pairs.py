@@ -11,7 +11,7 @@ from lightglue_weights import CONFIG, DIM, LAYERS, lightglue_state_dict
 from posed_photographs import write_posed_photographs
 from torch import Tensor
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, WeightsError
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.synthetic import Camera, camera_path, make_scene
 from sfm_matchers.training.data.megadepth import PosedPhotographs, load_megadepth
@@ -220,6 +220,29 @@ def test_a_run_may_start_from_the_checkpoint_of_another(
     network = MambaGlueTask(SIFT, start=Start(path)).build_network(photographs, CPU)
     for name, tensor in first.average.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor)
+
+
+def test_damaged_starts_and_checkpoints_are_named(
+    photographs: Photographs, start: Path, tmp_path: Path
+) -> None:
+    options = TrainingOptions(steps=10, batch_size=1)
+    trainer = Trainer(MambaGlueTask(SIFT), options, photographs, tmp_path / "run", CPU)
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"\xff\xd8\xff\xe0" * 50)
+    with pytest.raises(WeightsError, match=r"a\.jpg: damaged"):
+        trainer.load_initial_weights(photo)
+    weights = trainer.network.state_dict()
+    weights["posenc.Wr.weight"].view(-1)[0] = np.nan
+    torch.save(weights, tmp_path / "nan.pt")
+    with pytest.raises(WeightsError, match="not finite"):
+        trainer.load_initial_weights(tmp_path / "nan.pt")
+    with pytest.raises(WeightsError, match="not finite"):
+        MambaGlueTask(SIFT, start=Start(tmp_path / "nan.pt")).build_network(photographs, CPU)
+    trainer.save()
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"checkpoint\.pt is damaged"):
+        trainer.resume()
 
 
 def test_a_start_of_another_size_is_refused(photographs: Photographs, start: Path) -> None:

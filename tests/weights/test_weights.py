@@ -153,6 +153,16 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
         load_network("jamma", str(path))
 
 
+def test_weights_of_whole_numbers_are_refused(tmp_path: Path) -> None:
+    state_dict = JamMa().state_dict()
+    key = next(key for key, tensor in state_dict.items() if tensor.is_floating_point())
+    state_dict[key] = state_dict[key].to(torch.int32)
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(state_dict, path)
+    with pytest.raises(WeightsError, match=rf"not of floating point \(first: {key} as int32\)"):
+        load_network("jamma", str(path))
+
+
 def test_a_damaged_bundled_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "bundled").mkdir()
     (tmp_path / "bundled" / "jamma.safetensors").write_bytes(b"version https://git-lfs")

@@ -41,7 +41,7 @@ from sfm_matchers.training.schedule import (
 )
 from sfm_matchers.weights.convert_lightglue import convert_either
 from sfm_matchers.weights.download import file_sha256
-from sfm_matchers.weights.loading import load_state_dict_file
+from sfm_matchers.weights.loading import check_finite, load_state_dict_file
 
 # COLMAP orders its features octave by octave; training and use agree on the order by scale.
 SIFT_CONFIG = MambaGlueConfig(features="sift", keypoint_order="score")
@@ -97,9 +97,13 @@ class MambaGlueTask:
         network = self._matcher_of_descriptors(photographs, device)
         if self.start is None:
             return network
-        inherited = convert_either(load_state_dict_file(self.start.path))
+        try:
+            inherited = convert_either(load_state_dict_file(self.start.path))
+            positions = inherited["posenc.Wr.weight"]
+        except KeyError as error:
+            raise InputError(f"{self.start.path} holds weights of another network") from error
+        check_finite(inherited, self.start.path)
         own = network.state_dict()
-        positions = inherited["posenc.Wr.weight"]
         self._has_new_input = positions.shape[1] != own["posenc.Wr.weight"].shape[1]
         try:
             if self._has_new_input:
