@@ -33,8 +33,9 @@ NOISE_PER_INLIER = 0.04
 LEAST_INLIERS = 16
 # Of the extent of the map or, if less, of the distance of the points. Intrinsics are wrong, not
 # just inexact, where better ones move the camera further: a localized camera is within 1 %. So
-# estimated ones are worth little where the camera's standard deviation with them is above 0.4 %.
-WRONG_MOVE, MAX_UNCERTAINTY = 0.01, 0.004
+# estimated ones are worth little where the camera's standard deviation with them is above 0.6 %:
+# on rendered maps errors are 0.6 times as large (root mean square), and 1 % is 2.8 times that.
+WRONG_MOVE, MAX_UNCERTAINTY = 0.01, 0.006
 # Least extent of a map, of the distance of the points: photos may be taken from one place.
 LEAST_EXTENT = 0.2
 # Points that give the 11 numbers of a projection.

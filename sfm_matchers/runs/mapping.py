@@ -34,6 +34,7 @@ from sfm_matchers.mapping.shared_cameras import (
     try_own_cameras,
 )
 from sfm_matchers.photos.cameras import CameraGroups
+from sfm_matchers.photos.intrinsics import impossibility, improbability
 from sfm_matchers.runs.camera_models import camera_ids, choose_for_models
 from sfm_matchers.runs.match_graph import check_pairs
 from sfm_matchers.runs.matching import MatchingJob
@@ -342,12 +343,14 @@ class _CameraTrials:
 
         Returns:
             None if the median reprojection error is not below a limit in pixels, or the model has
-            fewer photos.
+            fewer photos or a camera that hardly exists: where cameras only turn, all fit.
         """
         with self.build.job.workspace.trial() as trial:
             models = self.build.make(CameraGroups(groups), trial)
             error = _median_error(models, self.shared)
             if not error < limit or models[0].num_reg_images() < num_photos:
+                return None
+            if any(impossibility(c) or improbability(c) for c in models[0].cameras.values()):
                 return None
             cameras = CameraGroups(groups, self._reason(groups, models[0], error))
             logger.warning("Cameras: %s", cameras.reason)
