@@ -106,14 +106,7 @@ def aggregate(
         of_image = provenance.of_image
         fixed = _open_fixed_keypoints(stack, fixed_features, feature_file, existing, of_image)
         provenance.add_all(fixed)
-        todo = _pairs_to_do(provenance, fixed, match_file)
-        together = {name for name in of_image if feature_file.is_made_of(name, of_image[name])}
-        if options.refined and any(
-            together.intersection(pair) and all(name in fixed for name in pair) for pair in todo
-        ):
-            # Matches that were made with these keypoints are lost, and come out with them only.
-            fixed = _LazyMapping([n for n in fixed if n not in together], fixed.__getitem__)
-            todo = _pairs_to_do(provenance, fixed, match_file)
+        todo, fixed = _work_to_do(provenance, fixed, match_file, feature_file)
         _check_sizes((name for name in of_image if name not in fixed), image_sizes)
         correspondences = _LazyMapping(todo, lambda pair: _read_inside(source, pair, image_sizes))
         results = assemble(correspondences, options, fixed)
@@ -124,6 +117,25 @@ def aggregate(
         text = "%d images got %d keypoints, %d of %d pairs got %d matches"
         logger.info(text, *summary[:3], len(provenance.versions), summary.num_matches)
     return summary
+
+
+def _work_to_do(
+    provenance: _Provenance,
+    fixed: Mapping[str, np.ndarray],
+    match_file: StagedFile,
+    feature_file: StagedFile,
+) -> tuple[list[Pair], Mapping[str, np.ndarray]]:
+    """The pairs whose matches are to be made, and the keypoints that stay."""
+    todo = _pairs_to_do(provenance, fixed, match_file)
+    of_image = provenance.of_image
+    together = {name for name in of_image if feature_file.is_made_of(name, of_image[name])}
+    if provenance.is_refined and any(
+        together.intersection(pair) and all(name in fixed for name in pair) for pair in todo
+    ):
+        # Matches that were made with these keypoints are lost, and come out with them only.
+        fixed = _LazyMapping([n for n in fixed if n not in together], fixed.__getitem__)
+        todo = _pairs_to_do(provenance, fixed, match_file)
+    return todo, fixed
 
 
 def _check_arguments(existing: str, correspondence_path: Path, match_path: Path) -> None:
@@ -194,6 +206,7 @@ class _Provenance:
 
     def __init__(self, versions: Mapping[Pair, str], options: AggregationOptions) -> None:
         self.versions = versions
+        self.is_refined = options.refined
         self._max_error = options.max_error
         self._contents: dict[str, str] = {}
         sources: dict[str, list[tuple[str, str, str]]] = {}
