@@ -48,6 +48,11 @@ def _jit(function: Callable[..., Any], fastmath: tuple[str, ...] = ("contract",)
         return njit(nogil=True, error_model="numpy", fastmath=set(fastmath))(function)
 
 
+def _inlined(function: Callable[..., Any]) -> Any:
+    """A part of a kernel, put into it before it is compiled: as fast as one function."""
+    return njit(nogil=True, error_model="numpy", inline="always")(function)
+
+
 @intrinsic
 def _times_power_of_two(typing_context, value, shifted):  # type: ignore[no-untyped-def]
     """value * 2^n, n being in the lowest bits of the float32 `shifted` (see ROUNDER)."""
@@ -189,6 +194,77 @@ def forward(  # type: ignore[no-untyped-def]
                 y[s, t, g, i] = out[i]
 
 
+@_inlined
+def _redo_block(  # type: ignore[no-untyped-def]
+    u, raw_delta, a_g, B, C, D, z, bias, grad_y, grad_z, s, g, begin, steps,
+    h, decay, delta, inputs, grad_core, out, sum_D,
+):  # fmt: skip
+    """The steps of a block as in `forward`, kept; the gradients of the gate and of D."""
+    states = len(a_g)
+    for k in range(steps):
+        t = begin + k
+        for i in range(LANES):
+            delta[k, i] = softplus(raw_delta[s, t, g, i] + bias[s, g, i])
+        for i in range(LANES):
+            inputs[k, i] = delta[k, i] * u[s, t, g, i]
+        for i in range(LANES):
+            out[i] = D[s, g, i] * u[s, t, g, i]
+        for i in range(LANES):
+            grad_core[k, i] = grad_y[s, t, g, i]
+        for n in range(states):
+            b, c = B[s, t, n], C[s, t, n]
+            for i in range(LANES):
+                decay[k, n, i] = exp2(delta[k, i] * a_g[n, i], LOWEST_DECAY)
+            for i in range(LANES):
+                h_n = decay[k, n, i] * h[k, n, i] + b * inputs[k, i]
+                h[k + 1, n, i] = h_n
+                out[i] += c * h_n
+        if len(z):
+            for i in range(LANES):
+                z_t = z[s, t, g, i]
+                gate = sigmoid(z_t)
+                slope = gate * (ONE + z_t * (ONE - gate))
+                grad_z[s, t, g, i] = grad_core[k, i] * out[i] * slope
+            for i in range(LANES):
+                grad_core[k, i] *= z[s, t, g, i] * sigmoid(z[s, t, g, i])
+        for i in range(LANES):
+            sum_D[i] += grad_core[k, i] * u[s, t, g, i]
+
+
+@_inlined
+def _undo_block(  # type: ignore[no-untyped-def]
+    u, raw_delta, a_g, B, C, D, bias, task, s, g, begin, steps,
+    h, decay, delta, inputs, grad_core, carried, grad_h, grad_input, grad_exponent, sum_A,
+    grad_u, grad_delta, grad_B, grad_C,
+):  # fmt: skip
+    """The gradients of a block's steps, the last first."""
+    states = len(a_g)
+    for k in range(steps - 1, -1, -1):
+        t = begin + k
+        grad_input[:] = ZERO
+        grad_exponent[:] = ZERO
+        for n in range(states):
+            b, c = B[s, t, n], C[s, t, n]
+            for i in range(LANES):
+                grad_h[i] = carried[n, i] + c * grad_core[k, i]
+                carried[n, i] = decay[k, n, i] * grad_h[i]
+            for i in range(LANES):
+                grad_input[i] += b * grad_h[i]
+            for i in range(LANES):
+                grad_exponent[i] += carried[n, i] * h[k, n, i] * a_g[n, i]
+            for i in range(LANES):
+                sum_A[n, i] += carried[n, i] * h[k, n, i] * delta[k, i]
+            grad_B[task, t, n] = dot(grad_h, inputs[k])
+            grad_C[task, t, n] = dot(grad_core[k], h[k + 1, n])
+        for i in range(LANES):
+            by_delta = grad_input[i] * u[s, t, g, i] + grad_exponent[i] * LN_2
+            slope = sigmoid(raw_delta[s, t, g, i] + bias[s, g, i])
+            grad_delta[s, t, g, i] = by_delta * slope
+        for i in range(LANES):
+            by_input = grad_input[i] * delta[k, i]
+            grad_u[s, t, g, i] = by_input + grad_core[k, i] * D[s, g, i]
+
+
 @_jit
 def backward(  # type: ignore[no-untyped-def]
     u, raw_delta, a, B, C, D, z, bias, block_states, grad_y,
@@ -197,7 +273,6 @@ def backward(  # type: ignore[no-untyped-def]
     """The gradients of tasks first..last-1 from the states that `forward` kept.
 
     Shapes as in `forward`; grad_A is by A itself; grad_B, grad_C: (tasks, L, N), one part a task.
-    It is one function because its loops, made functions of rows, take 1.4 times as long.
     """
     _prefer_widest_vectors()  # type: ignore[call-arg]
     length, groups = u.shape[1:3]
@@ -221,58 +296,15 @@ def backward(  # type: ignore[no-untyped-def]
             begin = block * BLOCK_STEPS
             steps = min(BLOCK_STEPS, length - begin)
             copy_rows(h[0], block_states[s, block, :, g])
-            for k in range(steps):
-                t = begin + k
-                for i in range(LANES):
-                    delta[k, i] = softplus(raw_delta[s, t, g, i] + bias[s, g, i])
-                for i in range(LANES):
-                    inputs[k, i] = delta[k, i] * u[s, t, g, i]
-                for i in range(LANES):
-                    out[i] = D[s, g, i] * u[s, t, g, i]
-                for i in range(LANES):
-                    grad_core[k, i] = grad_y[s, t, g, i]
-                for n in range(states):
-                    b, c = B[s, t, n], C[s, t, n]
-                    for i in range(LANES):
-                        decay[k, n, i] = exp2(delta[k, i] * a_g[n, i], LOWEST_DECAY)
-                    for i in range(LANES):
-                        h_n = decay[k, n, i] * h[k, n, i] + b * inputs[k, i]
-                        h[k + 1, n, i] = h_n
-                        out[i] += c * h_n
-                if len(z):
-                    for i in range(LANES):
-                        z_t = z[s, t, g, i]
-                        gate = sigmoid(z_t)
-                        slope = gate * (ONE + z_t * (ONE - gate))
-                        grad_z[s, t, g, i] = grad_core[k, i] * out[i] * slope
-                    for i in range(LANES):
-                        grad_core[k, i] *= z[s, t, g, i] * sigmoid(z[s, t, g, i])
-                for i in range(LANES):
-                    sum_D[i] += grad_core[k, i] * u[s, t, g, i]
-            for k in range(steps - 1, -1, -1):
-                t = begin + k
-                grad_input[:] = ZERO
-                grad_exponent[:] = ZERO
-                for n in range(states):
-                    b, c = B[s, t, n], C[s, t, n]
-                    for i in range(LANES):
-                        grad_h[i] = carried[n, i] + c * grad_core[k, i]
-                        carried[n, i] = decay[k, n, i] * grad_h[i]
-                    for i in range(LANES):
-                        grad_input[i] += b * grad_h[i]
-                    for i in range(LANES):
-                        grad_exponent[i] += carried[n, i] * h[k, n, i] * a_g[n, i]
-                    for i in range(LANES):
-                        sum_A[n, i] += carried[n, i] * h[k, n, i] * delta[k, i]
-                    grad_B[task, t, n] = dot(grad_h, inputs[k])
-                    grad_C[task, t, n] = dot(grad_core[k], h[k + 1, n])
-                for i in range(LANES):
-                    by_delta = grad_input[i] * u[s, t, g, i] + grad_exponent[i] * LN_2
-                    slope = sigmoid(raw_delta[s, t, g, i] + bias[s, g, i])
-                    grad_delta[s, t, g, i] = by_delta * slope
-                for i in range(LANES):
-                    by_input = grad_input[i] * delta[k, i]
-                    grad_u[s, t, g, i] = by_input + grad_core[k, i] * D[s, g, i]
+            _redo_block(
+                u, raw_delta, a_g, B, C, D, z, bias, grad_y, grad_z, s, g, begin, steps,
+                h, decay, delta, inputs, grad_core, out, sum_D,
+            )  # fmt: skip
+            _undo_block(
+                u, raw_delta, a_g, B, C, D, bias, task, s, g, begin, steps,
+                h, decay, delta, inputs, grad_core, carried, grad_h, grad_input, grad_exponent,
+                sum_A, grad_u, grad_delta, grad_B, grad_C,
+            )  # fmt: skip
         copy_rows(grad_A[s, :, g], sum_A)
         for i in range(LANES):
             grad_D[s, g, i] = sum_D[i]
