@@ -83,33 +83,75 @@ def forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def backward(  # type: ignore[no-untyped-def]
-    u_ptr,
-    delta_ptr,
-    a_ptr,
-    b_ptr,
-    c_ptr,
-    d_ptr,
-    z_ptr,
-    bias_ptr,
-    border_ptr,
-    grad_y_ptr,
-    scratch_ptr,
-    grad_u_ptr,
-    grad_delta_ptr,
-    grad_a_ptr,
-    grad_b_ptr,
-    grad_c_ptr,
-    grad_d_ptr,
-    grad_z_ptr,
-    length,
-    channels,
-    states,
-    HAS_GATE: tl.constexpr,
-    STEPS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    STATES: tl.constexpr,
+def _keep_states(  # type: ignore[no-untyped-def]
+    u_ptr, delta_ptr, b_ptr, scratch, state, a, bias, first_row, steps, channel, n,
+    channels, states, has_channel, has_state, TILE: tl.constexpr,
+):  # fmt: skip
+    """The states after each step of a block, into scratch tiles of TILE numbers."""
+    for i in range(steps):
+        at = (first_row + i) * channels + channel
+        at_state = (first_row + i) * states + n
+        u = tl.load(u_ptr + at, mask=has_channel, other=0.0)
+        step = _softplus(tl.load(delta_ptr + at, mask=has_channel, other=0.0) + bias)
+        b = tl.load(b_ptr + at_state, mask=has_state, other=0.0)
+        state = tl.exp2(step[:, None] * a * LOG2_E) * state + (step * u)[:, None] * b[None, :]
+        tl.store(scratch + i * TILE, state)
+
+
+@triton.jit
+def _before_gate(  # type: ignore[no-untyped-def]
+    z_ptr, grad_z_ptr, at, has_channel, y, grad_y
 ):
+    """The gradient of y before its gate, from that after it; stores the gate's."""
+    z = tl.load(z_ptr + at, mask=has_channel, other=0.0)
+    gate = tl.sigmoid(z)
+    grad_z = grad_y * y * gate * (1.0 + z * (1.0 - gate))
+    tl.store(grad_z_ptr + at, grad_z, mask=has_channel)
+    return grad_y * z * gate
+
+
+@triton.jit
+def _undo_step(  # type: ignore[no-untyped-def]
+    u_ptr, delta_ptr, b_ptr, c_ptr, z_ptr, grad_y_ptr,
+    grad_u_ptr, grad_delta_ptr, grad_b_ptr, grad_c_ptr, grad_z_ptr,
+    state, before, grad_state, a, skip, bias, row, partial_row, channel, n,
+    channels, states, has_channel, has_state, HAS_GATE: tl.constexpr,
+):  # fmt: skip
+    """Store the gradients of a step; return those of the state before it, A's and D's."""
+    at = row * channels + channel
+    at_state = row * states + n
+    u = tl.load(u_ptr + at, mask=has_channel, other=0.0)
+    raw = tl.load(delta_ptr + at, mask=has_channel, other=0.0) + bias
+    step = _softplus(raw)
+    b = tl.load(b_ptr + at_state, mask=has_state, other=0.0)
+    c = tl.load(c_ptr + at_state, mask=has_state, other=0.0)
+    grad_y = tl.load(grad_y_ptr + at, mask=has_channel, other=0.0)
+    if HAS_GATE:
+        y = tl.sum(state * c[None, :], 1) + skip * u
+        grad_y = _before_gate(z_ptr, grad_z_ptr, at, has_channel, y, grad_y)
+    grad_state += grad_y[:, None] * c[None, :]
+    decay = tl.exp2(step[:, None] * a * LOG2_E)
+    by_exponent = grad_state * decay * before
+    by_input = tl.sum(grad_state * b[None, :], 1)
+    grad_u = grad_y * skip + step * by_input
+    grad_step = tl.sum(by_exponent * a, 1) + u * by_input
+    tl.store(grad_u_ptr + at, grad_u, mask=has_channel)
+    tl.store(grad_delta_ptr + at, grad_step * tl.sigmoid(raw), mask=has_channel)
+    partial = partial_row * states + n
+    grad_b = tl.sum(grad_state * (step * u)[:, None], 0)
+    grad_c = tl.sum(state * grad_y[:, None], 0)
+    tl.store(grad_b_ptr + partial, grad_b, mask=has_state)
+    tl.store(grad_c_ptr + partial, grad_c, mask=has_state)
+    return decay * grad_state, by_exponent * step[:, None], grad_y * u
+
+
+@triton.jit
+def backward(  # type: ignore[no-untyped-def]
+    u_ptr, delta_ptr, a_ptr, b_ptr, c_ptr, d_ptr, z_ptr, bias_ptr, border_ptr, grad_y_ptr,
+    scratch_ptr, grad_u_ptr, grad_delta_ptr, grad_a_ptr, grad_b_ptr, grad_c_ptr, grad_d_ptr,
+    grad_z_ptr, length, channels, states, HAS_GATE: tl.constexpr, STEPS: tl.constexpr,
+    CHANNELS: tl.constexpr, STATES: tl.constexpr,
+):  # fmt: skip
     """All gradients; those of B and C (S, channel blocks, L, N) are to be summed over the blocks.
 
     The scratch buffer holds (S, channel blocks, STEPS, CHANNELS, STATES).
@@ -134,60 +176,30 @@ def backward(  # type: ignore[no-untyped-def]
     for reverse_block in range(blocks):
         block = blocks - 1 - reverse_block
         steps = tl.minimum(STEPS, length - block * STEPS)
-        border = (sequence * blocks + block) * channels + channel
-        first = tl.load(
-            border_ptr + border[:, None] * states + n[None, :], mask=has_both, other=0.0
-        )
-        state = first
+        border = ((sequence * blocks + block) * channels + channel)[:, None] * states + n[None, :]
+        first = tl.load(border_ptr + border, mask=has_both, other=0.0)
+        row = sequence * length + block * STEPS
         tl.debug_barrier()
-        for i in range(steps):
-            t = block * STEPS + i
-            at = (sequence * length + t) * channels + channel
-            at_state = (sequence * length + t) * states + n
-            u = tl.load(u_ptr + at, mask=has_channel, other=0.0)
-            step = _softplus(tl.load(delta_ptr + at, mask=has_channel, other=0.0) + bias)
-            b = tl.load(b_ptr + at_state, mask=has_state, other=0.0)
-            state = tl.exp2(step[:, None] * a * LOG2_E) * state + (step * u)[:, None] * b[None, :]
-            tl.store(scratch + i * (CHANNELS * STATES), state)
+        _keep_states(
+            u_ptr, delta_ptr, b_ptr, scratch, first, a, bias, row, steps, channel, n,
+            channels, states, has_channel, has_state, CHANNELS * STATES,
+        )  # fmt: skip
         # Other threads of the program may read what one of them has written.
         tl.debug_barrier()
         for reverse_step in range(steps):
             i = steps - 1 - reverse_step
-            t = block * STEPS + i
-            at = (sequence * length + t) * channels + channel
-            at_state = (sequence * length + t) * states + n
-            u = tl.load(u_ptr + at, mask=has_channel, other=0.0)
-            raw = tl.load(delta_ptr + at, mask=has_channel, other=0.0) + bias
-            step = _softplus(raw)
-            b = tl.load(b_ptr + at_state, mask=has_state, other=0.0)
-            c = tl.load(c_ptr + at_state, mask=has_state, other=0.0)
-            grad_y = tl.load(grad_y_ptr + at, mask=has_channel, other=0.0)
             state = tl.load(scratch + i * (CHANNELS * STATES))
             before = first
             if i > 0:
                 before = tl.load(scratch + (i - 1) * (CHANNELS * STATES))
-            if HAS_GATE:
-                z = tl.load(z_ptr + at, mask=has_channel, other=0.0)
-                gate = tl.sigmoid(z)
-                y = tl.sum(state * c[None, :], 1) + skip * u
-                grad_z = grad_y * y * gate * (1.0 + z * (1.0 - gate))
-                tl.store(grad_z_ptr + at, grad_z, mask=has_channel)
-                grad_y = grad_y * z * gate
-            grad_state += grad_y[:, None] * c[None, :]
-            decay = tl.exp2(step[:, None] * a * LOG2_E)
-            by_exponent = grad_state * decay * before
-            by_input = tl.sum(grad_state * b[None, :], 1)
-            grad_skip += grad_y * u
-            grad_a += by_exponent * step[:, None]
-            grad_u = grad_y * skip + step * by_input
-            grad_step = tl.sum(by_exponent * a, 1) + u * by_input
-            tl.store(grad_u_ptr + at, grad_u, mask=has_channel)
-            tl.store(grad_delta_ptr + at, grad_step * tl.sigmoid(raw), mask=has_channel)
-            partial = (program * length + t) * states + n
-            grad_b = tl.sum(grad_state * (step * u)[:, None], 0)
-            grad_c = tl.sum(state * grad_y[:, None], 0)
-            tl.store(grad_b_ptr + partial, grad_b, mask=has_state)
-            tl.store(grad_c_ptr + partial, grad_c, mask=has_state)
-            grad_state = decay * grad_state
+            grad_state, of_a, of_skip = _undo_step(
+                u_ptr, delta_ptr, b_ptr, c_ptr, z_ptr, grad_y_ptr,
+                grad_u_ptr, grad_delta_ptr, grad_b_ptr, grad_c_ptr, grad_z_ptr,
+                state, before, grad_state, a, skip, bias,
+                row + i, program * length + block * STEPS + i, channel, n,
+                channels, states, has_channel, has_state, HAS_GATE,
+            )  # fmt: skip
+            grad_a += of_a
+            grad_skip += of_skip
     tl.store(grad_a_ptr + of_both, grad_a, mask=has_both)
     tl.store(grad_d_ptr + of_channel, grad_skip, mask=has_channel)
