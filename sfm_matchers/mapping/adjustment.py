@@ -138,6 +138,14 @@ def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]
     return _Observations(model).errors(model)
 
 
+def median_error(model: pycolmap.Reconstruction, names: Collection[str] | None = None) -> float:
+    """Return the median reprojection error in pixels, of some photos or all; infinite of none."""
+    errors = [
+        own for name, own in reprojection_errors(model).items() if names is None or name in names
+    ]
+    return float(np.median(np.concatenate(errors))) if errors else float("inf")
+
+
 class _Observations:
     """A model's observations as arrays. To read them costs more than all that is done with them, so
     that they are read once where poses, cameras and points change and observations do not."""

@@ -21,7 +21,7 @@ import pycolmap
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.text import folder_written_whole, write_text
 from sfm_matchers.geometry.coordinates import WGS84, FloatArray, Frame
-from sfm_matchers.mapping.adjustment import MIN_ROBUST_SCALE, reprojection_errors
+from sfm_matchers.mapping.adjustment import MIN_ROBUST_SCALE, median_error
 from sfm_matchers.mapping.control_points import (
     ControlPoint,
     ControlPoints,
@@ -186,7 +186,7 @@ def adjust_to_positions(
     options = pycolmap.BundleAdjustmentOptions()
     options.print_summary = False
     options.ceres.solver_options.num_threads = 1
-    median = float(np.median(np.concatenate(list(reprojection_errors(model).values()))))
+    median = median_error(model)
     pixel_std = max(MIN_ROBUST_SCALE, 2 * median) / ROBUST_SCALE
     options.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     options.ceres.loss_function_scale = ROBUST_SCALE * pixel_std
@@ -217,7 +217,7 @@ def adjust_to_positions(
         if name in names
     )  # outliers are left out already
     pycolmap.create_pose_prior_bundle_adjuster(options, prior_options, config, priors, bent).solve()
-    after = float(np.median(np.concatenate(list(reprojection_errors(bent).values()))))
+    after = median_error(bent)
     if not after <= MAX_WORSE * median:
         logger.info("The positions contradict the photos: the model is not bent to them")
         return None

@@ -22,8 +22,8 @@ from sfm_matchers.errors import listed
 from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.mapping.adjustment import (
     adjust_robustly,
+    median_error,
     point_positions,
-    reprojection_errors,
     robust_adjustment,
 )
 from sfm_matchers.mapping.camera_models import complete_tracks
@@ -263,8 +263,8 @@ def _joined(
         complete_tracks(model, database_path)
         adjust_robustly(model, robust_adjustment(num_threads), fixed_cameras)
     wanted = set(first.reg_image_ids()).union(second.reg_image_ids())
-    before = max(_median_error(first), _median_error(second))
-    if set(model.reg_image_ids()) != wanted or _median_error(model) > MAX_GROWTH * before:
+    before = max(median_error(first), median_error(second))
+    if set(model.reg_image_ids()) != wanted or median_error(model) > MAX_GROWTH * before:
         logger.info("two models match, but contradict each other once they are joined")
         return None
     model.update_point_3d_errors()
@@ -302,10 +302,6 @@ def _union(
             model.add_point3D(point.xyz, track, point.color.copy())
     model.tear_down()
     return model
-
-
-def _median_error(model: pycolmap.Reconstruction) -> float:
-    return float(np.median(np.concatenate(list(reprojection_errors(model).values()))))
 
 
 def what_is_missing(models: Sequence[pycolmap.Reconstruction], graph: MatchGraph) -> list[str]:

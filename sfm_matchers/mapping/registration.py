@@ -6,11 +6,10 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import pycolmap
 
 from sfm_matchers.files.colmap_database import quiet_colmap
-from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors, robust_adjustment
+from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robust_adjustment
 from sfm_matchers.mapping.camera_models import complete_tracks
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def register_left_out(
         adjustment = robust_adjustment(num_threads, refines_principal_point=refines_principal_point)
         adjust_robustly(larger, adjustment, set(fixed_cameras).intersection(larger.cameras))
     kept = {larger.images[image_id].name for image_id in larger.reg_image_ids()}
-    if not kept > registered or _median_error(larger) > MAX_GROWTH * _median_error(model):
+    if not kept > registered or median_error(larger) > MAX_GROWTH * median_error(model):
         return model
     larger.update_point_3d_errors()
     logger.info("%d photos that were left out are registered now", len(kept - registered))
@@ -82,7 +81,3 @@ def _register(
         count += 1
     mapper.end_reconstruction(discard=False)
     return count
-
-
-def _median_error(model: pycolmap.Reconstruction) -> float:
-    return float(np.median(np.concatenate(list(reprojection_errors(model).values()))))

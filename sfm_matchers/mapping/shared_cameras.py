@@ -21,7 +21,7 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.geometry.epipolar import sampson_distance
-from sfm_matchers.mapping.adjustment import adjust_robustly, reprojection_errors, robust_adjustment
+from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robust_adjustment
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
@@ -119,12 +119,6 @@ def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> 
     after = {i: float(free.cameras[i].mean_focal_length()) for i in camera_ids}
     worst = max(camera_ids, key=lambda i: abs(np.log(after[i] / before[i])))
     return FreeCameras(given_error, median_error(free, names), before[worst], after[worst])
-
-
-def median_error(model: pycolmap.Reconstruction, names: Collection[str]) -> float:
-    """Return the median reprojection error of some photos in pixels; infinite without any."""
-    errors = [own for name, own in reprojection_errors(model).items() if name in names]
-    return float(np.median(np.concatenate(errors))) if errors else float("inf")
 
 
 def is_bent(model: pycolmap.Reconstruction, database_path: Path, names: Collection[str]) -> bool:

@@ -18,6 +18,7 @@ from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.text import folder_written_whole
+from sfm_matchers.mapping.adjustment import median_error
 from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.database import build_database
@@ -29,7 +30,6 @@ from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
     is_bent,
     listed_focal_lengths,
-    median_error,
     regrouped,
     try_own_cameras,
 )
