@@ -8,7 +8,6 @@ each pair is read back as soon as it is there.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
@@ -20,6 +19,7 @@ import pycolmap
 from sfm_matchers.confs import SparseConf, build
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.colmap_database import quiet_colmap
+from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import Space, check_space
 from sfm_matchers.machine.threads import num_threads
 from sfm_matchers.matchers.protocols import Arrays, NamedPair, SparseMatches
@@ -80,16 +80,16 @@ class ColmapNearestNeighborMatcher:
         """Match pairs of photos by the descriptors (N, 128) uint8 of each."""
         stop = pycolmap.CancellationToken()
         with (
-            tempfile.TemporaryDirectory(prefix="sfm-matchers-") as folder,
-            pycolmap.Database.open(Path(folder) / "database.db") as database,
+            scratch_folder() as folder,
+            pycolmap.Database.open(folder / "database.db") as database,
             ThreadPoolExecutor(1) as thread,
         ):
-            database_path = Path(folder) / "database.db"
+            database_path = folder / "database.db"
             num_descriptors = sum(map(len, descriptors.values()))
             Space(database_path).take((DIMENSION + 16) * num_descriptors + 1000 * len(descriptors))
             ids = _write_descriptors(database, descriptors)
             waiting = {pair: (ids[pair[0]], ids[pair[1]]) for pair in pairs}
-            list_path = Path(folder) / "pairs.txt"
+            list_path = folder / "pairs.txt"
             list_path.write_text("".join(f"{id0} {id1}\n" for id0, id1 in waiting.values()))
             run = thread.submit(self._run, database_path, list_path, stop)
             try:

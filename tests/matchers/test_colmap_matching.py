@@ -13,6 +13,7 @@ import pytest
 
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
+from sfm_matchers.files import scratch
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.matchers import colmap_matching
@@ -187,3 +188,16 @@ def test_an_interrupted_list_keeps_its_pairs_and_leaves_no_thread(
     with h5py.File(match_path) as file:
         for (name0, name1), (matches0, _) in matched(features, pairs).items():
             np.testing.assert_array_equal(file[name0][name1]["matches0"][()], matches0)
+
+
+def test_its_database_lies_in_a_folder_that_no_kill_leaves_for_good(
+    features: dict[str, dict[str, np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    pairs = list(combinations(COUNTS, 2))
+    found = ColmapNearestNeighborMatcher().match_list(pairs, features.__getitem__)
+    next(found)
+    (folder,) = tmp_path.iterdir()
+    assert (folder / scratch._LOCK).is_file()  # by which a later process knows it
+    found.close()  # type: ignore[attr-defined]
+    assert not folder.exists()
