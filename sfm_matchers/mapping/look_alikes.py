@@ -23,11 +23,11 @@ import cv2
 import numpy as np
 import pycolmap
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from sfm_matchers.choices import PANORAMIC_MODEL
 from sfm_matchers.errors import listed
 from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.mapping.sparse_scene import nearest
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -108,8 +108,8 @@ class _Photo:
         """True for each keypoint (N,) that lies in the surroundings of some of them."""
         if not len(keypoints):
             return np.ones(len(self.keypoints), dtype=bool)
-        distances, _ = cKDTree(self.keypoints[keypoints]).query(self.keypoints)
-        return np.asarray(distances > self.radius)
+        _, distances = nearest(self.keypoints[keypoints], self.keypoints, 1)
+        return np.asarray(distances[:, 0] > self.radius)
 
     def area(self, keypoints: IntArray) -> int:
         """How many squares, as long as the radius, hold some of the keypoints."""
