@@ -233,9 +233,14 @@ def test_a_damaged_part_is_thrown_away(
 
 
 def test_a_photo_that_changes_in_between_is_named_and_the_rest_done(work: Work) -> None:
+    replacement = work.image_dir.with_name("99.png")
+    write_photo(replacement, 99)
+
     class Changes(MeanColor):
         def encode(inner, image: np.ndarray) -> EncodedImage:  # noqa: N805
-            write_photo(work.image_dir / "7.png", 99)
+            # One step: another thread must not meet a file that is half written.
+            with contextlib.suppress(FileNotFoundError):
+                replacement.replace(work.image_dir / "7.png")
             (work.image_dir / "8.png").unlink(missing_ok=True)
             return super().encode(image)
 
