@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
-from sfm_matchers.networks.coarse_matching import CoarseMatches, match_mutual_maximum, similarity
+from sfm_matchers.networks.coarse_matching import CoarseMatches, match_mutual_maximum
 from sfm_matchers.networks.precision import check_positive, check_precision, in_its_precision
+from sfm_matchers.networks.similarity import similarity
 
 CELL = 8  # side of a coarse cell in input pixels, and of a fine window
 AGGREGATION = 4  # the transformer attends on blocks of 4 x 4 coarse cells

@@ -27,13 +27,10 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
-from sfm_matchers.networks.coarse_matching import (
-    CoarseMatches,
-    match_either_maximum,
-    similarity,
-)
+from sfm_matchers.networks.coarse_matching import CoarseMatches, match_either_maximum
 from sfm_matchers.networks.mamba import MambaBlock, run_side_by_side
 from sfm_matchers.networks.precision import check_positive, check_precision, in_its_precision
+from sfm_matchers.networks.similarity import similarity
 
 CELL = 8  # side of a coarse cell in input pixels
 FINE_CELL = 2  # side of a fine cell in input pixels

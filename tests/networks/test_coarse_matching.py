@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfm_matchers.networks import coarse_matching
+from sfm_matchers.networks import similarity as similarities
 from sfm_matchers.networks.coarse_matching import (
     CoarseMatches,
     match_either_maximum,
     match_mutual_maximum,
-    similarity,
 )
+from sfm_matchers.networks.similarity import similarity
 
 GRID0, GRID1 = (20, 24), (16, 30)
 TEMPERATURE, BORDER = 0.3, 2
@@ -84,8 +84,8 @@ def inner_cells(grid: tuple[int, int], mask: Tensor | None) -> Tensor:
 def test_blocks_agree_with_the_whole_matrix(
     rule: str, with_masks: bool, block_entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coarse_matching, "BLOCK_ENTRIES_CPU", block_entries)
-    monkeypatch.setattr(coarse_matching, "LEAST_ROWS", 1)
+    monkeypatch.setattr(similarities, "BLOCK_ENTRIES_CPU", block_entries)
+    monkeypatch.setattr(similarities, "LEAST_ROWS", 1)
     mask0, mask1 = masks() if with_masks else (None, None)
     found, expected = match(rule, mask0, mask1), expected_matches(rule, mask0, mask1)
     assert len(expected.ids0) > 100
@@ -152,3 +152,28 @@ def test_probabilities_where_maxima_differ_much(spread: float) -> None:
     assert len(matches.ids0) >= 64
     expected = probability[matches.ids0, matches.ids1].float()
     torch.testing.assert_close(matches.scores, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "threshold"), [("either", 0.2), ("either", 0.001), ("mutual", 0.2), ("mutual", 0.02)]
+)
+@pytest.mark.parametrize("temperature", [0.3, 0.06, 0.01])  # S up to 20, 100, 600
+def test_products_in_bfloat16_change_few_matches(
+    rule: str, threshold: float, with_masks: bool, temperature: float
+) -> None:
+    match_rule = match_either_maximum if rule == "either" else match_mutual_maximum
+    mask0, mask1 = masks() if with_masks else (None, None)
+    halves = [one.bfloat16() for one in features()]
+
+    def scores(features0: Tensor, features1: Tensor) -> dict[tuple[int, ...], float]:
+        options = {"threshold": threshold, "border": BORDER, "temperature": temperature}
+        found = match_rule(features0, features1, GRID0, GRID1, mask0=mask0, mask1=mask1, **options)
+        ids = torch.stack((found.batch_ids, found.ids0, found.ids1), 1).tolist()
+        return dict(zip(map(tuple, ids), found.scores.tolist(), strict=True))
+
+    rounded, exact = scores(*halves), scores(*[half.float() for half in halves])
+    assert len(exact) > 100
+    assert len(rounded.keys() ^ exact.keys()) <= 0.05 * len(exact)
+    for ids in rounded.keys() & exact.keys():
+        assert rounded[ids] == pytest.approx(exact[ids], abs=0.06)
