@@ -26,10 +26,10 @@ Key = tuple[str, Hashable]
 """Name of a photo, and what of it."""
 
 SHARE_OF_FREE = 0.25  # of the memory that is free when matching begins, for what is kept
-LEAST_BYTES = 1 << 28
+MIN_BYTES = 1 << 28
 # A dozen photos of 12 megapixels; a whole run on two cores stays below 3 GB.
-MOST_BYTES = 1 << 30
-MOST_BYTES_GPU = 4 << 30  # two tiles of batches
+MAX_BYTES = 1 << 30
+MAX_BYTES_GPU = 4 << 30  # two tiles of batches
 SHARE_OF_WAITING = 0.5  # of what is kept; pairs that wait for their batch need no more
 
 READ_AHEAD = 4  # photos decoded by threads while the matcher works
@@ -41,9 +41,9 @@ def bytes_to_keep(device: str) -> int:
     free = [available_memory()]
     if device.startswith("cuda"):
         free.append(available_gpu_memory(device))
-    most = MOST_BYTES_GPU if device.startswith("cuda") else MOST_BYTES
+    most = MAX_BYTES_GPU if device.startswith("cuda") else MAX_BYTES
     share = SHARE_OF_FREE * min((one for one in free if one is not None), default=math.inf)
-    return int(min(most, max(LEAST_BYTES, share)))
+    return int(min(most, max(MIN_BYTES, share)))
 
 
 class Kept(Generic[Value]):

@@ -28,14 +28,17 @@ from sfm_matchers.matchers.batching import FittingBatches
 from sfm_matchers.matchers.pair_matcher import PairMatcher
 from sfm_matchers.matchers.protocols import (
     Arrays,
-    DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EarlyExitMatcher,
+    Matcher,
     Matches,
     SparseBatchMatcher,
     SparseListMatcher,
     SparseMatcher,
     SparseMatches,
+    batch_size_of,
+    device_of,
+    threads_may_share,
 )
 from sfm_matchers.matchers.quarter_turns import Look
 from sfm_matchers.matching.at_hand import (
@@ -176,16 +179,16 @@ def _complete(
             staged.path.name,
             len(pairs) - len(todo),
         )
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     if todo:
         # The plan is that of all pairs, so that it does not depend on what is done already.
         shards = [shard.only(todo) for shard in cut(pairs, wanted, executor.num_workers, grain)]
-        left_out = executor.run(task, shards, staged.path)
+        skipped = executor.run(task, shards, staged.path)
     if not executor.shares_with_others:
         # Opened again, it has what the executor has added.
         (StagedFile(path, wanted) if todo else staged).commit()
-    if left_out:
-        raise PhotoChangedError(left_out)
+    if skipped:
+        raise PhotoChangedError(skipped)
     return [pair for pair in pairs if pair in todo]
 
 
@@ -205,22 +208,18 @@ class FeatureMatching:
 
             with side_by_side(_pairs_at_once(matcher)) as run:
 
-                def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+                def match(pairs: Sequence[Pair], skipped: dict[str, str]) -> Iterator[MatchedPair]:
                     features_of = lambda name: kept.get((name, None))  # noqa: E731
                     return matched_features(matcher, pairs, features_of, run)
 
                 yield match
 
 
-def _pairs_at_once(matcher: object) -> int:
+def _pairs_at_once(matcher: Matcher) -> int:
     """How many pairs threads match side by side."""
-    if not getattr(matcher, "is_thread_safe", False):
+    if not threads_may_share(matcher):
         return 1
-    return pairs_at_once(_device(matcher), getattr(matcher, "batch_size", 1))
-
-
-def _device(matcher: object) -> str:
-    return str(getattr(matcher, "device", "cpu"))
+    return pairs_at_once(device_of(matcher), batch_size_of(matcher))
 
 
 def matched_features(
@@ -249,7 +248,7 @@ def matched_features(
                 one["layers_run"] = np.asarray(layers, np.int8)
         return list(zip(batch, arrays, strict=True))
 
-    batch_size = matcher.batch_size if isinstance(matcher, SparseBatchMatcher) else 1
+    batch_size = batch_size_of(matcher)
     batches = FittingBatches(matched, batch_size)
     if batch_size > 1:
         yield from batches.results(pairs)
@@ -283,9 +282,9 @@ class ImageMatching:
         with self._opened() as (_, photos, run):
 
             def look_at(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Look]]:
-                left_out: dict[str, str] = {}  # whoever matches them says so
-                ordered = photos.in_order(pairs, left_out)
-                for pair, look in run(lambda pair: (pair, photos.look(pair, left_out)), ordered):
+                skipped: dict[str, str] = {}  # whoever matches them says so
+                ordered = photos.in_order(pairs, skipped)
+                for pair, look in run(lambda pair: (pair, photos.look(pair, skipped)), ordered):
                     if look is not None:
                         yield pair, look
 
@@ -302,22 +301,21 @@ class ImageMatching:
             ahead = ReadAhead(
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
             )
-            limit = bytes_to_keep(_device(matcher))
+            limit = bytes_to_keep(device_of(matcher))
             yield chain, PhotosAtHand(chain, self.image_dir, ahead, limit, self.turns), run
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         with self._opened() as (chain, photos, run):
-            matcher = chain.matcher
-            batch_size = matcher.batch_size if isinstance(matcher, DetectorFreeBatchMatcher) else 1
+            batch_size = batch_size_of(chain.matcher)
             batches: FittingBatches[ReadyPair, MatchedPair] = FittingBatches(
                 lambda batch: _matched_images(chain, batch), batch_size, photos.kept.shrink
             )
 
-            def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+            def match(pairs: Sequence[Pair], skipped: dict[str, str]) -> Iterator[MatchedPair]:
                 def matched(pair: Pair) -> list[MatchedPair]:
-                    ready = photos.ready(pair, left_out)
+                    ready = photos.ready(pair, skipped)
                     if ready is None:
                         return []
                     try:
@@ -325,12 +323,12 @@ class ImageMatching:
                     finally:
                         photos.kept.release(ready.keys)
 
-                ordered = photos.in_order(pairs, left_out)
+                ordered = photos.in_order(pairs, skipped)
                 if batch_size == 1:
                     for found in run(matched, ordered):
                         yield from found
                     return
-                ready = filter(None, (photos.ready(pair, left_out) for pair in ordered))
+                ready = filter(None, (photos.ready(pair, skipped) for pair in ordered))
                 for batch in in_batches(ready, lambda: batches.size, photos.kept):
                     yield from batches.results(batch)
 

@@ -91,15 +91,15 @@ def run_shard(
         if not own.is_current(group, fingerprints[group]):
             todo.append(pair)
     advance(len(shard.pairs) - len(todo))
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     freed = FreedMemory()
-    for pair, arrays in match(todo, left_out):
+    for pair, arrays in match(todo, skipped):
         own.add({names_to_pair(*pair): arrays}, fingerprints)
         advance(1)
         freed.give_back_now_and_then()
     freed.give_back()
     own.commit()
-    return left_out
+    return skipped
 
 
 def _bar(shards: Sequence[Shard]) -> tqdm[Any]:
@@ -116,13 +116,13 @@ class InProcess:
 
     def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`."""
-        left_out: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         shards = [shard for shard in shards if shard.pairs]
         if shards:
             with task.opened() as match, _bar(shards) as bar:
                 for shard in shards:
-                    left_out |= run_shard(match, shard, path, bar.update)
-        return left_out
+                    skipped |= run_shard(match, shard, path, bar.update)
+        return skipped
 
 
 @dataclass(frozen=True)
@@ -197,14 +197,14 @@ class Processes:
 
     def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`. A shard whose process dies is given to another one."""
-        left_out: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         todo = {shard.name: shard for shard in shards if shard.pairs}
         losses = 0
         with _bar(list(todo.values())) as bar:
             while todo:
                 try:
                     for shard, unusable in self._run_pool(task, list(todo.values()), path):
-                        left_out |= unusable
+                        skipped |= unusable
                         del todo[shard.name]
                         bar.update(len(shard.pairs))
                         losses = 0
@@ -216,7 +216,7 @@ class Processes:
                             "anything: out of memory? Try fewer --workers. What is done is kept"
                         ) from None
                     logger.warning("a process that matches has died; others go on with its pairs")
-        return left_out
+        return skipped
 
     def _run_pool(
         self, task: MatchingTask, shards: Sequence[Shard], path: Path
@@ -335,7 +335,7 @@ class OnRay:
         idle = [actor_class.remote(task) for _ in range(min(self.num_workers, len(waiting)))]
         running: dict[Any, tuple[Any, Shard]] = {}
         losses: Counter[str] = Counter()
-        left_out: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         try:
             with _bar(waiting) as bar:
                 while waiting or running:
@@ -345,7 +345,7 @@ class OnRay:
                     done = ray.wait(list(running), num_returns=1)[0][0]
                     actor, shard = running.pop(done)
                     try:
-                        left_out |= ray.get(done)
+                        skipped |= ray.get(done)
                         bar.update(len(shard.pairs))
                     except ray.exceptions.RayActorError:
                         losses[shard.name] += 1
@@ -358,7 +358,7 @@ class OnRay:
         finally:
             for actor in [*idle, *(actor for actor, _ in running.values())]:
                 ray.kill(actor)
-        return left_out
+        return skipped
 
 
 def _check_losses(shard: Shard, count: int) -> None:

@@ -36,14 +36,14 @@ class PhotosAtHand:
         self, chain: PairMatcher, image_dir: Path, ahead: ReadAhead, limit: int, turns: Turns
     ) -> None:
         self._chain, self._image_dir, self._ahead, self._turns = chain, image_dir, ahead, turns
-        self._kind = _PIXELS if chain.looks_closer else _FRAME
+        self._kind = _PIXELS if chain.needs_pixels else _FRAME
         self._last: tuple[str, Photo] | None = None
         self._knows_size = False  # of what a photo takes
         self.kept: Kept[Photo | EncodedImage] = Kept(
             self._computed, lambda value: value.num_bytes, limit
         )
 
-    def in_order(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> Iterator[Pair]:
+    def in_order(self, pairs: Sequence[Pair], skipped: Mapping[str, str]) -> Iterator[Pair]:
         """Yield the pairs in the order in which they are best made ready."""
         ordered, is_final = list(pairs), False
         self.kept.expect(ordered)
@@ -53,21 +53,21 @@ class PhotosAtHand:
                 self.kept.expect(ordered)
                 is_final = True
             self.kept.at(index)
-            self._expect(ordered[index : index + READ_AHEAD], left_out)
+            self._expect(ordered[index : index + READ_AHEAD], skipped)
             yield ordered[index]
 
-    def _expect(self, pairs: Sequence[Pair], left_out: Mapping[str, str]) -> None:
-        near = [name for pair in pairs for name in pair if name not in left_out]
+    def _expect(self, pairs: Sequence[Pair], skipped: Mapping[str, str]) -> None:
+        near = [name for pair in pairs for name in pair if name not in skipped]
         self._ahead.expect([name for name in near if (name, self._kind) not in self.kept])
 
-    def ready(self, pair: Pair, left_out: dict[str, str]) -> ReadyPair | None:
+    def ready(self, pair: Pair, skipped: dict[str, str]) -> ReadyPair | None:
         """Encode both photos of a pair, turned as they are known to lie, or seem to.
 
         Returns:
             None if one of them cannot be read, which is noted.
         """
         name0, name1 = pair
-        with self._getting(left_out) as get:
+        with self._getting(skipped) as get:
             turn0, from_turn, is_known = self._turns.of(pair)
             frames = self._frames(pair, get)
             turn1 = from_turn
@@ -89,9 +89,9 @@ class PhotosAtHand:
             return ReadyPair(pair, views, needed)
         return None
 
-    def look(self, pair: Pair, left_out: dict[str, str]) -> Look | None:
+    def look(self, pair: Pair, skipped: dict[str, str]) -> Look | None:
         """Look how the photos of a pair lie; None as of `ready`."""
-        with self._getting(left_out) as get:
+        with self._getting(skipped) as get:
             self._frames(pair, get)
             look = self._chain.look(
                 lambda: cast(EncodedImage, get(pair[0], ("small", 0))),
@@ -105,31 +105,31 @@ class PhotosAtHand:
         """What is known of both photos; of both it is noted where they cannot be read."""
         found = []
         for name in pair:
-            with contextlib.suppress(_LeftOutError):
+            with contextlib.suppress(_SkippedError):
                 found.append(cast(Photo, get(name, self._kind)))
         if len(found) < len(pair):
-            raise _LeftOutError
+            raise _SkippedError
         return found
 
     @contextlib.contextmanager
-    def _getting(self, left_out: dict[str, str]) -> Iterator[_Get]:
+    def _getting(self, skipped: dict[str, str]) -> Iterator[_Get]:
         """Give a `get` whose values stay; the block ends where a photo cannot be read, noted."""
         held: list[Key] = []
 
         def get(name: str, what: Hashable) -> Photo | EncodedImage:
-            if name in left_out:
-                raise _LeftOutError
+            if name in skipped:
+                raise _SkippedError
             held.append((name, what))
             self.kept.hold(held[-1:])
             try:
                 return self.kept.get((name, what))
             except (InputError, OSError) as error:
-                left_out[name] = str(error)
-                raise _LeftOutError from error
+                skipped[name] = str(error)
+                raise _SkippedError from error
 
         try:
             yield get
-        except _LeftOutError:
+        except _SkippedError:
             pass
         finally:
             self.kept.release(held)
@@ -162,5 +162,5 @@ class PhotosAtHand:
         return self._chain.photo(image, self._image_dir / name, mask)
 
 
-class _LeftOutError(Exception):
+class _SkippedError(Exception):
     """A photo cannot be used."""

@@ -33,9 +33,9 @@ MASKED_SIMILARITY = -1e9
 # a GPU enough to keep it busy.
 BLOCK_ENTRIES_CPU = 1 << 20
 BLOCK_ENTRIES_GPU = 1 << 26
-LEAST_ROWS = 128  # of a block; matrix products of fewer take up to twice as long on a CPU
-SMALLEST_EXPONENT = -86.0  # 2 to it is nothing beside 1, times exp(-WIDEST) a normal float32
-WIDEST = 25.0  # differences of maxima up to which exponentials of rows serve columns too
+MIN_ROWS = 128  # of a block; matrix products of fewer take up to twice as long on a CPU
+MIN_EXPONENT = -86.0  # 2 to it is nothing beside 1, times exp(-MAX_DIFFERENCE) a normal float32
+MAX_DIFFERENCE = 25.0  # differences of maxima up to which exponentials of rows serve columns too
 SELECTIVE_THRESHOLD = 0.01  # at most a hundred entries of a row are above it
 ROUNDING = 1e-3  # more than the logarithm of a score can be off
 
@@ -204,7 +204,7 @@ class _SimilarityBlocks:
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and S[:, rows], (B, rows, L1), which the next step overwrites."""
         batch, length0, length1 = *self.features0.shape[:2], self.features1.shape[1]
-        height = min(length0, max(LEAST_ROWS, self._block_entries() // (batch * length1)))
+        height = min(length0, max(MIN_ROWS, self._block_entries() // (batch * length1)))
         buffer = self.features1.new_empty(batch, height, length1)
         with torch.autocast(buffer.device.type, enabled=False):
             for start in range(0, length0, height):
@@ -296,7 +296,7 @@ def _column_sums(block: Tensor, exponentials: Tensor, largest0: Tensor, largest1
     """
     highest = largest0.amax(1, keepdim=True)
     lowest = torch.minimum(largest0.amin(1), largest1.amin(1))
-    if bool((highest[:, 0] - lowest < WIDEST).all()):  # exp is most of the work
+    if bool((highest[:, 0] - lowest < MAX_DIFFERENCE).all()):  # exp is most of the work
         of_rows = (largest0 - highest).exp()[:, None] @ exponentials
         return of_rows[:, 0] * (highest - largest1).exp()
     return _exponentials(block, largest1[:, None], exponentials).sum(1)
@@ -308,7 +308,7 @@ def _exponentials(block: Tensor, largest: Tensor, out: Tensor) -> Tensor:
     What underflows is made tiny instead: products with denormal numbers are slow.
     """
     exponents = torch.sub(block, largest, out=out).mul_(math.log2(math.e))
-    return exponents.clamp_(min=SMALLEST_EXPONENT).exp2_()
+    return exponents.clamp_(min=MIN_EXPONENT).exp2_()
 
 
 def _mutual_maxima_of_likely(

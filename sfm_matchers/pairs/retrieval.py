@@ -190,7 +190,7 @@ def _global_descriptors(
     return np.stack(rows).astype(np.float32)
 
 
-MOST_COMPARED = 768  # descriptors of a photo: enough to tell how much two photos share
+MAX_DESCRIPTORS = 768  # descriptors of a photo: enough to tell how much two photos share
 RATIO = 0.9  # of the distances to the nearest and the second nearest
 
 
@@ -199,15 +199,15 @@ def mutual_neighbours(descriptors0: np.ndarray, descriptors1: np.ndarray) -> int
     nearest and clearly nearer than the next; of an even sample."""
     samples = []
     for stored in (descriptors0, descriptors1):
-        step = -(-stored.shape[1] // MOST_COMPARED) or 1
+        step = -(-stored.shape[1] // MAX_DESCRIPTORS) or 1
         samples.append(stored[:, ::step].astype(np.float32))
-    alike = samples[0].T @ samples[1]
-    if min(alike.shape) < 2:
+    similarities = samples[0].T @ samples[1]
+    if min(similarities.shape) < 2:
         return 0
-    rows = np.arange(len(alike))
-    nearest = alike.argmax(axis=1)
-    is_mutual = alike.argmax(axis=0)[nearest] == rows
-    first = alike[rows, nearest]
-    alike[rows, nearest] = -np.inf
-    distances = np.sqrt(np.clip(2 - 2 * np.stack([first, alike.max(axis=1)]), 0, None))
+    rows = np.arange(len(similarities))
+    nearest = similarities.argmax(axis=1)
+    is_mutual = similarities.argmax(axis=0)[nearest] == rows
+    first = similarities[rows, nearest]
+    similarities[rows, nearest] = -np.inf
+    distances = np.sqrt(np.clip(2 - 2 * np.stack([first, similarities.max(axis=1)]), 0, None))
     return int((is_mutual & (distances[0] < RATIO * distances[1])).sum())

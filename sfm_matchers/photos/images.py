@@ -36,7 +36,7 @@ _PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pillow's modes of TIFFs whose levels are floating-point numbers or integers of 32 bits.
 _WIDE_MODES = ("F", "I")
-_LARGEST_LEVEL = 1e30  # beyond are marks of pixels that were not measured
+_MAX_LEVEL = 1e30  # beyond are marks of pixels that were not measured
 
 
 def warn_of(error: OSError) -> None:
@@ -140,7 +140,7 @@ def _decode_heif(path: Path, flags: int) -> np.ndarray:
 
 def _stretched(image: np.ndarray) -> np.ndarray:
     """Return levels of any kind (H, W) in 8 bits, by their own range; what is no number is 0."""
-    is_level = np.isfinite(image) & (np.abs(image.astype(np.float64)) < _LARGEST_LEVEL)
+    is_level = np.isfinite(image) & (np.abs(image.astype(np.float64)) < _MAX_LEVEL)
     if not is_level.any():
         return np.zeros(image.shape, dtype=np.uint8)
     levels = np.where(is_level, image, 0).astype(np.float64)

@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 MAX_THUMBNAILS = 300
 MAX_MATRIX = 300  # rows of the match graph; more photos are drawn in blocks
-LEAST_HEIGHT, MOST_HEIGHT = 144, 480  # pixels of a photo on the page
+MIN_HEIGHT, MAX_HEIGHT = 144, 480  # pixels of a photo on the page
 PICTURE_PIXELS = 10_000_000  # of all of them together: about 3 MB
 STILL_HEIGHT = 600  # pixels of the picture of the model where scripts do not run
 PAIR_HEIGHT = 640  # pixels of either photo of a drawn pair
@@ -324,7 +324,7 @@ def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
     number = min(len(names), MAX_THUMBNAILS)
     rows = np.linspace(0, len(names) - 1, number).astype(int).tolist()
     usual = np.sqrt(PICTURE_PIXELS / max(number, 1) / 1.5)  # of photos half as wide again as high
-    height = int(np.clip(usual, LEAST_HEIGHT, MOST_HEIGHT))
+    height = int(np.clip(usual, MIN_HEIGHT, MAX_HEIGHT))
 
     def read_thumbnail(row: int) -> str | None:
         photo = read_picture(image_dir / names[row], height)

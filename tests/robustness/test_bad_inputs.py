@@ -534,14 +534,14 @@ def test_a_folder_full_of_bad_photos_gives_the_model_of_the_good_ones(
     with caplog.at_level(logging.INFO):
         status = main(["--image_dir", str(images), "--outputs", str(tmp_path / "out")])
     assert status == 0
-    left_out = [line for line in caplog.messages if line.startswith("left out: ")]
+    skipped = [line for line in caplog.messages if line.startswith("left out: ")]
     expected_lines = {f"{images / name} {message}" for name, message in useless.items()} | {
         "'a\\nb.jpg': the name contains a line break",
         "'a/b.jpg': the name is the same as 'a-b.jpg'",
     }
     for expected_line in expected_lines:
-        assert sum(line.startswith(f"left out: {expected_line}") for line in left_out) == 1
-    assert len(left_out) == len(expected_lines)
+        assert sum(line.startswith(f"left out: {expected_line}") for line in skipped) == 1
+    assert len(skipped) == len(expected_lines)
     model = pycolmap.Reconstruction(tmp_path / "out" / "sparse" / "0")
     expected = {f"000{index}.webp" for index in range(5)} | {"#2 as RGBA.png"}
     assert {photo.name for photo in model.images.values()} == expected

@@ -450,7 +450,7 @@ def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(OutputError, match="no space is left"):
         check_space(tmp_path / "new" / "f.h5", free + 1)
-    monkeypatch.setattr(space, "LEAST_SPACE", free + (1 << 30))
+    monkeypatch.setattr(space, "MIN_SPACE", free + (1 << 30))
     with pytest.raises(OutputError, match="no space is left"):
         file.commit()
     monkeypatch.undo()
