@@ -27,7 +27,7 @@ from sfm_matchers.geometry.epipolar import symmetric_epipolar_distance
 from sfm_matchers.matchers.match_refinement import match_refinements
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
-from sfm_matchers.photos.images import quarters_to_upright, read_image
+from sfm_matchers.photos.images import quarters_to_upright, read_image_and_orientation
 from sfm_matchers.photos.resizing import turned
 
 
@@ -59,9 +59,9 @@ def main() -> None:
     changed = dict.fromkeys(names, 0)
     for pair in read_posed_pairs(options.pairs_file, options.image_dir):
         paths = [options.image_dir / name for name in (pair.name0, pair.name1)]
-        image0, image1 = map(read_image, paths)
+        (image0, way0), (image1, way1) = map(read_image_and_orientation, paths)
         sizes = (image0.shape[1::-1], image1.shape[1::-1])
-        upright = (quarters_to_upright(paths[0]), quarters_to_upright(paths[1]))
+        upright = (quarters_to_upright(way0), quarters_to_upright(way1))
         image0, image1 = map(turned, (image0, image1), upright)
         turn = turns.between(image0, image1)
         image1, quarters = turned(image1, turn), (upright[0], upright[1] + turn)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -97,11 +96,10 @@ class PairMatcher:
         self._refinements = match_refinements(matcher, preprocessing)
 
     def photo(
-        self, image: np.ndarray, path: Path | None = None, mask: np.ndarray | None = None
+        self, image: np.ndarray, orientation: int = 1, mask: np.ndarray | None = None
     ) -> Photo:
-        """Return a photo that is set upright, if photos are to be turned and its file tells how."""
-        is_turned = self._turns is not None and path is not None
-        return Photo(image, quarters_to_upright(path) if path and is_turned else 0, mask)
+        """Return a photo, set upright by its EXIF orientation if photos are to be turned."""
+        return Photo(image, quarters_to_upright(orientation) if self._turns else 0, mask)
 
     def match(self, photo0: Photo, photo1: Photo) -> Matches:
         """Match two photos; points are in pixels of the photos as stored."""

@@ -15,11 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.machine.memory import available_gpu_memory, available_memory
 from sfm_matchers.matchers.pair_matcher import View
+from sfm_matchers.photos.checked import StoredPhoto
 
 Value = TypeVar("Value")
 Key = tuple[str, Hashable]
@@ -214,7 +213,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        read: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
+        read: Callable[[str], StoredPhoto],
         threads: ThreadPoolExecutor,
         num_bytes: Callable[[str], int],
     ) -> None:
@@ -222,7 +221,7 @@ class ReadAhead:
         self._threads = threads
         self._num_bytes = num_bytes
         self._bytes_coming: dict[str, int] = {}
-        self._coming: dict[str, Future[tuple[np.ndarray, np.ndarray | None]]] = {}
+        self._coming: dict[str, Future[StoredPhoto]] = {}
         self._lock = threading.Lock()
 
     def expect(self, names: Iterable[str]) -> None:
@@ -236,8 +235,8 @@ class ReadAhead:
                     self._bytes_coming[name] = num_bytes
                     self._coming[name] = self._threads.submit(self._read, name)
 
-    def get(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a photo and its mask."""
+    def get(self, name: str) -> StoredPhoto:
+        """Return a photo."""
         with self._lock:
             coming = self._coming.pop(name, None)
             self._bytes_coming.pop(name, None)

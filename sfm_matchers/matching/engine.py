@@ -54,7 +54,7 @@ from sfm_matchers.matching.photos_at_hand import PhotosAtHand
 from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut
 from sfm_matchers.matching.side_by_side import Run, pairs_at_once, side_by_side
 from sfm_matchers.matching.turns import LookAt, Turns, looked_at
-from sfm_matchers.photos.checked import read_photo
+from sfm_matchers.photos.checked import StoredPhoto, read_photo
 from sfm_matchers.photos.images import decoding_bytes
 
 logger = logging.getLogger(__name__)
@@ -302,7 +302,7 @@ class ImageMatching:
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
             )
             limit = bytes_to_keep(device_of(matcher))
-            yield chain, PhotosAtHand(chain, self.image_dir, ahead, limit, self.turns), run
+            yield chain, PhotosAtHand(chain, ahead, limit, self.turns), run
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[MatchPairs]:
@@ -334,8 +334,14 @@ class ImageMatching:
 
             yield match
 
-    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        return read_photo(self.image_dir, name, self.mask_dir, self.image_fingerprints[name])
+    def _read(self, name: str) -> StoredPhoto:
+        return read_photo(
+            self.image_dir,
+            name,
+            self.mask_dir,
+            self.image_fingerprints[name],
+            with_orientation=self.conf.preprocessing.quarter_turns,
+        )
 
 
 def _matched_images(chain: PairMatcher, batch: Sequence[ReadyPair]) -> Iterator[MatchedPair]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 from sfm_matchers.errors import InputError
@@ -26,16 +25,13 @@ class PhotosAtHand:
 
     Args:
         chain: the steps of a pair.
-        image_dir: the photos.
         ahead: reads them.
         limit: bytes to keep.
         turns: how they lie.
     """
 
-    def __init__(
-        self, chain: PairMatcher, image_dir: Path, ahead: ReadAhead, limit: int, turns: Turns
-    ) -> None:
-        self._chain, self._image_dir, self._ahead, self._turns = chain, image_dir, ahead, turns
+    def __init__(self, chain: PairMatcher, ahead: ReadAhead, limit: int, turns: Turns) -> None:
+        self._chain, self._ahead, self._turns = chain, ahead, turns
         self._kind = _PIXELS if chain.needs_pixels else _FRAME
         self._last: tuple[str, Photo] | None = None
         self._knows_size = False  # of what a photo takes
@@ -158,8 +154,8 @@ class PhotosAtHand:
         return last[1]
 
     def _read(self, name: str) -> Photo:
-        image, mask = self._ahead.get(name)
-        return self._chain.photo(image, self._image_dir / name, mask)
+        stored = self._ahead.get(name)
+        return self._chain.photo(stored.image, stored.orientation, stored.mask)
 
 
 class _SkippedError(Exception):
