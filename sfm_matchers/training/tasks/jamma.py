@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -185,10 +184,9 @@ class JamMaFineTask(JamMaTask):
         return network
 
     def losses(
-        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+        self, network: JamMa, batch: PairBatch, progress: float, generator: torch.Generator
     ) -> Losses:
         """See `TrainingTask.losses`."""
-        network = cast(JamMa, network)
         return self._window_losses(network, _run_coarse_stage(network, batch), generator)
 
 
