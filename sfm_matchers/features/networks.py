@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from sfm_matchers.errors import (
     one_line,
 )
 from sfm_matchers.features.base import Features
-from sfm_matchers.weights import Checkpoint, default_source, find_checkpoint
+from sfm_matchers.weights import default_source, registered_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,7 +94,7 @@ def load_extractor_weights(network: nn.Module, name: str, constants: Iterable[st
     """
     from sfm_matchers.weights import check_finite, fetch, load_state_dict_file
 
-    path = fetch(cast(Checkpoint, find_checkpoint(f"{name}/{default_source(name)}")))
+    path = fetch(registered_checkpoint(f"{name}/{default_source(name)}"))
     own = network.state_dict()
     state_dict = {**{key: own[key] for key in constants}, **load_state_dict_file(path)}
     check_finite(state_dict, path)

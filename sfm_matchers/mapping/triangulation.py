@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pycolmap
@@ -182,7 +182,8 @@ def _fits_poses(
     """Which matches (N,) lie near their epipolar lines in both images."""
     rays, thresholds = [], []
     for image, xy, limit in zip((image0, image1), points, limits, strict=True):
-        camera = cast(pycolmap.Camera, image.camera)
+        camera = image.camera
+        assert camera is not None
         rays.append(np.asarray(camera.cam_from_img(xy.astype(np.float64))))
         thresholds.append(camera.cam_from_img_threshold(limit))
     cam1_from_cam0 = image1.cam_from_world() * image0.cam_from_world().inverse()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -79,6 +79,9 @@ def load_detector_free_matcher(
     return _loader(conf, "images")(conf, weights, device)
 
 
+Load = Callable[[Any, str, str], Any]
+"""Returns the matcher of a conf, with weights, on a device; of the conf's kind."""
+
 PLUGINS = "sfm_matchers.matchers"
 """Entry-point group: name of a matcher -> ``load(conf, weights, device)``, which returns a
 `SparseMatcher` or a `DetectorFreeMatcher` as the conf is of either kind."""
@@ -87,8 +90,8 @@ PLUGINS = "sfm_matchers.matchers"
 def _loader(
     conf: Conf,
     takes: Literal["images", "features"],
-    without_network: Mapping[str, Callable[..., Any]] | None = None,
-) -> Callable[..., Any]:
+    without_network: Mapping[str, Load] | None = None,
+) -> Load:
     """The function that loads the matcher of a conf: one of ours, or another package's.
 
     Raises:
@@ -105,9 +108,10 @@ def _loader(
         known = ", ".join([*own, *plugins])
         raise InputError(f"conf {conf.name}: unknown {kind} matcher {name!r}, there are {known}")
     try:
-        return cast(Callable[..., Any], plugins[name].load())
+        load: Load = plugins[name].load()
     except (ImportError, AttributeError) as error:
         raise InputError(f"conf {conf.name}: matcher {name!r} cannot be loaded: {error}") from error
+    return load
 
 
 def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:

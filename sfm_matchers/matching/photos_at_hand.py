@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.pair_lists import Pair
@@ -17,7 +17,13 @@ from sfm_matchers.matching.plan import ordered_for_room
 from sfm_matchers.matching.turns import Turns
 
 _PIXELS, _FRAME = "pixels", "frame"  # of a photo: as read; what is known beside its pixels
-_Get = Callable[[str, Hashable], Photo | EncodedImage]
+
+
+class _Encoded(NamedTuple):
+    """Of a photo: encoded small, or whole, after quarter turns from upright by EXIF."""
+
+    is_small: bool
+    quarters: int
 
 
 class PhotosAtHand:
@@ -63,23 +69,24 @@ class PhotosAtHand:
             None if one of them cannot be read, which is noted.
         """
         name0, name1 = pair
-        with self._getting(skipped) as get:
+        with self._holding(skipped) as held:
             turn0, from_turn, is_known = self._turns.of(pair)
-            frames = self._frames(pair, get)
+            frames = held.photos(pair, self._kind)
             turn1 = from_turn
             if not is_known:
                 found = self._chain.best_turn(
-                    lambda: cast(EncodedImage, get(name0, ("small", turn0))),
-                    lambda turn: cast(EncodedImage, get(name1, ("small", (from_turn + turn) % 4))),
+                    lambda: held.encoded(name0, _Encoded(True, turn0)),
+                    lambda turn: held.encoded(name1, _Encoded(True, (from_turn + turn) % 4)),
                 )
                 turn1 = (from_turn + found) % 4
-            whole: list[Key] = [(name0, ("whole", turn0)), (name1, ("whole", turn1))]
-            encoded = [cast(EncodedImage, get(*key)) for key in whole]
+            whole = (_Encoded(False, turn0), _Encoded(False, turn1))
+            encoded = (held.encoded(name0, whole[0]), held.encoded(name1, whole[1]))
             views = (
                 self._chain.view(frames[0], encoded[0], turn0),
                 self._chain.view(frames[1], encoded[1], turn1),
             )
-            needed = ((name0, self._kind), (name1, self._kind), *whole)
+            frame_keys = ((name0, self._kind), (name1, self._kind))
+            needed: tuple[Key, ...] = (*frame_keys, (name0, whole[0]), (name1, whole[1]))
             self.kept.hold(needed)
             self._knows_size = True
             return ReadyPair(pair, views, needed)
@@ -87,48 +94,26 @@ class PhotosAtHand:
 
     def look(self, pair: Pair, skipped: dict[str, str]) -> Look | None:
         """Look how the photos of a pair lie; None as of `ready`."""
-        with self._getting(skipped) as get:
-            self._frames(pair, get)
+        with self._holding(skipped) as held:
+            held.photos(pair, self._kind)
             look = self._chain.look(
-                lambda: cast(EncodedImage, get(pair[0], ("small", 0))),
-                lambda turn: cast(EncodedImage, get(pair[1], ("small", turn))),
+                lambda: held.encoded(pair[0], _Encoded(True, 0)),
+                lambda turn: held.encoded(pair[1], _Encoded(True, turn)),
             )
             self._knows_size = True
             return look
         return None
 
-    def _frames(self, pair: Pair, get: _Get) -> list[Photo]:
-        """What is known of both photos; of both it is noted where they cannot be read."""
-        found = []
-        for name in pair:
-            with contextlib.suppress(_SkippedError):
-                found.append(cast(Photo, get(name, self._kind)))
-        if len(found) < len(pair):
-            raise _SkippedError
-        return found
-
     @contextlib.contextmanager
-    def _getting(self, skipped: dict[str, str]) -> Iterator[_Get]:
-        """Give a `get` whose values stay; the block ends where a photo cannot be read, noted."""
-        held: list[Key] = []
-
-        def get(name: str, what: Hashable) -> Photo | EncodedImage:
-            if name in skipped:
-                raise _SkippedError
-            held.append((name, what))
-            self.kept.hold(held[-1:])
-            try:
-                return self.kept.get((name, what))
-            except (InputError, OSError) as error:
-                skipped[name] = str(error)
-                raise _SkippedError from error
-
+    def _holding(self, skipped: dict[str, str]) -> Iterator[_Held]:
+        """Give what is kept, which stays; the block ends where a photo cannot be read, noted."""
+        held = _Held(self.kept, skipped)
         try:
-            yield get
+            yield held
         except _SkippedError:
             pass
         finally:
-            self.kept.release(held)
+            self.kept.release(held.keys)
 
     def _computed(self, key: Key) -> Photo | EncodedImage:
         name, what = key
@@ -137,17 +122,17 @@ class PhotosAtHand:
         photo = self._photo(name)
         if what == _FRAME:
             return photo.without_pixels()
-        size, quarters = cast(tuple[str, int], what)
-        encode = self._chain.small if size == "small" else self._chain.encode
+        assert isinstance(what, _Encoded)
+        encode = self._chain.small if what.is_small else self._chain.encode
         one_at_a_time: FittingBatches[int, EncodedImage] = FittingBatches(
             lambda turns: [encode(photo, turn) for turn in turns], 1, self.kept.shrink
         )
-        return next(one_at_a_time.results([quarters]))
+        return next(one_at_a_time.results([what.quarters]))
 
     def _photo(self, name: str) -> Photo:
         """A photo with its pixels; the last one is at hand though pixels are not kept."""
         if self._kind == _PIXELS:
-            return cast(Photo, self.kept.get((name, _PIXELS)))
+            return _as_photo(self.kept.get((name, _PIXELS)))
         last = self._last
         if last is None or last[0] != name:
             last = self._last = (name, self._read(name))
@@ -156,6 +141,51 @@ class PhotosAtHand:
     def _read(self, name: str) -> Photo:
         stored = self._ahead.get(name)
         return self._chain.photo(stored.image, stored.orientation, stored.mask)
+
+
+class _Held:
+    """What is kept of photos, held for one pair.
+
+    Args:
+        kept: whose.
+        skipped: photos that cannot be read, with the reason; more are noted.
+    """
+
+    def __init__(self, kept: Kept[Photo | EncodedImage], skipped: dict[str, str]) -> None:
+        self.keys: list[Key] = []
+        self._kept, self._skipped = kept, skipped
+
+    def photos(self, pair: Pair, kind: str) -> list[Photo]:
+        """Return both photos; of both it is noted where they cannot be read."""
+        found = []
+        for name in pair:
+            with contextlib.suppress(_SkippedError):
+                found.append(_as_photo(self._get(name, kind)))
+        if len(found) < len(pair):
+            raise _SkippedError
+        return found
+
+    def encoded(self, name: str, what: _Encoded) -> EncodedImage:
+        """Return a photo encoded."""
+        value = self._get(name, what)
+        assert not isinstance(value, Photo)
+        return value
+
+    def _get(self, name: str, what: Hashable) -> Photo | EncodedImage:
+        if name in self._skipped:
+            raise _SkippedError
+        self.keys.append((name, what))
+        self._kept.hold(self.keys[-1:])
+        try:
+            return self._kept.get((name, what))
+        except (InputError, OSError) as error:
+            self._skipped[name] = str(error)
+            raise _SkippedError from error
+
+
+def _as_photo(value: Photo | EncodedImage) -> Photo:
+    assert isinstance(value, Photo)
+    return value
 
 
 class _SkippedError(Exception):

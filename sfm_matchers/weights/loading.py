@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -230,7 +230,8 @@ def _build(entry: Network, config: dict[str, Any], path: Path, stored: StateDict
     if entry.fused_key and any(entry.fused_key in key for key in stored):
         module.fuse()
     _load_strictly(module, stored, resolve(entry.converter), path)
-    return cast(nn.Module, module.fuse() if entry.fused_key else module)
+    network: nn.Module = module.fuse() if entry.fused_key else module
+    return network
 
 
 def _load_strictly(
