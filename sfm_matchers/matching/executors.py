@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +32,9 @@ from sfm_matchers.machine.memory import FreedMemory, free_cached_gpu_memory, sha
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.machine.threads import limit_threads, num_cores
 from sfm_matchers.matching.plan import Shard
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ class WorkersLostError(SfmMatchersError):
 
 
 def run_shard(
-    match: MatchPairs, shard: Shard, path: Path, advance: Callable[[int], Any]
+    match: MatchPairs, shard: Shard, path: Path, advance: Callable[[int], object]
 ) -> dict[str, str]:
     """Match the pairs of one shard; returns photos that could not be used, and why."""
     own = StagedFile(staged_part(path, shard.name))
@@ -261,7 +264,9 @@ class _Worker:
     open_things: ClassVar[ExitStack] = ExitStack()
 
 
-def _start_worker(task: MatchingTask, counter: Any, num_workers: int, gpus: Sequence[str]) -> None:
+def _start_worker(
+    task: MatchingTask, counter: Synchronized[int], num_workers: int, gpus: Sequence[str]
+) -> None:
     """Set up a worker process: its share of the machine, and the matcher."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
