@@ -7,29 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
-
-from sfm_matchers.errors import InputError
-from sfm_matchers.files.hdf5 import naming_damage
-from sfm_matchers.files.hdf5_items import find_item
-
 # Opening an SQLite database with pycolmap counts up two numbers of its header.
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _SQLITE_COUNTERS = (slice(24, 28), slice(92, 96))
-
-
-def read_fingerprint(file: h5py.File, name: str) -> str | None:
-    """Return what an image or a pair was computed from; None if another tool has written it.
-
-    Raises:
-        InputError: the file has no such group, or is damaged there.
-    """
-    with naming_damage(file.filename, name):
-        item = find_item(file, name)
-        if item is None:
-            raise InputError(f"{file.filename} holds nothing for {name!r}")
-        found = item.attrs.get("fingerprint")
-    return None if found is None else str(found)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.features.extraction import extract_image, load_extractor
-from sfm_matchers.files.hdf5 import read_features
+from sfm_matchers.files.hdf5 import Hdf5File
 from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.certainty import is_certain
 from sfm_matchers.localization.in_model import IndexedModel, localize_query
@@ -138,7 +137,7 @@ class Localizer:
         self._index = map_folder.read_index(self.path / map_folder.RETRIEVAL)
         self._extractor = load_extractor(self.conf.features.model, device)
         self._matcher = load_sparse_matcher(self.conf, weights, device)
-        self._file = h5py.File(self.path / map_folder.FEATURES, "r")
+        self._file = Hdf5File(self.path / map_folder.FEATURES)
         self._cached: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
         self._cached_bytes = 0
         self._networks = threading.Lock()
@@ -392,7 +391,7 @@ class Localizer:
         if name in self._cached:
             self._cached.move_to_end(name)
             return self._cached[name]
-        read = read_features(self._file, name)
+        read = self._file.features(name)
         self._cached[name] = read
         self._cached_bytes += _num_bytes(read)
         while self._cached_bytes > CACHE_BYTES and len(self._cached) > 1:

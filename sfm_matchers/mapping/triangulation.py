@@ -17,7 +17,6 @@ import pycolmap
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
 from sfm_matchers.files.hdf5 import open_h5
-from sfm_matchers.files.hdf5_items import find_item
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.replacing import flush, remove_left_behind, temporary_beside
 from sfm_matchers.files.space import Space, writing
@@ -152,9 +151,9 @@ def _check_against_poses(
         open_h5(feature_path) as features,
     ):
         uncertainties = {
-            image_id: float(keypoints.attrs.get("uncertainty", 1.0))
+            image_id: uncertainty
             for name, image_id in read_image_ids(database).items()
-            if (keypoints := find_item(features, f"{name}/keypoints")) is not None
+            if (uncertainty := features.uncertainty(name)) is not None
         }
         pair_ids, _ = database.read_num_matches()
         for pair_id in progress(pair_ids, title="Checking matches", unit="pair", stays=False):

@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from sfm_matchers.confs import Conf, DetectorFreeConf
 from sfm_matchers.errors import PhotoChangedError
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import fingerprint, read_fingerprint
-from sfm_matchers.files.hdf5 import open_h5, read_features
+from sfm_matchers.files.fingerprints import fingerprint
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.matchers import colmap_matching
@@ -89,8 +88,8 @@ def match_features(
     Raises:
         InputError: the feature file lacks a photo.
     """
-    with open_h5(feature_path) as features:
-        sources = {name: _source(features, name) for pair in pairs for name in pair}
+    with open_h5(feature_path) as file:
+        sources = {name: file.fingerprint(name) or "imported" for pair in pairs for name in pair}
     wanted = _wanted(pairs, conf, weights_fingerprint, sources)
     task = FeatureMatching(load_matcher, Path(feature_path))
     grain = COARSE if conf.matcher == colmap_matching.NAME else FINE
@@ -140,10 +139,6 @@ def match_images(
         for pair, source in sources.items():
             wanted[names_to_pair(*pair)] = fingerprint(source, turns.of(pair))
     return _complete(task, pairs, wanted, correspondence_path, executor or InProcess())
-
-
-def _source(features: h5py.File, name: str) -> str:
-    return read_fingerprint(features, name) or "imported"
 
 
 def _wanted(
@@ -203,8 +198,8 @@ class FeatureMatching:
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         matcher = self.load_matcher()
-        with open_h5(self.feature_path) as features:
-            kept = Kept(lambda key: read_features(features, key[0]), _num_bytes, FEATURE_BYTES)
+        with open_h5(self.feature_path) as file:
+            kept = Kept(lambda key: file.features(key[0]), _num_bytes, FEATURE_BYTES)
 
             with side_by_side(_pairs_at_once(matcher)) as run:
 

@@ -15,7 +15,7 @@ from pipelines import aachen
 from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.evaluation.absolute_poses import pose_errors
 from sfm_matchers.evaluation.runs import evaluate_poses
-from sfm_matchers.files.hdf5 import list_groups, open_h5, read_correspondences
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.localization.nvm import read_nvm
 from sfm_matchers.localization.poses import Query, Status, read_poses
@@ -292,11 +292,11 @@ def matched_points(
     points: dict[str, set[tuple[float, ...]]] = {}
     with open_h5(folder / f"correspondences-jamma_{pairs}.h5") as file:
         for names in read_pairs(folder / f"{pairs}.txt"):
-            for name, array in zip(names, read_correspondences(file, *names), strict=False):
+            for name, array in zip(names, file.correspondences(*names), strict=False):
                 points.setdefault(name, set()).update(map(tuple, array.tolist()))
     with open_h5(folder / features) as file:
-        for name in list_groups(folder / features):
-            keypoints = set(map(tuple, file[name]["keypoints"][()].tolist()))
+        for name in file.names():
+            keypoints = set(map(tuple, file.keypoints(name).tolist()))
             found.append((keypoints, points[name]))
     return found
 
