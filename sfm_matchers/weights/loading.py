@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from sfm_matchers.confs import check_options
 from sfm_matchers.errors import InputError, WeightsError, one_line
+from sfm_matchers.files.fingerprints import file_sha256
 from sfm_matchers.networks.table import NETWORKS, Network, resolve
-from sfm_matchers.weights.download import fetch, file_sha256
+from sfm_matchers.weights.download import fetch
 from sfm_matchers.weights.precision import SCALE_SUFFIX, to_eight_bits, to_half
 from sfm_matchers.weights.registry import (
     OFFICIAL,

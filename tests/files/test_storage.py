@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.fingerprints import content_hash, file_sha256
 from sfm_matchers.files.hdf5 import (
     Hdf5File,
     list_groups,
@@ -186,8 +188,11 @@ def test_descriptors_that_are_not_finite_are_named(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "features.h5", "w") as file:
         file["a.jpg/keypoints"] = np.ones((2, 2))
         file["a.jpg/descriptors"] = np.array([[1, 1], [1, np.nan]])
-        with pytest.raises(InputError, match=r"descriptors of 'a.jpg' are not all finite"):
-            file.features("a.jpg")
+    with (
+        open_h5(tmp_path / "features.h5") as file,
+        pytest.raises(InputError, match=r"descriptors of 'a.jpg' are not all finite"),
+    ):
+        file.features("a.jpg")
 
 
 def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
@@ -372,3 +377,9 @@ def test_numbers_in_names_count_as_numbers() -> None:
     names = ["b/10.jpg", "b/9.jpg", "a12.jpg", "a2.jpg", "a02.jpg", "3.jpg"]
     expected = ["3.jpg", "a02.jpg", "a2.jpg", "a12.jpg", "b/9.jpg", "b/10.jpg"]
     assert in_natural_order(names) == expected
+
+
+def test_the_short_hash_begins_the_sha256_of_what_no_database_is(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert content_hash(tmp_path / "a") == file_sha256(tmp_path / "a")[:16]

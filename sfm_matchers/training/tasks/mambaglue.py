@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.fingerprints import file_sha256
 from sfm_matchers.networks.mambaglue import (
     LayerOutputs,
     LocalFeatures,
@@ -39,7 +40,6 @@ from sfm_matchers.training.schedule import (
     mean_over_validation_sets,
 )
 from sfm_matchers.weights.convert_lightglue import convert_either
-from sfm_matchers.weights.download import file_sha256
 from sfm_matchers.weights.loading import check_finite, load_state_dict_file
 
 # COLMAP orders its features octave by octave; training and use agree on the order by scale.
