@@ -36,7 +36,7 @@ from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.matchers.batching import is_out_of_memory
-from sfm_matchers.matchers.closer_looks import closer_looks
+from sfm_matchers.matchers.match_refinement import match_refinements
 from sfm_matchers.matchers.quarter_turns import QuarterTurns
 from sfm_matchers.matchers.registry import load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.networks.precision import PRECISIONS
@@ -49,7 +49,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 SECONDS = 480.0
 TESTS = ("tests/networks/test_selective_scan.py", "-k", "triton")
 TEST_SECONDS = 120.0
-LEAST_SECONDS = 0.3  # of a measurement
+MIN_SECONDS = 0.3  # of a measurement
 COPIED_BYTES = 1 << 30
 
 
@@ -80,7 +80,7 @@ class Run:
         """Return the median wall seconds of some work, after it was done once."""
         self._timed(work)
         taken: list[float] = []
-        while not taken or (sum(taken) < LEAST_SECONDS and not (self.is_tiny or self.is_over)):
+        while not taken or (sum(taken) < MIN_SECONDS and not (self.is_tiny or self.is_over)):
             taken.append(self._timed(work))
         return statistics.median(taken)
 
@@ -250,15 +250,16 @@ def stages(run: Run, names: Sequence[str]) -> Iterator[str]:
             continue
         matcher = load(conf, run.device, "float32")
         pair = prepared(name, matcher, side, run.device)
-        turns, looks = QuarterTurns(matcher), closer_looks(matcher, conf.preprocessing)
+        turns = QuarterTurns(matcher)
+        refinements = match_refinements(matcher, conf.preprocessing)
         found, both = matcher.match_encoded(*pair), photos(side)
         work: dict[str, Callable[[], Any]] = {
             "encoding two photos": lambda both=both, m=matcher: [m.encode(one) for one in both],
             "quarter turns": functools.partial(turns.between, *both),
             "matching": functools.partial(matcher.match_encoded, *pair),
         }
-        for look in looks:
-            work[look.func.__name__] = functools.partial(look, *both, found)
+        for refine in refinements:
+            work[refine.func.__name__] = functools.partial(refine, *both, found)
         taken = {step: run.seconds(one) for step, one in work.items()}
         whole = sum(taken.values())
         for step, seconds in taken.items():

@@ -133,14 +133,12 @@ class XFeatExtractor:
         )
 
 
-def _load_lightglue(folder: Path, conf: SparseConf, weights: str, device: str) -> LightGlueMatcher:
+def _load_lightglue(folder: Path, conf: SparseConf, device: str) -> LightGlueMatcher:
     network = _import(folder, LIGHTGLUE).LightGlue(conf.model["features"]).eval()
     return LightGlueMatcher(lambda image0, image1: network({"image0": image0, "image1": image1}))
 
 
-def _load_lighterglue(
-    folder: Path, conf: SparseConf, weights: str, device: str
-) -> LightGlueMatcher:
+def _load_lighterglue(folder: Path, conf: SparseConf, device: str) -> LightGlueMatcher:
     network = _import(folder, XFEAT).LighterGlue().eval()
 
     def forward(*images: dict[str, torch.Tensor]) -> Any:

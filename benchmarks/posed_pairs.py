@@ -51,7 +51,7 @@ def main() -> None:
         type=float,
         nargs=2,
         default=(0, 180),
-        metavar=("LEAST", "MOST"),
+        metavar=("MIN", "MAX"),
         help="degrees by which the camera turns (default: 0 180)",
     )
     parser.add_argument("--count", type=int, default=25, help="pairs, at random (default: 25)")

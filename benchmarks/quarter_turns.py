@@ -24,7 +24,7 @@ from sfm_matchers.matchers.quarter_turns import QuarterTurns
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.photos.resizing import turned
 
-LARGEST_ROLL = 60.0  # degrees left; between 45 and 60 both neighbouring positions will do
+MAX_ROLL = 60.0  # degrees left; between 45 and 60 both neighbouring positions will do
 
 
 def viewing_angle_and_roll(image0: pycolmap.Image, image1: pycolmap.Image) -> tuple[float, float]:
@@ -63,9 +63,9 @@ def main() -> None:
         quarters = turns.best(small[image0.name][0], small[image1.name].__getitem__)
         search.append(time.process_time() - start)
         left = (roll - 90 * quarters + 180) % 360 - 180
-        is_right = abs(left) < LARGEST_ROLL
+        is_right = abs(left) < MAX_ROLL
         right += is_right
-        if abs(roll) > LARGEST_ROLL:
+        if abs(roll) > MAX_ROLL:
             num_turned += 1
             turned_right += is_right
             found = "right" if is_right else "wrong"

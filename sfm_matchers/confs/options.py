@@ -34,13 +34,13 @@ def check_options(
     for key, value in options.items():
         default = parameters[key].default
         expected, description = _type_like(default)
-        is_alike = isinstance(value, expected) and isinstance(value, bool) == (
+        is_of_type = isinstance(value, expected) and isinstance(value, bool) == (
             isinstance(default, bool) or (expected is object and isinstance(value, bool))
         )
-        if isinstance(default, tuple) and is_alike:
-            is_alike = len(value) == len(default) and all(type(side) is int for side in value)
+        if isinstance(default, tuple) and is_of_type:
+            is_of_type = len(value) == len(default) and all(type(side) is int for side in value)
             value = tuple(value)
-        if not is_alike:
+        if not is_of_type:
             raise InputError(f"{where}: {key!r} must be {description}, found {value!r}")
         checked[key] = value
     return checked

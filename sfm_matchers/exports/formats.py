@@ -141,7 +141,7 @@ def export_undistorted(job: Job) -> Export:
             undistorted.undistort(job.model, job.image_dir, names, folder)
     model = pycolmap.Reconstruction(path / "sparse" / "0")
     written = set(registered_names(model))
-    notes = _left_out(
+    notes = _describe_skipped(
         {
             name: "COLMAP cannot decode or write it"
             for name, new in names.items()
@@ -305,11 +305,11 @@ def _prepared(
     whole: pycolmap.Reconstruction, source: Path | None, image_dir: Path | None, output: Path
 ) -> Iterator[Job]:
     """Give the job: what remains of a model without images that have no photo, written once."""
-    left_out = photo_faults(whole, image_dir) if image_dir else {}
-    model = without_images(whole, left_out) if left_out else whole
-    also = set(registered_names(whole)).difference(registered_names(model), left_out)
-    left_out |= dict.fromkeys(sorted(also), "it was taken together with one that is left out")
-    notes = _left_out(left_out)
+    skipped = photo_faults(whole, image_dir) if image_dir else {}
+    model = without_images(whole, skipped) if skipped else whole
+    also = set(registered_names(whole)).difference(registered_names(model), skipped)
+    skipped |= dict.fromkeys(sorted(also), "it was taken together with one that is left out")
+    notes = _describe_skipped(skipped)
     if not model.num_reg_images():
         why = f": {notes[0]}" if notes else ""
         raise InputError(f"no image of the model can be exported{why}")
@@ -349,7 +349,7 @@ def _same(path: Path, other: Path) -> bool:
     return path.resolve() == other.resolve()
 
 
-def _left_out(reasons: dict[str, str]) -> list[str]:
+def _describe_skipped(reasons: dict[str, str]) -> list[str]:
     """Name images that are left out, those of one reason in one line."""
     names_of: dict[str, list[str]] = {}
     for name, reason in reasons.items():

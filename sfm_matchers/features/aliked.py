@@ -10,7 +10,7 @@ and descriptors are the same up to rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,16 +31,16 @@ class SampledConvolution(nn.Module):
 
     def __init__(self, convolution: nn.Module) -> None:
         super().__init__()
-        self.offset_conv = cast(nn.Conv2d, convolution.offset_conv)
-        self.regular_conv = cast(nn.Conv2d, convolution.regular_conv)
+        offset_conv, regular_conv = convolution.offset_conv, convolution.regular_conv
+        assert isinstance(offset_conv, nn.Conv2d)
+        assert isinstance(regular_conv, nn.Conv2d)
+        self.offset_conv, self.regular_conv = offset_conv, regular_conv
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C', H, W)."""
         batch, channels, height, width = x.shape
-        kernel, padding = (
-            self.regular_conv.kernel_size,
-            cast("tuple[int, int]", self.regular_conv.padding),
-        )
+        kernel, padding = self.regular_conv.kernel_size, self.regular_conv.padding
+        assert not isinstance(padding, str)
         taps = kernel[0] * kernel[1]
         most = max(height, width) / 4
         offsets = self.offset_conv(x).clamp(-most, most).view(batch, taps, 2, height, width)
@@ -111,7 +111,8 @@ def _levels(network: ALIKED, images: Tensor) -> list[Tensor]:
 
 def _score_map(network: ALIKED, levels: Sequence[Tensor]) -> Tensor:
     first, *others = network.score_head
-    weights = cast(nn.Conv2d, first).weight.chunk(len(levels), dim=1)
+    assert isinstance(first, nn.Conv2d)
+    weights = first.weight.chunk(len(levels), dim=1)
     total = F.conv2d(levels[0], weights[0])
     for level, weight in zip(levels[1:], weights[1:], strict=True):
         total += F.interpolate(

@@ -151,11 +151,11 @@ def _read_photos(
 
     def read(name: str) -> _Photo | None:
         try:
-            image, mask = read_photo(image_dir, name, mask_dir, image_fingerprints[name])
+            photo = read_photo(image_dir, name, mask_dir, image_fingerprints[name])
         except InputError as error:
             unusable[name] = str(error)
             return None
-        return _prepare_photo(preprocessing, name, image, mask)
+        return _prepare_photo(preprocessing, name, photo.image, photo.mask)
 
     with ThreadPoolExecutor(1) as thread:
         coming: deque[Future[_Photo | None]] = deque()

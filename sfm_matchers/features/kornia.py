@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from sfm_matchers.features.base import Features
 from sfm_matchers.features.networks import (
@@ -14,7 +14,6 @@ from sfm_matchers.features.networks import (
 )
 
 if TYPE_CHECKING:
-    from kornia.feature import ALIKED
     from torch import Tensor
 
 
@@ -54,13 +53,14 @@ class AlikedExtractor(NetworkExtractor):
         network = ALIKED(name, max_num_keypoints, detection_threshold)
         # A constant of kornia's detector, which the authors' file does not hold.
         load_extractor_weights(network, name, constants=("dkd.hw_grid",))
-        super().__init__(prepare(network), device)
+        self._aliked = prepare(network)
+        super().__init__(self._aliked, device)
 
     def _detect(self, images: Tensor) -> list[Features]:
         from sfm_matchers.features.aliked import detect_and_describe
 
-        network = cast("ALIKED", self.network)
-        return [to_features(*found).best_first() for found in detect_and_describe(network, images)]
+        found = detect_and_describe(self._aliked, images)
+        return [to_features(*one).best_first() for one in found]
 
 
 class DiskExtractor(NetworkExtractor):

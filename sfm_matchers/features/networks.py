@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from sfm_matchers.errors import (
     one_line,
 )
 from sfm_matchers.features.base import Features
-from sfm_matchers.weights import Checkpoint, default_source, find_checkpoint
+from sfm_matchers.weights import default_source, registered_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +31,7 @@ CUDA_BATCH_PIXELS = 2 * 1024**2
 # Keypoints per photo in MambaGlue's published training on MegaDepth.
 MAX_NUM_KEYPOINTS = 2048
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue, as OpenCV's
-LARGEST_LIMIT = 1_000_000  # keypoints of a photo
+MAX_LIMIT = 1_000_000  # keypoints of a photo
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class NetworkExtractor(ABC):
 
 def check_keypoint_limit(limit: int, name: str = "max_num_keypoints") -> None:
     """Raise InputError unless the option `name` is a number of keypoints that can be."""
-    if not isinstance(limit, int) or not 1 <= limit <= LARGEST_LIMIT:
-        raise InputError(f"{name} is {limit}, it must be a whole number, 1 to {LARGEST_LIMIT}")
+    if not isinstance(limit, int) or not 1 <= limit <= MAX_LIMIT:
+        raise InputError(f"{name} is {limit}, it must be a whole number, 1 to {MAX_LIMIT}")
 
 
 def load_extractor_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) -> None:
@@ -94,7 +94,7 @@ def load_extractor_weights(network: nn.Module, name: str, constants: Iterable[st
     """
     from sfm_matchers.weights import check_finite, fetch, load_state_dict_file
 
-    path = fetch(cast(Checkpoint, find_checkpoint(f"{name}/{default_source(name)}")))
+    path = fetch(registered_checkpoint(f"{name}/{default_source(name)}"))
     own = network.state_dict()
     state_dict = {**{key: own[key] for key in constants}, **load_state_dict_file(path)}
     check_finite(state_dict, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from sfm_matchers.errors import (
     InputError,
@@ -18,7 +18,7 @@ from sfm_matchers.features.networks import (
     to_features,
     to_gray,
 )
-from sfm_matchers.weights import Checkpoint, find_checkpoint
+from sfm_matchers.weights import registered_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ class SuperPointExtractor(NetworkExtractor):
 
 def _require_superpoint_licence() -> None:
     if os.environ.get(SUPERPOINT_VARIABLE) != "1":
-        checkpoint = cast(Checkpoint, find_checkpoint("superpoint/official"))
+        checkpoint = registered_checkpoint("superpoint/official")
         raise InputError(
             f"superpoint's licence ({checkpoint.licence}) allows {checkpoint.allows}: "
             f"set {SUPERPOINT_VARIABLE}=1 to accept it, or use sift, aliked-n16 or disk"

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.hdf5 import naming_damage, open_h5
+from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.space import check_space, is_of_full_disk
 from sfm_matchers.files.text import written_whole
 
@@ -27,7 +27,7 @@ def copy_entries(files: Mapping[str, Path], output: Path) -> None:
         contextlib.ExitStack() as stack,
         h5py.File(str(temporary), "w") as merged,
     ):
-        opened: dict[Path, h5py.File] = {}
+        opened: dict[Path, Hdf5File] = {}
         for name in sorted(files):
             source = files[name]
             if source not in opened:
@@ -39,11 +39,10 @@ def copy_entries(files: Mapping[str, Path], output: Path) -> None:
             _copy_entry(opened[source], name, parent, output.parent)
 
 
-def _copy_entry(source: h5py.File, name: str, parent: h5py.Group, folder: Path) -> None:
+def _copy_entry(source: Hdf5File, name: str, parent: h5py.Group, folder: Path) -> None:
     """Raise InputError if the source is damaged, OSError if the target cannot be written."""
     try:
-        with naming_damage(source.filename, name):
-            source.copy(name, parent, name=name.rpartition("/")[2])
+        source.copy_to(name, parent)
     except InputError as error:
         if is_of_full_disk(error, folder):
             raise OSError(str(error)) from error

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import h5py
-
-from sfm_matchers.errors import InputError
-from sfm_matchers.files.hdf5 import naming_damage
-from sfm_matchers.files.hdf5_items import find_item
 
 # Opening an SQLite database with pycolmap counts up two numbers of its header.
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _SQLITE_COUNTERS = (slice(24, 28), slice(92, 96))
-
-
-def read_fingerprint(file: h5py.File, name: str) -> str | None:
-    """Return what an image or a pair was computed from; None if another tool has written it.
-
-    Raises:
-        InputError: the file has no such group, or is damaged there.
-    """
-    with naming_damage(file.filename, name):
-        item = find_item(file, name)
-        if item is None:
-            raise InputError(f"{file.filename} holds nothing for {name!r}")
-        found = item.attrs.get("fingerprint")
-    return None if found is None else str(found)
+_BLOCK_BYTES = 1 << 20
 
 
 def fingerprint(*parts: Any) -> str:
@@ -44,15 +26,32 @@ def content_hash(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
+    return _sha256(path, _without_counters)[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits, as ``sha256sum`` prints it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _sha256(path)
+
+
+def _sha256(path: Path, change_first: Callable[[bytes], bytes] = bytes) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        block = stream.read(1 << 20)
-        if block.startswith(_SQLITE_MAGIC):
-            head = bytearray(block)
-            for counter in _SQLITE_COUNTERS:
-                head[counter] = bytes(len(head[counter]))
-            block = bytes(head)
+        block = change_first(stream.read(_BLOCK_BYTES))
         while block:
             digest.update(block)
-            block = stream.read(1 << 20)
-    return digest.hexdigest()[:16]
+            block = stream.read(_BLOCK_BYTES)
+    return digest.hexdigest()
+
+
+def _without_counters(block: bytes) -> bytes:
+    if not block.startswith(_SQLITE_MAGIC):
+        return block
+    head = bytearray(block)
+    for counter in _SQLITE_COUNTERS:
+        head[counter] = bytes(len(head[counter]))
+    return bytes(head)

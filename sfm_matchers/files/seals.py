@@ -12,8 +12,8 @@ import numpy as np
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.entries import copy_entries
-from sfm_matchers.files.fingerprints import content_hash, read_fingerprint
-from sfm_matchers.files.hdf5 import list_groups, naming_damage, open_h5, read_group
+from sfm_matchers.files.fingerprints import content_hash
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.text import write_text
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def _read_fingerprints(path: Path) -> dict[str, str | None]:
         InputError: the file is damaged.
     """
     with open_h5(path) as file:
-        return {name: read_fingerprint(file, name) for name in list_groups(path)}
+        return {name: file.fingerprint(name) for name in file.names()}
 
 
 def _sound_entries(path: Path, *, is_ours: bool) -> tuple[dict[str, str | None], int]:
@@ -72,17 +72,15 @@ def _sound_entries(path: Path, *, is_ours: bool) -> tuple[dict[str, str | None],
     sound: dict[str, str | None] = {}
     num_damaged = 0
     with open_h5(path) as file:
-        for name in list_groups(path):
+        for name in file.names():
             source, checksum = None, None
             try:
-                with naming_damage(path, name):
-                    source, checksum = map(file[name].attrs.get, ("fingerprint", "checksum"))
-                arrays = read_group(file, name)
+                source, checksum = file.fingerprint(name), file.checksum(name)
+                arrays = file.group(name)
             except InputError:
                 if not is_ours and checksum is None:
                     raise
                 checksum, arrays = "", {}
-            source = None if source is None else str(source)
             if (checksum is None and not is_ours) or checksum == _checksum(name, source, arrays):
                 sound[name] = source
             else:

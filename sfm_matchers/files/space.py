@@ -31,7 +31,7 @@ def writing(path: Path) -> Iterator[None]:
 
 GOES_ON = "What is done is kept: the same command goes on from it"
 _FULL_DISK = ("no space left", "disk is full", "disk full", "errno = 28", "quota exceeded")
-LEAST_SPACE = 1 << 20  # bytes
+MIN_SPACE = 1 << 20  # bytes
 
 
 def is_of_full_disk(error: BaseException, *folders: Path) -> bool:
@@ -43,7 +43,7 @@ def is_of_full_disk(error: BaseException, *folders: Path) -> bool:
 def disk_is_full(folder: Path) -> bool:
     """Return whether hardly anything more can be written to a folder."""
     try:
-        return shutil.disk_usage(folder).free < LEAST_SPACE
+        return shutil.disk_usage(folder).free < MIN_SPACE
     except OSError:
         return False
 
@@ -57,7 +57,7 @@ def check_space(path: Path, num_bytes: int) -> None:
         OutputError: it has not.
     """
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free, needed = shutil.disk_usage(folder).free, LEAST_SPACE + num_bytes
+    free, needed = shutil.disk_usage(folder).free, MIN_SPACE + num_bytes
     if free < needed:
         raise OutputError(
             f"cannot write {path}: no space is left ({free >> 20} MB are free, "

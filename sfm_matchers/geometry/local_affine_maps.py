@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-LEAST_MATCHES = 8  # of a pair, to know how its points are carried over
+MIN_MATCHES = 8  # of a pair, to know how its points are carried over
 TOLERANCE = 0.03  # of the extent of a pair's points, from an affine map of one photo to the other
-LARGEST_STRETCH = 4.0  # beyond, an affine map is taken for wrong
+MAX_STRETCH = 4.0  # beyond, an affine map is taken for wrong
 NUM_NEIGHBORS = 12  # of a match, itself counted
 NEIGHBOR_TOLERANCE = 0.15  # of the distance of a neighbour, from the affine map around a match
 PRIOR = 0.5  # neighbours that the affine map of the whole pair counts for
@@ -49,7 +49,7 @@ def local_affine_maps(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | 
 
 def _of_pair(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
     """Return the linear part (2, 2) of the affine map that most matches are near to."""
-    if len(points0) < LEAST_MATCHES:
+    if len(points0) < MIN_MATCHES:
         return None
     affine, _ = cv2.estimateAffine2D(
         points0,
@@ -66,7 +66,7 @@ def _of_pair(points0: np.ndarray, points1: np.ndarray) -> np.ndarray | None:
 def _is_plausible(linear: np.ndarray) -> np.ndarray:
     singular_values = np.linalg.svd(linear, compute_uv=False)
     largest, smallest = singular_values[..., 0], singular_values[..., 1]
-    stretch_is_small = (largest < LARGEST_STRETCH) & (smallest * LARGEST_STRETCH > 1)
+    stretch_is_small = (largest < MAX_STRETCH) & (smallest * MAX_STRETCH > 1)
     return np.asarray(stretch_is_small & (np.linalg.det(linear) > 0))
 
 

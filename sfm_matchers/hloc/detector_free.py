@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,4 +65,5 @@ class _Image(Photo):
     @torch.inference_mode()
     def encode(self, matcher: Any, quarters: int) -> EncodedImage:
         """See `Photo.encode`; nothing is resized."""
-        return cast(EncodedImage, matcher.encode_pixels(self.pixels.rot90(quarters, (2, 3))))
+        encoded: EncodedImage = matcher.encode_pixels(self.pixels.rot90(quarters, (2, 3)))
+        return encoded

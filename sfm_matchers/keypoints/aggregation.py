@@ -16,21 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-import h5py
 import numpy as np
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import fingerprint, read_fingerprint
+from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.hdf5 import (
     Arrays,
+    Hdf5File,
     check_points,
-    find_pair,
-    holds,
     list_groups,
     open_h5,
-    read_correspondences,
-    read_keypoints,
 )
 from sfm_matchers.files.pair_lists import Pair, names_to_pair, unique_pairs
 from sfm_matchers.files.staged import StagedFile
@@ -95,8 +91,8 @@ def aggregate(
         What was made.
 
     Raises:
-        InputError: a file cannot be read, the correspondences of a pair or the size of an image
-            are missing, or `existing` is unknown.
+        InputError: a file cannot be read, or lacks the correspondences of a pair or the size of
+            an image; `existing` is unknown.
     """
     _check_arguments(existing, correspondence_path, match_path)
     feature_file, match_file = (StagedFile(p, keep_parts=False) for p in (feature_path, match_path))
@@ -114,9 +110,13 @@ def aggregate(
     match_file.commit()
     feature_file.commit()
     if todo:
-        text = "%d images got %d keypoints, %d of %d pairs got %d matches"
-        logger.info(text, *summary[:3], len(provenance.versions), summary.num_matches)
+        _log(summary, len(provenance.versions))
     return summary
+
+
+def _log(summary: AggregationSummary, num_pairs: int) -> None:
+    text = "%d images got %d keypoints, %d of %d pairs got %d matches"
+    logger.info(text, *summary[:3], num_pairs, summary.num_matches)
 
 
 def _work_to_do(
@@ -166,36 +166,36 @@ def _pairs_to_do(
             return (
                 all(name in fixed for name in pair)
                 and match_file.is_current(group, provenance.of_pair(pair))
-                and holds(stored, f"{group}/matches0")
+                and f"{group}/matches0" in stored
             )
 
         return [pair for pair in provenance.versions if not is_done(pair)]
 
 
 def _read_inside(
-    file: h5py.File, pair: Pair, image_sizes: Mapping[str, tuple[int, int]]
+    file: Hdf5File, pair: Pair, image_sizes: Mapping[str, tuple[int, int]]
 ) -> Correspondences:
     """The correspondences of a pair; InputError if they cannot be those of its photos."""
-    points0, points1, scores = read_correspondences(file, *pair)
+    points0, points1, scores = file.correspondences(*pair)
     for name, points in zip(pair, (points0, points1), strict=True):
-        check_points(points, image_sizes.get(name), f"{file.filename}: points of {name!r}")
+        check_points(points, image_sizes.get(name), f"{file.path}: points of {name!r}")
     return points0, points1, scores
 
 
-def _find_correspondences(file: h5py.File, pairs: Iterable[Pair]) -> dict[Pair, str]:
+def _find_correspondences(file: Hdf5File, pairs: Iterable[Pair]) -> dict[Pair, str]:
     """Return each pair, in the direction in which it is stored, with its group's fingerprint."""
     found, missing = {}, []
     for name0, name1 in unique_pairs(pairs):
-        entry = find_pair(file, name0, name1)
+        entry = file.find_pair(name0, name1)
         if entry is None:
             missing.append((name0, name1))
             continue
         group, is_reversed = entry
         pair = (name1, name0) if is_reversed else (name0, name1)
-        found[pair] = read_fingerprint(file, group) or ""
+        found[pair] = file.fingerprint(group) or ""
     if missing:
         raise InputError(
-            f"{file.filename} lacks {len(missing)} of the pairs, the first is "
+            f"{file.path} lacks {len(missing)} of the pairs, the first is "
             f"{missing[0][0]!r}, {missing[0][1]!r}: run the matching again, it resumes"
         )
     return found
@@ -237,18 +237,18 @@ def _open_fixed_keypoints(
     of_image: Mapping[str, str],
 ) -> Mapping[str, np.ndarray]:
     """Return the keypoints that stay as they are, see `aggregate`, read on demand."""
-    file_of_image: dict[str, h5py.File] = {}
+    file_of_image: dict[str, Hdf5File] = {}
     for path in fixed_features:
         file = stack.enter_context(open_h5(path))
         file_of_image |= {name: file for name in list_groups(path) if name in of_image}
     if existing != "overwrite" and feature_file.path.exists():
         file = stack.enter_context(open_h5(feature_file.path))
         own = [name for name in of_image if name not in file_of_image]
-        kept = [name for name in own if holds(file, f"{name}/keypoints")]
+        kept = [name for name in own if f"{name}/keypoints" in file]
         is_current = all(feature_file.is_current(name, of_image[name]) for name in kept)
         if existing == "keep" or (is_current and len(kept) == len(own)):
             file_of_image |= dict.fromkeys(kept, file)
-    return _LazyMapping(file_of_image, lambda name: read_keypoints(file_of_image[name], name))
+    return _LazyMapping(file_of_image, lambda name: file_of_image[name].keypoints(name))
 
 
 def _store(

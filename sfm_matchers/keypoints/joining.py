@@ -13,13 +13,8 @@ import h5py
 import numpy as np
 
 from sfm_matchers.files.hdf5 import (
-    find_pair,
-    holds,
     list_groups,
     open_h5,
-    read_keypoints,
-    read_matches,
-    read_numbers,
 )
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.space import check_space
@@ -45,10 +40,10 @@ def join_features(first: Path, second: Path, output: Path) -> None:
         h5py.File(temporary, "w") as joined,
     ):
         for name in list_groups(first):
-            parts = [read_keypoints(file, name) for file in (file0, file1) if holds(file, name)]
+            parts = [file.keypoints(name) for file in (file0, file1) if name in file]
             group = joined.create_group(name)
             group["keypoints"] = np.concatenate(parts)
-            size = read_numbers(file0, name, "image_size")
+            size = file0.numbers(name, "image_size")
             if size is not None:
                 group["image_size"] = size
 
@@ -81,17 +76,14 @@ def join_matches(
         h5py.File(temporary, "w") as joined,
     ):
         for pair in pairs:
-            counts = [len(read_keypoints(features0, name)) for name in pair]
-            others = [
-                len(read_keypoints(features1, name)) if holds(features1, name) else 0
-                for name in pair
-            ]
+            counts = [len(features0.keypoints(name)) for name in pair]
+            others = [len(features1.keypoints(name)) if name in features1 else 0 for name in pair]
             partner = np.full(counts[0] + others[0], -1, np.int32)
             scores = np.zeros(len(partner), np.float16)
             for file, offsets in ((matches0, (0, 0)), (matches1, counts)):
-                if file is matches1 and find_pair(file, *pair) is None:
+                if file is matches1 and file.find_pair(*pair) is None:
                     continue
-                indices, values = read_matches(file, *pair)
+                indices, values = file.matches(*pair)
                 partner[indices[:, 0] + offsets[0]] = indices[:, 1] + offsets[1]
                 scores[indices[:, 0] + offsets[0]] = values
             group = joined.create_group(names_to_pair(*pair))

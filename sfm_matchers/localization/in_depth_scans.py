@@ -19,7 +19,7 @@ import pycolmap
 
 from sfm_matchers.choices import SCAN_MAX_ERROR
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches, read_numbers
+from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.in_model import estimate_pose, group_by_query
 from sfm_matchers.localization.mat_files import read_mat
@@ -91,21 +91,21 @@ def _localize(
     query: Query,
     names: list[str],
     scans: _Scans,
-    features: h5py.File,
-    matches: h5py.File,
+    features: Hdf5File,
+    matches: Hdf5File,
     options: ScanOptions,
 ) -> LocalizedQuery:
     if not names:
         return failed_query(query, "no photo of the data base was retrieved for it", names, None)
     size = (query.camera.width, query.camera.height)
-    keypoints = read_keypoints(features, query.name, size)
+    keypoints = features.keypoints(query.name, size)
     all_keypoints, all_points = [np.zeros((0, 2), np.float32)], [np.zeros((0, 3))]
     used, faults = [], []
     for name in names:
         try:
-            map_keypoints = read_keypoints(features, name)
+            map_keypoints = features.keypoints(name)
             counts = (len(keypoints), len(map_keypoints))
-            pairs, _ = read_matches(matches, query.name, name, counts)
+            pairs, _ = matches.matches(query.name, name, counts)
             if len(pairs) < max(1, options.skip_matches):
                 continue
             points, valid = scans.points(name, map_keypoints[pairs[:, 1]])
@@ -199,7 +199,7 @@ def read_scan(path: Path) -> np.ndarray:
 
 def _read_new_mat(path: Path) -> np.ndarray | None:
     with open_h5(path) as file:
-        points = read_numbers(file, "", POINTS_VARIABLE)
+        points = file.numbers("", POINTS_VARIABLE)
     return None if points is None else points.T  # MATLAB stores columns first
 
 

@@ -8,12 +8,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError, one_line
-from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches
+from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.certainty import rivalry
 from sfm_matchers.localization.plausibility import Observers, implausibility, imprecision, is_seen
@@ -83,9 +82,7 @@ def localize_queries(
             read = functools.partial(_read_matches, matches, query.name)
             try:
                 size = (query.camera.width, query.camera.height)
-                keypoints = (
-                    read_keypoints(features, query.name, size) if known else np.zeros((0, 2))
-                )
+                keypoints = features.keypoints(query.name, size) if known else np.zeros((0, 2))
                 result = localize_query(query, known, lookup, keypoints, read, options)
             except InputError as error:
                 result = failed_query(query, str(error), known, lookup.pose)
@@ -142,8 +139,8 @@ MatchesWith = Callable[[str, tuple[int, int]], np.ndarray]
 0 for the query; an InputError where they cannot be had."""
 
 
-def _read_matches(matches: h5py.File, query: str, name: str, counts: tuple[int, int]) -> np.ndarray:
-    return read_matches(matches, query, name, counts)[0]
+def _read_matches(file: Hdf5File, query: str, name: str, counts: tuple[int, int]) -> np.ndarray:
+    return file.matches(query, name, counts)[0]
 
 
 def localize_query(

@@ -17,13 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.features.extraction import extract_image, load_extractor
-from sfm_matchers.files.hdf5 import read_features
+from sfm_matchers.files.hdf5 import Hdf5File
 from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.certainty import is_certain
 from sfm_matchers.localization.in_model import IndexedModel, localize_query
@@ -38,7 +37,7 @@ from sfm_matchers.localization.query_intrinsics import query_of_map, size_fault
 from sfm_matchers.mapping.diagnosis import fault_of_photo
 from sfm_matchers.mapping.models import read_model
 from sfm_matchers.matchers import colmap_matching
-from sfm_matchers.matchers.quarter_turns import CLEARLY
+from sfm_matchers.matchers.quarter_turns import MIN_TURN_RATIO
 from sfm_matchers.matchers.registry import (
     default_device,
     load_sparse_matcher,
@@ -56,7 +55,9 @@ ENOUGH_INLIERS = 100
 OVER_ASKED = 2  # so many times the photos are retrieved, and ranked again by their features
 # A query that is not localized is looked at in other positions, small: it may lie on its side. Then
 # it must share so many keypoints with the map.
-TURNED_SIDE, LEAST_VOTES = 512, 20
+TURNED_SIDE, MIN_VOTES = 512, 20
+# A photo that shares such a part of what the first one shares with a query may show its true place.
+RIVAL_SHARE = 0.5
 CACHE_BYTES = 1 << 30  # of local features of the map's photos; the others are read when needed
 Photo = str | Path | np.ndarray
 
@@ -136,7 +137,7 @@ class Localizer:
         self._index = map_folder.read_index(self.path / map_folder.RETRIEVAL)
         self._extractor = load_extractor(self.conf.features.model, device)
         self._matcher = load_sparse_matcher(self.conf, weights, device)
-        self._file = h5py.File(self.path / map_folder.FEATURES, "r")
+        self._file = Hdf5File(self.path / map_folder.FEATURES)
         self._cached: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
         self._cached_bytes = 0
         self._networks = threading.Lock()
@@ -280,10 +281,10 @@ class Localizer:
     def _ranked(self, features: dict[str, np.ndarray]) -> list[tuple[int, str]]:
         """Photos of the map with what they seem to share with a query; the lock is held."""
         names = self._similar(features, OVER_ASKED * self.num_loc)
-        votes = [(self._alike(features, name), name) for name in names]
+        votes = [(self._num_shared(features, name), name) for name in names]
         return sorted(votes, key=lambda vote: -vote[0])[: self.num_loc]
 
-    def _alike(self, features: dict[str, np.ndarray], name: str) -> int:
+    def _num_shared(self, features: dict[str, np.ndarray], name: str) -> int:
         """How many keypoints with a 3D point a query seems to share with a photo of the map."""
         has_point = self._lookup.point_ids(name) >= 0
         stored = self._features(name)["descriptors"][:, has_point]
@@ -313,7 +314,7 @@ class Localizer:
             ranked = self._ranked(self._extract(turned(small, quarters)))
             votes.append(sum(count for count, _ in ranked[:FIRST_PHOTOS]))
         best = int(np.argmax(votes))
-        return best if votes[best] >= max(LEAST_VOTES, CLEARLY * votes[0]) else 0
+        return best if votes[best] >= max(MIN_VOTES, MIN_TURN_RATIO * votes[0]) else 0
 
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Match a query with photos of the map, as many as it takes, and estimate its pose."""
@@ -326,23 +327,23 @@ class Localizer:
             by_photo = (self._points_seen(seen, name, found[name]) for name in names[:count])
             extent = self._lookup.extent
             if is_certain(result, by_photo, extent, self.enough_inliers, self.options):
-                other = self._look_alike(seen, names, count)
+                other = self._rival(seen, names, count)
                 if other is None:
                     return result
                 names.insert(count, names.pop(other))
         return self._estimate(seen, names, found)
 
-    def _look_alike(self, seen: _Seen, names: list[str], count: int) -> int | None:
+    def _rival(self, seen: _Seen, names: list[str], count: int) -> int | None:
         """Index of a photo that shows no point of the first `count` ones, but shares as much with
         the query: it may show the place where the query was really taken."""
         known = np.concatenate([self._lookup.point_ids(name) for name in names[:count]])
         known = known[known >= 0]
         with self._networks:
-            enough = self._alike(seen.features, names[0]) / CLEARLY
+            enough = RIVAL_SHARE * self._num_shared(seen.features, names[0])
             for index in range(count, len(names)):
                 if np.isin(self._lookup.point_ids(names[index]), known).any():
                     continue
-                if self._alike(seen.features, names[index]) >= enough:
+                if self._num_shared(seen.features, names[index]) >= enough:
                     return index
         return None
 
@@ -390,7 +391,7 @@ class Localizer:
         if name in self._cached:
             self._cached.move_to_end(name)
             return self._cached[name]
-        read = read_features(self._file, name)
+        read = self._file.features(name)
         self._cached[name] = read
         self._cached_bytes += _num_bytes(read)
         while self._cached_bytes > CACHE_BYTES and len(self._cached) > 1:

@@ -23,7 +23,7 @@ import numpy as np
 from sfm_matchers.confs import SparseConf, parse_conf
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
-from sfm_matchers.files.hdf5 import naming_damage, open_h5, read_finite_numbers
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.replacing import files_below
 from sfm_matchers.files.text import read_text, write_text, written_whole
 from sfm_matchers.machine.progress import progress
@@ -188,7 +188,7 @@ def make_index(names: Sequence[str], feature_path: Path) -> VladIndex:
         vocabulary = learn_vocabulary(file, names, None)
         rows = []
         for name in progress(names, title="Global descriptors", unit="photo"):
-            stored = read_finite_numbers(file, name, "descriptors")
+            stored = file.finite_numbers(name, "descriptors")
             if stored is None:
                 raise InputError(f"{feature_path} holds no descriptors of {name!r}")
             rows.append(_vlad(stored, vocabulary))
@@ -209,10 +209,13 @@ def read_index(path: Path) -> VladIndex:
     Raises:
         InputError: it is missing or damaged.
     """
-    with open_h5(path) as file, naming_damage(path):
-        names = file["names"].asstr()[()].tolist()
-        vocabulary = np.asarray(file["vocabulary"][()], dtype=np.float32)
-        descriptors = file["descriptors"][()].astype(np.float32)
-    if descriptors.shape != (len(names), vocabulary.size):
+    with open_h5(path) as file:
+        names = file.texts("names")
+        vocabulary, descriptors = file.numbers("", "vocabulary"), file.numbers("", "descriptors")
+    if (
+        vocabulary is None
+        or descriptors is None
+        or descriptors.shape != (len(names), vocabulary.size)
+    ):
         raise InputError(f"{path} is damaged: build the map again")
-    return VladIndex(names, vocabulary, descriptors)
+    return VladIndex(names, vocabulary.astype(np.float32), descriptors.astype(np.float32))

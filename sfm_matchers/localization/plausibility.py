@@ -23,17 +23,17 @@ centres (M, 3) in the world."""
 MAX_TURN = 90.0
 # A camera is on one side of points, not among them, where its distance from their plane is so many
 # times theirs (the standard deviation).
-CLEARLY_BESIDE = 5.0
+MIN_SIDE_DEVIATIONS = 5.0
 # Of inliers, up to which they may be seen from the wrong side without the pose being wrong.
 MAX_UNSEEN = 0.5
 # Different keypoints. Fewer hold on to a pose in photos of another place.
-LEAST_KEYPOINTS = 8
+MIN_KEYPOINTS = 8
 # Of a photo's longer side: median errors of inliers are below 0.15 % where the photo is of the map,
 # and above 0.55 % where learned matchers bring two places of one kind into a rough agreement.
 MAX_MEDIAN_ERROR = 0.005
 # Poses as good that wrong matches would give, on average.
 MAX_BY_CHANCE = 0.01
-LEAST_ERROR = 0.1  # pixels: keypoints are not more exact
+MIN_ERROR = 0.1  # pixels: keypoints are not more exact
 
 
 def is_seen(
@@ -51,17 +51,17 @@ def is_seen(
         Bool (N,); True for points without an observer.
     """
     to_camera, to_observer = _unit(centre - points)[rows], _unit(observers - points[rows])
-    is_alike = (to_camera * to_observer).sum(axis=1) > np.cos(np.deg2rad(MAX_TURN))
+    is_same_side = (to_camera * to_observer).sum(axis=1) > np.cos(np.deg2rad(MAX_TURN))
     # Obliquely, the two sides of a wall are less than 90 degrees apart.
     middle = points.mean(axis=0)
     _, deviations, axes = np.linalg.svd(points - middle, full_matrices=False)
-    beside = CLEARLY_BESIDE * deviations[-1] / np.sqrt(len(points))
+    beside = MIN_SIDE_DEVIATIONS * deviations[-1] / np.sqrt(len(points))
     height, heights = (centre - middle) @ axes[-1], (observers - middle) @ axes[-1]
     if len(points) > 3 and abs(height) > beside:
-        is_alike &= (heights * np.sign(height)) > -beside
+        is_same_side &= (heights * np.sign(height)) > -beside
     seen = np.ones(len(points), dtype=bool)
     seen[rows] = False
-    seen[rows[is_alike]] = True
+    seen[rows[is_same_side]] = True
     return seen
 
 
@@ -107,12 +107,12 @@ def implausibility(solution: Solution, inliers: np.ndarray) -> str:
     every, with_unseen, count = (
         len(np.unique(keypoints[some], axis=0)) for some in (slice(None), solution.inliers, inliers)
     )
-    if with_unseen < LEAST_KEYPOINTS:
+    if with_unseen < MIN_KEYPOINTS:
         return (
             f"{with_unseen} of its {every} matched keypoints fit a pose, at least "
-            f"{LEAST_KEYPOINTS} are needed"
+            f"{MIN_KEYPOINTS} are needed"
         )
-    if count < LEAST_KEYPOINTS or count < (1 - MAX_UNSEEN) * with_unseen:
+    if count < MIN_KEYPOINTS or count < (1 - MAX_UNSEEN) * with_unseen:
         return (
             f"{with_unseen - count} of the {with_unseen} keypoints that fit its pose show what the "
             "map saw from the other side: is the photo mirrored?"
@@ -120,7 +120,7 @@ def implausibility(solution: Solution, inliers: np.ndarray) -> str:
     # All within the largest error, or half of them within the median one, if that says more.
     errors = {
         count: solution.matches.max_error,
-        count // 2: max(solution.median_error, LEAST_ERROR),
+        count // 2: max(solution.median_error, MIN_ERROR),
     }
     expected = min(
         expected_by_chance(solution.matches, solution.camera, few, error)

@@ -26,20 +26,20 @@ ERROR_FLOOR = 0.5
 # What freer intrinsics must gain in support to be believed: 0.1 for each inlier (all errors smaller
 # by 5 %; what one gains from noise or from an inexact map is below 0.04), and 10 in all.
 GAIN_PER_INLIER = 0.1
-LEAST_GAIN = 10.0
+MIN_GAIN = 10.0
 # Of intrinsics that the user gives, less is enough for a doubt: what is above noise.
 NOISE_PER_INLIER = 0.04
 # Fewer inliers do not tell intrinsics from a pose.
-LEAST_INLIERS = 16
+MIN_INLIERS = 16
 # Of the extent of the map or, if less, of the distance of the points. Intrinsics are wrong, not
 # just inexact, where better ones move the camera further: a localized camera is within 1 %. So
 # estimated ones are worth little where the camera's standard deviation with them is above 0.6 %:
 # on rendered maps errors are 0.6 times as large (root mean square), and 1 % is 2.8 times that.
 WRONG_MOVE, MAX_UNCERTAINTY = 0.01, 0.006
 # Least extent of a map, of the distance of the points: photos may be taken from one place.
-LEAST_EXTENT = 0.2
+MIN_EXTENT = 0.2
 # Points that give the 11 numbers of a projection.
-LEAST_LINEAR = 6
+MIN_LINEAR = 6
 # Matches that intrinsics are estimated from: enough for a dozen numbers.
 MAX_MATCHES = 1000
 MAX_STEPS = 30
@@ -142,7 +142,7 @@ class Solution:
     @property
     def scale(self) -> float:
         """What errors of the position are measured by: the map's extent, or the depth if less."""
-        return min(self.depth, max(self.matches.extent, LEAST_EXTENT * self.depth))
+        return min(self.depth, max(self.matches.extent, MIN_EXTENT * self.depth))
 
     def moves_from(self, other: Solution) -> float:
         """Distance between the two camera centres, in scales of `other`."""
@@ -153,7 +153,7 @@ class Solution:
 
     def is_clearly_better(self, other: Solution) -> bool:
         """True if its intrinsics are to be believed although those of `other` are preferred."""
-        return self.support - other.support > max(LEAST_GAIN, GAIN_PER_INLIER * self.num_inliers)
+        return self.support - other.support > max(MIN_GAIN, GAIN_PER_INLIER * self.num_inliers)
 
     def summary(self) -> str:
         """Inliers and their median error."""
@@ -234,7 +234,7 @@ def better_intrinsics(start: Solution) -> tuple[Solution, int] | None:
     Returns:
         The solution, and how many of `FREEDOMS` had to change; or None.
     """
-    if start.num_inliers < LEAST_INLIERS:
+    if start.num_inliers < MIN_INLIERS:
         return None
     every = start.matches
     halves = (np.flatnonzero(start.inliers), np.flatnonzero(~start.inliers))
@@ -264,7 +264,7 @@ def suspicion(known: Solution) -> Solution | None:
     It need not be clearly better: it fits better than noise explains, is elsewhere, and by more
     than twice its uncertainty.
     """
-    if known.num_inliers < LEAST_INLIERS:
+    if known.num_inliers < MIN_INLIERS:
         return None
     found = freed(known, 1)
     move = found.moves_from(known)
@@ -292,7 +292,7 @@ def solve_linearly(start: Solution) -> Solution | None:
     """
     keypoints = start.matches.keypoints[start.inliers]
     points = start.matches.points[start.inliers]
-    if len(points) < LEAST_LINEAR:
+    if len(points) < MIN_LINEAR:
         return None
     image, world = _normalization(keypoints), _normalization(points)
     x, y = (_homogeneous(keypoints) @ image.T)[:, :2].T
@@ -467,7 +467,7 @@ def coherence(solution: Solution) -> float:
     The correlation of each inlier's residual with that of the nearest inlier elsewhere.
     """
     inliers = _evenly(np.flatnonzero(solution.inliers))
-    if len(inliers) < LEAST_INLIERS:
+    if len(inliers) < MIN_INLIERS:
         return 0.0
     keypoints, residuals = solution.matches.keypoints[inliers], solution.residuals[inliers]
     nearest = np.array([_nearest_elsewhere(xy, keypoints) for xy in keypoints])

@@ -11,7 +11,7 @@ import pycolmap
 from PIL import Image
 
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
-from sfm_matchers.files.hdf5 import holds, open_h5, read_keypoints, read_matches
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import Space
@@ -80,9 +80,9 @@ def import_features(database_path: Path, feature_path: Path) -> None:
     ):
         for image in database.read_all_images():
             keypoints = np.zeros((0, 2))
-            if holds(features, image.name):
+            if image.name in features:
                 camera = database.read_camera(image.camera_id)
-                keypoints = read_keypoints(features, image.name, (camera.width, camera.height))
+                keypoints = features.keypoints(image.name, (camera.width, camera.height))
             space.take(_row_bytes(keypoints.size * 4))
             database.write_keypoints(image.image_id, (keypoints + 0.5).astype(np.float32))
 
@@ -128,7 +128,7 @@ def import_matches(
         for name0, name1 in progress(listed, title="Importing matches", unit="pair", stays=False):
             if name0 not in image_ids or name1 not in image_ids:
                 continue
-            matches, scores = read_matches(file, name0, name1, (counts[name0], counts[name1]))
+            matches, scores = file.matches(name0, name1, (counts[name0], counts[name1]))
             if min_match_score is not None:
                 matches = matches[scores > min_match_score]
             if len(matches):

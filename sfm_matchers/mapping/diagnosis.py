@@ -31,7 +31,7 @@ MAX_LOOKED_AT = 20  # photos that are read again, pairs whose geometry is looked
 
 # Of 255 levels, and of all pixels that may be used.
 DARK, BRIGHT, BLANK = 40, 225, 8
-LEAST_USABLE = 0.02
+MIN_USABLE = 0.02
 # Standard deviation of the Laplacian (of Gaussian, which noise hardly counts in) as a share of that
 # of the levels. Sharp photos have 0.04 and more; blurred by 6 pixels of 1024, less than 0.01.
 BLURRED = 0.02
@@ -144,7 +144,7 @@ def fault_of_photo(image_dir: Path, name: str, mask_dir: Path | None = None) -> 
         usable = usable_pixels(image_dir, name, mask_dir, (image.shape[1], image.shape[0]))
     except InputError:
         return ""
-    if usable is not None and usable.mean() < LEAST_USABLE:
+    if usable is not None and usable.mean() < MIN_USABLE:
         return "masked, or transparent, all over" if mask_dir else "transparent all over"
     step = -(-max(image.shape) // LOOKED_AT_SIZE)  # all pixels of a large photo take gigabytes
     few = image[::step, ::step]

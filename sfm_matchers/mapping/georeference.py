@@ -46,7 +46,7 @@ USUAL_ACCURACY = 3.0
 # Positions bend the model only where it is further from them than they tell to be exact: centres of
 # two strips of 24 photos, by RTK to 3 cm, are then 0.028 m off instead of 0.055 m. Where it is not,
 # or with metres of error, nothing is gained.
-CLEARLY_OFF = 1.3
+MIN_DEVIATION_RATIO = 1.3
 MAX_WORSE = 1.05  # of the reprojection error, by such an adjustment
 ROBUST_SCALE = 2.385  # standard deviations: of the Cauchy loss, as in `mapping.adjust_robustly`
 
@@ -124,7 +124,7 @@ def georeference(
     used = [name for name in found.residuals if name not in found.outliers]
     told = [known.accuracy[name] for name in used if name in known.accuracy]
     if len(told) == len(used) >= MIN_POINTS_FOR_OUTLIERS and (
-        std > CLEARLY_OFF * float(np.sqrt(np.mean(np.square(told))))
+        std > MIN_DEVIATION_RATIO * float(np.sqrt(np.mean(np.square(told))))
     ):
         bent = adjust_to_positions(moved, known, used, fixed)
         if bent is not None:
@@ -261,7 +261,7 @@ def _point_residual(
     fit: Similarity,
     point: ControlPoint,
     xyz: FloatArray,
-    is_left_out: bool,
+    is_outlier: bool,
 ) -> PointResidual:
     views = views_of(point, model)
     measured = transformed(fit.transform.inverse(), point.xyz.reshape(1, 3))[0]
@@ -271,7 +271,7 @@ def _point_residual(
         math.sqrt(float(squared.mean())),
         len(views),
         point.is_check,
-        is_left_out and not point.is_check,
+        is_outlier and not point.is_check,
     )
 
 

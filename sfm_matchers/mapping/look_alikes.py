@@ -1,4 +1,4 @@
-"""Places that look alike: verified pairs of photos that show two places, not one.
+"""Repeated structure: verified pairs of photos of two places that look alike, taken for one.
 
 Opposite sides of a building, twin towers and repeated fronts give pairs with many exact matches,
 and a model in which both places are one. What tells them apart is what stands around. Two photos

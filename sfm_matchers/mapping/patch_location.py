@@ -21,11 +21,11 @@ from sfm_matchers.matchers.least_squares_matching import CHUNK, RADIUS, align_pa
 from sfm_matchers.photos.images import read_image
 
 NUM_REFERENCES = 2  # photos that observe a point from which it is looked for in another
-LARGEST_ANGLE = 50.0  # degrees between the rays of the two photos
-LARGEST_ZOOM = 2.5  # of the one photo against the other
+MAX_ANGLE = 50.0  # degrees between the rays of the two photos
+MAX_ZOOM = 2.5  # of the one photo against the other
 ZOOM_COUNTS = 15.0  # degrees that twice the scale counts for, where a reference is chosen
-LARGEST_STRETCH = 3.5  # of the affine map of a patch
-LARGEST_RESIDUAL = 1.5  # pixels of a keypoint, up to which the projection of its point is trusted
+MAX_STRETCH = 3.5  # of the affine map of a patch
+MAX_RESIDUAL = 1.5  # pixels of a keypoint, up to which the projection of its point is trusted
 # Samples: where half of the keypoints lie farther from the projections of their points, patches are
 # aligned at twice the distance of samples first. Elsewhere that takes time and changes nothing.
 ROUGH = 0.5
@@ -122,7 +122,7 @@ def choose_references(
     angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
     zooms = np.log2(scales[target] / lengths1 * lengths0 / scales[scene.view[sighting]])
     usable = ~absent[scene.view[sighting]]
-    usable &= (angles < LARGEST_ANGLE) & (np.abs(zooms) < np.log2(LARGEST_ZOOM))
+    usable &= (angles < MAX_ANGLE) & (np.abs(zooms) < np.log2(MAX_ZOOM))
     point, sighting = point[usable], sighting[usable]
     order = np.lexsort(((angles + ZOOM_COUNTS * np.abs(zooms))[usable], point))
     point, sighting = point[order], sighting[order]
@@ -211,7 +211,7 @@ def _locate_from(
     pixels1, linear = carry_over(view0, view1, pixels0, points, normals)
     with np.errstate(invalid="ignore"):
         stretch = np.linalg.svd(np.nan_to_num(linear), compute_uv=False)
-        usable = (stretch[:, 0] < LARGEST_STRETCH) & (stretch[:, 1] * LARGEST_STRETCH > 1)
+        usable = (stretch[:, 0] < MAX_STRETCH) & (stretch[:, 1] * MAX_STRETCH > 1)
         usable &= np.linalg.det(linear) > 0
     base = sample_spacing(view1)
     is_rough = not np.nanmedian(scene.errors) < ROUGH * base
@@ -245,7 +245,7 @@ def _centers(view: View, points: FloatArray, keypoints: FloatArray) -> FloatArra
     The projection of a point, which all its keypoints tell, is more exact than one of them.
     """
     pixels = view.project(points)
-    near = np.linalg.norm(pixels - keypoints, axis=1) < LARGEST_RESIDUAL * sample_spacing(view)
+    near = np.linalg.norm(pixels - keypoints, axis=1) < MAX_RESIDUAL * sample_spacing(view)
     return np.where(near[:, None], pixels, keypoints)
 
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 MAX_GROWTH = 1.3  # of the median error, beyond which a registered photo contradicts the model
 
 
-def register_left_out(
+def register_missing(
     model: pycolmap.Reconstruction,
     names: Collection[str],
     database_path: Path,

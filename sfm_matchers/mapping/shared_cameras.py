@@ -25,7 +25,7 @@ from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robus
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
-CLEARLY_LESS = 0.7
+MAX_ERROR_RATIO = 0.7
 
 # Relative difference of focal lengths, from one photo to the next larger, up to which they are of
 # one camera: those of one camera lie within 2 % where each photo has its own.
@@ -55,7 +55,7 @@ class OwnCameras:
     @property
     def contradicts(self) -> bool:
         """True if the photos are not of the cameras that they share."""
-        return self.own_error < CLEARLY_LESS * self.shared_error
+        return self.own_error < MAX_ERROR_RATIO * self.shared_error
 
 
 def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> OwnCameras:
@@ -101,7 +101,7 @@ class FreeCameras:
     @property
     def contradicts(self) -> bool:
         """True if the given intrinsics are not those of the photos."""
-        return self.free_error < CLEARLY_LESS * self.given_error
+        return self.free_error < MAX_ERROR_RATIO * self.given_error
 
 
 def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> FreeCameras:

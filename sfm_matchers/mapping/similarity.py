@@ -21,7 +21,7 @@ MIN_POINTS_FOR_OUTLIERS = 6
 MEDIAN_OF_1, MEDIAN_OF_2 = 0.6745, 1.177
 LARGEST_OF_3 = 4.03
 # Vertical errors are larger than horizontal ones by GPS; by this much at most, or smaller.
-LARGEST_RATIO = 4.0
+MAX_RATIO = 4.0
 
 # Errors of photos taken one after the other are alike: more of them help no more than this many.
 MAX_INDEPENDENT = 6
@@ -134,7 +134,7 @@ def _normalised(residuals: FloatArray, floor: float) -> FloatArray:
     more = 1 + 5 / (len(residuals) - 3)
     across = more * float(np.median(horizontal)) / MEDIAN_OF_2
     up = more * float(np.median(vertical)) / MEDIAN_OF_1
-    across, up = max(across, up / LARGEST_RATIO, floor), max(up, across / LARGEST_RATIO, floor)
+    across, up = max(across, up / MAX_RATIO, floor), max(up, across / MAX_RATIO, floor)
     return np.asarray(np.hypot(horizontal / across, vertical / up))
 
 

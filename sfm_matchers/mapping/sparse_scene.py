@@ -22,12 +22,12 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 NUM_NEIGHBORS = 16  # of a point in space, itself counted
-LEAST_SEEN = 2  # of the neighbours that a photo must see to be looked into
+MIN_SEEN = 2  # of the neighbours that a photo must see to be looked into
 FLAT = 0.2  # of the deviation of neighbours across their plane from that along its shorter axis
 NUM_NEARBY = 8  # points that a photo sees around a candidate, for the order of depths
 STEEPEST = 2.75  # tangent of the angle to which a surface may turn away from the photo: 70 degrees
 SAME_DEPTH = 0.02  # of the distance: points of one surface, whatever its slope
-LEAST_COSINE = 0.15  # between the normal of a flat surface and the ray of a photo that shows it
+MIN_COSINE = 0.15  # between the normal of a flat surface and the ray of a photo that shows it
 SAME_RAY = 1e-3  # radians: what a lens maps to a pixel must be what the pixel maps back to
 
 
@@ -176,12 +176,12 @@ class SparseScene:
         """
         seen = self.seen_by(view)
         taking = self.views[view]
-        candidates = np.flatnonzero(~seen & (seen[self.neighbors].sum(1) >= LEAST_SEEN))
+        candidates = np.flatnonzero(~seen & (seen[self.neighbors].sum(1) >= MIN_SEEN))
         points = self.points[candidates]
         inside = taking.shows(taking.project(points), border)
         rays = taking.center - points
         cosines = (rays * self.normals[candidates]).sum(1) / np.linalg.norm(rays, axis=1)
-        faces = ~self.is_flat[candidates] | (cosines > LEAST_COSINE)
+        faces = ~self.is_flat[candidates] | (cosines > MIN_COSINE)
         candidates = candidates[inside & faces]
         return candidates[~is_hidden(taking, self.points[candidates], self.points[seen])]
 

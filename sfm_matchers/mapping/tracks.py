@@ -28,14 +28,14 @@ from sfm_matchers.photos.masks import inside_mask, usable_pixels
 logger = logging.getLogger(__name__)
 
 # In pixels of photos up to `patch_location.SHARP_SIDE`, more in larger ones.
-LARGEST_SHIFT = 2.0  # of what is found from the projection of the point
-LARGEST_DISAGREEMENT = 0.7  # between what is found from two photos
+MAX_SHIFT = 2.0  # of what is found from the projection of the point
+MAX_DISAGREEMENT = 0.7  # between what is found from two photos
 SAME_KEYPOINT = 1.0  # distance up to which a keypoint that is there is taken
 
-LEAST_CORRELATION = 0.8  # of the patches
-LEAST_CORRELATION_ALONE = 0.9  # where only one photo tells
-LARGEST_DEVIATION = 0.15  # as `Sightings.deviation`; less exact ones draw cameras off
-LARGEST_JOINED_ERROR = 2.0  # pixels, of any observation of two points that are joined
+MIN_CORRELATION = 0.8  # of the patches
+MIN_CORRELATION_ALONE = 0.9  # where only one photo tells
+MAX_DEVIATION = 0.15  # as `Sightings.deviation`; less exact ones draw cameras off
+MAX_JOINED_ERROR = 2.0  # pixels, of any observation of two points that are joined
 BUDGET = 1 << 30  # bytes for decoded photos, at most a quarter of what is free
 
 
@@ -172,8 +172,8 @@ def accepted(scene: SparseScene, target: int, sightings: Sightings) -> tuple[Int
     scale = sample_spacing(view)
     good = (
         sightings.succeeded
-        & (sightings.correlation > LEAST_CORRELATION)
-        & (sightings.deviation < LARGEST_DEVIATION * scale)
+        & (sightings.correlation > MIN_CORRELATION)
+        & (sightings.deviation < MAX_DEVIATION * scale)
     )
     order = np.flatnonzero(good)[np.argsort(sightings.point[good], kind="stable")]
     points, first, counts = np.unique(sightings.point[order], return_index=True, return_counts=True)
@@ -185,11 +185,11 @@ def accepted(scene: SparseScene, target: int, sightings: Sightings) -> tuple[Int
     disagreement = 2 * np.maximum.reduceat(spread, first)
     agree = np.where(
         counts > 1,
-        disagreement < LARGEST_DISAGREEMENT * scale,
-        np.maximum.reduceat(correlation, first) > LEAST_CORRELATION_ALONE,
+        disagreement < MAX_DISAGREEMENT * scale,
+        np.maximum.reduceat(correlation, first) > MIN_CORRELATION_ALONE,
     )
     shift = np.linalg.norm(means - view.project(scene.points[points]), axis=1)
-    agree &= shift < LARGEST_SHIFT * scale
+    agree &= shift < MAX_SHIFT * scale
     return points[agree], means[agree]
 
 
@@ -281,7 +281,7 @@ def _join(
             view = views[element.image_id]
             xy = model.images[element.image_id].points2D[element.point2D_idx].xy
             error = np.linalg.norm(view.project(middle[None])[0] + 0.5 - xy)
-            if not error < LARGEST_JOINED_ERROR * sample_spacing(view):
+            if not error < MAX_JOINED_ERROR * sample_spacing(view):
                 return None
             kept.setdefault(element.image_id, element.point2D_idx)
     color = points[0].color.copy()  # the points are gone then

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pycolmap
@@ -17,7 +17,6 @@ import pycolmap
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
 from sfm_matchers.files.hdf5 import open_h5
-from sfm_matchers.files.hdf5_items import find_item
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.replacing import flush, remove_left_behind, temporary_beside
 from sfm_matchers.files.space import Space, writing
@@ -152,9 +151,9 @@ def _check_against_poses(
         open_h5(feature_path) as features,
     ):
         uncertainties = {
-            image_id: float(keypoints.attrs.get("uncertainty", 1.0))
+            image_id: uncertainty
             for name, image_id in read_image_ids(database).items()
-            if (keypoints := find_item(features, f"{name}/keypoints")) is not None
+            if (uncertainty := features.uncertainty(name)) is not None
         }
         pair_ids, _ = database.read_num_matches()
         for pair_id in progress(pair_ids, title="Checking matches", unit="pair", stays=False):
@@ -182,7 +181,8 @@ def _fits_poses(
     """Which matches (N,) lie near their epipolar lines in both images."""
     rays, thresholds = [], []
     for image, xy, limit in zip((image0, image1), points, limits, strict=True):
-        camera = cast(pycolmap.Camera, image.camera)
+        camera = image.camera
+        assert camera is not None
         rays.append(np.asarray(camera.cam_from_img(xy.astype(np.float64))))
         thresholds.append(camera.cam_from_img_threshold(limit))
     cam1_from_cam0 = image1.cam_from_world() * image0.cam_from_world().inverse()

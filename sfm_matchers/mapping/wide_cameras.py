@@ -21,7 +21,7 @@ MAX_TRIED_PAIRS = 20
 # Models that are a pinhole's by default, and parameters that make them nearly a fisheye.
 WIDE_SHAPES = {"FOV": (1.0,), "EUCM": (0.6, 1.0)}
 # Matches that a guess must fit, as a multiple of those that given parameters fit, to replace them.
-CLEARLY_MORE = 1.15
+MIN_SUPPORT_RATIO = 1.15
 
 
 def guess_wide_focal_lengths(database_path: Path, options: CameraOptions | None = None) -> None:
@@ -66,7 +66,7 @@ def guess_wide_focal_lengths(database_path: Path, options: CameraOptions | None 
             guess, support = guesses[key]
             if camera_id in started:
                 own = sum(_num_fitting(database, pair, camera_of, None) for pair in tried)
-                if support <= CLEARLY_MORE * own:
+                if support <= MIN_SUPPORT_RATIO * own:
                     continue
             _set_wide_focal_length(camera, guess * max(camera.width, camera.height))
             database.update_camera(camera)

@@ -28,11 +28,11 @@ WINDOW = 0.6 * RADIUS  # standard deviation of the weights of samples
 BLUR = 0.7  # standard deviation over the distance of samples
 NUM_STEPS = 10
 DAMPING = 1e-3  # of the mean curvature
-LARGEST_STEP = 1.0  # samples
-LARGEST_SHEAR = 0.2  # change of the affine map in a step
+MAX_STEP = 1.0  # samples
+MAX_SHEAR = 0.2  # change of the affine map in a step
 REACH = 3.0  # samples; points that move farther are taken for lost
 LAST_STEP = 0.05  # samples; points that still move by more are taken for lost
-LEAST_CORRELATION = 0.7  # of the patches in the end
+MIN_CORRELATION = 0.7  # of the patches in the end
 CHUNK = 1024  # matches aligned at once, for the processor's cache
 CHUNK_GPU = 1 << 14  # a few hundred megabytes
 
@@ -147,9 +147,9 @@ def align_patches(
     seen = first
     for _ in range(NUM_STEPS):
         step = (inverse @ (weighted @ (seen - template)[..., None]))[..., 0]
-        shift = step[:, :2].clamp(-LARGEST_STEP, LARGEST_STEP)
+        shift = step[:, :2].clamp(-MAX_STEP, MAX_STEP)
         if affine:
-            change = step[:, 2:].unflatten(1, (2, 2)).clamp(-LARGEST_SHEAR, LARGEST_SHEAR)
+            change = step[:, 2:].unflatten(1, (2, 2)).clamp(-MAX_SHEAR, MAX_SHEAR)
             linear = linear @ torch.linalg.inv(change + one)
         placed = placed - (linear @ shift[..., None])[..., 0]
         seen = patches(placed, linear)
@@ -159,7 +159,7 @@ def align_patches(
     inside = (placed >= 0) & (placed <= _corner(width, height, placed.device, placed.dtype))
     succeeded = (
         (after >= before)
-        & (after > LEAST_CORRELATION)
+        & (after > MIN_CORRELATION)
         & (moved.norm(dim=-1) < REACH)
         & (shift.norm(dim=-1) < LAST_STEP)
         & inside.all(-1)

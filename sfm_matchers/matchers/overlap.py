@@ -16,11 +16,11 @@ from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
 
 TOLERANCE = 1 / 768  # of the photo's longer side, distance of a match from its epipolar line
-LEAST_AGREEING = 15  # matches, as many as COLMAP asks of a pair
-LEAST_GAIN = 1.15  # times as many pixels along a side are asked of a second look
+MIN_AGREEING = 15  # matches, as many as COLMAP asks of a pair
+MIN_GAIN = 1.15  # times as many pixels along a side are asked of a second look
 OUTLYING = 1.0  # percent of the agreeing matches that the shared part may leave out at each side
 MARGIN = 0.1  # of the shared part, added at each side
-NARROWEST = 0.5  # shorter side of a cut over its longer side
+MIN_ASPECT = 0.5  # shorter side of a cut over its longer side
 
 
 def match_overlap(
@@ -40,11 +40,11 @@ def match_overlap(
     """
     images = (image0, image1)
     agrees = _agreeing(matches, images)
-    if agrees.sum() < LEAST_AGREEING:
+    if agrees.sum() < MIN_AGREEING:
         return matches
     points = (matches.keypoints0[agrees], matches.keypoints1[agrees])
     boxes = [_shared_part(*both) for both in zip(points, images, strict=True)]
-    if max(map(_gain, boxes, images)) < LEAST_GAIN:
+    if max(map(_gain, boxes, images)) < MIN_GAIN:
         return matches
     encoded = (matcher.encode(_cut(*both)) for both in zip(images, boxes, strict=True))
     closer = matcher.match_encoded(*encoded)
@@ -56,7 +56,7 @@ def match_overlap(
 def _agreeing(matches: Matches, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Return booleans (M,): which matches agree with one epipolar geometry."""
     nothing = np.zeros(len(matches), bool)
-    if len(matches) < LEAST_AGREEING:
+    if len(matches) < MIN_AGREEING:
         return nothing
     points0, points1 = (
         points.astype(np.float64) for points in (matches.keypoints0, matches.keypoints1)
@@ -75,7 +75,7 @@ def _shared_part(points: np.ndarray, image: np.ndarray) -> Box:
     size = np.array([image.shape[1], image.shape[0]], np.float64)
     low, high = np.percentile(points, [OUTLYING, 100 - OUTLYING], axis=0)
     sides = (high - low) * (1 + 2 * MARGIN)
-    sides = np.minimum(np.maximum(sides, NARROWEST * sides.max()), size)
+    sides = np.minimum(np.maximum(sides, MIN_ASPECT * sides.max()), size)
     low = np.clip((low + high - sides) / 2, 0, size - sides)
     left, top = np.floor(low).astype(int)
     right, bottom = np.minimum(np.ceil(low + sides) + 1, size).astype(int)

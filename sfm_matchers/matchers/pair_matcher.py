@@ -1,6 +1,6 @@
 """Two photos through a detector-free matcher, from pixels as stored to matches in them.
 
-    upright -> turn -> encode -> match -> look closer -> turn back -> leave out what is masked
+    upright -> turn -> encode -> match -> refine -> turn back -> leave out what is masked
 
 Here each step is written once: for `photo_matchers`, which match two photos, for `matching.engine`,
 which keeps what it knows of a photo for its other pairs, and for the plugin of hloc.
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from sfm_matchers.confs import DetectorFreePreprocessing
-from sfm_matchers.matchers.closer_looks import closer_looks
+from sfm_matchers.matchers.match_refinement import match_refinements
 from sfm_matchers.matchers.protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
@@ -94,14 +93,13 @@ class PairMatcher:
     ) -> None:
         self.matcher = matcher
         self._turns = QuarterTurns(matcher) if preprocessing.quarter_turns else None
-        self._looks = closer_looks(matcher, preprocessing)
+        self._refinements = match_refinements(matcher, preprocessing)
 
     def photo(
-        self, image: np.ndarray, path: Path | None = None, mask: np.ndarray | None = None
+        self, image: np.ndarray, orientation: int = 1, mask: np.ndarray | None = None
     ) -> Photo:
-        """Return a photo that is set upright, if photos are to be turned and its file tells how."""
-        is_turned = self._turns is not None and path is not None
-        return Photo(image, quarters_to_upright(path) if path and is_turned else 0, mask)
+        """Return a photo, set upright by its EXIF orientation if photos are to be turned."""
+        return Photo(image, quarters_to_upright(orientation) if self._turns else 0, mask)
 
     def match(self, photo0: Photo, photo1: Photo) -> Matches:
         """Match two photos; points are in pixels of the photos as stored."""
@@ -113,9 +111,9 @@ class PairMatcher:
         return next(self.match_views([views]))
 
     @property
-    def looks_closer(self) -> bool:
+    def needs_pixels(self) -> bool:
         """Are the pixels of photos looked at once they are encoded."""
-        return bool(self._looks)
+        return bool(self._refinements)
 
     def small(self, photo: Photo, quarters: int = 0) -> EncodedImage:
         """Encode a photo small, turned by quarters from upright, for `best_turn`."""
@@ -159,12 +157,12 @@ class PairMatcher:
             yield self._finished(view0, view1, matches)
 
     def _finished(self, view0: View, view1: View, matches: Matches) -> Matches:
-        """Look closer at a pair, turn it back, and leave out what is masked."""
+        """Refine the matches of a pair, turn them back, and leave out what is masked."""
         photos, quarters = (view0.photo, view1.photo), (view0.quarters, view1.quarters)
-        if self._looks:
+        if self._refinements:
             images = [photo.image(turn) for photo, turn in zip(photos, quarters, strict=True)]
-            for look_closer in self._looks:
-                matches = look_closer(*images, matches)
+            for refine in self._refinements:
+                matches = refine(*images, matches)
         matches = unturned_matches(matches, quarters, (photos[0].size, photos[1].size))
         return matches.select(
             inside_mask(matches.keypoints0, photos[0].mask)

@@ -21,7 +21,7 @@ from sfm_matchers.matchers.registry import (
     load_detector_free_matcher,
     load_sparse_matcher,
 )
-from sfm_matchers.photos.images import read_image
+from sfm_matchers.photos.images import read_image_and_orientation
 from sfm_matchers.photos.masks import read_opacity
 
 DEFAULT_MATCHER = "aliked+mambaglue"
@@ -79,7 +79,7 @@ class ImagePhotoMatcher(PhotoMatcher):
 
     def _match(self, photo0: _Given, photo1: _Given) -> Matches:
         photos = (
-            self._pair_matcher.photo(given.image, given.path, given.mask)
+            self._pair_matcher.photo(given.image, given.orientation, given.mask)
             for given in (photo0, photo1)
         )
         return self._pair_matcher.match(*photos)
@@ -121,24 +121,26 @@ class _Given:
     Attributes:
         image: RGB (H, W, 3) uint8.
         mask: (H, W) bool, which pixels may be used; None: all of them.
-        path: None of an array.
+        orientation: of EXIF; 1 of an array.
     """
 
     image: np.ndarray
     mask: np.ndarray | None
-    path: Path | None
+    orientation: int = 1
 
     @classmethod
     def of(cls, photo: PhotoOrPath, mask: np.ndarray | None) -> _Given:
         """Read a photo."""
-        path = None if isinstance(photo, np.ndarray) else Path(photo)
-        image = photo if isinstance(photo, np.ndarray) else read_image(Path(photo))
+        if isinstance(photo, np.ndarray):
+            image, orientation, opaque = photo, 1, None
+        else:
+            image, orientation = read_image_and_orientation(Path(photo))
+            opaque = read_opacity(Path(photo))
         if mask is not None and mask.shape != image.shape[:2]:
             raise InputError(f"a mask has the shape {mask.shape}, its photo {image.shape[:2]}")
-        opaque = None if path is None else read_opacity(path)
         if mask is None or opaque is None:
-            return cls(image, opaque if mask is None else mask.astype(bool), path)
-        return cls(image, opaque & mask.astype(bool), path)
+            return cls(image, opaque if mask is None else mask.astype(bool), orientation)
+        return cls(image, opaque & mask.astype(bool), orientation)
 
 
 def make_photo_matcher(

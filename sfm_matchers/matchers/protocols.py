@@ -1,7 +1,8 @@
 """What a matcher takes and gives, of whichever network.
 
 Two protocols: a `SparseMatcher` takes keypoints and descriptors, a `DetectorFreeMatcher` takes
-images. Either is used by several threads at once where it has a true attribute `is_thread_safe`.
+images. What either of them may have besides is in protocols of its own, and in `batch_size_of`,
+`device_of` and `threads_may_share`, which know what holds of a matcher that does not say.
 """
 
 from __future__ import annotations
@@ -137,6 +138,41 @@ class DetectorFreeBatchMatcher(DetectorFreeMatcher, Protocol):
 
     def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
         """Match encoded photos, whose `network_size` is the same in all pairs."""
+
+
+@runtime_checkable
+class SharedMatcher(Protocol):
+    """A matcher of either kind that says whether several threads may use it at once."""
+
+    is_thread_safe: bool
+
+
+@runtime_checkable
+class PlacedMatcher(Protocol):
+    """A matcher of either kind that says where it computes."""
+
+    @property
+    def device(self) -> torch.device | str: ...
+
+
+Matcher = SparseMatcher | DetectorFreeMatcher
+
+
+def batch_size_of(matcher: Matcher) -> int:
+    """Return how many pairs a matcher is given at once."""
+    if isinstance(matcher, SparseBatchMatcher | DetectorFreeBatchMatcher):
+        return matcher.batch_size
+    return 1
+
+
+def device_of(matcher: Matcher) -> str:
+    """Return the torch device of a matcher; one that does not say works on the CPU."""
+    return str(matcher.device) if isinstance(matcher, PlacedMatcher) else "cpu"
+
+
+def threads_may_share(matcher: Matcher) -> bool:
+    """Return whether several threads may use a matcher at once; not if it does not say."""
+    return isinstance(matcher, SharedMatcher) and matcher.is_thread_safe
 
 
 @runtime_checkable

@@ -31,8 +31,8 @@ from sfm_matchers.photos.resizing import network_size, turned, unturned
 
 SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography
-BEYOND_DOUBT = 64  # matches on one homography, with which no other position is tried
-CLEARLY = 2.0  # times as many matches on one homography as without a turn are asked of a turn
+MIN_CERTAIN_INLIERS = 64  # matches on one homography, with which no other position is tried
+MIN_TURN_RATIO = 2.0  # of matches on one homography after a turn to those without one
 
 
 def unturned_matches(
@@ -83,7 +83,7 @@ class Look:
         if len(inliers) == 1:
             return 0
         best = int(np.argmax(inliers))
-        return best if inliers[best] >= max(1, CLEARLY * inliers[expected]) else expected
+        return best if inliers[best] >= max(1, MIN_TURN_RATIO * inliers[expected]) else expected
 
     @property
     def vote(self) -> int | None:
@@ -92,7 +92,7 @@ class Look:
         if len(inliers) == 1:
             return 0
         second, first = sorted(inliers)[-2:]
-        is_clear = first >= max(BEYOND_DOUBT, CLEARLY * second)
+        is_clear = first >= max(MIN_CERTAIN_INLIERS, MIN_TURN_RATIO * second)
         return inliers.index(first) if is_clear else None
 
 
@@ -137,7 +137,7 @@ class QuarterTurns:
             photo1: the same of photo 1, turned by quarters; not each is asked for.
         """
         found = self._agreements(photo0, [photo1(0)])
-        if found[0].inliers < BEYOND_DOUBT:
+        if found[0].inliers < MIN_CERTAIN_INLIERS:
             found += self._agreements(photo0, [photo1(quarters) for quarters in (1, 2, 3)])
         return Look(tuple(found))
 

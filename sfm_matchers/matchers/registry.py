@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from importlib.metadata import entry_points
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -30,14 +30,14 @@ from sfm_matchers.weights import load_network, weights_fingerprint
 logger = logging.getLogger(__name__)
 
 
-def _load_nearest_neighbor(conf: SparseConf, weights: str, device: str) -> NearestNeighborMatcher:
+def _load_nearest_neighbor(conf: SparseConf, device: str) -> NearestNeighborMatcher:
     where = f"conf {conf.name}, model"
     return build(NearestNeighborMatcher, {**conf.options, "device": device}, where)
 
 
-SPARSE_MATCHERS: dict[str, Callable[[SparseConf, str, str], SparseMatcher]] = {
+SPARSE_MATCHERS: dict[str, Callable[[SparseConf, str], SparseMatcher]] = {
     "nearest_neighbor": _load_nearest_neighbor,
-    colmap_matching.NAME: lambda conf, weights, device: colmap_matching.load(conf),
+    colmap_matching.NAME: lambda conf, device: colmap_matching.load(conf),
 }
 """Those without a network; the others are in the table `NETWORKS`."""
 
@@ -64,7 +64,10 @@ def load_sparse_matcher(conf: SparseConf, weights: str, device: str) -> SparseMa
         InputError: unknown matcher or option.
         WeightsError: its weights cannot be loaded.
     """
-    return _loader(conf, "features", SPARSE_MATCHERS)(conf, weights, device)
+    if conf.matcher in SPARSE_MATCHERS:
+        return SPARSE_MATCHERS[conf.matcher](conf, device)
+    matcher: SparseMatcher = _loader(conf, "features", SPARSE_MATCHERS)(conf, weights, device)
+    return matcher
 
 
 def load_detector_free_matcher(
@@ -76,8 +79,12 @@ def load_detector_free_matcher(
         InputError: unknown matcher or option.
         WeightsError: its weights cannot be loaded.
     """
-    return _loader(conf, "images")(conf, weights, device)
+    matcher: DetectorFreeMatcher = _loader(conf, "images")(conf, weights, device)
+    return matcher
 
+
+Load = Callable[[Any, str, str], Any]
+"""Returns the matcher of a conf, with weights, on a device; of the conf's kind."""
 
 PLUGINS = "sfm_matchers.matchers"
 """Entry-point group: name of a matcher -> ``load(conf, weights, device)``, which returns a
@@ -85,29 +92,27 @@ PLUGINS = "sfm_matchers.matchers"
 
 
 def _loader(
-    conf: Conf,
-    takes: Literal["images", "features"],
-    without_network: Mapping[str, Callable[..., Any]] | None = None,
-) -> Callable[..., Any]:
-    """The function that loads the matcher of a conf: one of ours, or another package's.
+    conf: Conf, takes: Literal["images", "features"], without_network: Collection[str] = ()
+) -> Load:
+    """The function that loads the matcher of a conf: a network of ours, or another package's.
 
     Raises:
         InputError: there is none of this name, or it cannot be imported.
     """
     name = conf.matcher
     networks = [entry.name for entry in NETWORKS.values() if entry.takes == takes]
-    own = {**dict.fromkeys(networks, _load_network_matcher), **(without_network or {})}
-    if name in own:
-        return own[name]
+    if name in networks:
+        return _load_network_matcher
     plugins = {entry.name: entry for entry in entry_points(group=PLUGINS)}
     if name not in plugins:
         kind = "sparse" if takes == "features" else "detector-free"
-        known = ", ".join([*own, *plugins])
+        known = ", ".join([*networks, *without_network, *plugins])
         raise InputError(f"conf {conf.name}: unknown {kind} matcher {name!r}, there are {known}")
     try:
-        return cast(Callable[..., Any], plugins[name].load())
+        load: Load = plugins[name].load()
     except (ImportError, AttributeError) as error:
         raise InputError(f"conf {conf.name}: matcher {name!r} cannot be loaded: {error}") from error
+    return load
 
 
 def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:

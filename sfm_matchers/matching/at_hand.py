@@ -15,21 +15,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.machine.memory import available_gpu_memory, available_memory
 from sfm_matchers.matchers.pair_matcher import View
+from sfm_matchers.photos.checked import StoredPhoto
 
 Value = TypeVar("Value")
 Key = tuple[str, Hashable]
 """Name of a photo, and what of it."""
 
 SHARE_OF_FREE = 0.25  # of the memory that is free when matching begins, for what is kept
-LEAST_BYTES = 1 << 28
+MIN_BYTES = 1 << 28
 # A dozen photos of 12 megapixels; a whole run on two cores stays below 3 GB.
-MOST_BYTES = 1 << 30
-MOST_BYTES_GPU = 4 << 30  # two tiles of batches
+MAX_BYTES = 1 << 30
+MAX_BYTES_GPU = 4 << 30  # two tiles of batches
 SHARE_OF_WAITING = 0.5  # of what is kept; pairs that wait for their batch need no more
 
 READ_AHEAD = 4  # photos decoded by threads while the matcher works
@@ -41,9 +40,9 @@ def bytes_to_keep(device: str) -> int:
     free = [available_memory()]
     if device.startswith("cuda"):
         free.append(available_gpu_memory(device))
-    most = MOST_BYTES_GPU if device.startswith("cuda") else MOST_BYTES
+    most = MAX_BYTES_GPU if device.startswith("cuda") else MAX_BYTES
     share = SHARE_OF_FREE * min((one for one in free if one is not None), default=math.inf)
-    return int(min(most, max(LEAST_BYTES, share)))
+    return int(min(most, max(MIN_BYTES, share)))
 
 
 class Kept(Generic[Value]):
@@ -214,7 +213,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        read: Callable[[str], tuple[np.ndarray, np.ndarray | None]],
+        read: Callable[[str], StoredPhoto],
         threads: ThreadPoolExecutor,
         num_bytes: Callable[[str], int],
     ) -> None:
@@ -222,7 +221,7 @@ class ReadAhead:
         self._threads = threads
         self._num_bytes = num_bytes
         self._bytes_coming: dict[str, int] = {}
-        self._coming: dict[str, Future[tuple[np.ndarray, np.ndarray | None]]] = {}
+        self._coming: dict[str, Future[StoredPhoto]] = {}
         self._lock = threading.Lock()
 
     def expect(self, names: Iterable[str]) -> None:
@@ -236,8 +235,8 @@ class ReadAhead:
                     self._bytes_coming[name] = num_bytes
                     self._coming[name] = self._threads.submit(self._read, name)
 
-    def get(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return a photo and its mask."""
+    def get(self, name: str) -> StoredPhoto:
+        """Return a photo."""
         with self._lock:
             coming = self._coming.pop(name, None)
             self._bytes_coming.pop(name, None)

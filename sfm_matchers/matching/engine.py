@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from sfm_matchers.confs import Conf, DetectorFreeConf
 from sfm_matchers.errors import PhotoChangedError
 from sfm_matchers.files import revisions
-from sfm_matchers.files.fingerprints import fingerprint, read_fingerprint
-from sfm_matchers.files.hdf5 import open_h5, read_features
+from sfm_matchers.files.fingerprints import fingerprint
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.matchers import colmap_matching
@@ -28,14 +27,17 @@ from sfm_matchers.matchers.batching import FittingBatches
 from sfm_matchers.matchers.pair_matcher import PairMatcher
 from sfm_matchers.matchers.protocols import (
     Arrays,
-    DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EarlyExitMatcher,
+    Matcher,
     Matches,
     SparseBatchMatcher,
     SparseListMatcher,
     SparseMatcher,
     SparseMatches,
+    batch_size_of,
+    device_of,
+    threads_may_share,
 )
 from sfm_matchers.matchers.quarter_turns import Look
 from sfm_matchers.matching.at_hand import (
@@ -51,7 +53,7 @@ from sfm_matchers.matching.photos_at_hand import PhotosAtHand
 from sfm_matchers.matching.plan import COARSE, FINE, Grain, cut
 from sfm_matchers.matching.side_by_side import Run, pairs_at_once, side_by_side
 from sfm_matchers.matching.turns import LookAt, Turns, looked_at
-from sfm_matchers.photos.checked import read_photo
+from sfm_matchers.photos.checked import StoredPhoto, read_photo
 from sfm_matchers.photos.images import decoding_bytes
 
 logger = logging.getLogger(__name__)
@@ -86,8 +88,8 @@ def match_features(
     Raises:
         InputError: the feature file lacks a photo.
     """
-    with open_h5(feature_path) as features:
-        sources = {name: _source(features, name) for pair in pairs for name in pair}
+    with open_h5(feature_path) as file:
+        sources = {name: file.fingerprint(name) or "imported" for pair in pairs for name in pair}
     wanted = _wanted(pairs, conf, weights_fingerprint, sources)
     task = FeatureMatching(load_matcher, Path(feature_path))
     grain = COARSE if conf.matcher == colmap_matching.NAME else FINE
@@ -139,10 +141,6 @@ def match_images(
     return _complete(task, pairs, wanted, correspondence_path, executor or InProcess())
 
 
-def _source(features: h5py.File, name: str) -> str:
-    return read_fingerprint(features, name) or "imported"
-
-
 def _wanted(
     pairs: Sequence[Pair], conf: Conf, weights_fingerprint: str, sources: Mapping[str, str]
 ) -> dict[str, str]:
@@ -176,16 +174,16 @@ def _complete(
             staged.path.name,
             len(pairs) - len(todo),
         )
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     if todo:
         # The plan is that of all pairs, so that it does not depend on what is done already.
         shards = [shard.only(todo) for shard in cut(pairs, wanted, executor.num_workers, grain)]
-        left_out = executor.run(task, shards, staged.path)
+        skipped = executor.run(task, shards, staged.path)
     if not executor.shares_with_others:
         # Opened again, it has what the executor has added.
         (StagedFile(path, wanted) if todo else staged).commit()
-    if left_out:
-        raise PhotoChangedError(left_out)
+    if skipped:
+        raise PhotoChangedError(skipped)
     return [pair for pair in pairs if pair in todo]
 
 
@@ -200,27 +198,23 @@ class FeatureMatching:
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         matcher = self.load_matcher()
-        with open_h5(self.feature_path) as features:
-            kept = Kept(lambda key: read_features(features, key[0]), _num_bytes, FEATURE_BYTES)
+        with open_h5(self.feature_path) as file:
+            kept = Kept(lambda key: file.features(key[0]), _num_bytes, FEATURE_BYTES)
 
             with side_by_side(_pairs_at_once(matcher)) as run:
 
-                def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+                def match(pairs: Sequence[Pair], skipped: dict[str, str]) -> Iterator[MatchedPair]:
                     features_of = lambda name: kept.get((name, None))  # noqa: E731
                     return matched_features(matcher, pairs, features_of, run)
 
                 yield match
 
 
-def _pairs_at_once(matcher: object) -> int:
+def _pairs_at_once(matcher: Matcher) -> int:
     """How many pairs threads match side by side."""
-    if not getattr(matcher, "is_thread_safe", False):
+    if not threads_may_share(matcher):
         return 1
-    return pairs_at_once(_device(matcher), getattr(matcher, "batch_size", 1))
-
-
-def _device(matcher: object) -> str:
-    return str(getattr(matcher, "device", "cpu"))
+    return pairs_at_once(device_of(matcher), batch_size_of(matcher))
 
 
 def matched_features(
@@ -249,7 +243,7 @@ def matched_features(
                 one["layers_run"] = np.asarray(layers, np.int8)
         return list(zip(batch, arrays, strict=True))
 
-    batch_size = matcher.batch_size if isinstance(matcher, SparseBatchMatcher) else 1
+    batch_size = batch_size_of(matcher)
     batches = FittingBatches(matched, batch_size)
     if batch_size > 1:
         yield from batches.results(pairs)
@@ -283,9 +277,9 @@ class ImageMatching:
         with self._opened() as (_, photos, run):
 
             def look_at(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Look]]:
-                left_out: dict[str, str] = {}  # whoever matches them says so
-                ordered = photos.in_order(pairs, left_out)
-                for pair, look in run(lambda pair: (pair, photos.look(pair, left_out)), ordered):
+                skipped: dict[str, str] = {}  # whoever matches them says so
+                ordered = photos.in_order(pairs, skipped)
+                for pair, look in run(lambda pair: (pair, photos.look(pair, skipped)), ordered):
                     if look is not None:
                         yield pair, look
 
@@ -302,22 +296,21 @@ class ImageMatching:
             ahead = ReadAhead(
                 self._read, threads, lambda name: decoding_bytes(self.image_dir / name)
             )
-            limit = bytes_to_keep(_device(matcher))
-            yield chain, PhotosAtHand(chain, self.image_dir, ahead, limit, self.turns), run
+            limit = bytes_to_keep(device_of(matcher))
+            yield chain, PhotosAtHand(chain, ahead, limit, self.turns), run
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[MatchPairs]:
         """Load the matcher."""
         with self._opened() as (chain, photos, run):
-            matcher = chain.matcher
-            batch_size = matcher.batch_size if isinstance(matcher, DetectorFreeBatchMatcher) else 1
+            batch_size = batch_size_of(chain.matcher)
             batches: FittingBatches[ReadyPair, MatchedPair] = FittingBatches(
                 lambda batch: _matched_images(chain, batch), batch_size, photos.kept.shrink
             )
 
-            def match(pairs: Sequence[Pair], left_out: dict[str, str]) -> Iterator[MatchedPair]:
+            def match(pairs: Sequence[Pair], skipped: dict[str, str]) -> Iterator[MatchedPair]:
                 def matched(pair: Pair) -> list[MatchedPair]:
-                    ready = photos.ready(pair, left_out)
+                    ready = photos.ready(pair, skipped)
                     if ready is None:
                         return []
                     try:
@@ -325,19 +318,25 @@ class ImageMatching:
                     finally:
                         photos.kept.release(ready.keys)
 
-                ordered = photos.in_order(pairs, left_out)
+                ordered = photos.in_order(pairs, skipped)
                 if batch_size == 1:
                     for found in run(matched, ordered):
                         yield from found
                     return
-                ready = filter(None, (photos.ready(pair, left_out) for pair in ordered))
+                ready = filter(None, (photos.ready(pair, skipped) for pair in ordered))
                 for batch in in_batches(ready, lambda: batches.size, photos.kept):
                     yield from batches.results(batch)
 
             yield match
 
-    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        return read_photo(self.image_dir, name, self.mask_dir, self.image_fingerprints[name])
+    def _read(self, name: str) -> StoredPhoto:
+        return read_photo(
+            self.image_dir,
+            name,
+            self.mask_dir,
+            self.image_fingerprints[name],
+            with_orientation=self.conf.preprocessing.quarter_turns,
+        )
 
 
 def _matched_images(chain: PairMatcher, batch: Sequence[ReadyPair]) -> Iterator[MatchedPair]:

@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +32,9 @@ from sfm_matchers.machine.memory import FreedMemory, free_cached_gpu_memory, sha
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.machine.threads import limit_threads, num_cores
 from sfm_matchers.matching.plan import Shard
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +83,7 @@ class WorkersLostError(SfmMatchersError):
 
 
 def run_shard(
-    match: MatchPairs, shard: Shard, path: Path, advance: Callable[[int], Any]
+    match: MatchPairs, shard: Shard, path: Path, advance: Callable[[int], object]
 ) -> dict[str, str]:
     """Match the pairs of one shard; returns photos that could not be used, and why."""
     own = StagedFile(staged_part(path, shard.name))
@@ -91,15 +94,15 @@ def run_shard(
         if not own.is_current(group, fingerprints[group]):
             todo.append(pair)
     advance(len(shard.pairs) - len(todo))
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     freed = FreedMemory()
-    for pair, arrays in match(todo, left_out):
+    for pair, arrays in match(todo, skipped):
         own.add({names_to_pair(*pair): arrays}, fingerprints)
         advance(1)
         freed.give_back_now_and_then()
     freed.give_back()
     own.commit()
-    return left_out
+    return skipped
 
 
 def _bar(shards: Sequence[Shard]) -> tqdm[Any]:
@@ -116,13 +119,13 @@ class InProcess:
 
     def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`."""
-        left_out: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         shards = [shard for shard in shards if shard.pairs]
         if shards:
             with task.opened() as match, _bar(shards) as bar:
                 for shard in shards:
-                    left_out |= run_shard(match, shard, path, bar.update)
-        return left_out
+                    skipped |= run_shard(match, shard, path, bar.update)
+        return skipped
 
 
 @dataclass(frozen=True)
@@ -197,14 +200,14 @@ class Processes:
 
     def run(self, task: MatchingTask, shards: Sequence[Shard], path: Path) -> dict[str, str]:
         """See `Executor.run`. A shard whose process dies is given to another one."""
-        left_out: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         todo = {shard.name: shard for shard in shards if shard.pairs}
         losses = 0
         with _bar(list(todo.values())) as bar:
             while todo:
                 try:
                     for shard, unusable in self._run_pool(task, list(todo.values()), path):
-                        left_out |= unusable
+                        skipped |= unusable
                         del todo[shard.name]
                         bar.update(len(shard.pairs))
                         losses = 0
@@ -216,7 +219,7 @@ class Processes:
                             "anything: out of memory? Try fewer --workers. What is done is kept"
                         ) from None
                     logger.warning("a process that matches has died; others go on with its pairs")
-        return left_out
+        return skipped
 
     def _run_pool(
         self, task: MatchingTask, shards: Sequence[Shard], path: Path
@@ -261,7 +264,9 @@ class _Worker:
     open_things: ClassVar[ExitStack] = ExitStack()
 
 
-def _start_worker(task: MatchingTask, counter: Any, num_workers: int, gpus: Sequence[str]) -> None:
+def _start_worker(
+    task: MatchingTask, counter: Synchronized[int], num_workers: int, gpus: Sequence[str]
+) -> None:
     """Set up a worker process: its share of the machine, and the matcher."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -335,7 +340,7 @@ class OnRay:
         idle = [actor_class.remote(task) for _ in range(min(self.num_workers, len(waiting)))]
         running: dict[Any, tuple[Any, Shard]] = {}
         losses: Counter[str] = Counter()
-        left_out: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         try:
             with _bar(waiting) as bar:
                 while waiting or running:
@@ -345,7 +350,7 @@ class OnRay:
                     done = ray.wait(list(running), num_returns=1)[0][0]
                     actor, shard = running.pop(done)
                     try:
-                        left_out |= ray.get(done)
+                        skipped |= ray.get(done)
                         bar.update(len(shard.pairs))
                     except ray.exceptions.RayActorError:
                         losses[shard.name] += 1
@@ -358,7 +363,7 @@ class OnRay:
         finally:
             for actor in [*idle, *(actor for actor, _ in running.values())]:
                 ray.kill(actor)
-        return left_out
+        return skipped
 
 
 def _check_losses(shard: Shard, count: int) -> None:

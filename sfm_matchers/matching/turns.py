@@ -29,7 +29,7 @@ from sfm_matchers.matchers.quarter_turns import Agreement, Look
 FIRST_LOOKS = 3  # of each photo, with the next ones by name: enough to contradict each other
 MORE_LOOKS = 2  # of a photo that is not in the largest group, with those of others, in each round
 ROUNDS = 3
-LARGEST_LEAN = 45.0  # degrees between photos of a group; with more, another position may be nearer
+MAX_LEAN = 45.0  # degrees between photos of a group; with more, another position may be nearer
 SAVED_EACH = 16  # looks
 
 Looks = Mapping[Pair, Look]
@@ -76,7 +76,7 @@ class Turns:
         if not self.photos:
             return 0, 0, True
         first, second = (self.photos[name] for name in pair)
-        if first.group == second.group and abs(second.lean - first.lean) <= LARGEST_LEAN:
+        if first.group == second.group and abs(second.lean - first.lean) <= MAX_LEAN:
             return first.quarters, second.quarters, True
         look = self.looks.get(pair)
         if look is None:

@@ -17,9 +17,8 @@ Image sides must be multiples of 32; pad at the right and bottom and pass masks 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -131,11 +130,18 @@ class EfficientLoFTROutput:
 # Local feature extraction -------------------------------------------------------------------------
 
 
-def _conv_batch_norm(
-    channels_in: int, channels_out: int, kernel: int, stride: int
-) -> nn.Sequential:
-    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(channels_out)))
+class ConvBatchNorm(nn.Module):
+    """A convolution without bias, normalised."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False
+        )
+        self.bn = nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
 
 
 class FusedRepVGGBlock(nn.Module):
@@ -156,8 +162,8 @@ class RepVGGBlock(nn.Module):
         super().__init__()
         keeps_shape = channels_in == channels_out and stride == 1
         self.rbr_identity = nn.BatchNorm2d(channels_in) if keeps_shape else None
-        self.rbr_dense = _conv_batch_norm(channels_in, channels_out, 3, stride)
-        self.rbr_1x1 = _conv_batch_norm(channels_in, channels_out, 1, stride)
+        self.rbr_dense = ConvBatchNorm(channels_in, channels_out, 3, stride)
+        self.rbr_1x1 = ConvBatchNorm(channels_in, channels_out, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.rbr_dense(x) + self.rbr_1x1(x)
@@ -168,9 +174,12 @@ class RepVGGBlock(nn.Module):
     @torch.no_grad()
     def fused(self) -> FusedRepVGGBlock:
         """The same function, with running statistics, as one 3 x 3 convolution."""
-        dense = cast(nn.Conv2d, self.rbr_dense.conv)
-        centre = F.pad(cast(nn.Conv2d, self.rbr_1x1.conv).weight, [1, 1, 1, 1])
-        branches = [(dense.weight, self.rbr_dense.bn), (centre, self.rbr_1x1.bn)]
+        dense = self.rbr_dense.conv
+        centre = F.pad(self.rbr_1x1.conv.weight, [1, 1, 1, 1])
+        branches: list[tuple[Tensor, nn.BatchNorm2d]] = [
+            (dense.weight, self.rbr_dense.bn),
+            (centre, self.rbr_1x1.bn),
+        ]
         if self.rbr_identity is not None:
             identity = torch.zeros_like(dense.weight)
             identity[:, :, 1, 1] = torch.eye(dense.in_channels)
@@ -180,11 +189,13 @@ class RepVGGBlock(nn.Module):
         convolution.stride = dense.stride
         weight = torch.zeros_like(dense.weight, dtype=torch.float64)
         bias = torch.zeros_like(weight[:, 0, 0, 0])
-        for kernel, norm in cast("list[tuple[Tensor, nn.BatchNorm2d]]", branches):
-            variance = cast(Tensor, norm.running_var).double() + norm.eps
+        for kernel, norm in branches:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            variance = norm.running_var.double() + norm.eps
             gain = norm.weight / variance.sqrt()
             weight += kernel * gain[:, None, None, None]
-            bias += norm.bias - cast(Tensor, norm.running_mean) * gain
+            bias += norm.bias - norm.running_mean * gain
         convolution.weight = nn.Parameter(weight.to(dense.weight))
         convolution.bias = nn.Parameter(bias.to(dense.weight))
         return FusedRepVGGBlock(convolution)
@@ -485,7 +496,8 @@ class FineFusion(nn.Module):
     ) -> Tensor:
         """Add the projected finer map to the coarser one, upsampled, and convolve the sum twice."""
         first, norm, activation, last = merge
-        first, last = cast(nn.Conv2d, first), cast(nn.Conv2d, last)
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(last, nn.Conv2d)
         at_first = wanted.dilated()
         at_sum = at_first.dilated()
         x = at_sum.put(at_sum.take(_upsample(coarser)) + project(at_sum.take(finer)))

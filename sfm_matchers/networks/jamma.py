@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -373,7 +373,7 @@ class Upsampling(nn.Module):
         low = sources.put(sources.convolve(x, self.lin.weight, self.lin.bias))
         both = F.interpolate(low, scale_factor=2.0, mode="bilinear") + self.transconv(x)
         convolution, norm, activation = self.cbr
-        convolution = cast(nn.Conv2d, convolution)
+        assert isinstance(convolution, nn.Conv2d)
         y = wanted.convolve(both, convolution.weight, convolution.bias)
         return wanted.put(activation(norm(y)))
 
@@ -405,7 +405,7 @@ class MixerLayer(nn.Module):
 
 def _across_cells(linear: nn.Module, x: Tensor) -> Tensor:
     """A linear layer on the middle axis of (M, 50, 64), without transposing that."""
-    linear = cast(nn.Linear, linear)
+    assert isinstance(linear, nn.Linear)
     return torch.baddbmm(linear.bias[:, None], linear.weight.expand(x.shape[0], -1, -1), x)
 
 
@@ -565,7 +565,8 @@ class JamMa(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for block in self.matcher.joint_mamba.layers:
-            cast(MambaBlock, block).mixer.init_weights(blocks=DIRECTIONS)
+            assert isinstance(block, MambaBlock)
+            block.mixer.init_weights(blocks=DIRECTIONS)
 
     @torch.no_grad()
     def forward(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -267,23 +267,36 @@ def attend(query: Tensor, key: Tensor, value: Tensor, valid_keys: Tensor | None)
     return message.transpose(1, 2).flatten(-2)
 
 
-def feed_forward(input_dim: int, dim: int) -> nn.Sequential:
+class FeedForward(nn.Sequential):
     """The two-layer network that turns a state and its messages into an update of the state."""
-    return nn.Sequential(
-        nn.Linear(input_dim, 2 * dim), nn.LayerNorm(2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
-    )
+
+    def __init__(self, input_dim: int, dim: int) -> None:
+        super().__init__(
+            nn.Linear(input_dim, 2 * dim), nn.LayerNorm(2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
+        )
+
+    @property
+    def first(self) -> nn.Linear:
+        layer = self[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @property
+    def last(self) -> nn.Linear:
+        layer = self[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
 
 @torch.no_grad()
-def fold_projections(following: nn.Module, projections: Sequence[nn.Module | None]) -> None:
+def fold_projections(following: nn.Linear, projections: Sequence[nn.Module | None]) -> None:
     """Make a linear layer on joined inputs take them as they were before their projections.
 
     Args:
-        following: a `Linear` on the inputs side by side, of equal widths; changed in place.
+        following: on the inputs side by side, of equal widths; changed in place.
         projections: the `Linear` of each input, or None.
     """
-    following = cast(nn.Linear, following)
-    weight, bias = following.weight.double(), cast(Tensor, following.bias).double()
+    weight, bias = following.weight.double(), following.bias.double()
     parts = list(weight.chunk(len(projections), dim=1))
     for index, projection in enumerate(projections):
         if isinstance(projection, nn.Linear):
@@ -378,14 +391,14 @@ class MambaAttentionMixer(nn.Module):
         self.Wqkv = nn.Linear(dim, 3 * dim)
         self.out_proj: nn.Module = nn.Linear(dim, dim)
         self.mamba_mixer: MambaMixer | None = MambaMixer(dim)
-        self.ffn = feed_forward(4 * dim, dim)
+        self.ffn = FeedForward(4 * dim, dim)
 
     @property
     def is_branch_silent(self) -> bool:
         """True if nothing of what the Mamba branch says is heard, as in LightGlue."""
         if self.mamba_mixer is None:
             return True
-        weight = cast(nn.Linear, self.ffn[0]).weight
+        weight = self.ffn.first.weight
         return not bool(weight[:, weight.shape[1] // 2 :].any())
 
     def fuse(self) -> None:
@@ -395,11 +408,11 @@ class MambaAttentionMixer(nn.Module):
         """
         if self.mamba_mixer is None or self.is_branch_silent:
             self.mamba_mixer = None
-            self.ffn[0] = half_of(cast(nn.Linear, self.ffn[0]))
-            fold_projections(self.ffn[0], [None, self.out_proj])
+            self.ffn[0] = half_of(self.ffn.first)
+            fold_projections(self.ffn.first, [None, self.out_proj])
         else:
             of_mamba = self.mamba_mixer.out_proj
-            fold_projections(self.ffn[0], [None, self.out_proj, of_mamba, of_mamba])
+            fold_projections(self.ffn.first, [None, self.out_proj, of_mamba, of_mamba])
             self.mamba_mixer.out_proj = nn.Identity()
         self.out_proj = nn.Identity()
 
@@ -424,11 +437,11 @@ class CrossAttention(nn.Module):
         self.to_qk = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out: nn.Module = nn.Linear(dim, dim)
-        self.ffn = feed_forward(2 * dim, dim)
+        self.ffn = FeedForward(2 * dim, dim)
 
     def fuse(self) -> None:
         """Fold the projection of the message into the layer that joins it to the state."""
-        fold_projections(self.ffn[0], [None, self.to_out])
+        fold_projections(self.ffn.first, [None, self.to_out])
         self.to_out = nn.Identity()
 
     def forward(
@@ -800,7 +813,8 @@ class MambaGlue(nn.Module):
 
     def _may_match(self, number: int, states: Tensor) -> Tensor:
         """(b, m) bool: matchable, or too uncertain still to tell (only with the exit test)."""
-        head = cast(MatchAssignment, self.log_assignment[number])
+        head = self.log_assignment[number]
+        assert isinstance(head, MatchAssignment)
         matchability = head.point_matchability(states)
         may_match = matchability > 1 - self.config.width_confidence
         if self.config.depth_confidence > 0:

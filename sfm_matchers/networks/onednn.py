@@ -20,7 +20,7 @@ from sfm_matchers.networks.processor import cpu_capabilities
 
 EXPLICIT_SCORES = 1 << 20  # per head; more would fill the memory until the backward pass
 WORTHWHILE = 1 << 20  # multiplications; fewer take less time than oneDNN's preparations
-MOST_MATRICES = 8  # of a batch; more are multiplied one by one, which is slow if they are small
+MAX_MATRICES = 8  # of a batch; more are multiplied one by one, which is slow if they are small
 ATTENTION_ROWS = 512  # scores of so many queries stay in the cache
 
 
@@ -105,7 +105,7 @@ def _matmul(x: Tensor, y: Tensor, *, out: Tensor | None = None) -> Tensor | None
     if x.ndim != y.ndim or x.ndim not in (2, 3) or x.shape[:-2] != y.shape[:-2]:
         return None
     pairs = x.shape[0] if x.ndim == 3 else 1
-    if pairs > MOST_MATRICES or not _is_suitable(x.numel() * y.shape[-1] // max(1, pairs), x, y):
+    if pairs > MAX_MATRICES or not _is_suitable(x.numel() * y.shape[-1] // max(1, pairs), x, y):
         return None
     if x.ndim == 2:
         product = _multiply(x, y.T)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 
@@ -17,7 +17,6 @@ from sfm_matchers.networks.processor import cpu_capabilities
 PRECISIONS = ("float32", "float16", "bfloat16")
 FIRST_WITH_BFLOAT16 = (8, 0)  # compute capability: A100, RTX 30
 _HAS_COMPILED_PARTS = "_has_compiled_parts"
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def check_positive(**values: float) -> None:
@@ -108,11 +107,30 @@ class _ExactConvolutions:
 _EXACT_CONVOLUTIONS = _ExactConvolutions()
 
 
-def in_its_precision(method: Method) -> Method:
+class _HasPrecision(Protocol):
+    @property
+    def precision(self) -> str: ...
+
+
+class _PreciseNetwork(Protocol):
+    @property
+    def config(self) -> _HasPrecision: ...
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]: ...
+
+
+Network = TypeVar("Network", bound=_PreciseNetwork)
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def in_its_precision(
+    method: Callable[Concatenate[Network, Arguments], Result],
+) -> Callable[Concatenate[Network, Arguments], Result]:
     """Let a network's method run in `config.precision`, by the faster of torch's products."""
 
     @functools.wraps(method)
-    def run(network: Any, *arguments: Any, **options: Any) -> Any:
+    def run(network: Network, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
         precision = network.config.precision
         device_type = next(network.parameters()).device.type
         with contextlib.ExitStack() as contexts:
@@ -125,7 +143,7 @@ def in_its_precision(method: Method) -> Method:
                 contexts.enter_context(onednn.products())
             return method(network, *arguments, **options)
 
-    return cast(Method, run)
+    return run
 
 
 def leave_products_to_compiler(network: torch.nn.Module) -> None:
@@ -133,7 +151,7 @@ def leave_products_to_compiler(network: torch.nn.Module) -> None:
     setattr(network, _HAS_COMPILED_PARTS, True)
 
 
-def _only_computes(network: torch.nn.Module) -> bool:
+def _only_computes(network: object) -> bool:
     """Is nothing wanted of the computation but its result: no gradient, no graph."""
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not (torch.is_grad_enabled() or is_traced or hasattr(network, _HAS_COMPILED_PARTS))

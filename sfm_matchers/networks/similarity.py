@@ -26,14 +26,14 @@ MASKED_SIMILARITY = -1e9
 # a GPU enough to keep it busy.
 BLOCK_ENTRIES_CPU = 1 << 20
 BLOCK_ENTRIES_GPU = 1 << 26
-LEAST_ROWS = 128  # of a block; matrix products of fewer take up to twice as long on a CPU
-SMALLEST_EXPONENT = -86.0  # 2 to it is nothing beside 1, times exp(-WIDEST) a normal float32
-WIDEST = 25.0  # differences of maxima up to which exponentials of rows serve columns too
+MIN_ROWS = 128  # of a block; matrix products of fewer take up to twice as long on a CPU
+MIN_EXPONENT = -86.0  # 2 to it is nothing beside 1, times exp(-MAX_DIFFERENCE) a normal float32
+MAX_DIFFERENCE = 25.0  # differences of maxima up to which exponentials of rows serve columns too
 SAMPLED_ROWS = 64  # whose largest entries tell where S is to be shifted to in bfloat16
 SHIFT_QUANTILE = 0.8  # of them: entries of matched cells are among the larger
 PADDING = 32  # channels more, for one that subtracts: odd numbers of them are slow
-WIDEST_IN_BFLOAT16 = 80.0  # shifts, and S above it, whose exponentials are in bfloat16's range
-SMALLEST_SUM = 1e-30  # of exponentials, where all underflow
+MAX_IN_BFLOAT16 = 80.0  # shifts, and S above it, whose exponentials are in bfloat16's range
+MIN_SUM = 1e-30  # of exponentials, where all underflow
 
 
 def similarity(
@@ -93,7 +93,7 @@ class SimilarityBlocks:
         sample = self.features0[:, ::step] @ self.features1.transpose(1, 2)
         shift = sample.amax(2).quantile(SHIFT_QUANTILE).round()
         highest = self.features0.norm(dim=2).amax() * self.features1.norm(dim=2).amax()
-        if not abs(float(shift)) < WIDEST_IN_BFLOAT16 or highest - shift > WIDEST_IN_BFLOAT16:
+        if not abs(float(shift)) < MAX_IN_BFLOAT16 or highest - shift > MAX_IN_BFLOAT16:
             return None
         # One more product subtracts the shift, in float32, before S is rounded.
         features0 = nn.functional.pad(self.features0, (0, PADDING)).bfloat16()
@@ -104,7 +104,7 @@ class SimilarityBlocks:
 
     def _products(self, features0: Tensor, features1: Tensor) -> Iterator[tuple[slice, Tensor]]:
         batch, length0, length1 = *features0.shape[:2], features1.shape[1]
-        height = min(length0, max(LEAST_ROWS, self._block_entries() // (batch * length1)))
+        height = min(length0, max(MIN_ROWS, self._block_entries() // (batch * length1)))
         buffer = features1.new_empty(batch, height, length1)
         with torch.autocast(buffer.device.type, enabled=False):
             for start in range(0, length0, height):
@@ -226,7 +226,7 @@ def _statistics_of_exponentials(
     for rows, block in blocks:
         largest0.append(block.amax(2).float())
         # Sums as products: twice as fast. Of padded cells all is zero.
-        total0.append((block @ block.new_ones(block.shape[2])).float().clamp(min=SMALLEST_SUM))
+        total0.append((block @ block.new_ones(block.shape[2])).float().clamp(min=MIN_SUM))
         if visit_rows is not None:
             visit_rows(Rows(rows.start, block, largest0[-1], largest0[-1] / total0[-1], shift))
         of_block, total = block.amax(1).float(), (block.new_ones(block.shape[1]) @ block).float()
@@ -240,9 +240,9 @@ def _statistics_of_exponentials(
     statistics = []
     for largest, total, places in (
         (torch.cat(largest0, 1), torch.cat(total0, 1), torch.empty(0)),
-        (largest1, total1.clamp(min=SMALLEST_SUM), places1),
+        (largest1, total1.clamp(min=MIN_SUM), places1),
     ):
-        largest = largest.clamp(min=SMALLEST_SUM)
+        largest = largest.clamp(min=MIN_SUM)
         statistics.append(SoftmaxStatistics(largest.log() + shift, total / largest, places))
     return statistics[0], statistics[1]
 
@@ -265,7 +265,7 @@ def _column_sums(block: Tensor, exponentials: Tensor, largest0: Tensor, largest1
     """
     highest = largest0.amax(1, keepdim=True)
     lowest = torch.minimum(largest0.amin(1), largest1.amin(1))
-    if bool((highest[:, 0] - lowest < WIDEST).all()):  # exp is most of the work
+    if bool((highest[:, 0] - lowest < MAX_DIFFERENCE).all()):  # exp is most of the work
         of_rows = (largest0 - highest).exp()[:, None] @ exponentials
         return of_rows[:, 0] * (highest - largest1).exp()
     return _exponentials(block, largest1[:, None], exponentials).sum(1)
@@ -277,7 +277,7 @@ def _exponentials(block: Tensor, largest: Tensor, out: Tensor) -> Tensor:
     What underflows is made tiny instead: products with denormal numbers are slow.
     """
     exponents = torch.sub(block, largest, out=out).mul_(math.log2(math.e))
-    return exponents.clamp_(min=SMALLEST_EXPONENT).exp2_()
+    return exponents.clamp_(min=MIN_EXPONENT).exp2_()
 
 
 def _flat_mask(mask: Tensor | None) -> Tensor | None:

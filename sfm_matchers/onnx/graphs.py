@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -322,11 +322,13 @@ def load_graph(
         if size is None:
             raise InputError(f"{matcher} matches images: give --size WIDTH HEIGHT")
         detector_free = load_detector_free_matcher(conf, weights, "cpu")
-        return cast(Graph, resolve(entry.graph)(detector_free, size))
+        graph: Graph = resolve(entry.graph)(detector_free, size)
+        return graph
     if num_keypoints is None:
         raise InputError(f"{matcher} matches features: give --num_keypoints N")
     sparse = load_sparse_matcher(conf, weights, "cpu")
-    return cast(Graph, resolve(entry.graph)(sparse, num_keypoints))
+    graph = resolve(entry.graph)(sparse, num_keypoints)
+    return graph
 
 
 def export_onnx(graph: Graph, path: Path, metadata: Mapping[str, str] | None = None) -> int:

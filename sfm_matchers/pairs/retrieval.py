@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import fingerprint
-from sfm_matchers.files.hdf5 import open_h5, read_finite_numbers, read_numbers
+from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.machine.progress import progress
 
@@ -65,7 +64,7 @@ def extract_vlad(
             for name in progress(missing, title="Global descriptors", unit="photo"):
                 vlad = vlad_descriptor(_descriptors(file, name), vocabulary)
                 entry = {"global_descriptor": vlad.astype(np.float16)}
-                image_size = read_numbers(file, name, "image_size")
+                image_size = file.numbers(name, "image_size")
                 if image_size is not None:
                     entry["image_size"] = image_size
                 staged.add({name: entry}, wanted)
@@ -73,12 +72,12 @@ def extract_vlad(
     return missing
 
 
-def _descriptors(file: h5py.File, name: str, dimension: int | None = SIFT_DIM) -> np.ndarray:
+def _descriptors(file: Hdf5File, name: str, dimension: int | None = SIFT_DIM) -> np.ndarray:
     """Return `sampled_descriptors` of a photo, which have `dimension` numbers if it is given."""
-    stored = read_finite_numbers(file, name, "descriptors")
+    stored = file.finite_numbers(name, "descriptors")
     if stored is None or stored.ndim != 2 or (dimension and len(stored) != dimension):
         kind = f"SIFT descriptors ({SIFT_DIM}, N)" if dimension == SIFT_DIM else "descriptors"
-        raise InputError(f"{file.filename} holds no {kind} of {name!r}")
+        raise InputError(f"{file.path} holds no {kind} of {name!r}")
     return sampled_descriptors(stored)
 
 
@@ -91,7 +90,7 @@ def sampled_descriptors(stored: np.ndarray) -> np.ndarray:
 
 
 def learn_vocabulary(
-    file: h5py.File, names: Sequence[str], dimension: int | None = SIFT_DIM
+    file: Hdf5File, names: Sequence[str], dimension: int | None = SIFT_DIM
 ) -> np.ndarray:
     """Return visual words (64, D) float32, or one of zeros where there are too few descriptors.
 
@@ -172,25 +171,25 @@ def by_similarity(descriptors: np.ndarray, database: np.ndarray) -> tuple[np.nda
 
 
 def _global_descriptors(
-    file: h5py.File, names: Sequence[str], length: int | None = None
+    file: Hdf5File, names: Sequence[str], length: int | None = None
 ) -> np.ndarray:
     """Global descriptors (N, D) float32; D is `length`, or that of the first."""
     rows = []
     for name in names:
-        descriptor = read_finite_numbers(file, name, "global_descriptor")
+        descriptor = file.finite_numbers(name, "global_descriptor")
         if descriptor is None:
-            raise InputError(f"{file.filename} holds no global descriptor of {name!r}")
+            raise InputError(f"{file.path} holds no global descriptor of {name!r}")
         rows.append(descriptor.reshape(-1))
         length = length or len(rows[0])
         if len(rows[-1]) != length:
             raise InputError(
-                f"{file.filename}: the global descriptor of {name!r} has {len(rows[-1])} numbers, "
+                f"{file.path}: the global descriptor of {name!r} has {len(rows[-1])} numbers, "
                 f"others have {length}: they are of different networks"
             )
     return np.stack(rows).astype(np.float32)
 
 
-MOST_COMPARED = 768  # descriptors of a photo: enough to tell how much two photos share
+MAX_DESCRIPTORS = 768  # descriptors of a photo: enough to tell how much two photos share
 RATIO = 0.9  # of the distances to the nearest and the second nearest
 
 
@@ -199,15 +198,15 @@ def mutual_neighbours(descriptors0: np.ndarray, descriptors1: np.ndarray) -> int
     nearest and clearly nearer than the next; of an even sample."""
     samples = []
     for stored in (descriptors0, descriptors1):
-        step = -(-stored.shape[1] // MOST_COMPARED) or 1
+        step = -(-stored.shape[1] // MAX_DESCRIPTORS) or 1
         samples.append(stored[:, ::step].astype(np.float32))
-    alike = samples[0].T @ samples[1]
-    if min(alike.shape) < 2:
+    similarities = samples[0].T @ samples[1]
+    if min(similarities.shape) < 2:
         return 0
-    rows = np.arange(len(alike))
-    nearest = alike.argmax(axis=1)
-    is_mutual = alike.argmax(axis=0)[nearest] == rows
-    first = alike[rows, nearest]
-    alike[rows, nearest] = -np.inf
-    distances = np.sqrt(np.clip(2 - 2 * np.stack([first, alike.max(axis=1)]), 0, None))
+    rows = np.arange(len(similarities))
+    nearest = similarities.argmax(axis=1)
+    is_mutual = similarities.argmax(axis=0)[nearest] == rows
+    first = similarities[rows, nearest]
+    similarities[rows, nearest] = -np.inf
+    distances = np.sqrt(np.clip(2 - 2 * np.stack([first, similarities.max(axis=1)]), 0, None))
     return int((is_mutual & (distances[0] < RATIO * distances[1])).sum())

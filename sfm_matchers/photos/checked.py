@@ -15,7 +15,7 @@ from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.photos.folders import find_images
-from sfm_matchers.photos.images import decoded_size, read_image
+from sfm_matchers.photos.images import decoded_size, read_image, read_image_and_orientation
 from sfm_matchers.photos.masks import (
     WayUp,
     mask_names,
@@ -45,23 +45,42 @@ def photo_fingerprint(
     return fingerprint(revisions.PHOTOS, content, None if path is None else content_hash(path))
 
 
-def read_photo(
-    image_dir: Path, name: str, mask_dir: Path | None, known_fingerprint: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Decode a photo and its mask, which must be those that a run has begun with.
+class StoredPhoto(NamedTuple):
+    """A photo as its file stores it.
 
-    Returns:
-        RGB (H, W, 3) uint8, and booleans (H, W), as `usable_pixels`.
+    Attributes:
+        image: RGB (H, W, 3) uint8.
+        mask: booleans (H, W), as `usable_pixels`.
+        orientation: of EXIF, 1 where it was not asked for.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    orientation: int = 1
+
+
+def read_photo(
+    image_dir: Path,
+    name: str,
+    mask_dir: Path | None,
+    known_fingerprint: str,
+    *,
+    with_orientation: bool = False,
+) -> StoredPhoto:
+    """Decode a photo and its mask, which must be those that a run has begun with.
 
     Raises:
         InputError: one of them cannot be read, or has another `photo_fingerprint`.
     """
-    path = Path(image_dir) / name
-    image = read_image(path)
+    path, orientation = Path(image_dir) / name, 1
+    if with_orientation:
+        image, orientation = read_image_and_orientation(path)
+    else:
+        image = read_image(path)
     mask = usable_pixels(image_dir, name, mask_dir, (image.shape[1], image.shape[0]))
     if photo_fingerprint(content_hash(path), mask_dir, name, image_dir) != known_fingerprint:
         raise InputError(f"{path} has changed since this run began")
-    return image, mask
+    return StoredPhoto(image, mask, orientation)
 
 
 class CheckedPhoto(NamedTuple):

@@ -105,12 +105,12 @@ def _photo_folders(
         visited.add(real_folder)
         what = no_photos.get(real_folder, "the outputs of a run" if is_output(folder) else "")
         if what and real_folder != root:
-            _tell_left_out(_count_images(folder), folder, what)
+            _warn_skipped(_count_images(folder), folder, what)
             subfolders.clear()
             continue
         if is_output(folder):
             pictures = [file for file in files if file in REPORT_PICTURES]
-            _tell_left_out(len(pictures), folder, "pictures of the run whose outputs they are")
+            _warn_skipped(len(pictures), folder, "pictures of the run whose outputs they are")
             files = [file for file in files if file not in REPORT_PICTURES]
         links = {name for name in subfolders if os.path.islink(Path(folder) / name)}  # noqa: PTH114
         subfolders.sort(key=lambda name: (name in links, name))
@@ -137,7 +137,7 @@ def _tell_others(counts: Mapping[str, int]) -> None:
             logger.warning("left out: %s: convert them to JPEG or PNG", photos)
 
 
-def _tell_left_out(count: int, where: str | Path, what: str) -> None:
+def _warn_skipped(count: int, where: str | Path, what: str) -> None:
     if count:
         logger.warning("left out: %d image(s) in %s: %s, no photos", count, where, what)
 
@@ -157,7 +157,7 @@ def _masks_among(names: list[str], image_dir: Path, mask_dir: str | Path | None)
         paths = (mask_path(mask_dir, name, image_dir) for name in names)
         used = {os.path.realpath(path) for path in paths if path is not None}
         masks = {found[path] for path in used if path in found}
-        _tell_left_out(len(masks), image_dir, "masks")
+        _warn_skipped(len(masks), image_dir, "masks")
     files = {PurePosixPath(name).name for name in names}
     named = {
         name

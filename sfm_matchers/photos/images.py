@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -36,7 +36,7 @@ _PNG_MARK = b"\x89PNG\r\n\x1a\n"
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Pillow's modes of TIFFs whose levels are floating-point numbers or integers of 32 bits.
 _WIDE_MODES = ("F", "I")
-_LARGEST_LEVEL = 1e30  # beyond are marks of pixels that were not measured
+_MAX_LEVEL = 1e30  # beyond are marks of pixels that were not measured
 
 
 def warn_of(error: OSError) -> None:
@@ -56,13 +56,46 @@ def read_image(path: Path, *, gray: bool = False, least_side: int | None = None)
     Raises:
         InputError: the file is missing or empty, or no decoder reads it.
     """
+    return _decoded(path, _header(path), gray=gray, least_side=least_side)
+
+
+def read_image_and_orientation(
+    path: Path, *, least_side: int | None = None
+) -> tuple[np.ndarray, int]:
+    """Return a photo as `read_image` does, in RGB, and its EXIF orientation, 1 where there is none.
+
+    Raises:
+        InputError: as `read_image`; damaged EXIF counts as absent.
+    """
+    header = _header(path, with_orientation=True)
+    return _decoded(path, header, least_side=least_side), header.orientation
+
+
+class _Header(NamedTuple):
+    """What a photo's header says: (width, height), (0, 0) of a file without one; 1 to 8."""
+
+    size: tuple[int, int] = (0, 0)
+    orientation: int = 1
+
+
+def _header(path: Path, *, with_orientation: bool = False) -> _Header:
+    """Read a header; the orientation only if asked, as for it Pillow decodes some PNG files."""
+    try:
+        with open_photo(path) as photo:
+            return _Header(photo.size, _orientation_of(photo) if with_orientation else 1)
+    except InputError:  # the decoder says what it is
+        return _Header()
+
+
+def _decoded(
+    path: Path, header: _Header, *, gray: bool = False, least_side: int | None = None
+) -> np.ndarray:
     flags = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
     if least_side is not None:
-        with open_photo(path) as photo:
-            shrink = min(photo.size) // max(1, least_side)
+        shrink = min(header.size) // max(1, least_side)
         # OpenCV's flags for half the size are 16 and 17, for a quarter 32 and 33, and so on.
         flags |= next((8 * factor for factor in (8, 4, 2) if factor <= shrink), 0)
-    with _DECODING.share(decoding_bytes(path)):
+    with _DECODING.share(_decoding_bytes(header)):
         image = decode_pixels(path, flags)
         if image.dtype == np.uint16:
             image = _to_8_bits(image)
@@ -74,11 +107,11 @@ def read_image(path: Path, *, gray: bool = False, least_side: int | None = None)
 
 def decoding_bytes(path: Path) -> int:
     """Return about how many bytes it takes to decode a photo; 0 of a file that is none."""
-    try:
-        with open_photo(path) as photo:
-            return BYTES_PER_PIXEL * photo.size[0] * photo.size[1]
-    except InputError:
-        return 0
+    return _decoding_bytes(_header(path))
+
+
+def _decoding_bytes(header: _Header) -> int:
+    return BYTES_PER_PIXEL * header.size[0] * header.size[1]
 
 
 def decode_pixels(path: Path, flags: int) -> np.ndarray:
@@ -140,7 +173,7 @@ def _decode_heif(path: Path, flags: int) -> np.ndarray:
 
 def _stretched(image: np.ndarray) -> np.ndarray:
     """Return levels of any kind (H, W) in 8 bits, by their own range; what is no number is 0."""
-    is_level = np.isfinite(image) & (np.abs(image.astype(np.float64)) < _LARGEST_LEVEL)
+    is_level = np.isfinite(image) & (np.abs(image.astype(np.float64)) < _MAX_LEVEL)
     if not is_level.any():
         return np.zeros(image.shape, dtype=np.uint8)
     levels = np.where(is_level, image, 0).astype(np.float64)
@@ -190,13 +223,9 @@ def points_to_upright(points: np.ndarray, orientation: int) -> np.ndarray:
     return points[:, ::-1] if orientation >= 5 else points
 
 
-def quarters_to_upright(path: Path) -> int:
-    """Return by how many quarters `turned` sets a photo upright, which its EXIF orientation tells.
-
-    Raises:
-        InputError: as `open_photo`; damaged EXIF counts as absent.
-    """
-    return _QUARTERS_TO_UPRIGHT.get(exif_orientation(path), 0)
+def quarters_to_upright(orientation: int) -> int:
+    """Return by how many quarters `turned` sets a photo of an EXIF orientation upright."""
+    return _QUARTERS_TO_UPRIGHT.get(orientation, 0)
 
 
 def exif_orientation(path: Path) -> int:
@@ -206,10 +235,14 @@ def exif_orientation(path: Path) -> int:
         InputError: as `open_photo`; damaged EXIF counts as absent.
     """
     with open_photo(path) as photo:
-        try:
-            orientation = _exif_orientation(photo)
-        except Exception:  # garbage can make Pillow's parser fail in any way
-            return 1
+        return _orientation_of(photo)
+
+
+def _orientation_of(photo: Image.Image) -> int:
+    try:
+        orientation = _exif_orientation(photo)
+    except Exception:  # garbage can make Pillow's parser fail in any way
+        return 1
     return orientation if 1 <= orientation <= 8 else 1
 
 

@@ -36,7 +36,7 @@ INSTALL = 'pip install "sfm-matchers[video]"'
 # `--pairs auto`, a quarter of an hour of COLMAP's matching on two cores. Of one that hardly moves
 # some.
 STEP = 0.1
-MOST_FRAMES, FEWEST_FRAMES = 300, 20
+MAX_FRAMES, MIN_FRAMES = 300, 20
 
 _LOOKED_AT = 640  # pixels, longer side of the gray frames that sharpness and motion are seen in
 _JPEG_QUALITY = 95
@@ -87,7 +87,7 @@ def write_frames(video: Path, folder: Path, count: int | None = None) -> dict[st
     Args:
         video: the file.
         folder: an empty folder.
-        count: how many at most; None: one for each `STEP` of motion, up to `MOST_FRAMES`.
+        count: how many at most; None: one for each `STEP` of motion, up to `MAX_FRAMES`.
 
     Returns:
         Names of the files, which have the numbers of the frames, and when each is shown, in
@@ -100,7 +100,7 @@ def write_frames(video: Path, folder: Path, count: int | None = None) -> dict[st
     measures = measure_frames(video)
     travelled = float(measures.motion[-1])
     if count is None:
-        count = int(np.clip(round(travelled / STEP), FEWEST_FRAMES, MOST_FRAMES))
+        count = int(np.clip(round(travelled / STEP), MIN_FRAMES, MAX_FRAMES))
     chosen = choose_frames(measures, count)
     if travelled < 2 * STEP:
         logger.warning(

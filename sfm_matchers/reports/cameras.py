@@ -45,8 +45,8 @@ def cameras_html(model: pycolmap.Reconstruction | None, graph: MatchGraph, image
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{text}</th>" for text in _HEAD)
     table = f"<table id=cameras-table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    left_out = len(ranked) - len(lines)
-    note = f"<p>{left_out:,} more cameras are not listed.</p>" if left_out else ""
+    num_hidden = len(ranked) - len(lines)
+    note = f"<p>{num_hidden:,} more cameras are not listed.</p>" if num_hidden else ""
     return f"<div class=scroll>{table}</table></div>{note}"
 
 

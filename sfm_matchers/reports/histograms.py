@@ -11,7 +11,7 @@ import pycolmap
 
 WIDTH, HEIGHT, BELOW, ABOVE = 420, 150, 34, 18  # units of the drawing
 NUM_BINS = 24
-LONGEST_TRACK = 24  # a bar of its own; longer ones share the last
+MAX_TRACK_LENGTH = 24  # a bar of its own; longer ones share the last
 
 
 def histograms_html(model: pycolmap.Reconstruction | None, errors: Mapping[str, np.ndarray]) -> str:
@@ -46,7 +46,7 @@ def _errors(errors: np.ndarray) -> str:
 
 
 def _track_lengths(lengths: np.ndarray) -> str:
-    last = int(min(max(lengths.max(), 4), LONGEST_TRACK))
+    last = int(min(max(lengths.max(), 4), MAX_TRACK_LENGTH))
     clipped = np.clip(lengths, 2, last)
     counts = np.bincount(clipped, minlength=last + 1)[2:]
     more = lengths.max() > last

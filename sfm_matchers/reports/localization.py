@@ -143,10 +143,10 @@ def _tiles(model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]) ->
 
 def _note(scene: _Scene, results: Sequence[LocalizedQuery]) -> str:
     drawn = len(_drawn(results))
-    left_out = len(results) - drawn
+    num_hidden = len(results) - drawn
     note = f"{count(drawn, 'new photo')} in the map. Up is estimated."
-    if left_out:
-        note += f" {left_out:,} without a pose of their own are not drawn."
+    if num_hidden:
+        note += f" {num_hidden:,} without a pose of their own are not drawn."
     if len(scene.camera_names) > MAX_MAP_CAMERAS:
         note += f" Of the map's cameras {MAX_MAP_CAMERAS:,} are drawn."
     return note

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from sfm_matchers.files.hdf5 import open_h5, read_keypoints
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.mapping.diagnosis import MatchGraph
 from sfm_matchers.photos.images import points_to_upright
 
@@ -76,7 +76,7 @@ def read_lines(
             for name in names:
                 if name not in shares:
                     size = np.array(sizes[name], dtype=np.float64)
-                    upright = (read_keypoints(features, name) + 0.5) / size
+                    upright = (features.keypoints(name) + 0.5) / size
                     shares[name] = points_to_upright(upright, orientations.get(name, 1))
             ids = [graph.image_ids[name] for name in names]
             inliers = database.read_two_view_geometry(*ids).inlier_matches.astype(np.int64)

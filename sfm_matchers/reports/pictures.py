@@ -10,7 +10,12 @@ import cv2
 import numpy as np
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.photos.images import exif_orientation, points_to_upright, read_image, to_upright
+from sfm_matchers.photos.images import (
+    exif_orientation,
+    points_to_upright,
+    read_image_and_orientation,
+    to_upright,
+)
 from sfm_matchers.reports.drawing import encode_image
 
 logger = logging.getLogger(__name__)
@@ -22,7 +27,7 @@ MAX_ASPECT = 6  # of a picture of a photo; wider ones are drawn less high
 def read_picture(path: Path, least_side: int | None = None) -> np.ndarray | None:
     """Return a photo (H, W, 3) upright; None and a warning where it cannot be read."""
     try:
-        return to_upright(read_image(path, least_side=least_side), exif_orientation(path))
+        return to_upright(*read_image_and_orientation(path, least_side=least_side))
     except InputError as error:
         logger.warning("the report goes without a picture: %s", error)
         return None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pycolmap
 
-from sfm_matchers.files.hdf5 import find_pair, open_h5, read_keypoints, read_matches
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.files.text import write_text
 from sfm_matchers.mapping.diagnosis import MatchGraph, count, read_match_graph
@@ -67,7 +67,7 @@ logger = logging.getLogger(__name__)
 
 MAX_THUMBNAILS = 300
 MAX_MATRIX = 300  # rows of the match graph; more photos are drawn in blocks
-LEAST_HEIGHT, MOST_HEIGHT = 144, 480  # pixels of a photo on the page
+MIN_HEIGHT, MAX_HEIGHT = 144, 480  # pixels of a photo on the page
 PICTURE_PIXELS = 10_000_000  # of all of them together: about 3 MB
 STILL_HEIGHT = 600  # pixels of the picture of the model where scripts do not run
 PAIR_HEIGHT = 640  # pixels of either photo of a drawn pair
@@ -295,8 +295,8 @@ def _draw_pair(
         geometry = database.read_two_view_geometry(graph.image_ids[name0], graph.image_ids[name1])
     inliers = geometry.inlier_matches.astype(np.int64)
     with open_h5(feature_path) as features:
-        keypoints0 = read_keypoints(features, name0)[inliers[:, 0]]
-        keypoints1 = read_keypoints(features, name1)[inliers[:, 1]]
+        keypoints0 = features.keypoints(name0)[inliers[:, 0]]
+        keypoints1 = features.keypoints(name1)[inliers[:, 1]]
     scores = _inlier_scores(match_path, name0, name1, inliers)
     (small0, scale0), (small1, scale1) = (
         resize_to_height(photo, PAIR_HEIGHT) for photo in (photo0, photo1)
@@ -311,9 +311,9 @@ def _inlier_scores(
 ) -> np.ndarray | None:
     """Return the confidence (N,) of verified matches (N, 2); None if the file lacks one of them."""
     with open_h5(match_path) as file:
-        if find_pair(file, name0, name1) is None:
+        if file.find_pair(name0, name1) is None:
             return None
-        matches, scores = read_matches(file, name0, name1)
+        matches, scores = file.matches(name0, name1)
     score_of = dict(zip(map(tuple, matches.tolist()), scores.tolist(), strict=True))
     found = [score_of.get(match) for match in map(tuple, inliers.tolist())]
     return None if None in found else np.array(found)
@@ -324,7 +324,7 @@ def _read_thumbnails(image_dir: Path, names: Sequence[str]) -> dict[int, str]:
     number = min(len(names), MAX_THUMBNAILS)
     rows = np.linspace(0, len(names) - 1, number).astype(int).tolist()
     usual = np.sqrt(PICTURE_PIXELS / max(number, 1) / 1.5)  # of photos half as wide again as high
-    height = int(np.clip(usual, LEAST_HEIGHT, MOST_HEIGHT))
+    height = int(np.clip(usual, MIN_HEIGHT, MAX_HEIGHT))
 
     def read_thumbnail(row: int) -> str | None:
         photo = read_picture(image_dir / names[row], height)

@@ -11,7 +11,7 @@ import pycolmap
 from sfm_matchers.errors import listed
 from sfm_matchers.mapping.camera_models import CameraChoice, choose_camera_models
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
-from sfm_matchers.mapping.registration import register_left_out
+from sfm_matchers.mapping.registration import register_missing
 
 MAX_SHOWN = 3
 
@@ -33,29 +33,29 @@ def choose_for_models(
     Returns:
         The models, and the choices of the first one.
     """
-    left_out = _left_out(models, database_path)
+    unregistered = _unregistered(models, database_path)
     better, first = [], list[CameraChoice]()
     for index, model in enumerate(models):
         fixed = camera_ids(model, known)
         chosen, choices = choose_camera_models(
             model, fixed, database_path=database_path, num_threads=num_threads
         )
-        if chosen is not model and left_out:
-            chosen = register_left_out(
+        if chosen is not model and unregistered:
+            chosen = register_missing(
                 chosen,
-                left_out,
+                unregistered,
                 database_path,
                 fixed,
                 refines_principal_point=any(one.refines_principal_point for one in choices),
                 num_threads=num_threads,
             )
-            left_out = left_out.difference(image.name for image in chosen.images.values())
+            unregistered = unregistered.difference(image.name for image in chosen.images.values())
         better.append(chosen)
         first = first if index else choices
     return better, first
 
 
-def _left_out(models: Sequence[pycolmap.Reconstruction], database_path: Path) -> set[str]:
+def _unregistered(models: Sequence[pycolmap.Reconstruction], database_path: Path) -> set[str]:
     """Photos of a database that no model has."""
     with pycolmap.Database.open(database_path) as database:
         names = {image.name for image in database.read_all_images()}

@@ -26,7 +26,7 @@ from sfm_matchers.mapping.mapper import reconstruct
 from sfm_matchers.mapping.merging import merge_models
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.mapping.shared_cameras import (
-    CLEARLY_LESS,
+    MAX_ERROR_RATIO,
     OwnCameras,
     is_bent,
     listed_focal_lengths,
@@ -225,7 +225,7 @@ class Build:
 
 
 MAX_CAMERA_TRIALS = 3
-MOST_PHOTOS = 0.75  # of those registered before
+MIN_PHOTOS_KEPT = 0.75  # of those registered before
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
 
 
@@ -331,10 +331,10 @@ class _CameraTrials:
             for group in self.first_groups
             for part in ([[name] for name in group] if self.shared.intersection(group) else [group])
         ]
-        limit = CLEARLY_LESS * _median_error(models, self.shared)
+        limit = MAX_ERROR_RATIO * _median_error(models, self.shared)
         num_photos = models[0].num_reg_images() if models else 0
         # A few photos may not find their way without knowing the camera; they come back with it.
-        return self._with_others(groups, limit, math.ceil(MOST_PHOTOS * num_photos))
+        return self._with_others(groups, limit, math.ceil(MIN_PHOTOS_KEPT * num_photos))
 
     def _with_others(
         self, groups: list[list[str]], limit: float, num_photos: int

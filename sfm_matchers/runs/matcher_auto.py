@@ -10,7 +10,7 @@ import pycolmap
 
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
-from sfm_matchers.files.hdf5 import mean_layers_run, open_h5, read_keypoints
+from sfm_matchers.files.hdf5 import mean_layers_run, open_h5
 from sfm_matchers.files.pair_lists import Pair, read_pairs, write_pairs
 from sfm_matchers.keypoints.joining import join_features, join_matches
 from sfm_matchers.photos.cameras import CameraGroups
@@ -35,7 +35,7 @@ def match_again(build: Build, cameras: CameraGroups, label: str) -> tuple[Build,
     if not workspace.is_done(again_path.name, source):
         with open_h5(first[0]) as features:  # without keypoints a photo is blank
             names = {name for pair in build.pairs for name in pair}
-            usable = {name for name in names if len(read_keypoints(features, name))}
+            usable = {name for name in names if len(features.keypoints(name))}
         pairs = [pair for pair in build.pairs if usable.issuperset(pair)]
         write_pairs(again_path, pairs_across_models(build.make(cameras), pairs))
         workspace.set_done(again_path.name, source, again_path)

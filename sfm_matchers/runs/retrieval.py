@@ -6,7 +6,6 @@ import importlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 from sfm_matchers.choices import RETRIEVALS
 from sfm_matchers.confs import SparseConf, load_conf, with_detail
@@ -85,7 +84,8 @@ def describe_with_vlad(
 ) -> Path:
     """Global descriptors of photos, from SIFT, by a vocabulary learned from those of `database`
     (all if None); return the feature file."""
-    sift = cast(SparseConf, with_detail(load_conf("sift"), job.matching.detail))
+    sift = with_detail(load_conf("sift"), job.matching.detail)
+    assert isinstance(sift, SparseConf)
     sift_path = job.extract(sift, names)
     descriptor_path = job.workspace.global_features("vlad")
     fingerprints = job.fingerprints(names)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -61,14 +61,18 @@ class TrainedNetwork:
     config: dict[str, float] = field(default_factory=dict)  # what the weights need, or work best in
 
 
-class TrainingTask(Protocol):
-    """What the loop needs to know of one network."""
+Trained = TypeVar("Trained", bound=nn.Module)
+Batch = TypeVar("Batch", bound=Sized)
+
+
+class TrainingTask(Protocol[Trained, Batch]):
+    """What the loop needs to know of one network, and of the batches that it learns from."""
 
     trains: TrainedNetwork
     settings: Mapping[str, str]
     """What else decides the course of a run; a run goes on with the same only."""
 
-    def build_network(self, photographs: Photographs, device: torch.device) -> nn.Module:
+    def build_network(self, photographs: Photographs, device: torch.device) -> Trained:
         """Make the network with its initial weights, which may depend on the photographs."""
         ...
 
@@ -79,25 +83,29 @@ class TrainingTask(Protocol):
         progress: float,
         generator: torch.Generator,
         device: torch.device,
-    ) -> Sized:
+    ) -> Batch:
         """Make training pairs; `progress` runs from 0 to 1 and sets their difficulty."""
         ...
 
     def losses(
-        self, network: nn.Module, batch: Any, progress: float, generator: torch.Generator
+        self, network: Trained, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar to minimise and scalars to record."""
         ...
 
-    def learning_rates(self, network: nn.Module) -> Mapping[str, Tensor | float]:
+    def learning_rates(self, network: Trained) -> Mapping[str, Tensor | float]:
         """Shares of the learning rate; see `MatrixAndScalarOptimizer`."""
         ...
 
     def validate(
-        self, network: nn.Module, photographs: Photographs, device: torch.device
+        self, network: Trained, photographs: Photographs, device: torch.device
     ) -> dict[str, float]:
         """Measure the network, in eval mode, on pairs of held-out photographs (always the same)."""
         ...
+
+
+AnyTask = TrainingTask[Any, Any]
+"""Of the network and the batches that it says."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: TrainingTask,
+        task: AnyTask,
         options: TrainingOptions,
         photographs: Photographs,
         output: Path,

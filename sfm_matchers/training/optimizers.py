@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfm_matchers.networks.precision import has_fast_bfloat16
 
 MIXING_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-SMALLEST_MATRIX = 16  # rows or columns; with fewer there are few directions to tell apart
+MIN_MATRIX = 16  # rows or columns; with fewer there are few directions to tell apart
 MOMENTUM = 0.95
 # Of the quintic whose iterates bring singular values between 0 and 1 to between 0.7 and 1.2.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -154,5 +154,5 @@ def _mixing_kernels(network: nn.Module) -> list[Tensor]:
     return [
         kernel
         for kernel in dict.fromkeys(kernels)
-        if kernel.requires_grad and min(len(kernel), kernel[0].numel()) >= SMALLEST_MATRIX
+        if kernel.requires_grad and min(len(kernel), kernel[0].numel()) >= MIN_MATRIX
     ]

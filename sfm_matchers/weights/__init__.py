@@ -12,6 +12,7 @@ from sfm_matchers.weights.registry import (
     default_source,
     find_checkpoint,
     needs_weights,
+    registered_checkpoint,
     subject_name,
 )
 
@@ -40,6 +41,7 @@ __all__ = [
     "load_network",
     "load_state_dict_file",
     "needs_weights",
+    "registered_checkpoint",
     "save_bundled",
     "subject_name",
     "weights_fingerprint",

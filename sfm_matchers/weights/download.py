@@ -1,4 +1,8 @@
-"""Where downloaded weights lie, and how they get there: whole and checked, or not at all."""
+"""Where downloaded weights lie, and how they get there: whole and checked, or not at all.
+
+torch.hub does less of it: it follows any redirect, and takes a web page or half a file for weights
+of which no checksum is published.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from sfm_matchers.errors import WeightsError, one_line
+from sfm_matchers.files.fingerprints import file_sha256
 from sfm_matchers.files.replacing import replacing
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.weights.registry import BUNDLED_DIR, Checkpoint
@@ -40,15 +45,6 @@ def is_offline() -> bool:
 def checkpoint_path(checkpoint: Checkpoint) -> Path:
     """Return where the file lies, or will lie once it is downloaded."""
     return (BUNDLED_DIR if checkpoint.is_bundled else cache_dir()) / checkpoint.file_name
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def fetch(checkpoint: Checkpoint) -> Path:

@@ -13,15 +13,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfm_matchers.confs import check_options
 from sfm_matchers.errors import InputError, WeightsError, one_line
+from sfm_matchers.files.fingerprints import file_sha256
 from sfm_matchers.networks.table import NETWORKS, Network, resolve
-from sfm_matchers.weights.download import fetch, file_sha256
+from sfm_matchers.weights.download import fetch
 from sfm_matchers.weights.precision import SCALE_SUFFIX, to_eight_bits, to_half
 from sfm_matchers.weights.registry import (
     OFFICIAL,
@@ -230,7 +231,8 @@ def _build(entry: Network, config: dict[str, Any], path: Path, stored: StateDict
     if entry.fused_key and any(entry.fused_key in key for key in stored):
         module.fuse()
     _load_strictly(module, stored, resolve(entry.converter), path)
-    return cast(nn.Module, module.fuse() if entry.fused_key else module)
+    network: nn.Module = module.fuse() if entry.fused_key else module
+    return network
 
 
 def _load_strictly(

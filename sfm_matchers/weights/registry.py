@@ -334,6 +334,13 @@ def find_checkpoint(name: str) -> Checkpoint | None:
     return next((entry for entry in known if entry.name == name), None)
 
 
+def registered_checkpoint(name: str) -> Checkpoint:
+    """Return the checkpoint of a name that is known to be here."""
+    found = find_checkpoint(name)
+    assert found is not None, name
+    return found
+
+
 def default_source(subject: str) -> str:
     """Return the `--weights` to use where the user names none: bundled, else the authors'.
 

@@ -32,8 +32,8 @@ PAGES = sorted(
 TODAY = [page for page in PAGES if DOCS / "notes" not in page.parents and page.suffix == ".md"]
 
 OURS = ("sfm_matchers", "pipelines", "benchmarks")
-MOST_COLUMNS = 120  # tables excepted
-MOST_LINES = {
+MAX_COLUMNS = 120  # tables excepted
+MAX_LINES = {
     "README.md": 200,
     "docs/training.md": 150,
     "docs/accuracy.md": 100,
@@ -46,8 +46,8 @@ def name_of(page: Path) -> str:
 
 
 def test_pages_are_short() -> None:
-    lengths = {name: len((ROOT / name).read_text().splitlines()) for name in MOST_LINES}
-    assert {name: n for name, n in lengths.items() if n > MOST_LINES[name]} == {}
+    lengths = {name: len((ROOT / name).read_text().splitlines()) for name in MAX_LINES}
+    assert {name: n for name, n in lengths.items() if n > MAX_LINES[name]} == {}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "bundled" not in p.parts], ids=name_of)
@@ -55,7 +55,7 @@ def test_lines_are_short(page: Path) -> None:
     long = [
         (number, line)
         for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
-        if len(line) > MOST_COLUMNS and not line.startswith("|")
+        if len(line) > MAX_COLUMNS and not line.startswith("|")
     ]
     assert long == []
 

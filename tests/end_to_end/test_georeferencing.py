@@ -13,6 +13,7 @@ import pycolmap
 import pytest
 from gps_tags import GPS_IFD, gps_tags
 from PIL import Image
+from rendered_room import photograph_room
 
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError
@@ -25,11 +26,9 @@ from sfm_matchers.pairs.automatic import auto_pairs, pairs_in_order
 from sfm_matchers.runs import forecast, verdict
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
-CAMERA = Camera.from_field_of_view(320, 240)
 FRAME = Frame(WGS84, (60.0, 10.0, 100.0))
 NUM_PHOTOS = 9
 
@@ -38,8 +37,7 @@ NUM_PHOTOS = 9
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered photos of one place, with GPS exact to 1 cm in EXIF: images/ and truth/."""
     folder = tmp_path_factory.mktemp("photos")
-    scene = make_scene(3, kind="room", texture_size=384)
-    write_photos(folder, scene, NUM_PHOTOS, 1, camera=CAMERA)
+    photograph_room(folder, NUM_PHOTOS)
     rng = np.random.default_rng(0)
     for name, center in true_centres(folder).items():
         place = geodetic_from_local(center + rng.normal(0, 0.01, 3), FRAME)[0]

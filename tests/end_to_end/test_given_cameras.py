@@ -12,6 +12,7 @@ import numpy as np
 import pycolmap
 import pytest
 from material import shared_path
+from rendered_room import CAMERA, photograph_room
 
 from pipelines import hloc
 from sfm_matchers.errors import InputError
@@ -21,11 +22,10 @@ from sfm_matchers.runs import localize as localize_run
 from sfm_matchers.runs import queries, reconstruct
 from sfm_matchers.runs.options import LocalizeOptions, SfmOptions
 from sfm_matchers.runs.workspace import Workspace
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
+from sfm_matchers.synthetic import Camera
 
 pytestmark = pytest.mark.slow
 
-CAMERA = Camera.from_field_of_view(320, 240)
 LONGER = Camera.from_field_of_view(320, 240, 45.0)
 
 
@@ -82,10 +82,9 @@ def test_queries_of_the_maps_cameras(name: str, options: dict[str, Any], tmp_pat
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """images/: of a map, in two folders with names of their own; new/: queries of two cameras."""
     folder = tmp_path_factory.mktemp("place")
-    scene = make_scene(3, kind="room", texture_size=384)
-    write_photos(folder / "map", scene, 7, 1, camera=CAMERA)
+    photograph_room(folder / "map", 7)
     for name, camera, seed in (("left", CAMERA, 2), ("right", LONGER, 3)):
-        write_photos(folder / name, scene, 2, seed, camera=camera, exif=False)
+        photograph_room(folder / name, 2, seed, camera=camera, exif=False)
         shutil.move(folder / name / "images", folder / "new" / name)
     model = pycolmap.Reconstruction(folder / "map" / "truth")
     (folder / "sfm" / "sparse" / "0").mkdir(parents=True)
@@ -223,9 +222,8 @@ def test_hlocs_reconstruction_checks_params_too(
 
 def test_cameras_of_a_file_are_fixed_or_refined(tmp_path: Path) -> None:
     """Two cameras of one size, told apart by their folders."""
-    scene = make_scene(3, kind="room", texture_size=384)
     for name, camera, seed in (("left", CAMERA, 1), ("right", LONGER, 2)):
-        write_photos(tmp_path / "a", scene, 6, seed, camera=camera, subfolder=name, exif=False)
+        photograph_room(tmp_path / "a", 6, seed, camera=camera, subfolder=name, exif=False)
     given = tmp_path / "cameras.txt"
     fixed, start = params(CAMERA.to_colmap(), ","), params(LONGER.to_colmap(), " ", 1.1)
     given.write_text(f"left/* PINHOLE {fixed} fixed\nright PINHOLE {start} start\n")

@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
+from rendered_room import CAMERA, photograph_room, rendered_room
 
 from pipelines import aachen
 from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.evaluation.absolute_poses import pose_errors
 from sfm_matchers.evaluation.runs import evaluate_poses
-from sfm_matchers.files.hdf5 import list_groups, open_h5, read_correspondences
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.localization.nvm import read_nvm
 from sfm_matchers.localization.poses import Query, Status, read_poses
@@ -27,8 +28,6 @@ from sfm_matchers.synthetic.benchmarks import TRUTH, write_aachen, write_inloc, 
 
 pytestmark = pytest.mark.slow
 
-CAMERA = Camera.from_field_of_view(320, 240)
-
 
 def errors(poses: Path, truth: Path) -> dict[str, tuple[float, float]]:
     """Metres and degrees of each query of the truth."""
@@ -38,9 +37,8 @@ def errors(poses: Path, truth: Path) -> dict[str, tuple[float, float]]:
 @pytest.fixture(scope="module", params=["1.1", "1.0"])
 def aachen_dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("aachen")
-    scene = make_scene(3, kind="room", texture_size=384)
     counts = {"num_database": 8, "num_day": 2, "num_night": 1}
-    write_aachen(folder, scene, version=request.param, camera=CAMERA, **counts)
+    write_aachen(folder, rendered_room(), version=request.param, camera=CAMERA, **counts)
     return folder, request.param
 
 
@@ -188,9 +186,8 @@ def test_nvm_keeps_poses_and_tracks(tmp_path: Path) -> None:
 def own_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """photos/: of the map; new/: queries; model/: known poses, no points; truth/."""
     folder = tmp_path_factory.mktemp("map")
-    scene = make_scene(3, kind="room", texture_size=384)
-    write_photos(folder / "a", scene, 7, 1, camera=CAMERA)
-    write_photos(folder / "b", scene, 3, 2, camera=CAMERA)
+    photograph_room(folder / "a", 7)
+    photograph_room(folder / "b", 3, seed=2)
     shutil.move(folder / "a" / "images", folder / "photos")
     shutil.move(folder / "b" / "images", folder / "new")
     (folder / "new" / "broken.jpg").write_bytes(b"not a photo")
@@ -295,11 +292,11 @@ def matched_points(
     points: dict[str, set[tuple[float, ...]]] = {}
     with open_h5(folder / f"correspondences-jamma_{pairs}.h5") as file:
         for names in read_pairs(folder / f"{pairs}.txt"):
-            for name, array in zip(names, read_correspondences(file, *names), strict=False):
+            for name, array in zip(names, file.correspondences(*names), strict=False):
                 points.setdefault(name, set()).update(map(tuple, array.tolist()))
     with open_h5(folder / features) as file:
-        for name in list_groups(folder / features):
-            keypoints = set(map(tuple, file[name]["keypoints"][()].tolist()))
+        for name in file.names():
+            keypoints = set(map(tuple, file.keypoints(name).tolist()))
             found.append((keypoints, points[name]))
     return found
 

@@ -14,7 +14,7 @@ from rendered_room import photograph_room
 from pipelines.sfm import main
 from sfm_matchers.confs import CONF_DIR
 from sfm_matchers.evaluation.models import compare_models
-from sfm_matchers.files.hdf5 import open_h5, read_keypoints, read_matches
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import read_pairs
 from sfm_matchers.keypoints.joining import join_features, join_matches
 from sfm_matchers.runs import matcher_auto, reconstruct
@@ -76,17 +76,17 @@ def test_joined_files_hold_both_kinds_of_keypoints_and_their_matches(tmp_path: P
     pairs = [("a.jpg", "b.jpg"), ("a.jpg", "c/d.jpg")]
     join_matches(pairs, (first, matches0), (second, matches1), matches)
     with open_h5(features) as file:
-        assert [len(read_keypoints(file, name)) for name in ("a.jpg", "b.jpg", "c/d.jpg")] == [
+        assert [len(file.keypoints(name)) for name in ("a.jpg", "b.jpg", "c/d.jpg")] == [
             5,
             6,
             1,
         ]
-        assert read_keypoints(file, "a.jpg")[3].tolist() == [0, 1]
+        assert file.keypoints("a.jpg")[3].tolist() == [0, 1]
     with open_h5(matches) as file:
-        found, scores = read_matches(file, "a.jpg", "b.jpg")
+        found, scores = file.matches("a.jpg", "b.jpg")
         assert sorted(map(tuple, found.tolist())) == [(0, 1), (2, 0), (3, 5), (4, 3)]
         assert (scores == 0.5).all()
-        assert read_matches(file, "a.jpg", "c/d.jpg")[0].tolist() == [[1, 0]]
+        assert file.matches("a.jpg", "c/d.jpg")[0].tolist() == [[1, 0]]
 
 
 def test_only_pairs_of_two_photos_of_one_model_are_done(photos: Path) -> None:

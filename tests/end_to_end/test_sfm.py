@@ -25,7 +25,7 @@ from pipelines.sfm import main
 from sfm_matchers.confs import CONF_DIR
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.models import compare_models
-from sfm_matchers.files.hdf5 import list_groups, open_h5, read_keypoints, read_matches
+from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.files.notes import read_memory
 from sfm_matchers.files.pair_lists import write_pairs
 from sfm_matchers.mapping.database import verify_geometry
@@ -105,7 +105,7 @@ def test_database_keypoints_are_half_a_pixel_further(finished: Path) -> None:
         pycolmap.Database.open(finished / "database.db") as database,
     ):
         stored = database.read_keypoints(database.read_image_with_name("0003.jpg").image_id)
-        np.testing.assert_allclose(stored[:, :2], read_keypoints(file, "0003.jpg") + 0.5)
+        np.testing.assert_allclose(stored[:, :2], file.keypoints("0003.jpg") + 0.5)
 
 
 def test_second_run_changes_nothing(
@@ -130,10 +130,10 @@ def test_quality_is_that_of_the_features(photos: Path, tmp_path: Path) -> None:
     given = ["--images", str(photos / "images"), "--output", str(tmp_path), "--matcher", "SIFT"]
     assert main([*given, "--max-num-features", "100"]) == 0
     with open_h5(tmp_path / "feats-sift.h5") as file:
-        few = len(read_keypoints(file, "0000.jpg"))
+        few = len(file.keypoints("0000.jpg"))
     assert main([*given, "--max-image-size", "200", "--no-refine"]) == 0
     with open_h5(tmp_path / "feats-sift.h5") as file:
-        assert len(read_keypoints(file, "0000.jpg")) > few
+        assert len(file.keypoints("0000.jpg")) > few
     log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert log.count("ended with status 0") == 2
     assert "max_image_size=200" in log
@@ -387,9 +387,9 @@ def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path)
     status = main([*map(str, arguments), "--weights", str(weights)])
     assert status in (0, 1)
     with open_h5(tmp_path / "out" / "feats-jamma.h5") as features:
-        assert read_keypoints(features, "0000.jpg").dtype == np.float32
+        assert features.keypoints("0000.jpg").dtype == np.float32
     with open_h5(tmp_path / "out" / "matches-jamma_pairs-exhaustive.h5") as matches:
-        read_matches(matches, "0000.jpg", "0001.jpg")
+        matches.matches("0000.jpg", "0001.jpg")
     assert (tmp_path / "out" / "report.html").is_file()
 
     raw = tmp_path / "out" / "correspondences-jamma_pairs-exhaustive.h5"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rendered_room import photograph_room
 from videos import write_video
 
 from pipelines.sfm import main
 from sfm_matchers import reconstruct
 from sfm_matchers.photos.images import read_image
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
+from sfm_matchers.synthetic import Camera
 
 pytest.importorskip("av", reason="needs the extra video")
 pytestmark = pytest.mark.slow
@@ -22,8 +23,7 @@ NUM_VIEWS, NUM_FRAMES = 24, 10
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A walk through a room."""
     folder = tmp_path_factory.mktemp("clip")
-    scene = make_scene(3, kind="room", texture_size=384)
-    write_photos(folder, scene, NUM_VIEWS, 1, camera=Camera.from_field_of_view(240, 180))
+    photograph_room(folder, NUM_VIEWS, camera=Camera.from_field_of_view(240, 180))
     views = [read_image(path) for path in sorted((folder / "images").glob("*.jpg"))]
     write_video(folder / "clip.mp4", views)
     return folder / "clip.mp4"

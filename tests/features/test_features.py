@@ -44,7 +44,7 @@ from sfm_matchers.features.networks import MIN_SIDE
 from sfm_matchers.features.sift import SiftExtractor
 from sfm_matchers.features.superpoint import SUPERPOINT_VARIABLE
 from sfm_matchers.files.fingerprints import content_hash
-from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
+from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.photos.checked import photo_fingerprint
 from sfm_matchers.weights import cache_dir, find_checkpoint, registry
@@ -494,7 +494,7 @@ CONF = FrontEnd("fake", output="feats")
 
 def read_all(path: Path) -> dict[str, dict[str, np.ndarray]]:
     with open_h5(path) as file:
-        return {name: read_group(file, name) for name in list_groups(path)}
+        return {name: file.group(name) for name in list_groups(path)}
 
 
 def test_photos_of_one_size_share_batches_and_find_their_own_features(

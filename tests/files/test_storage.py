@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -17,13 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.fingerprints import content_hash, file_sha256
 from sfm_matchers.files.hdf5 import (
+    Hdf5File,
     list_groups,
     open_h5,
-    read_features,
-    read_group,
-    read_keypoints,
-    read_matches,
 )
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.names import in_natural_order, name_fault
@@ -119,7 +118,7 @@ def test_a_staged_file_holds_what_was_added_last(steps: list[tuple[str, int, str
         assert list_groups(staged.path) == sorted(expected)
         with open_h5(staged.path) as file:
             for name, value in expected.items():
-                assert read_group(file, name)["keypoints"].tolist() == [[value, value]] * value
+                assert file.group(name)["keypoints"].tolist() == [[value, value]] * value
 
 
 @quick
@@ -137,7 +136,7 @@ def test_matches_round_trip_in_both_directions(
         with h5py.File(path, "w") as file:
             file[f"{names_to_pair(*names)}/matches0"] = np.array(matches0, dtype)
         with open_h5(path) as file:
-            matches, scores = read_matches(file, "a/1.jpg", "b.jpg")
+            matches, scores = file.matches("a/1.jpg", "b.jpg")
     expected = [[index, other] for index, other in enumerate(matches0) if other >= 0]
     assert matches.tolist() == [pair[::-1] if is_reversed else pair for pair in expected]
     assert scores.tolist() == [1] * len(expected)
@@ -166,12 +165,12 @@ def test_matches_are_found_in_hloc_order(tmp_path: Path, group: str, is_reversed
     with h5py.File(path, "w") as file:
         file[f"{group}/matches0"] = np.array([-1, 4, 2], dtype=np.int16)
     with open_h5(path) as file:
-        matches, scores = read_matches(file, "a/1.jpg", "b.jpg")
+        matches, scores = file.matches("a/1.jpg", "b.jpg")
         expected = [[1, 4], [2, 2]]
         assert matches.tolist() == ([pair[::-1] for pair in expected] if is_reversed else expected)
         assert scores.tolist() == [1, 1]
         with pytest.raises(InputError, match=r"c\.jpg"):
-            read_matches(file, "a/1.jpg", "c.jpg")
+            file.matches("a/1.jpg", "c.jpg")
     assert names_to_pair("a/1.jpg", "b.jpg") == "a-1.jpg/b.jpg"
 
 
@@ -181,16 +180,19 @@ def test_hloc_keypoints_of_any_type_are_read(tmp_path: Path) -> None:
         file["a.jpg/keypoints"] = np.ones((3, 2), dtype=np.float16)
         file["b.jpg/keypoints"] = np.zeros(0, dtype=np.float32)
     with open_h5(path) as file:
-        assert read_keypoints(file, "a.jpg").dtype == np.float32
-        assert read_keypoints(file, "b.jpg").shape == (0, 2)
+        assert file.keypoints("a.jpg").dtype == np.float32
+        assert file.keypoints("b.jpg").shape == (0, 2)
 
 
 def test_descriptors_that_are_not_finite_are_named(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "features.h5", "w") as file:
         file["a.jpg/keypoints"] = np.ones((2, 2))
         file["a.jpg/descriptors"] = np.array([[1, 1], [1, np.nan]])
-        with pytest.raises(InputError, match=r"descriptors of 'a.jpg' are not all finite"):
-            read_features(file, "a.jpg")
+    with (
+        open_h5(tmp_path / "features.h5") as file,
+        pytest.raises(InputError, match=r"descriptors of 'a.jpg' are not all finite"),
+    ):
+        file.features("a.jpg")
 
 
 def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
     staged.add({"x/a.jpg": {"keypoints": np.zeros((5, 2))}}, {"x/a.jpg": "two"})
     staged.commit()
     with open_h5(path) as file:
-        assert read_group(file, "x/a.jpg")["keypoints"].shape == (5, 2)
+        assert file.group("x/a.jpg")["keypoints"].shape == (5, 2)
     assert StagedFile(path).is_current("x/a.jpg", "two")
     assert not (tmp_path / "feats.h5.parts").exists()
 
@@ -278,10 +280,10 @@ def test_hdf5_files_that_point_at_others_are_refused(
         file["b.jpg/keypoints"] = np.zeros((4, 2), np.float32)
     with h5py.File(path, "w") as file:
         add(file, other)
-    uses: list[Callable[[h5py.File], object]] = [
+    uses: list[Callable[[Hdf5File], object]] = [
         lambda file: list_groups(path),
-        lambda file: read_keypoints(file, "a.jpg"),
-        lambda file: read_group(file, "a.jpg"),
+        lambda file: file.keypoints("a.jpg"),
+        lambda file: file.group("a.jpg"),
     ]
     with open_h5(path) as file:
         for use in uses:
@@ -318,10 +320,10 @@ def test_keypoints_that_cannot_be_those_of_the_photo_are_named(
         file["one/keypoints"] = np.full((1, 2), 7, np.float32)
     with open_h5(path) as file:
         with pytest.raises(InputError, match=rf"keypoints of 'a.jpg' {reason}"):
-            read_keypoints(file, "a.jpg")
+            file.keypoints("a.jpg")
         with pytest.raises(InputError, match="'same' are 40, nearly all one point"):
-            read_keypoints(file, "same")
-        assert len(read_keypoints(file, "one")) == 1
+            file.keypoints("same")
+        assert len(file.keypoints("one")) == 1
 
 
 BAD_NAMES = {
@@ -375,3 +377,9 @@ def test_numbers_in_names_count_as_numbers() -> None:
     names = ["b/10.jpg", "b/9.jpg", "a12.jpg", "a2.jpg", "a02.jpg", "3.jpg"]
     expected = ["3.jpg", "a02.jpg", "a2.jpg", "a12.jpg", "b/9.jpg", "b/10.jpg"]
     assert in_natural_order(names) == expected
+
+
+def test_the_short_hash_begins_the_sha256_of_what_no_database_is(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert content_hash(tmp_path / "a") == file_sha256(tmp_path / "a")[:16]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfm_matchers.geometry.local_affine_maps import LARGEST_STRETCH, local_affine_maps
+from sfm_matchers.geometry.local_affine_maps import MAX_STRETCH, local_affine_maps
 
 LEFT = np.array([[0.9, 0.1], [-0.2, 1.1]])
 RIGHT = np.array([[0.6, 0.0], [0.1, 1.0]])
@@ -56,8 +56,8 @@ def test_whatever_the_matches_maps_are_plausible(count: int, spread: float, seed
         found = local_affine_maps(random[0], points1)
         if found is not None:
             stretches = np.linalg.svd(found, compute_uv=False)
-            assert stretches.max() < LARGEST_STRETCH
-            assert stretches.min() > 1 / LARGEST_STRETCH
+            assert stretches.max() < MAX_STRETCH
+            assert stretches.min() > 1 / MAX_STRETCH
             assert (np.linalg.det(found) > 0).all()
 
 

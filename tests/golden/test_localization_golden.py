@@ -12,7 +12,7 @@ import pycolmap
 import pytest
 from material import shared_path
 
-from sfm_matchers.files.hdf5 import open_h5, read_matches
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import names_to_pair, read_pairs
 from sfm_matchers.localization.in_depth_scans import interpolate_scan, read_transformation
 from sfm_matchers.localization.in_model import (
@@ -135,7 +135,7 @@ def test_storage_golden_matches_are_read_in_both_directions(tmp_path: Path) -> N
             file[f"{data['stored_group']}/{key}"] = np.array(data[key])
     with open_h5(tmp_path / "matches.h5") as file:
         for name0, name1 in (("a", "b"), ("b", "a")):
-            matches, scores = read_matches(file, name0, name1)
+            matches, scores = file.matches(name0, name1)
             assert [matches.tolist(), scores.tolist()] == data[f"asked_{name0}_{name1}"]
     for name0, name1, new, old in golden_text()["names_to_pair"]:
         assert (names_to_pair(name0, name1), names_to_pair(name0, name1, "_")) == (new, old)

@@ -12,13 +12,13 @@ import numpy as np
 import pycolmap
 import pytest
 from material import shared_path
+from rendered_room import photograph_room
 
 from pipelines.hloc import main
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.localization.poses import Query, read_poses
 from sfm_matchers.localization.query_files import write_queries
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +34,8 @@ def hloc(step: str, *arguments: object) -> int:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of a map in ``images/db``, queries in ``images/query``, and the truth."""
     folder = tmp_path_factory.mktemp("hloc")
-    scene = make_scene(3, kind="room", texture_size=384)
-    camera = Camera.from_field_of_view(320, 240)
-    write_photos(folder, scene, 6, 1, camera=camera, subfolder="db")
-    write_photos(folder, scene, 2, 2, camera=camera, subfolder="query")
-    return folder
+    photograph_room(folder, 6, subfolder="db")
+    return photograph_room(folder, 2, seed=2, subfolder="query")
 
 
 @pytest.fixture(scope="module")

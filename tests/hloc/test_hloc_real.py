@@ -11,13 +11,13 @@ import h5py
 import numpy as np
 import pycolmap
 import pytest
+from rendered_room import photograph_room
 
 from pipelines.hloc import main
 from sfm_matchers import hloc as plugin
 from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.localization.poses import Query, read_poses
 from sfm_matchers.localization.query_files import write_queries
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -40,11 +40,8 @@ def step(name: str) -> Any:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of a map and a query in ``images``, and the true models."""
     folder = tmp_path_factory.mktemp("hloc")
-    scene = make_scene(3, kind="room", texture_size=384)
-    camera = Camera.from_field_of_view(320, 240)
-    write_photos(folder, scene, NUM_PHOTOS, 1, camera=camera, subfolder="db")
-    write_photos(folder, scene, 1, 2, camera=camera, subfolder="query")
-    return folder
+    photograph_room(folder, NUM_PHOTOS, subfolder="db")
+    return photograph_room(folder, 1, seed=2, subfolder="query")
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Literal
 
 import pycolmap
 import pytest
+from rendered_room import photograph_room
 
 from pipelines.hloc import build_parser, main
 from pipelines.hloc.command import STEPS, function_of
@@ -24,7 +25,6 @@ from sfm_matchers.hloc.steps.executors import ExecutorOptions
 from sfm_matchers.hloc.steps.matching import extract_features, match_features
 from sfm_matchers.hloc.steps.models import reconstruction
 from sfm_matchers.hloc.steps.pairs import pairs_from_exhaustive
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +33,7 @@ pytestmark = pytest.mark.slow
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the folder ``photos``: a room, seen from six places."""
     folder = tmp_path_factory.mktemp("steps")
-    scene = make_scene(3, kind="room", texture_size=384)
-    write_photos(folder, scene, 6, 1, camera=Camera.from_field_of_view(320, 240), subfolder="")
+    photograph_room(folder, 6)
     (folder / "images").rename(folder / "photos")
     return folder
 

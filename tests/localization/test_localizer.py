@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
+from rendered_room import photograph_room
 
 import sfm_matchers
 from pipelines import localize, map
@@ -22,20 +23,16 @@ from sfm_matchers.photos.images import read_image
 from sfm_matchers.runs import localize as localize_run
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import LocalizeOptions
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
-
-CAMERA = Camera.from_field_of_view(320, 240)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """photos/, truth/: of the map; new/, new_truth/: queries; ready/: the map, built with sift."""
     folder = tmp_path_factory.mktemp("place")
-    scene = make_scene(3, kind="room", texture_size=384)
-    write_photos(folder / "a", scene, 6, 1, camera=CAMERA)
-    write_photos(folder / "b", scene, 3, 2, camera=CAMERA)
+    photograph_room(folder / "a", 6)
+    photograph_room(folder / "b", 3, seed=2)
     for old, new in (("a", ""), ("b", "new_")):
         shutil.move(folder / old / "truth", folder / f"{new}truth")
         shutil.move(folder / old / "images", folder / (new.rstrip("_") or "photos"))

@@ -11,7 +11,7 @@ import pytest
 
 from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
-from sfm_matchers.mapping.registration import register_left_out
+from sfm_matchers.mapping.registration import register_missing
 from sfm_matchers.runs.camera_models import choose_for_models
 from tests.support.rendered_lenses import lens, place, write_database
 
@@ -32,12 +32,12 @@ def test_photos_left_out_come_back(tmp_path: Path) -> None:
     truth = place(lens("OPENCV_FISHEYE", 600, 600, 640, 480, 0.02, -0.01, 0.002, 0))
     write_database(tmp_path / "database.db", truth)
     model = without(truth, 3, 10)
-    larger = register_left_out(model, ["2.png", "9.png", "no such.png"], tmp_path / "database.db")
+    larger = register_missing(model, ["2.png", "9.png", "no such.png"], tmp_path / "database.db")
     assert model.num_reg_images() == 8  # left as it was
     assert larger.num_reg_images() == 10
     assert compare_models(larger, truth).relative_center_errors.max() < 0.05
     assert larger.is_valid()
-    assert register_left_out(larger, [], tmp_path / "database.db") is larger
+    assert register_missing(larger, [], tmp_path / "database.db") is larger
 
 
 def test_a_better_lens_lets_photos_in(tmp_path: Path) -> None:
@@ -64,4 +64,4 @@ def test_photos_of_elsewhere_stay_out(tmp_path: Path) -> None:
     for point in truth.images[3].points2D:  # its matches are wrong
         point.xy = rng.uniform(0, [1280, 960])
     write_database(tmp_path / "database.db", truth)
-    assert register_left_out(model, ["2.png"], tmp_path / "database.db") is model
+    assert register_missing(model, ["2.png"], tmp_path / "database.db") is model

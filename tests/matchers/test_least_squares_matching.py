@@ -107,15 +107,15 @@ def test_points_that_cannot_be_aligned_stay() -> None:
     count=st.integers(0, 40),
     sizes=st.tuples(*[st.integers(2, 60)] * 4),
     seed=st.integers(0, 100),
-    alike=st.booleans(),
+    identical=st.booleans(),
 )
 def test_whatever_the_matches_points_stay_near_and_in_the_photo(
-    count: int, sizes: tuple[int, int, int, int], seed: int, alike: bool
+    count: int, sizes: tuple[int, int, int, int], seed: int, identical: bool
 ) -> None:
     random = np.random.default_rng(seed)
     photos = [random.integers(0, 256, (*size, 3), np.uint8) for size in (sizes[:2], sizes[2:])]
     share = random.random((2, count, 2))
-    if alike:
+    if identical:
         share[1] = share[0]
     ends = [(photo.shape[1] - 1, photo.shape[0] - 1) for photo in photos]
     points = [(part * end).astype(np.float32) for part, end in zip(share, ends, strict=True)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from material import matches_of_a_folder
 
 from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing, load_conf
-from sfm_matchers.matchers.overlap import NARROWEST, _shared_part, match_overlap
+from sfm_matchers.matchers.overlap import MIN_ASPECT, _shared_part, match_overlap
 from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.photos.resizing import turned
@@ -125,7 +125,7 @@ def test_the_part_lies_in_the_photo_around_the_points(
     inside = ((points >= (left, top)) & (points <= (right - 1, bottom - 1))).all(1)
     assert inside.mean() >= 0.9
     sides = np.array([right - left, bottom - top])
-    needed = np.minimum(NARROWEST * sides.max() - 2, (width, height))
+    needed = np.minimum(MIN_ASPECT * sides.max() - 2, (width, height))
     assert (sides >= needed).all()
 
 

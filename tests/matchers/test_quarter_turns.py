@@ -21,7 +21,7 @@ from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.matching import match_images
-from sfm_matchers.photos.images import quarters_to_upright, read_image
+from sfm_matchers.photos.images import exif_orientation, quarters_to_upright, read_image
 from sfm_matchers.photos.resizing import turned, unturned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
@@ -216,16 +216,16 @@ def test_exif_counts_only_where_the_conf_asks_for_turns(tmp_path: Path) -> None:
 def test_other_orientations_are_no_turns(tmp_path: Path, orientation: int) -> None:
     """Mirrored photos, and values that EXIF does not know."""
     store(tmp_path / "a.jpg", marked(0), orientation)
-    assert quarters_to_upright(tmp_path / "a.jpg") == 0
+    assert quarters_to_upright(exif_orientation(tmp_path / "a.jpg")) == 0
 
 
 def test_damaged_exif_is_no_turn(tmp_path: Path) -> None:
     store(tmp_path / "a.jpg", marked(0), 6)
     content = (tmp_path / "a.jpg").read_bytes()
-    assert quarters_to_upright(tmp_path / "a.jpg") == 3
+    assert quarters_to_upright(exif_orientation(tmp_path / "a.jpg")) == 3
     start = content.index(b"Exif") + 6
     (tmp_path / "a.jpg").write_bytes(content[:start] + b"??" + content[start + 2 :])
-    assert quarters_to_upright(tmp_path / "a.jpg") == 0
+    assert quarters_to_upright(exif_orientation(tmp_path / "a.jpg")) == 0
 
 
 def test_files_lying_on_their_side_are_matched_like_upright_ones(

@@ -246,10 +246,10 @@ def test_pairs_are_ordered_for_few_photos() -> None:
 
 def test_a_share_of_free_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, expected in (
-        (None, at_hand.MOST_BYTES),
-        (64 << 30, at_hand.MOST_BYTES),
+        (None, at_hand.MAX_BYTES),
+        (64 << 30, at_hand.MAX_BYTES),
         (2 << 30, 1 << 29),
-        (1 << 20, at_hand.LEAST_BYTES),
+        (1 << 20, at_hand.MIN_BYTES),
     ):
         monkeypatch.setattr(at_hand, "available_memory", lambda free=free: free)
         assert bytes_to_keep("cpu") == expected

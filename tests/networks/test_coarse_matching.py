@@ -85,7 +85,7 @@ def test_blocks_agree_with_the_whole_matrix(
     rule: str, with_masks: bool, block_entries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(similarities, "BLOCK_ENTRIES_CPU", block_entries)
-    monkeypatch.setattr(similarities, "LEAST_ROWS", 1)
+    monkeypatch.setattr(similarities, "MIN_ROWS", 1)
     mask0, mask1 = masks() if with_masks else (None, None)
     found, expected = match(rule, mask0, mask1), expected_matches(rule, mask0, mask1)
     assert len(expected.ids0) > 100

@@ -222,7 +222,7 @@ def test_numba_gives_the_same_bits_with_one_thread_and_several(
     }
     results = []
     for threads, smallest in ((1, 1 << 60), (3, 0)):
-        monkeypatch.setattr(numba_lanes, "SMALLEST_PARALLEL_WORK", smallest)
+        monkeypatch.setattr(numba_lanes, "MIN_PARALLEL_WORK", smallest)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         loss, leaves = _square_and_leaves(values, "numba")
         results.append([loss, *torch.autograd.grad(loss, leaves)])
@@ -236,7 +236,7 @@ def test_numba_works_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> Non
     pytest.importorskip("numba")
     from sfm_matchers.networks.selective_scan import numba_lanes
 
-    monkeypatch.setattr(numba_lanes, "SMALLEST_PARALLEL_WORK", 0)
+    monkeypatch.setattr(numba_lanes, "MIN_PARALLEL_WORK", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     values = {
         name: value.float() for name, value in operands(50, 3, 200, per_sequence=True).items()

@@ -112,7 +112,7 @@ def write_sift(path: Path, counts: dict[str, int]) -> None:
 
 def read_vlad(path: Path) -> dict[str, np.ndarray]:
     with open_h5(path) as file:
-        return {name: file[name]["global_descriptor"][()] for name in file}
+        return {name: file.group(name)["global_descriptor"] for name in file.names()}
 
 
 def test_queries_that_come_later_change_no_descriptor_of_the_map(tmp_path: Path) -> None:

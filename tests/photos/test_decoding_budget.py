@@ -10,11 +10,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sfm_matchers.matching.at_hand import READ_AHEAD_BYTES, ReadAhead
 from sfm_matchers.photos import decoding_budget, images
-from sfm_matchers.photos.images import decoded_size, decoding_bytes, read_image
+from sfm_matchers.photos.checked import StoredPhoto
+from sfm_matchers.photos.images import (
+    decoded_size,
+    decoding_bytes,
+    read_image,
+    read_image_and_orientation,
+)
 
 
 @pytest.mark.parametrize(("side", "at_once"), [(100, 1), (20, 4)])
@@ -53,9 +59,9 @@ def test_the_largest_photos_are_not_read_ahead() -> None:
     sizes = {"a": 1, "b": READ_AHEAD_BYTES, "c": 1}
     read: list[str] = []
 
-    def decode(name: str) -> tuple[np.ndarray, None]:
+    def decode(name: str) -> StoredPhoto:
         read.append(name)
-        return np.zeros(1), None
+        return StoredPhoto(np.zeros(1), None)
 
     with ThreadPoolExecutor(1) as threads:
         ahead = ReadAhead(decode, threads, sizes.__getitem__)
@@ -66,3 +72,16 @@ def test_the_largest_photos_are_not_read_ahead() -> None:
         ahead.get("b")
         ahead.expect(["b"])
         assert sorted(read) in (["a", "b", "c"], ["a", "b", "b", "c"])
+
+
+def test_a_photo_and_how_it_lies_are_one_look_at_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+    opened: list[object] = []
+    open_file = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_file(path))
+    image, orientation = read_image_and_orientation(tmp_path / "a.jpg")
+    assert (image.shape, orientation, len(opened)) == ((4, 8, 3), 6, 1)

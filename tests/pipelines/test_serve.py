@@ -17,10 +17,10 @@ from pathlib import Path
 import pycolmap
 import pytest
 from PIL import Image
+from rendered_room import photograph_room
 
 from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.runs.map_build import MapOptions, build
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
@@ -34,10 +34,8 @@ LIMITS = ["--max_megabytes", "0.3", "--max_megapixels", "1"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("place")
-    scene = make_scene(3, kind="room", texture_size=384)
-    camera = Camera.from_field_of_view(320, 240)
-    write_photos(folder / "a", scene, 6, 1, camera=camera)
-    write_photos(folder / "b", scene, 2, 2, camera=camera)
+    photograph_room(folder / "a", 6)
+    photograph_room(folder / "b", 2, seed=2)
     build(MapOptions(folder / "a/truth", folder / "a/images", folder / "map", "sift"))
     return folder
 

@@ -13,6 +13,7 @@ import numpy as np
 import pycolmap
 import pytest
 from PIL import Image, TiffImagePlugin
+from rendered_room import photograph_room
 
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError
@@ -25,7 +26,6 @@ from sfm_matchers.photos.folders import find_images
 from sfm_matchers.photos.images import decoded_size, read_image
 from sfm_matchers.photos.masks import read_mask
 from sfm_matchers.photos.resizing import network_size, resize_image
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
 pytestmark = [pytest.mark.filterwarnings("ignore:::PIL"), pytest.mark.slow]
 
@@ -513,8 +513,7 @@ def test_a_line_break_in_a_name_is_not_written_to_a_list(tmp_path: Path) -> None
 def test_a_folder_full_of_bad_photos_gives_the_model_of_the_good_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scene = make_scene(3, kind="room", texture_size=384)
-    write_photos(tmp_path, scene, 5, 1, camera=Camera.from_field_of_view(320, 240))
+    photograph_room(tmp_path, 5)
     images = tmp_path / "images"
     # Good ones in odd forms and names, of the same place.
     for path in sorted(images.iterdir()):
@@ -534,14 +533,14 @@ def test_a_folder_full_of_bad_photos_gives_the_model_of_the_good_ones(
     with caplog.at_level(logging.INFO):
         status = main(["--image_dir", str(images), "--outputs", str(tmp_path / "out")])
     assert status == 0
-    left_out = [line for line in caplog.messages if line.startswith("left out: ")]
+    skipped = [line for line in caplog.messages if line.startswith("left out: ")]
     expected_lines = {f"{images / name} {message}" for name, message in useless.items()} | {
         "'a\\nb.jpg': the name contains a line break",
         "'a/b.jpg': the name is the same as 'a-b.jpg'",
     }
     for expected_line in expected_lines:
-        assert sum(line.startswith(f"left out: {expected_line}") for line in left_out) == 1
-    assert len(left_out) == len(expected_lines)
+        assert sum(line.startswith(f"left out: {expected_line}") for line in skipped) == 1
+    assert len(skipped) == len(expected_lines)
     model = pycolmap.Reconstruction(tmp_path / "out" / "sparse" / "0")
     expected = {f"000{index}.webp" for index in range(5)} | {"#2 as RGBA.png"}
     assert {photo.name for photo in model.images.values()} == expected

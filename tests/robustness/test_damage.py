@@ -26,7 +26,7 @@ from sfm_matchers.exports import export_model
 from sfm_matchers.exports.outputs import PREPARED
 from sfm_matchers.files import revisions, scratch, space
 from sfm_matchers.files.fingerprints import content_hash
-from sfm_matchers.files.hdf5 import list_groups, open_h5, read_group
+from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.replacing import files_below, temporary_beside
@@ -192,7 +192,7 @@ def test_photos_replaced_after_their_features_are_noticed(
             run(options)
     run(options)
     with open_h5(tmp_path / "out" / FEATURES) as file:
-        first, second = (read_group(file, f"000{i}.jpg")["keypoints"] for i in range(2))
+        first, second = (file.group(f"000{i}.jpg")["keypoints"] for i in range(2))
         np.testing.assert_array_equal(first, second)
 
 
@@ -450,7 +450,7 @@ def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(OutputError, match="no space is left"):
         check_space(tmp_path / "new" / "f.h5", free + 1)
-    monkeypatch.setattr(space, "LEAST_SPACE", free + (1 << 30))
+    monkeypatch.setattr(space, "MIN_SPACE", free + (1 << 30))
     with pytest.raises(OutputError, match="no space is left"):
         file.commit()
     monkeypatch.undo()

@@ -32,7 +32,7 @@ from PIL import Image
 from sfm_matchers.confs import CONF_DIR, load_conf
 from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.evaluation.pair_lists import read_hpatches, read_posed_pairs
-from sfm_matchers.files.hdf5 import list_groups, open_h5, read_matches
+from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.keypoints.aggregation import aggregate
 from sfm_matchers.keypoints.grid import AggregationOptions
@@ -465,7 +465,7 @@ def read_features_file(path: Path) -> None:
 def read_match_file(path: Path) -> None:
     with open_h5(path) as file:
         for names in (NAMES, NAMES[::-1]):
-            matches, scores = read_matches(file, *names, (NUM_KEYPOINTS, NUM_KEYPOINTS))
+            matches, scores = file.matches(*names, (NUM_KEYPOINTS, NUM_KEYPOINTS))
             assert matches.shape == (len(scores), 2)
             assert ((matches >= 0) & (matches < NUM_KEYPOINTS)).all()
 

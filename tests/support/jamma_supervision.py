@@ -25,7 +25,7 @@ from sfm_matchers.training.data.pair_batch import PairGeometry
 FOCAL_ALPHA = 0.25
 PROBABILITY_RANGE = (1e-6, 1 - 1e-6)
 SUBPIXEL_WEIGHT = 1e4
-LARGEST_EPIPOLAR_ERROR = 1e-4  # squared, in normalised coordinates: above, a match is an outlier
+MAX_EPIPOLAR_ERROR = 1e-4  # squared, in normalised coordinates: above, a match is an outlier
 OUTLIER_WEIGHT = 1e-9  # of the sub-pixel loss where all are outliers: no gradient, yet a graph
 FINE_WINDOWS = 500  # at most so many windows get a fine loss: bounds its memory
 
@@ -232,7 +232,7 @@ def subpixel_loss(points0: Tensor, points1: Tensor, batch_ids: Tensor, truth: Pa
     line0 = (essential.mT @ x1[..., None])[..., 0]
     residual = (x1 * line1).sum(-1).square()
     squared = residual * sum(1 / line[:, :2].square().sum(-1) for line in (line0, line1))
-    inlier = squared < LARGEST_EPIPOLAR_ERROR
+    inlier = squared < MAX_EPIPOLAR_ERROR
     return squared[inlier].mean() if inlier.any() else squared.mean() * OUTLIER_WEIGHT
 
 

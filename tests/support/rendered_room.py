@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
-from sfm_matchers.synthetic import Camera, make_scene, write_photos
+from sfm_matchers.synthetic import Camera, Scene, make_scene, write_photos
 
 CAMERA = Camera.from_field_of_view(320, 240)
 
 
+@lru_cache(maxsize=2)
+def rendered_room(texture_size: int = 384) -> Scene:
+    """The room."""
+    return make_scene(3, kind="room", texture_size=texture_size)
+
+
 def photograph_room(
-    folder: Path, count: int, *, camera: Camera = CAMERA, texture_size: int = 384
+    folder: Path,
+    count: int,
+    seed: int = 1,
+    *,
+    camera: Camera = CAMERA,
+    texture_size: int = 384,
+    subfolder: str = "",
+    exif: bool = True,
 ) -> Path:
-    """Write images/ and truth/ to a folder, and return it."""
-    scene = make_scene(3, kind="room", texture_size=texture_size)
-    write_photos(folder, scene, count, 1, camera=camera)
+    """Write images/ and truth/ to a folder, and return it; arguments as of `write_photos`."""
+    scene = rendered_room(texture_size)
+    write_photos(folder, scene, count, seed, camera=camera, subfolder=subfolder, exif=exif)
     return folder

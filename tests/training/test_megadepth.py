@@ -34,7 +34,7 @@ from sfm_matchers.training.data.megadepth import (
 from sfm_matchers.training.data.pair_batch import PairBatch, pixel_grid
 from sfm_matchers.training.data.photographs import Photographs, load_photographs
 from sfm_matchers.training.data.sift_features import extract_sift
-from sfm_matchers.training.loop import TrainingOptions, TrainingTask
+from sfm_matchers.training.loop import AnyTask, TrainingOptions
 from sfm_matchers.training.losses.mambaglue import IGNORED, ground_truth_matches
 from sfm_matchers.training.losses.supervision import IGNORED as NO_LABEL
 from sfm_matchers.training.losses.supervision import cell_truth
@@ -185,7 +185,7 @@ def test_warp_there_and_back_is_the_identity(posed: PosedPhotographs) -> None:
 def test_every_task_trains_on_posed_pairs(photographs: Photographs, task: str) -> None:
     torch.manual_seed(0)
     config = MambaGlueConfig(features="sift", keypoint_order="score", num_layers=2, dim=64)
-    tasks: dict[str, TrainingTask] = {
+    tasks: dict[str, AnyTask] = {
         "jamma": JamMaTask(),
         "eloftr": EfficientLoFTRTask(),
         "mambaglue": MambaGlueTask(config, max_keypoints=128),

@@ -22,7 +22,7 @@ from sfm_matchers.training.data.homographies import sample_homography_pairs
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.photographs import Photographs, load_photographs
 from sfm_matchers.training.data.sift_features import extract_sift
-from sfm_matchers.training.loop import Trainer, TrainingOptions, TrainingTask
+from sfm_matchers.training.loop import AnyTask, Trainer, TrainingOptions
 from sfm_matchers.training.losses.mambaglue import UNMATCHED, GroundTruthMatches
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
 from sfm_matchers.training.options import TaskOptions
@@ -60,7 +60,7 @@ def _pairs(
 
 
 def _overfit(
-    task: TrainingTask, network: nn.Module, batch: PairBatch, goal: dict[str, float], steps: int
+    task: AnyTask, network: nn.Module, batch: PairBatch, goal: dict[str, float], steps: int
 ) -> dict[str, Tensor]:
     """Train on one batch until the metrics exceed the goal; returns the last ones."""
     optimizer = MatrixAndScalarOptimizer(network, 4e-3, weight_decay=0.01)
@@ -208,8 +208,8 @@ def test_mambaglue_pairs_without_keypoints_have_no_part(photographs: Photographs
     loss.backward()
 
 
-def _tiny_task(name: str) -> TrainingTask:
-    task: TrainingTask = MambaGlueTask(TINY_MAMBAGLUE, 1000)
+def _tiny_task(name: str) -> AnyTask:
+    task: AnyTask = MambaGlueTask(TINY_MAMBAGLUE, 1000)
     if name != "mambaglue":
         task = make_task(name, TaskOptions())
     if isinstance(task, JamMaTask | EfficientLoFTRTask):

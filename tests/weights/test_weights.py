@@ -22,6 +22,7 @@ from material import shared_path
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError, WeightsError
+from sfm_matchers.files.fingerprints import file_sha256
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
@@ -229,7 +230,7 @@ def cached() -> list[Path]:
 
 def sha256_of_content(tmp_path: Path) -> str:
     (tmp_path / "content").write_bytes(CONTENT)
-    return download.file_sha256(tmp_path / "content")
+    return file_sha256(tmp_path / "content")
 
 
 def test_download_keeps_the_whole_file_and_asks_the_server_once(

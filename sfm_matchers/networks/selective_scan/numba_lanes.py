@@ -26,7 +26,7 @@ from sfm_matchers.networks.selective_scan.reasons import NotInstalled
 
 LOG2_E = 1.4426950408889634
 # Below this many state updates handing work to threads costs more than it saves.
-SMALLEST_PARALLEL_WORK = 10_000_000
+MIN_PARALLEL_WORK = 10_000_000
 
 
 def unusable_because(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -138,7 +138,7 @@ def _run_tasks(kernel: Callable[..., None], tensors: tuple[Tensor, ...], states:
     tasks = sequences * groups
     arrays = [tensor.detach().numpy() for tensor in tensors]
     threads = min(torch.get_num_threads(), tasks)
-    if tensors[0].numel() * states < SMALLEST_PARALLEL_WORK or threads == 1:
+    if tensors[0].numel() * states < MIN_PARALLEL_WORK or threads == 1:
         kernel(*arrays, 0, tasks)
         return
     borders = np.linspace(0, tasks, threads + 1).round().astype(int)

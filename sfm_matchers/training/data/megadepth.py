@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.pair_lists import SceneInfo, read_scene_info
-from sfm_matchers.files.hdf5 import open_h5, read_numbers
+from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.training.data.depth_geometry import DepthGeometry, depth_at
 from sfm_matchers.training.data.held_out import is_held_out
@@ -218,7 +218,7 @@ def load_megadepth(
 def _read_depth(path: Path) -> np.ndarray:
     """Depth map (H, W) float32, 0 where unknown; MegaDepth marks some such pixels below 0."""
     with open_h5(path) as file:
-        stored = read_numbers(file, "", "depth")
+        stored = file.numbers("", "depth")
     if stored is None:
         raise InputError(f"{path} cannot be read as a depth map: it holds no dataset depth")
     depth = stored.astype(np.float32)

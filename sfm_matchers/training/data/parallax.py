@@ -22,7 +22,7 @@ from sfm_matchers.training.data.pair_batch import (
 )
 from sfm_matchers.training.data.photographs import Photographs
 from sfm_matchers.training.data.scenes import MEAN_DEPTH, Scenes, draw_scenes, rotation_matrix
-from sfm_matchers.training.data.surfaces import NEAREST_DEPTH
+from sfm_matchers.training.data.surfaces import MIN_DEPTH
 from sfm_matchers.training.data.views import dress_views
 
 DEPTH_TOLERANCE = 1e-3  # relative; a point further behind the first surface is hidden
@@ -60,7 +60,7 @@ class Cameras:
         """Pixels (B, N, 2) and depths (B, N) of world points (B, N, 3)."""
         local = (points - self.centre[:, None]) @ self.rotation.transpose(1, 2)
         depth = local[..., 2]
-        offset = local[..., :2] / depth.clamp(min=NEAREST_DEPTH)[..., None]
+        offset = local[..., :2] / depth.clamp(min=MIN_DEPTH)[..., None]
         return offset * self.focal[:, None, None] + self.principal_point, depth
 
 
@@ -88,7 +88,7 @@ class ParallaxGeometry:
         world = here.centre[:, None] + torch.where(exists, t, MEAN_DEPTH)[..., None] * rays
         warped, depth = there.project(world)
         first = self.scenes.first_depth(there.centre, there.rays(warped))
-        seen = (depth > NEAREST_DEPTH) & (depth <= first * (1 + DEPTH_TOLERANCE))
+        seen = (depth > MIN_DEPTH) & (depth <= first * (1 + DEPTH_TOLERANCE))
         seen = seen & lookup_mask(self.valids[1 - source], warped)
         return warped, exists & seen & lookup_mask(self.valids[source], points)
 

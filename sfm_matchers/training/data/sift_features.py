@@ -15,7 +15,7 @@ SCALES_PER_OCTAVE = 3
 CONTRAST = 0.02
 EDGE_RATIO = 10
 SIZE_PER_SCALE = 2.0  # OpenCV's keypoint size is a diameter, COLMAP's scale a radius
-LARGEST_DESCRIPTOR_ENTRY = 255 / 512  # COLMAP stores bytes
+MAX_DESCRIPTOR_ENTRY = 255 / 512  # COLMAP stores bytes
 
 
 def extract_sift(images: Tensor, max_keypoints: int) -> LocalFeatures:
@@ -69,4 +69,4 @@ def _extract_one(gray: np.ndarray, max_keypoints: int) -> np.ndarray:
     geometry[:, 2] /= SIZE_PER_SCALE
     geometry[:, 3] = (np.deg2rad(geometry[:, 3]) + np.pi) % (2 * np.pi) - np.pi
     root = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-9))
-    return np.hstack([geometry, root.clip(max=LARGEST_DESCRIPTOR_ENTRY)]).astype(np.float32)
+    return np.hstack([geometry, root.clip(max=MAX_DESCRIPTOR_ENTRY)]).astype(np.float32)

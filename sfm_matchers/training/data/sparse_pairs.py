@@ -39,7 +39,7 @@ from sfm_matchers.training.losses.mambaglue import (
 )
 from sfm_matchers.training.schedule import MISMATCHED_SHARE, POSED_SHARE, sample_made_pairs
 
-MOST_KEYPOINTS = 2048  # of one image, best first, as the confs have it
+MAX_KEYPOINTS = 2048  # of one image, best first, as the confs have it
 # Most keypoints of an image, drawn for each batch, until a share of the run: few show more pairs
 # for the same work, and users have many.
 KEYPOINTS = {0.4: (256, 384, 512), 1.0: (512, 768, 1024)}
@@ -121,14 +121,14 @@ class FeatureSource:
         self._extractor: FeatureExtractor | None = None
         self._lock = threading.Lock()
 
-    def extract(self, images: Tensor, max_keypoints: int = MOST_KEYPOINTS) -> list[Image]:
+    def extract(self, images: Tensor, max_keypoints: int = MAX_KEYPOINTS) -> list[Image]:
         """Features of each of the images (B, 3, H, W), RGB in 0..1, best first."""
         if self.name == "sift":
             features = extract_sift(images, max_keypoints)
             return [_of_one(features, index) for index in range(len(images))]
         with self._lock:
             if self._extractor is None:
-                model = {"name": MODELS[self.name], "max_num_keypoints": MOST_KEYPOINTS}
+                model = {"name": MODELS[self.name], "max_num_keypoints": MAX_KEYPOINTS}
                 self._extractor = load_extractor(model, str(images.device))
             pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             found = [self._extractor.extract(one[None])[0] for one in pixels]
@@ -246,7 +246,7 @@ class SparsePairs:
         return [pairs[pair] for pair in order]
 
     def with_truth(
-        self, batch: PairBatch, max_keypoints: int = MOST_KEYPOINTS
+        self, batch: PairBatch, max_keypoints: int = MAX_KEYPOINTS
     ) -> list[tuple[Image, ...]]:
         """The features of both images of each pair, and where they fall in the other image."""
         sides = [

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEAREST_DEPTH = 0.05
+MIN_DEPTH = 0.05
 # Bumps of a relief narrower than a step may be missed, so its heights are smooth at this scale.
 RELIEF_STEPS = 24
 RELIEF_REFINEMENTS = 6
@@ -65,7 +65,7 @@ class Rectangles(Surfaces):
         t = -start[:, :, 2] / ray[:, :, 2]
         a = start[:, :, 0] + t * ray[:, :, 0]
         b = start[:, :, 1] + t * ray[:, :, 1]
-        hit = (t > NEAREST_DEPTH) & (a.abs() <= 1) & (b.abs() <= 1)
+        hit = (t > MIN_DEPTH) & (a.abs() <= 1) & (b.abs() <= 1)
         return torch.where(hit, t, torch.inf), a, b
 
 
@@ -108,7 +108,7 @@ class RoundBodies(Surfaces):
     def _hit(self, t: Tensor, start: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is met at the parameters t (B, Q, N) of the rays, in the bodies' frames."""
         x, y, z = (start + t[:, :, None] * ray).unbind(2)
-        hit = (t > NEAREST_DEPTH) & (y.abs() <= 1)
+        hit = (t > MIN_DEPTH) & (y.abs() <= 1)
         along = torch.where(self.roundness[..., None] > 0, torch.asin(y) * 2 / math.pi, y)
         return torch.where(hit, t, torch.inf), torch.atan2(x, -z) / math.pi, along
 
@@ -142,7 +142,7 @@ class Reliefs(Surfaces):
         found = low_above * high_above <= 0
         t = self._refine(low, low_above, high, high_above, start, ray)
         x, y, _ = (start + t[:, :, None] * ray).unbind(2)
-        hit = found & (exit_ > entry) & (t > NEAREST_DEPTH)
+        hit = found & (exit_ > entry) & (t > MIN_DEPTH)
         return torch.where(hit, t, torch.inf), x, y
 
     def brightness(self, scene: int, number: int, place: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def _cube_crossing(start: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
     """Parameters (B, Q, N) where rays enter and leave -1..1 in x, y and z; no less for a miss."""
     safe = torch.where(ray.abs() < 1e-9, 1e-9, ray)
     one, other = (-1 - start) / safe, (1 - start) / safe
-    entry = torch.minimum(one, other).amax(2).clamp(min=NEAREST_DEPTH)
+    entry = torch.minimum(one, other).amax(2).clamp(min=MIN_DEPTH)
     exit_ = torch.maximum(one, other).amin(2)
     return entry, torch.maximum(entry, exit_)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +62,9 @@ class CoarseToFineTask(OneRate, ABC, Generic[Network, Stage]):
         )
 
     def losses(
-        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+        self, network: Network, batch: PairBatch, progress: float, generator: torch.Generator
     ) -> Losses:
         """See `TrainingTask.losses`."""
-        network = cast(Network, network)
         stage = self.coarse_stage(network, batch)
         loss, metrics = self.coarse_losses(network, stage, progress)
         if float(torch.rand((), generator=generator)) >= self.fine_share:
@@ -77,10 +76,9 @@ class CoarseToFineTask(OneRate, ABC, Generic[Network, Stage]):
 
     @torch.no_grad()
     def validate(
-        self, network: nn.Module, photographs: Photographs, device: torch.device
+        self, network: Network, photographs: Photographs, device: torch.device
     ) -> dict[str, float]:
         """See `TrainingTask.validate`: shares of visible cells that find their exact partner."""
-        network = cast(Network, network)
 
         def measure(batch: PairBatch, generator: torch.Generator) -> dict[str, Tensor]:
             stage = self.coarse_stage(network, batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +82,10 @@ class EfficientLoFTRTask(CoarseToFineTask[EfficientLoFTR, "_CoarseStage"]):
             if isinstance(module, RepVGGBlock) and module.rbr_identity is not None:
                 nn.init.constant_(module.rbr_identity.bias, HALF_NORMAL_MEAN)
                 for branch in (module.rbr_dense, module.rbr_1x1):
-                    nn.init.constant_(cast(nn.BatchNorm2d, branch.bn).weight, BRANCH_GAIN)
+                    nn.init.constant_(branch.bn.weight, BRANCH_GAIN)
         for layer in network.loftr_coarse.layers:
-            nn.init.constant_(cast(AggregatedAttentionLayer, layer).norm2.weight, UPDATE_GAIN)
+            assert isinstance(layer, AggregatedAttentionLayer)
+            nn.init.constant_(layer.norm2.weight, UPDATE_GAIN)
         self._calibrate(network, photographs, device)
         return network
 
@@ -95,8 +95,13 @@ class EfficientLoFTRTask(CoarseToFineTask[EfficientLoFTR, "_CoarseStage"]):
     ) -> None:
         """Centre the coarse features and scale both levels' logits, on some pairs."""
         batch = calibration_pairs(photographs, (96, 128), device)
-        shift = cast(AggregatedAttentionLayer, network.loftr_coarse.layers[-1]).norm2.bias
-        block = cast(RepVGGBlock, network.backbone.layer3[-1])
+        layer, block = network.loftr_coarse.layers[-1], network.backbone.layer3[-1]
+        last = network.fine_preprocess.layer1_outconv2[-1]
+        assert isinstance(layer, AggregatedAttentionLayer)
+        assert isinstance(last, nn.Conv2d)
+        assert isinstance(block, RepVGGBlock)
+        assert block.rbr_identity is not None
+        shift = layer.norm2.bias
         # The spread of the updates does not follow the features' scale: a few rounds settle it.
         for _ in range(3):
             coarse = _run_coarse_stage(network, batch).coarse1
@@ -106,13 +111,11 @@ class EfficientLoFTRTask(CoarseToFineTask[EfficientLoFTR, "_CoarseStage"]):
             factor = math.sqrt(INITIAL_SELF_SIMILARITY * width / float(variance))
             shift.copy_((shift - mean) * factor)
             for norm in (block.rbr_identity, block.rbr_dense.bn, block.rbr_1x1.bn):
-                norm = cast(nn.BatchNorm2d, norm)
                 norm.weight.mul_(factor)
                 norm.bias.mul_(factor)
         stage = _run_coarse_stage(network, batch)
         windows = match_windows(*stage.fine_maps(network), *_all_pairs(stage.truth))
         spread = float((windows[0] @ windows[1].mT).std()) / windows[0].shape[-1]
-        last = cast(nn.Conv2d, network.fine_preprocess.layer1_outconv2[-1])
         last.weight.mul_(math.sqrt(INITIAL_FINE_LOGIT_STD / spread))
 
     def coarse_stage(self, network: EfficientLoFTR, batch: PairBatch) -> _CoarseStage:

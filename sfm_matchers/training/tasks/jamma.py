@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from sfm_matchers.training.options import TaskOptions
 from sfm_matchers.training.schedule import calibration_pairs
 from sfm_matchers.training.tasks.coarse_to_fine import CoarseToFineTask, Losses
 
-LARGEST_OFFSET_ERROR = 4.0  # pixels along an axis; farther off, nothing pulls
+MAX_OFFSET_ERROR = 4.0  # pixels along an axis; farther off, nothing pulls
 
 
 class JamMaTask(CoarseToFineTask[JamMa, "_CoarseStage"]):
@@ -185,10 +184,9 @@ class JamMaFineTask(JamMaTask):
         return network
 
     def losses(
-        self, network: nn.Module, batch: PairBatch, progress: float, generator: torch.Generator
+        self, network: JamMa, batch: PairBatch, progress: float, generator: torch.Generator
     ) -> Losses:
         """See `TrainingTask.losses`."""
-        network = cast(JamMa, network)
         return self._window_losses(network, _run_coarse_stage(network, batch), generator)
 
 
@@ -268,7 +266,7 @@ def _transfer_errors(
         target = torch.cat([rows[:count] for rows, count in zip(warped, counts, strict=True)])
         # A partner behind an edge may lie anywhere: its pull is bounded.
         distance = (there - target.nan_to_num(nan=math.inf)).abs()
-        errors.append(distance.clamp(max=LARGEST_OFFSET_ERROR).sum(-1))
+        errors.append(distance.clamp(max=MAX_OFFSET_ERROR).sum(-1))
     return (errors[0] + errors[1]) / 2
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.fingerprints import file_sha256
 from sfm_matchers.networks.mambaglue import (
     LayerOutputs,
     LocalFeatures,
@@ -40,7 +40,6 @@ from sfm_matchers.training.schedule import (
     mean_over_validation_sets,
 )
 from sfm_matchers.weights.convert_lightglue import convert_either
-from sfm_matchers.weights.download import file_sha256
 from sfm_matchers.weights.loading import check_finite, load_state_dict_file
 
 # COLMAP orders its features octave by octave; training and use agree on the order by scale.
@@ -123,7 +122,8 @@ class MambaGlueTask:
         weight, bias = inherited["input_proj.weight"], inherited["input_proj.bias"]
         # Of descriptors of length 1 in all directions alike.
         size = (weight.square().sum() / weight.shape[1] + bias.square().sum()) / len(bias)
-        projection = cast(nn.Linear, network.input_proj)
+        projection = network.input_proj
+        assert isinstance(projection, nn.Linear)
         encoding = torch.zeros_like(network.posenc.Wr.weight)
         positions = inherited["posenc.Wr.weight"][:, : encoding.shape[1]]
         encoding[:, : positions.shape[1]] = positions
@@ -158,7 +158,8 @@ class MambaGlueTask:
         """
         network = MambaGlue(self.config).to(device)
         with torch.no_grad():
-            projection = cast(nn.Linear, network.input_proj)
+            projection = network.input_proj
+            assert isinstance(projection, nn.Linear)
             nn.init.orthogonal_(projection.weight)
             nn.init.zeros_(projection.bias)
             states = projection(self._some_descriptors(photographs, device))
@@ -167,13 +168,12 @@ class MambaGlueTask:
             projection.bias.copy_(-mean / deviation)
             network.posenc.Wr.weight[:, 2:3].mul_(SCALE_GAIN)
             for layer in network.transformermambas:
-                layer = cast(TransformerMambaLayer, layer)
+                assert isinstance(layer, TransformerMambaLayer)
                 for update in (layer.mamba_selfattn_mixer.ffn, layer.cross_attn.ffn):
-                    last = cast(nn.Linear, update[-1])
-                    last.weight.mul_(UPDATE_GAIN)
-                    last.bias.zero_()
+                    update.last.weight.mul_(UPDATE_GAIN)
+                    update.last.bias.zero_()
             for head in network.log_assignment:
-                head = cast(MatchAssignment, head)
+                assert isinstance(head, MatchAssignment)
                 nn.init.eye_(head.final_proj.weight)
                 nn.init.zeros_(head.final_proj.bias)
         return network
@@ -210,13 +210,12 @@ class MambaGlueTask:
 
     def losses(
         self,
-        network: nn.Module,
+        network: MambaGlue,
         batch: SparsePairBatch,
         progress: float,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See `TrainingTask.losses`; pairs with an image without keypoints have no part."""
-        network = cast(MambaGlue, network)
         usable = (batch.features0.counts > 0) & (batch.features1.counts > 0)
         if not usable.any():
             return 0.0 * network.posenc.Wr.weight.sum(), {}
@@ -226,7 +225,8 @@ class MambaGlueTask:
         loss = mambaglue_loss(outputs, truth)
         total = loss.total
         if self._reference is not None and self.start is not None and network.training:
-            total = total + self.start.stay_close * self._distance(outputs, features0, features1)
+            distance = _distance(self._reference, outputs, features0, features1)
+            total = total + self.start.stay_close * distance
         scores = outputs.log_assignments[-1].detach()
         return total, {
             "assignment_loss": loss.assignment[-1].detach(),
@@ -234,23 +234,9 @@ class MambaGlueTask:
             **match_measures(scores, truth, self.config.filter_threshold),
         }
 
-    def _distance(
-        self, outputs: LayerOutputs, features0: LocalFeatures, features1: LocalFeatures
-    ) -> Tensor:
-        """Cross-entropy of the last assignment to that of the start, for each keypoint."""
-        with torch.no_grad():
-            reference = cast(MambaGlue, self._reference)
-            known = reference.forward_layers(features0, features1, only_last=True)
-            expected = known.log_assignments[-1].exp()
-        found = outputs.log_assignments[-1].clamp(min=-50)  # -inf at padding, expected there 0
-        keypoints = outputs.valid0.sum() + outputs.valid1.sum()
-        return -(expected * found)[:, :-1].sum() / keypoints - (
-            (expected * found)[:, -1].sum() / keypoints
-        )
-
     @torch.no_grad()
     def validate(
-        self, network: nn.Module, photographs: Photographs, device: torch.device
+        self, network: MambaGlue, photographs: Photographs, device: torch.device
     ) -> dict[str, float]:
         """See `TrainingTask.validate`."""
 
@@ -258,6 +244,20 @@ class MambaGlueTask:
             return self.losses(network, self.with_features(batch), 1.0, generator)[1]
 
         return mean_over_validation_sets(photographs, device, self.max_turn, measure)
+
+
+def _distance(
+    reference: MambaGlue, outputs: LayerOutputs, features0: LocalFeatures, features1: LocalFeatures
+) -> Tensor:
+    """Cross-entropy of the last assignment to that of another network, for each keypoint."""
+    with torch.no_grad():
+        known = reference.forward_layers(features0, features1, only_last=True)
+        expected = known.log_assignments[-1].exp()
+    found = outputs.log_assignments[-1].clamp(min=-50)  # -inf at padding, expected there 0
+    keypoints = outputs.valid0.sum() + outputs.valid1.sum()
+    return -(expected * found)[:, :-1].sum() / keypoints - (
+        (expected * found)[:, -1].sum() / keypoints
+    )
 
 
 def match_measures(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.table import NETWORKS, resolve
-from sfm_matchers.training.loop import TrainingTask
+from sfm_matchers.training.loop import AnyTask
 from sfm_matchers.training.options import TaskOptions
 
 TASKS = tuple(name for name, entry in NETWORKS.items() if entry.task)
 
 
-def make_task(matcher: str, options: TaskOptions, *, only_fine: bool = False) -> TrainingTask:
+def make_task(matcher: str, options: TaskOptions, *, only_fine: bool = False) -> AnyTask:
     """Return what is to be trained.
 
     Raises:
@@ -24,4 +22,5 @@ def make_task(matcher: str, options: TaskOptions, *, only_fine: bool = False) ->
     if matcher not in tasks:
         what = "only the fine stage of " if only_fine else ""
         raise InputError(f"cannot train {what}{matcher!r}: choose one of {', '.join(tasks)}")
-    return cast(TrainingTask, resolve(tasks[matcher])(options))
+    task: AnyTask = resolve(tasks[matcher])(options)
+    return task

@@ -1,7 +1,7 @@
-"""What closer looks at two photos gain, after the network's own, and what they cost.
+"""What the refinements of matches gain, after the network's own, and what they cost.
 
     python -m benchmarks.posed_pairs ../shared/photos/herz_jesus_p8 > pairs.txt
-    python -m benchmarks.closer_looks pairs.txt ../shared/photos/herz_jesus_p8/images
+    python -m benchmarks.match_refinement pairs.txt ../shared/photos/herz_jesus_p8/images
 
 Each pair is matched whole, then looked at again as the conf says (`match_overlap`,
 `least_squares_matching`); one thread, CPU seconds, whole photos encoded before. A match is right if
@@ -24,10 +24,10 @@ from sfm_matchers.confs import DetectorFreeConf, load_conf
 from sfm_matchers.evaluation.pair_lists import PosedPair, read_posed_pairs
 from sfm_matchers.evaluation.runs import MAX_EPIPOLAR_DISTANCE
 from sfm_matchers.geometry.epipolar import symmetric_epipolar_distance
-from sfm_matchers.matchers.closer_looks import closer_looks
+from sfm_matchers.matchers.match_refinement import match_refinements
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
-from sfm_matchers.photos.images import quarters_to_upright, read_image
+from sfm_matchers.photos.images import quarters_to_upright, read_image_and_orientation
 from sfm_matchers.photos.resizing import turned
 
 
@@ -42,7 +42,7 @@ def right_distances(matches: Matches, pair: PosedPair) -> np.ndarray:
 
 
 def main() -> None:
-    """Print a row of a table for each look."""
+    """Print a row of a table for each refinement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs_file", type=Path, help="as of benchmarks.posed_pairs")
     parser.add_argument("image_dir", type=Path, help="what its names are relative to")
@@ -50,28 +50,29 @@ def main() -> None:
     options = parser.parse_args()
     matcher, conf = detector_free.load(options.matcher, options.weights), load_conf(options.matcher)
     assert isinstance(conf, DetectorFreeConf)
-    turns, looks = QuarterTurns(matcher), closer_looks(matcher, conf.preprocessing)
-    names = ["network", *(look.func.__name__ for look in looks)]
+    turns = QuarterTurns(matcher)
+    refinements = match_refinements(matcher, conf.preprocessing)
+    names = ["network", *(refine.func.__name__ for refine in refinements)]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     counts: dict[str, list[int]] = {name: [] for name in names}
     distances: dict[str, list[np.ndarray]] = {name: [] for name in names}
     changed = dict.fromkeys(names, 0)
     for pair in read_posed_pairs(options.pairs_file, options.image_dir):
         paths = [options.image_dir / name for name in (pair.name0, pair.name1)]
-        image0, image1 = map(read_image, paths)
+        (image0, way0), (image1, way1) = map(read_image_and_orientation, paths)
         sizes = (image0.shape[1::-1], image1.shape[1::-1])
-        upright = (quarters_to_upright(paths[0]), quarters_to_upright(paths[1]))
+        upright = (quarters_to_upright(way0), quarters_to_upright(way1))
         image0, image1 = map(turned, (image0, image1), upright)
         turn = turns.between(image0, image1)
         image1, quarters = turned(image1, turn), (upright[0], upright[1] + turn)
         encoded = (matcher.encode(image0), matcher.encode(image1))
         matches: Matches | None = None
-        for name, look in zip(names, [None, *looks], strict=True):
+        for name, refine in zip(names, [None, *refinements], strict=True):
             before, start = matches, time.process_time()
-            if look is None or before is None:
+            if refine is None or before is None:
                 matches = matcher.match_encoded(*encoded)
             else:
-                matches = look(image0, image1, before)
+                matches = refine(image0, image1, before)
             seconds[name].append(time.process_time() - start)
             changed[name] += matches is not before
             found = unturned_matches(matches, quarters, sizes)
