@@ -334,7 +334,7 @@ class AggregatedAttentionLayer(nn.Module):
 
         message = message.transpose(1, 2).unflatten(2, grid_hw)
         message = F.interpolate(message, scale_factor=AGGREGATION, mode="bilinear")
-        update = self.norm2(self.mlp(torch.cat([x, message], dim=1).movedim(1, -1)))
+        update = self.norm2(self.mlp(torch.cat([x.movedim(1, -1), message.movedim(1, -1)], dim=-1)))
         return x + update.movedim(-1, 1)
 
 
@@ -386,6 +386,8 @@ class LocalFeatureTransformer(nn.Module):
         self, map0: Tensor, map1: Tensor, grid0: Tensor | None = None, grid1: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         table0, table1 = self._rotary_table(map0), self._rotary_table(map1)
+        # Most of a layer works on single cells, whose channels had better lie side by side.
+        map0, map1 = (x.contiguous(memory_format=torch.channels_last) for x in (map0, map1))
         for self_layer, cross_layer in zip(self.layers[::2], self.layers[1::2], strict=True):
             map0 = self_layer(map0, map0, (table0, table0), grid0, grid0)
             map1 = self_layer(map1, map1, (table1, table1), grid1, grid1)
