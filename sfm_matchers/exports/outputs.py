@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.notes import copy_of, read_memory, write_memory
 from sfm_matchers.files.replacing import files_below
-from sfm_matchers.files.text import folder_written_whole, write_text, written_whole
+from sfm_matchers.files.text import folder_written_whole, written_whole
 
 RECORD = "exports.json"
 PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp
@@ -84,7 +85,7 @@ class OutputFolder:
 
     def _note(self, name: str, source: str) -> None:
         self._sources[name] = source
-        write_text(self.path / RECORD, json.dumps(self._sources, indent=1))
+        write_memory(self.path / RECORD, self._sources, twice=True)
 
 
 def _state(path: Path) -> dict[str, str]:
@@ -96,8 +97,8 @@ def _state(path: Path) -> dict[str, str]:
 def remove_exports(path: str | Path) -> None:
     """Delete what exports have written to a folder, and nothing else."""
     path = Path(path)
-    names = (*_read_record(path / RECORD), RECORD)
-    found = [path / name for name in names]
+    record = path / RECORD
+    found = [*(path / name for name in _read_record(record)), record, copy_of(record)]
     for target in (*found, path / PREPARED):  # what a kill has left
         found += target.parent.glob(f".{target.name}.*.tmp")
     for target in found:
@@ -108,18 +109,12 @@ def remove_exports(path: str | Path) -> None:
 
 
 def _read_record(path: Path) -> dict[str, str]:
-    """What was written, and from what; a damaged record is none.
+    """What was written, and from what.
 
     Names that lead out of the folder are not ours.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(record, dict):
-        return {}
     return {
         name: str(source)
-        for name, source in record.items()
+        for name, source in read_memory(path, twice=True).items()
         if not Path(name).is_absolute() and ".." not in Path(name).parts
     }

@@ -76,7 +76,7 @@ class Workspace:
 
     def owns_frames(self) -> bool:
         """Return whether a run has written the folder of the frames."""
-        return (self.frames / FRAMES_MARK).is_file()
+        return (self.frames / FRAMES_MARK).is_file() or self.frames.name in read_memory(self.notes)
 
     def __repr__(self) -> str:
         """Return the folder."""
@@ -309,7 +309,6 @@ _FILES = (
     "cameras.json",
     "camera_models.json",
     "look_alikes.json",
-    "exports.json",
     "steps.json",
     "map.json",
     "report.html",

@@ -22,7 +22,7 @@ from rendered_room import photograph_room
 from pipelines import export
 from pipelines.sfm import main
 from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
-from sfm_matchers.exports import export_model
+from sfm_matchers.exports import export_model, remove_exports
 from sfm_matchers.exports.outputs import PREPARED
 from sfm_matchers.files import revisions, scratch, space
 from sfm_matchers.files.fingerprints import content_hash
@@ -248,6 +248,46 @@ def test_damaged_exports_are_made_again(photos: Path, finished: Path, tmp_path: 
         photo.write_bytes(damage(content))
         export_model(finished, images, folder, ["nerfstudio"])
         assert photo.read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, zeroed, emptied, "folder", "link"])
+def test_a_damaged_list_of_exports_is_made_again(
+    photos: Path,
+    finished: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[bytes], bytes] | str,
+) -> None:
+    folder = tmp_path / "out"
+    export_model(finished, photos, folder, ["nerfstudio"])
+    path = folder / "exports.json"
+    content = path.read_bytes()
+    made = (folder / "images").stat().st_ino
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    else:
+        path.write_bytes(damage(content))  # type: ignore[operator]
+    caplog.set_level(logging.WARNING)
+    export_model(finished, photos, folder, ["nerfstudio"])
+    (line,) = [record.getMessage() for record in caplog.records if "again" in record.getMessage()]
+    assert str(path) in line
+    assert path.read_bytes() == content
+    assert (folder / "images").stat().st_ino == made  # not replaced
+    remove_exports(folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_deleted_list_of_exports_stays_deleted(
+    photos: Path, finished: Path, tmp_path: Path
+) -> None:
+    """Who empties a folder, and not of hidden files, may put photos of his own there."""
+    export_model(finished, photos, tmp_path, ["nerfstudio"])
+    (tmp_path / "exports.json").unlink()
+    with pytest.raises(InputError, match="was not written by an export"):
+        export_model(finished, photos, tmp_path, ["nerfstudio"])
 
 
 # ---------------------------------------------------------------------------------------------
