@@ -37,7 +37,7 @@ from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.localization.map_folder import read_settings
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.reports import model_in_3d, pictures, reconstruction
-from sfm_matchers.runs import matching
+from sfm_matchers.runs import mapping, matching
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
@@ -173,6 +173,23 @@ def test_a_note_does_not_outlive_its_result(
     assert tables(outputs) != tables(finished)
     run(SfmOptions(photos, outputs, "sift"))
     assert tables(outputs) == tables(finished)
+
+
+def test_a_model_read_again_leads_to_the_same_result(
+    photos: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the mapper and what makes its model better, a run ends with the same bits."""
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    options = SfmOptions(photos, tmp_path / "out", "sift")
+    with monkeypatch.context() as patch:
+        patch.setattr(mapping, "choose_for_models", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(options)
+    run(options)
+    assert tables(tmp_path / "out") == tables(finished)
 
 
 def test_photos_replaced_after_their_features_are_noticed(
