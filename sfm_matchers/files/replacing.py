@@ -106,8 +106,12 @@ def files_below(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def make_way(path: Path) -> None:
+def make_way(path: Path, *, is_told: bool = True) -> None:
     """Delete an empty folder, or a pipe, in the place of a file of ours; say so.
+
+    Args:
+        path: of the file.
+        is_told: False where the file is missed later, and that is said.
 
     Raises:
         InputError: a folder there is not empty, or it cannot be deleted.
@@ -123,7 +127,8 @@ def make_way(path: Path) -> None:
         raise InputError(
             f"{path} is not a file, as it must be: move it away ({error.strerror})"
         ) from error
-    logger.warning("%s was not a file: it is deleted, and made again", path)
+    if is_told:
+        logger.warning("%s was not a file: it is deleted, and made again", path)
 
 
 def remove_left_behind(folder: Path) -> None:

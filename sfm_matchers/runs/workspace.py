@@ -242,9 +242,11 @@ class Workspace:
         """
         with exclusive(self.path, shard):
             if shard is None:
+                steps = read_memory(self.notes).values()
+                noted = {self.path / name for step in steps for name in step.get("files", ())}
                 for pattern in _FILES:
                     for path in self.path.glob(pattern):
-                        make_way(path)
+                        make_way(path, is_told=path not in noted)
             yield
 
     def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:

@@ -147,8 +147,9 @@ def test_folders_and_pipes_in_the_place_of_files_make_way(
         make(outputs / name)
     assert main(arguments) == 0
     said = capsys.readouterr().err
-    del in_the_way["sparse/0/frames.bin"]  # its whole folder is made again
-    assert all(f"{outputs / name} was not a file: it is deleted" in said for name in in_the_way)
+    for name in in_the_way:
+        (line,) = [line for line in said.splitlines() if f"{outputs / name} " in line]
+        assert line.endswith("made again")
     assert tables(outputs) == tables(finished)
     (outputs / "steps.json").unlink()
     (outputs / "steps.json" / "mine").mkdir(parents=True)
