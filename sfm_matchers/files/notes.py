@@ -54,6 +54,8 @@ def read_memory(path: Path, *, twice: bool = False) -> dict[str, Any]:
     if not (path.exists() or path.is_symlink()):
         return {}
     if (entries := _intact_entries(path)) is not None:
+        if twice:
+            _renew_copy(path, entries)
         return entries
     make_way(path)
     kept = _intact_entries(copy_of(path)) if twice else None
@@ -64,6 +66,16 @@ def read_memory(path: Path, *, twice: bool = False) -> dict[str, Any]:
     if kept is not None:
         write_memory(path, kept, twice=True)
     return kept or {}
+
+
+def _renew_copy(path: Path, entries: dict[str, Any]) -> None:
+    """Write the copy of a note again where it does not say the same."""
+    copy = copy_of(path)
+    if _intact_entries(copy) != entries:
+        make_way(copy, is_told=False)
+        if copy.exists():
+            logger.warning("%s does not say what %s does: it is made again", copy, path.name)
+        write_memory(path, entries, twice=True)
 
 
 def _intact_entries(path: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from sfm_matchers.files import revisions, scratch, space
 from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.files.locks import exclusive
-from sfm_matchers.files.notes import read_memory, write_memory
+from sfm_matchers.files.notes import copy_of, read_memory, write_memory
 from sfm_matchers.files.replacing import files_below, temporary_beside
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import check_space
@@ -296,6 +296,23 @@ def test_a_damaged_list_of_exports_is_made_again(
     assert (folder / "images").stat().st_ino == made  # not replaced
     remove_exports(folder)
     assert not list(folder.iterdir())
+
+
+def test_the_copy_of_a_note_is_looked_at_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "exports.json"
+    write_memory(path, {"images": "a"}, twice=True)
+    copy = copy_of(path)
+    text = copy.read_text()
+    for damage in (copy.unlink, lambda: copy.write_text(text[:-9]), copy.mkdir):
+        if damage == copy.mkdir:
+            copy.unlink()
+        damage()
+        assert read_memory(path, twice=True) == {"images": "a"}
+        assert copy.read_text() == text
+    (line,) = caplog.messages
+    assert str(copy) in line
 
 
 def test_a_deleted_list_of_exports_stays_deleted(
