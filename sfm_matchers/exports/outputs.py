@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.files.notes import copy_of, read_memory, write_memory
 from sfm_matchers.files.replacing import files_below
 from sfm_matchers.files.text import folder_written_whole, written_whole
+
+logger = logging.getLogger("sfm_matchers.exports")
 
 RECORD = "exports.json"
 PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp
@@ -33,15 +36,22 @@ class OutputFolder:
         self._sources = _read_record(self.path / RECORD)
 
     def is_current(self, name: str, source: str) -> bool:
-        """True if `name` is there, was made from the same, and is as it was written."""
+        """True if `name` is there, was made from the same, and is as it was written.
+
+        If it only is not as it was written, this says so.
+        """
         noted, _, files = self._sources.get(name, "").partition(" ")
         try:
             known = json.loads(files)
         except ValueError:
             return False
         path = self.path / name
-        is_whole = isinstance(known, dict) and known.items() <= _state(path).items()
-        return noted == source and path.exists() and is_whole
+        if noted != source or not isinstance(known, dict):
+            return False
+        is_whole = path.exists() and known.items() <= _state(path).items()
+        if not is_whole:
+            logger.warning("%s is missing or damaged: it is exported again", path)
+        return is_whole
 
     def check(self, name: str) -> None:
         """Raise InputError if `name` is there and is no export."""

@@ -255,7 +255,9 @@ def test_pictures_of_photos_of_any_shape(shape: tuple[int, int]) -> None:
     assert pictures.jpeg_url(small)
 
 
-def test_damaged_exports_are_made_again(photos: Path, finished: Path, tmp_path: Path) -> None:
+def test_damaged_exports_are_made_again(
+    photos: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     images = Path(shutil.copytree(photos, tmp_path / "photos"))
     folder = tmp_path / "out"
     export_model(finished, images, folder, ["nerfstudio"])
@@ -264,8 +266,12 @@ def test_damaged_exports_are_made_again(photos: Path, finished: Path, tmp_path: 
     for damage in (cut, emptied, flipped):
         photo.unlink()  # it may be a link to the photo
         photo.write_bytes(damage(content))
+        caplog.clear()
         export_model(finished, images, folder, ["nerfstudio"])
         assert photo.read_bytes() == content
+        assert caplog.messages == [
+            f"{folder / 'images'} is missing or damaged: it is exported again"
+        ]
 
 
 @pytest.mark.parametrize("damage", [cut, flipped, zeroed, emptied, "folder", "link"])
