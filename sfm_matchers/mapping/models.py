@@ -36,8 +36,9 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
     Raises:
         InputError: there is no model, or it cannot be read.
     """
+    folder = Path(path)
     try:
-        folder = model_folder(Path(path))
+        folder = model_folder(folder)
         if folder != Path(path):
             logger.info("The model is %s", folder)
         if has_tables(folder):
@@ -48,7 +49,9 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
             model = _read_by_hand(folder) if by_hand else pycolmap.Reconstruction(folder)
             _check_as_tables(model)
     except Exception as error:  # of text that makes no sense pycolmap raises anything
-        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+        is_odd = not isinstance(error, InputError) and (folder / "cameras.txt").is_file()
+        where = "its tables are damaged, or of several models: " if is_odd else ""
+        raise InputError(f"{path} is not a COLMAP model: {where}{one_line(error)}") from error
     for image in model.images.values():
         check_name(image.name, path)
     return model

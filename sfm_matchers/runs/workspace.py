@@ -76,6 +76,8 @@ class Workspace:
 
     def owns_frames(self) -> bool:
         """Return whether a run has written the folder of the frames."""
+        if not self.frames.is_dir():
+            return False
         return (self.frames / FRAMES_MARK).is_file() or self.frames.name in read_memory(self.notes)
 
     def __repr__(self) -> str:
@@ -269,10 +271,10 @@ class Workspace:
         remove_exports(self.path)
         own = [self.database, self.models, self.cameras, self.camera_models, self.georeferenced]
         own.append(self.look_alikes)
-        if self.owns_frames():
-            own.append(self.frames)
         if is_output(self.path):  # else files of such names may be anybody's
             own += self.pictures
+        if self.owns_frames():
+            own.append(self.frames)
         own += [self.photos, self.notes, self.report]
         for pattern in _CLEARED:
             own += self.path.glob(pattern)
