@@ -246,9 +246,11 @@ class Workspace:
             if shard is None:
                 steps = read_memory(self.notes).values()
                 noted = {self.path / name for step in steps for name in step.get("files", ())}
+                tables = {".bin", ".h5"} if (self.path / "map.json").is_file() else set()
                 for pattern in _FILES:
                     for path in self.path.glob(pattern):
-                        make_way(path, is_told=path not in noted)
+                        is_missed = path in noted or path.suffix in tables
+                        make_way(path, is_told=not is_missed)
             yield
 
     def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:
