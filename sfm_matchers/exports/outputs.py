@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.notes import copy_of, read_memory, write_memory
-from sfm_matchers.files.replacing import files_below
+from sfm_matchers.files.replacing import files_below, make_way
 from sfm_matchers.files.text import folder_written_whole, written_whole
 
 logger = logging.getLogger("sfm_matchers.exports")
@@ -78,11 +78,16 @@ class OutputFolder:
     def file(self, name: str, source: str) -> Iterator[Path]:
         """Give a path to write to; the file takes the place of `name` if the block succeeds.
 
+        Args:
+            name: of the file.
+            source: what it is made of; "" if it is written each time.
+
         Raises:
             InputError: `name` is there and is no export.
             OutputError: it cannot be written.
         """
         path = self._claim(name)
+        make_way(path, is_told=not source)  # else `is_current` has told
         with written_whole(path) as temporary:
             yield temporary
         self._note(name, f"{source} {json.dumps(_state(path))}")

@@ -86,7 +86,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def flush(path: Path) -> None:
@@ -131,6 +140,18 @@ def make_way(path: Path, *, is_told: bool = True) -> None:
         logger.warning("%s was not a file: it is deleted, and made again", path)
 
 
+def move_files(source: Path, folder: Path) -> None:
+    """Let all files of a folder take the places of those in another one, one by one.
+
+    Raises:
+        InputError: something that is no file is in the place of one, see `make_way`.
+        OSError: it cannot be done.
+    """
+    for file in sorted(source.iterdir()):
+        make_way(folder / file.name)
+        file.replace(folder / file.name)
+
+
 def remove_left_behind(folder: Path) -> None:
     """Delete what killed runs have left half-written in an output folder and those in it.
 
@@ -139,8 +160,4 @@ def remove_left_behind(folder: Path) -> None:
     for pattern in (".*.tmp*", "*/.*.tmp*"):
         for path in list(folder.glob(pattern)):
             if _TEMPORARY.fullmatch(path.name):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+                _remove(path)

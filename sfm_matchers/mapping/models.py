@@ -10,7 +10,7 @@ import pycolmap
 
 from sfm_matchers.errors import InputError, OutputError, one_line
 from sfm_matchers.files.names import check_name
-from sfm_matchers.files.replacing import flush, temporary_beside
+from sfm_matchers.files.replacing import flush, move_files, temporary_beside
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import GOES_ON, writing
 from sfm_matchers.files.text import read_text
@@ -78,8 +78,7 @@ def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
             temporary.mkdir(parents=True)
             model.write(temporary)
             check_written(model, temporary)
-            for file in sorted(temporary.iterdir()):
-                file.replace(folder / file.name)
+            move_files(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

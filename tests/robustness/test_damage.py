@@ -273,6 +273,29 @@ def test_damaged_exports_are_made_again(
         assert line == f"{folder / 'images'} is missing or damaged: it is exported again"
 
 
+def test_what_stands_in_the_way_of_exports_goes(
+    photos: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    formats = ["nerfstudio", "ply"]
+    export_model(finished, photos, tmp_path, formats)
+    content = {path: path.read_bytes() for path in files_below(tmp_path)}
+    for name in ("sparse_pc.ply", "transforms.json", "points3D.ply", "images"):
+        path = tmp_path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+            path.touch()
+        else:
+            path.unlink()
+            path.mkdir()
+        caplog.clear()
+        export_model(finished, photos, tmp_path, formats)
+        found = {path: path.read_bytes() for path in files_below(tmp_path)}
+        assert content.keys() == found.keys()
+        assert content[path] == found[path] if path in content else path.is_dir()
+        (line,) = [message for message in caplog.messages if "again" in message]
+        assert str(path) in line
+
+
 @pytest.mark.parametrize("damage", [cut, flipped, zeroed, emptied, "folder", "link"])
 def test_a_damaged_list_of_exports_is_made_again(
     photos: Path,
