@@ -684,7 +684,7 @@ def test_photos_that_are_reduced_for_their_memory_are_named(
     assert "usual.png" not in line
     with open_h5(tmp_path / "f.h5") as file:
         for name, size in sizes.items():
-            keypoints = read_group(file, name)["keypoints"]
+            keypoints = file.group(name)["keypoints"]
             assert (keypoints.max(0) > 0.8 * np.array(size)).all()  # in pixels of the photo
 
 
