@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.replacing import files_below
-from sfm_matchers.files.text import folder_written_whole, write_text, written_whole
+from sfm_matchers.files.notes import copy_of, read_memory, write_memory
+from sfm_matchers.files.replacing import files_below, make_way
+from sfm_matchers.files.text import folder_written_whole, written_whole
+
+logger = logging.getLogger("sfm_matchers.exports")
 
 RECORD = "exports.json"
 PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp
@@ -32,15 +36,22 @@ class OutputFolder:
         self._sources = _read_record(self.path / RECORD)
 
     def is_current(self, name: str, source: str) -> bool:
-        """True if `name` is there, was made from the same, and is as it was written."""
+        """True if `name` is there, was made from the same, and is as it was written.
+
+        If it only is not as it was written, this says so.
+        """
         noted, _, files = self._sources.get(name, "").partition(" ")
         try:
             known = json.loads(files)
         except ValueError:
             return False
         path = self.path / name
-        is_whole = isinstance(known, dict) and known.items() <= _state(path).items()
-        return noted == source and path.exists() and is_whole
+        if noted != source or not isinstance(known, dict):
+            return False
+        is_whole = path.exists() and known.items() <= _state(path).items()
+        if not is_whole:
+            logger.warning("%s is missing or damaged: it is exported again", path)
+        return is_whole
 
     def check(self, name: str) -> None:
         """Raise InputError if `name` is there and is no export."""
@@ -67,11 +78,16 @@ class OutputFolder:
     def file(self, name: str, source: str) -> Iterator[Path]:
         """Give a path to write to; the file takes the place of `name` if the block succeeds.
 
+        Args:
+            name: of the file.
+            source: what it is made of; "" if it is written each time.
+
         Raises:
             InputError: `name` is there and is no export.
             OutputError: it cannot be written.
         """
         path = self._claim(name)
+        make_way(path, is_told=not source)  # else `is_current` has told
         with written_whole(path) as temporary:
             yield temporary
         self._note(name, f"{source} {json.dumps(_state(path))}")
@@ -84,7 +100,7 @@ class OutputFolder:
 
     def _note(self, name: str, source: str) -> None:
         self._sources[name] = source
-        write_text(self.path / RECORD, json.dumps(self._sources, indent=1))
+        write_memory(self.path / RECORD, self._sources, twice=True)
 
 
 def _state(path: Path) -> dict[str, str]:
@@ -96,8 +112,8 @@ def _state(path: Path) -> dict[str, str]:
 def remove_exports(path: str | Path) -> None:
     """Delete what exports have written to a folder, and nothing else."""
     path = Path(path)
-    names = (*_read_record(path / RECORD), RECORD)
-    found = [path / name for name in names]
+    record = path / RECORD
+    found = [*(path / name for name in _read_record(record)), record, copy_of(record)]
     for target in (*found, path / PREPARED):  # what a kill has left
         found += target.parent.glob(f".{target.name}.*.tmp")
     for target in found:
@@ -108,18 +124,12 @@ def remove_exports(path: str | Path) -> None:
 
 
 def _read_record(path: Path) -> dict[str, str]:
-    """What was written, and from what; a damaged record is none.
+    """What was written, and from what.
 
     Names that lead out of the folder are not ours.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(record, dict):
-        return {}
     return {
         name: str(source)
-        for name, source in record.items()
+        for name, source in read_memory(path, twice=True).items()
         if not Path(name).is_absolute() and ".." not in Path(name).parts
     }

@@ -90,9 +90,11 @@ class ParallelFeatureExtractor(FeatureExtractor, Protocol):
 
     Attributes:
         batch_photos: how many are best given together.
+        max_pixels: of an image, for the memory that it takes; see `extraction.seen_size`.
     """
 
     batch_photos: int
+    max_pixels: int
 
     def extract_all(self, images: Sequence[np.ndarray]) -> list[Features]:
         """Return the features of each of some RGB images (H, W, 3) uint8."""

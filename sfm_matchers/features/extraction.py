@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,10 +15,7 @@ from typing import Any
 import numpy as np
 
 from sfm_matchers.confs import FrontEnd, Preprocessing, build
-from sfm_matchers.errors import (
-    InputError,
-    PhotoChangedError,
-)
+from sfm_matchers.errors import InputError, PhotoChangedError, listed
 from sfm_matchers.features.base import FeatureExtractor, ParallelFeatureExtractor
 from sfm_matchers.features.kornia import AlikedExtractor, DiskExtractor
 from sfm_matchers.features.sift import PARALLEL_PIXELS, SiftExtractor
@@ -26,10 +25,15 @@ from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.photos.checked import read_photo
+from sfm_matchers.photos.decoding_budget import DECODING
+from sfm_matchers.photos.images import decoding_bytes
 from sfm_matchers.photos.masks import inside_mask
 from sfm_matchers.photos.resizing import ResizedImage, network_size, resize_image
 
+logger = logging.getLogger(__name__)
+
 READ_AHEAD = 4  # photos decoded by a thread while the front-end works
+READ_AHEAD_BYTES = 1 << 29  # that they take while they are decoded, at most
 
 EXTRACTORS: dict[str, Callable[..., FeatureExtractor]] = {
     "sift": SiftExtractor,
@@ -98,7 +102,7 @@ def extract_features(
         unusable: dict[str, str] = {}
         preprocessing = front_end.preprocessing
         photos = _read_photos(
-            preprocessing, image_dir, missing, mask_dir, image_fingerprints, unusable
+            preprocessing, extractor, image_dir, missing, mask_dir, image_fingerprints, unusable
         )
         label = f"Features ({front_end.name})"
         with progress(total=len(missing), title=label, unit="photo") as bar:
@@ -109,6 +113,23 @@ def extract_features(
             raise PhotoChangedError(unusable)
     staged.commit()
     return missing
+
+
+def seen_size(
+    preprocessing: Preprocessing, size: tuple[int, int], extractor: FeatureExtractor
+) -> tuple[int, int]:
+    """Return the (width, height) at which a front-end sees a photo of `size` (width, height).
+
+    Memory goes by the pixels, `resize_max` by the longer side: a front-end with a limit of pixels
+    sees squares no larger than it. Who asks for a larger side gets what a photo of 4:3 has then.
+    """
+    resize_max = preprocessing.resize_max
+    seen = network_size(size, resize_max or max(size), multiple=1)
+    if resize_max is not None and isinstance(extractor, ParallelFeatureExtractor):
+        most = max(extractor.max_pixels, 3 * resize_max**2 // 4)
+        if seen[0] * seen[1] > most:
+            return network_size(size, math.isqrt(most * max(size) // min(size)), multiple=1)
+    return seen
 
 
 def extract_image(
@@ -125,7 +146,7 @@ def extract_image(
         image: RGB (H, W, 3) uint8.
         mask: (H, W) bool, False where features are dropped.
     """
-    photo = _prepare_photo(preprocessing, "image", image, mask)
+    photo = _prepare_photo(preprocessing, extractor, "image", image, mask)
     return _extract_batch(extractor, [photo])[photo.name]
 
 
@@ -141,6 +162,7 @@ class _Photo:
 
 def _read_photos(
     preprocessing: Preprocessing,
+    extractor: FeatureExtractor,
     image_dir: Path,
     names: Iterable[str],
     mask_dir: Path | None,
@@ -149,31 +171,51 @@ def _read_photos(
 ) -> Iterator[_Photo]:
     """Read photos, some ahead; those that cannot be used are noted with the reason."""
 
+    reduced = []
+
     def read(name: str) -> _Photo | None:
-        try:
-            photo = read_photo(image_dir, name, mask_dir, image_fingerprints[name])
-        except InputError as error:
-            unusable[name] = str(error)
-            return None
-        return _prepare_photo(preprocessing, name, photo.image, photo.mask)
+        with DECODING.share(decoding_bytes(image_dir / name)):
+            try:
+                pixels = read_photo(image_dir, name, mask_dir, image_fingerprints[name])
+            except InputError as error:
+                unusable[name] = str(error)
+                return None
+            photo = _prepare_photo(preprocessing, extractor, name, pixels.image, pixels.mask)
+        if max(photo.resized.pixels.shape) < min(max(photo.size), preprocessing.resize_max or 0):
+            reduced.append(name)
+        return photo
 
     with ThreadPoolExecutor(1) as thread:
-        coming: deque[Future[_Photo | None]] = deque()
+        coming: deque[tuple[int, Future[_Photo | None]]] = deque()
         for name in names:
-            coming.append(thread.submit(read, name))
-            if len(coming) > READ_AHEAD and (photo := coming.popleft().result()):
-                yield photo
+            size = decoding_bytes(image_dir / name)
+            while coming and (
+                len(coming) > READ_AHEAD
+                or size + sum(each for each, _ in coming) > READ_AHEAD_BYTES
+            ):
+                if photo := coming.popleft()[1].result():
+                    yield photo
+            coming.append((size, thread.submit(read, name)))
         while coming:
-            if photo := coming.popleft().result():
+            if photo := coming.popleft()[1].result():
                 yield photo
+    if reduced:
+        logger.warning(
+            "%s: features of images reduced to fewer pixels, for the memory that they take: %s",
+            image_dir,
+            listed(reduced),
+        )
 
 
 def _prepare_photo(
-    preprocessing: Preprocessing, name: str, image: np.ndarray, mask: np.ndarray | None
+    preprocessing: Preprocessing,
+    extractor: FeatureExtractor,
+    name: str,
+    image: np.ndarray,
+    mask: np.ndarray | None,
 ) -> _Photo:
     size = (image.shape[1], image.shape[0])
-    resize_max = preprocessing.resize_max or max(size)
-    resized = resize_image(image, network_size(size, resize_max, multiple=1))
+    resized = resize_image(image, seen_size(preprocessing, size, extractor))
     return _Photo(name, size, resized, mask)
 
 

@@ -17,12 +17,14 @@ from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import Space
 from sfm_matchers.machine.memory import available_memory
 from sfm_matchers.machine.threads import num_threads
+from sfm_matchers.photos.decoding_budget import DECODING
 
 PHOTOS_PER_THREAD = 4
 PARALLEL_PIXELS = 128 * 1024**2  # of the photos that are given together: 400 MB
 SIFT_BYTES = 160  # of a keypoint and its descriptor in a database
-SIFT_BYTES_PER_PIXEL = 300  # the pyramid, which begins at twice the image's size
+SIFT_BYTES_PER_PIXEL = 300  # the pyramid: 18 levels of floats, from twice the image's size on
 MEMORY_SHARE = 0.25  # of what is free
+LARGEST_PIXELS = 3200 * 2400  # of a photo, a usual one at COLMAP's size: 2.2 GB
 
 
 class SiftExtractor:
@@ -42,6 +44,7 @@ class SiftExtractor:
     """
 
     batch_pixels = 0
+    max_pixels = LARGEST_PIXELS
 
     def __init__(
         self,
@@ -71,9 +74,8 @@ class SiftExtractor:
         """See `ParallelFeatureExtractor.extract_all`."""
         options = self._options
         options.max_image_size = max(max(image.shape) for image in images)  # as large as they are
-        options.num_threads = self._threads_for(
-            max(image.shape[0] * image.shape[1] for image in images)
-        )
+        largest = max(image.shape[0] * image.shape[1] for image in images)
+        options.num_threads = self._threads_for(largest)
         names = [f"{number}.bmp" for number in range(len(images))]
         with scratch_folder() as folder:
             pixels = sum(image.shape[0] * image.shape[1] for image in images)
@@ -82,7 +84,8 @@ class SiftExtractor:
             for name, image in zip(names, images, strict=True):
                 bitmap = pycolmap.Bitmap.from_array(np.ascontiguousarray(image)).clone_as_grey()
                 bitmap.write(folder / name)
-            with quiet_colmap():
+            taken = min(options.num_threads, len(images)) * SIFT_BYTES_PER_PIXEL * largest
+            with quiet_colmap(), DECODING.share(taken):
                 pycolmap.extract_features(
                     folder / "database.db",
                     folder,

@@ -86,7 +86,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def flush(path: Path) -> None:
@@ -106,8 +115,12 @@ def files_below(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def make_way(path: Path) -> None:
+def make_way(path: Path, *, is_told: bool = True) -> None:
     """Delete an empty folder, or a pipe, in the place of a file of ours; say so.
+
+    Args:
+        path: of the file.
+        is_told: False where the file is missed later, and that is said.
 
     Raises:
         InputError: a folder there is not empty, or it cannot be deleted.
@@ -123,7 +136,20 @@ def make_way(path: Path) -> None:
         raise InputError(
             f"{path} is not a file, as it must be: move it away ({error.strerror})"
         ) from error
-    logger.warning("%s was not a file: it is deleted, and made again", path)
+    if is_told:
+        logger.warning("%s was not a file: it is deleted, and made again", path)
+
+
+def move_files(source: Path, folder: Path) -> None:
+    """Let all files of a folder take the places of those in another one, one by one.
+
+    Raises:
+        InputError: something that is no file is in the place of one, see `make_way`.
+        OSError: it cannot be done.
+    """
+    for file in sorted(source.iterdir()):
+        make_way(folder / file.name)
+        file.replace(folder / file.name)
 
 
 def remove_left_behind(folder: Path) -> None:
@@ -134,8 +160,4 @@ def remove_left_behind(folder: Path) -> None:
     for pattern in (".*.tmp*", "*/.*.tmp*"):
         for path in list(folder.glob(pattern)):
             if _TEMPORARY.fullmatch(path.name):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+                _remove(path)

@@ -12,6 +12,7 @@ import h5py
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.entries import copy_entries
 from sfm_matchers.files.hdf5 import Arrays, compression
+from sfm_matchers.files.replacing import make_way
 from sfm_matchers.files.seals import _checksum, _intact_entries, _seal, _seal_path, _sound_entries
 from sfm_matchers.files.text import write_text, written_whole
 
@@ -54,6 +55,8 @@ class StagedFile:
             shutil.rmtree(self._parts_dir, ignore_errors=True)
         self._part_of: dict[str, Path] = {}
         self._fingerprints: dict[str, str | None] = {}
+        for path in (self.path, _seal_path(self.path)):
+            make_way(path)
         if self.path.exists():
             self._fingerprints |= _intact_entries(self.path)
         for part in sorted(self._parts_dir.rglob("*.h5")):

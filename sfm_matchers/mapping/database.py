@@ -13,6 +13,7 @@ from PIL import Image
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
 from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
+from sfm_matchers.files.replacing import make_way
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import Space
 from sfm_matchers.files.text import written_whole
@@ -213,6 +214,7 @@ def build_database(
     Returns:
         The number of verified pairs.
     """
+    make_way(database_path)
     with written_whole(database_path) as temporary:
         Space(database_path).take(1000 * sum(map(len, cameras.groups)))
         create_database(temporary, image_dir, cameras, camera_options)

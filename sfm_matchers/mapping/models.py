@@ -10,7 +10,7 @@ import pycolmap
 
 from sfm_matchers.errors import InputError, OutputError, one_line
 from sfm_matchers.files.names import check_name
-from sfm_matchers.files.replacing import flush, temporary_beside
+from sfm_matchers.files.replacing import flush, move_files, temporary_beside
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import GOES_ON, writing
 from sfm_matchers.files.text import read_text
@@ -36,8 +36,9 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
     Raises:
         InputError: there is no model, or it cannot be read.
     """
+    folder = Path(path)
     try:
-        folder = model_folder(Path(path))
+        folder = model_folder(folder)
         if folder != Path(path):
             logger.info("The model is %s", folder)
         if has_tables(folder):
@@ -48,7 +49,9 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
             model = _read_by_hand(folder) if by_hand else pycolmap.Reconstruction(folder)
             _check_as_tables(model)
     except Exception as error:  # of text that makes no sense pycolmap raises anything
-        raise InputError(f"{path} is not a COLMAP model: {one_line(error)}") from error
+        is_odd = not isinstance(error, InputError) and (folder / "cameras.txt").is_file()
+        where = "its tables are damaged, or of several models: " if is_odd else ""
+        raise InputError(f"{path} is not a COLMAP model: {where}{one_line(error)}") from error
     for image in model.images.values():
         check_name(image.name, path)
     return model
@@ -75,8 +78,7 @@ def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:
             temporary.mkdir(parents=True)
             model.write(temporary)
             check_written(model, temporary)
-            for file in sorted(temporary.iterdir()):
-                file.replace(folder / file.name)
+            move_files(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ MAX_RESIDUAL = 1.5  # pixels of a keypoint, up to which the projection of its po
 # Samples: where half of the keypoints lie farther from the projections of their points, patches are
 # aligned at twice the distance of samples first. Elsewhere that takes time and changes nothing.
 ROUGH = 0.5
+LARGEST_PIXELS = 1 << 26  # of a photo that is looked at as it is; 16 bytes each at least
 SHARP_SIDE = 2048  # pixels, longer side up to which photos are taken to be sharp to the pixel
 NUM_INDEPENDENT = 30.0  # samples of a patch, whose noise is blurred
 BORDER = 2 * RADIUS  # samples
@@ -69,12 +71,14 @@ class Photos:
     def blurred(self, view: View, spacing: float) -> Tensor:
         """Return a photo (1, 1, H, W) without what samples so many pixels apart cannot tell.
 
+        It is smaller by its `reduction`; the spacing is in pixels of the photo as it is.
+
         Raises:
             InputError: it cannot be read, or has another size than its camera.
         """
         key = (view.name, spacing)
         if key not in self._kept:
-            self._kept[key] = blurred(self._read(view), spacing)
+            self._kept[key] = blurred(self._read(view), spacing / self.reduction(view))
             while len(self._kept) > 2 and self._bytes() > self.budget:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
@@ -83,8 +87,16 @@ class Photos:
     def _bytes(self) -> int:
         return sum(image.numel() * image.element_size() for image in self._kept.values())
 
+    def reduction(self, view: View) -> int:
+        """By how much a photo is reduced, not to take gigabytes: its samples lie further apart."""
+        factor = 1
+        while view.size[0] * view.size[1] > LARGEST_PIXELS * factor**2:
+            factor *= 2
+        return factor
+
     def _read(self, view: View) -> np.ndarray:
         if self._gray[0] != view.name:
+            self._gray = "", np.zeros((0, 0))  # while the next one is read
             image = read_image(self.folder / view.name, gray=True)
             if image.shape[::-1] != view.size:
                 found, expected = ("{}x{}".format(*size) for size in (image.shape[::-1], view.size))
@@ -92,8 +104,18 @@ class Photos:
                     f"{self.folder / view.name} is {found}, its camera in the model {expected}: "
                     "give the photos that the model was made of"
                 )
-            self._gray = view.name, image.astype(np.float32)
+            self._gray = view.name, _reduced(image, self.reduction(view)).astype(np.float32)
         return self._gray[1]
+
+
+def _reduced(image: np.ndarray, factor: int) -> np.ndarray:
+    """Return means of squares of pixels; at the right and below, of what there is repeated."""
+    if factor == 1:
+        return image
+    height, width = (-side % factor for side in image.shape)
+    whole = cv2.copyMakeBorder(image, 0, height, 0, width, cv2.BORDER_REPLICATE)
+    size = (whole.shape[1] // factor, whole.shape[0] // factor)
+    return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA))
 
 
 def sample_spacing(view: View) -> float:
@@ -249,6 +271,11 @@ def _centers(view: View, points: FloatArray, keypoints: FloatArray) -> FloatArra
     return np.where(near[:, None], pixels, keypoints)
 
 
+def _in_reduced(pixels: FloatArray, factor: int) -> FloatArray:
+    """Return pixels (M, 2) of a photo in it reduced."""
+    return pixels if factor == 1 else (pixels + 0.5) / factor - 0.5
+
+
 def _aligned(
     photos: Photos,
     view0: View,
@@ -266,6 +293,8 @@ def _aligned(
     Returns:
         All but the point of `Sightings`.
     """
+    reduction0, reduction1 = photos.reduction(view0), photos.reduction(view1)
+    pixels0, pixels1 = _in_reduced(pixels0, reduction0), _in_reduced(pixels1, reduction1)
     points0, points1, maps = (
         torch.from_numpy(array.astype(np.float32)) for array in (pixels0, pixels1, linear)
     )
@@ -276,13 +305,15 @@ def _aligned(
             photos.blurred(view1, width * zoom),
             points0,
             points1,
-            maps * width,
-            spacing=width,
+            maps * (width / reduction1),
+            spacing=width / reduction0,
             affine=affine,
         )
         points1 = result.points
     noise = (1 - result.correlation.clamp(max=1)) / result.texture.clamp(min=1e-6)
     deviation = spacing * zoom * (2 * noise / NUM_INDEPENDENT).sqrt()
+    if reduction1 > 1:
+        points1 = (points1 + 0.5) * reduction1 - 0.5
     return tuple(
         array.numpy().astype(array_type)
         for array, array_type in (

@@ -18,7 +18,7 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.files.colmap_database import quiet_colmap, read_image_ids
 from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.files.pair_lists import Pair
-from sfm_matchers.files.replacing import flush, remove_left_behind, temporary_beside
+from sfm_matchers.files.replacing import flush, move_files, remove_left_behind, temporary_beside
 from sfm_matchers.files.space import Space, writing
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.database import (
@@ -92,8 +92,7 @@ def triangulate(
             )
         check_written(model, temporary)
         flush(database_path)
-        for file in sorted(temporary.iterdir()):
-            file.replace(model_dir / file.name)
+        move_files(temporary, model_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return model

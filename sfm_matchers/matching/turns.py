@@ -11,7 +11,6 @@ What is decided depends on the photos, the matcher, and which pairs there are, a
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack
@@ -19,10 +18,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from sfm_matchers.errors import InputError
 from sfm_matchers.files.names import in_natural_order
+from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair
-from sfm_matchers.files.text import read_text, write_text
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.matchers.quarter_turns import Agreement, Look
 
@@ -203,19 +201,15 @@ def _more_looks(
 
 def _read_looks(path: Path, sources: Set[str]) -> dict[str, Look]:
     """Return the looks of a file by what they were made of, as far as that is asked for."""
-    try:
-        stored = json.loads(read_text(path))
-        return {
-            source: Look(tuple(Agreement(int(inliers), float(lean)) for inliers, lean in look))
-            for source, look in stored.items()
-            if source in sources
-        }
-    except (InputError, ValueError, TypeError, AttributeError):  # absent, or damaged
-        return {}
+    return {
+        source: Look(tuple(Agreement(int(inliers), float(lean)) for inliers, lean in look))
+        for source, look in read_memory(path).items()
+        if source in sources
+    }
 
 
 def _written_looks(path: Path, looks: Mapping[str, Look]) -> dict[str, Look]:
     """Write looks; where another shard's run has looked at the same pairs, its looks count."""
     looks = {**looks, **_read_looks(path, looks.keys())}
-    write_text(path, json.dumps({source: looks[source].positions for source in sorted(looks)}))
+    write_memory(path, {source: looks[source].positions for source in sorted(looks)})
     return looks

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.photos import heif
-from sfm_matchers.photos.decoding_budget import _DECODING
+from sfm_matchers.photos.decoding_budget import DECODING
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _decoded(
         shrink = min(header.size) // max(1, least_side)
         # OpenCV's flags for half the size are 16 and 17, for a quarter 32 and 33, and so on.
         flags |= next((8 * factor for factor in (8, 4, 2) if factor <= shrink), 0)
-    with _DECODING.share(_decoding_bytes(header)):
+    with DECODING.share(_decoding_bytes(header)):
         image = decode_pixels(path, flags)
         if image.dtype == np.uint16:
             image = _to_8_bits(image)
@@ -319,7 +319,7 @@ def decoded_size(path: Path) -> tuple[int, int]:
             # OpenCV before 5 fills what is missing with gray. Pillow refuses it, and is quick at
             # an eighth of the size.
             photo.draft("L", (1, 1))
-            with _DECODING.share(decoding_bytes(path)):
+            with DECODING.share(decoding_bytes(path)):
                 photo.load()
     height, width = read_image(path, gray=True).shape
     return width, height

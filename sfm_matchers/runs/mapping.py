@@ -130,21 +130,21 @@ class Build:
         self, cameras: CameraGroups, workspace: Workspace
     ) -> list[pycolmap.Reconstruction]:
         source = self.model_source(cameras)
-        if workspace.is_done(_MAPPED, source) or workspace.is_done(
-            _FINISHED, self.finished_source(cameras)
+        if not (
+            workspace.is_done(_MAPPED, source)
+            or workspace.is_done(_FINISHED, self.finished_source(cameras))
         ):
-            return [read_model(path) for path in workspace.model_folders()]
-        models = reconstruct(
-            workspace.database,
-            self.job.image_dir,
-            workspace.models,
-            self.options.mapper,
-            fixed_intrinsics=self.fixed,
-            num_threads=self.options.mapper_threads,
-            robust=not self.options.no_refine,
-        )
-        workspace.set_done(_MAPPED, source, workspace.models)
-        return models
+            reconstruct(
+                workspace.database,
+                self.job.image_dir,
+                workspace.models,
+                self.options.mapper,
+                fixed_intrinsics=self.fixed,
+                num_threads=self.options.mapper_threads,
+                robust=not self.options.no_refine,
+            )
+            workspace.set_done(_MAPPED, source, workspace.models)
+        return _read_models(workspace)
 
     def take(self, cameras: CameraGroups, trial: Workspace) -> None:
         """Put the database and the models that were made in another workspace into the run's."""
@@ -207,7 +207,7 @@ class Build:
         first = [asdict(one) for one in choices]
         write_memory(workspace.camera_models, {"first": first, "joined": joined})
         workspace.set_done(_FINISHED, source, workspace.models, workspace.camera_models)
-        return better, choices
+        return _read_models(workspace), choices
 
     def _lengthened(
         self, models: Sequence[pycolmap.Reconstruction]
@@ -222,6 +222,15 @@ class Build:
             new, _ = lengthen_tracks(model, image_dir, mask_dir=mask_dir, fixed_cameras=fixed)
             longer.append(new)
         return longer
+
+
+def _read_models(workspace: Workspace) -> list[pycolmap.Reconstruction]:
+    """Read the models that are there, also those that were just made.
+
+    In memory their images and points may lie in another order, in which sums of an adjustment have
+    other last bits: a run that goes on after a kill would end with another model.
+    """
+    return [read_model(path) for path in workspace.model_folders()]
 
 
 MAX_CAMERA_TRIALS = 3

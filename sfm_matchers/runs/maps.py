@@ -46,12 +46,12 @@ def triangulated_map(
         if image.has_pose
     ]
     source = fingerprint(revisions.TRIANGULATION, known, content_hash(match_path), sorted(views))
-    if job.workspace.is_done(model_dir.name, source):
-        return read_model(model_dir), feature_path
-    with job.workspace.timed("triangulation"):
-        model = triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path)
-    job.workspace.set_done(model_dir.name, source, model_dir)
-    return model, feature_path
+    if not job.workspace.is_done(model_dir.name, source):
+        with job.workspace.timed("triangulation"):
+            triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path)
+        job.workspace.set_done(model_dir.name, source, model_dir)
+    # As a later run reads it: in memory images and points may lie in another order.
+    return read_model(model_dir), feature_path
 
 
 def _photos_of_map(job: MatchingJob, reference: pycolmap.Reconstruction) -> set[str]:

@@ -76,7 +76,9 @@ class Workspace:
 
     def owns_frames(self) -> bool:
         """Return whether a run has written the folder of the frames."""
-        return (self.frames / FRAMES_MARK).is_file()
+        if not self.frames.is_dir():
+            return False
+        return (self.frames / FRAMES_MARK).is_file() or self.frames.name in read_memory(self.notes)
 
     def __repr__(self) -> str:
         """Return the folder."""
@@ -242,9 +244,13 @@ class Workspace:
         """
         with exclusive(self.path, shard):
             if shard is None:
+                steps = read_memory(self.notes).values()
+                noted = {self.path / name for step in steps for name in step.get("files", ())}
+                tables = {".bin", ".h5"} if (self.path / "map.json").is_file() else set()
                 for pattern in _FILES:
                     for path in self.path.glob(pattern):
-                        make_way(path)
+                        is_missed = path in noted or path.suffix in tables
+                        make_way(path, is_told=not is_missed)
             yield
 
     def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:
@@ -267,10 +273,10 @@ class Workspace:
         remove_exports(self.path)
         own = [self.database, self.models, self.cameras, self.camera_models, self.georeferenced]
         own.append(self.look_alikes)
-        if self.owns_frames():
-            own.append(self.frames)
         if is_output(self.path):  # else files of such names may be anybody's
             own += self.pictures
+        if self.owns_frames():
+            own.append(self.frames)
         own += [self.photos, self.notes, self.report]
         for pattern in _CLEARED:
             own += self.path.glob(pattern)
@@ -309,7 +315,6 @@ _FILES = (
     "cameras.json",
     "camera_models.json",
     "look_alikes.json",
-    "exports.json",
     "steps.json",
     "map.json",
     "report.html",

@@ -20,6 +20,7 @@ from typing import IO
 
 from sfm_matchers.errors import WeightsError, one_line
 from sfm_matchers.files.fingerprints import file_sha256
+from sfm_matchers.files.notes import copy_of
 from sfm_matchers.files.replacing import replacing
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.weights.registry import BUNDLED_DIR, Checkpoint
@@ -70,7 +71,7 @@ def fetch(checkpoint: Checkpoint) -> Path:
             f"{checkpoint.name} is missing and SFM_MATCHERS_OFFLINE is set: {advice}"
         )
     try:
-        expected = checkpoint.sha256 or _remembered(path)
+        expected = checkpoint.sha256 or next(iter(_noted(path) or ()), None)
         download(checkpoint.url, path, sha256=expected, size=checkpoint.size)
         if expected is None:
             _remember(path)
@@ -93,14 +94,18 @@ def _check(path: Path, checkpoint: Checkpoint) -> None:
         if file_sha256(path) != checkpoint.sha256:
             raise WeightsError(f"{path} is damaged (wrong sha256): delete it and run again")
         return
-    remembered = _remembered(path)
-    if remembered is None:
+    digest, noted = file_sha256(path), _noted(path)
+    if noted is None:
         _remember(path)
-    elif file_sha256(path) != remembered:
+    elif digest not in noted:
         raise WeightsError(
             f"{path} is not the file that was there at first (its sha256 is not the one in "
             f"{_memory_path(path).name}): delete it and run again; delete both to accept another"
         )
+    elif noted != [digest, digest]:
+        if _read_digest(_memory_path(path)) != digest:
+            logger.warning("%s is damaged: it is made again from its copy", _memory_path(path))
+        _write_memory(path, digest)
 
 
 def _memory_path(path: Path) -> Path:
@@ -108,22 +113,28 @@ def _memory_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _remembered(path: Path) -> str | None:
-    """The sha256 that a file had at first; None if it was never there.
+def _noted(path: Path) -> list[str] | None:
+    """What the note and its copy say of the sha256 that a file had at first; None without a note.
 
     Raises:
-        WeightsError: what was noted is damaged.
+        WeightsError: both are damaged.
     """
     memory_path = _memory_path(path)
-    try:
-        digest = memory_path.read_text(encoding="ascii").split()[0].lower()
-    except FileNotFoundError:
+    if not memory_path.exists():
         return None
-    except (OSError, ValueError, IndexError):
-        digest = ""
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    noted = [_read_digest(memory_path), _read_digest(copy_of(memory_path))]
+    if not any(noted):
         raise WeightsError(f"{memory_path} is damaged: delete it, and {path.name} if in doubt")
-    return digest
+    return [digest for digest in noted if digest]
+
+
+def _read_digest(path: Path) -> str:
+    """The sha256 in a note; "" if it is missing or damaged."""
+    try:
+        digest = path.read_text(encoding="ascii").split()[0].lower()
+    except (OSError, ValueError, IndexError):
+        return ""
+    return digest if re.fullmatch("[0-9a-f]{64}", digest) else ""
 
 
 def _remember(path: Path) -> None:
@@ -135,11 +146,18 @@ def _remember(path: Path) -> None:
         path,
         digest,
     )
+    _write_memory(path, digest)
+
+
+def _write_memory(path: Path, digest: str) -> None:
+    """Write the note of a file's sha256, and its copy."""
+    memory_path = _memory_path(path)
     try:
-        with replacing(_memory_path(path)) as temporary:
-            temporary.write_text(f"{digest}  {path.name}\n", encoding="ascii")
+        for one in (memory_path, copy_of(memory_path)):
+            with replacing(one) as temporary:
+                temporary.write_text(f"{digest}  {path.name}\n", encoding="ascii")
     except OSError as error:
-        logger.warning("%s cannot be written: %s", _memory_path(path), error.strerror)
+        logger.warning("%s cannot be written: %s", memory_path, error.strerror)
 
 
 def download(url: str, path: Path, *, sha256: str | None = None, size: int | None = None) -> None:

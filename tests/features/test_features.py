@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from sfm_matchers.features.extraction import (
     extract_features,
     extract_image,
     load_extractor,
+    seen_size,
 )
 from sfm_matchers.features.networks import MIN_SIDE
 from sfm_matchers.features.sift import SiftExtractor
@@ -46,6 +48,7 @@ from sfm_matchers.features.superpoint import SUPERPOINT_VARIABLE
 from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
+from sfm_matchers.photos import decoding_budget, images
 from sfm_matchers.photos.checked import photo_fingerprint
 from sfm_matchers.weights import cache_dir, find_checkpoint, registry
 
@@ -644,6 +647,75 @@ def test_sift_takes_as_many_threads_as_there_is_memory_for(
     monkeypatch.setattr(sift, "num_threads", lambda: 8)
     monkeypatch.setattr(sift, "available_memory", lambda: memory)
     assert SiftExtractor()._threads_for(10**6) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "resize_max", "expected"),
+    [
+        ((4000, 3000), 3200, (3200, 2400)),  # as COLMAP
+        ((6000, 4000), 3200, (3200, 2133)),
+        ((2770, 2770), 3200, (2770, 2770)),
+        ((12000, 12000), 3200, (2771, 2771)),
+        ((2900, 3100), 3200, (2680, 2865)),
+        ((12000, 12000), 6400, (5542, 5542)),  # asked for
+        ((12000, 12000), 1600, (1600, 1600)),
+        ((12000, 12000), None, (12000, 12000)),
+    ],
+)
+def test_sift_sees_no_more_pixels_than_there_is_memory_for(
+    size: tuple[int, int], resize_max: int | None, expected: tuple[int, int]
+) -> None:
+    assert seen_size(Preprocessing(resize_max), size, SiftExtractor()) == expected
+
+
+def test_photos_that_are_reduced_for_their_memory_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(SiftExtractor, "max_pixels", 160 * 120)
+    sizes = {"square.png": (200, 200), "usual.png": (200, 150), "small.png": (130, 130)}
+    for name, size in sizes.items():
+        cv2.imwrite(str(tmp_path / name), texture(size, 1))
+    digests = {name: fingerprint_of(tmp_path, name) for name in sizes}
+    conf = FrontEnd("sift", output="feats", preprocessing=Preprocessing(160))
+    extract_features(conf, tmp_path, digests, tmp_path / "f.h5")
+    (line,) = caplog.messages
+    assert "reduced to fewer pixels" in line
+    assert "square.png" in line
+    assert "usual.png" not in line
+    with open_h5(tmp_path / "f.h5") as file:
+        for name, size in sizes.items():
+            keypoints = file.group(name)["keypoints"]
+            assert (keypoints.max(0) > 0.8 * np.array(size)).all()  # in pixels of the photo
+
+
+def test_large_photos_are_not_decoded_beside_the_pyramid_of_sift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while COLMAP works, nor several ahead of it."""
+    at_work: list[int] = []
+    run, read = pycolmap.extract_features, extraction.read_photo
+
+    def working(*arguments: Any, **options: Any) -> None:
+        at_work.append(1)
+        run(*arguments, **options)
+        time.sleep(0.1)
+        at_work.clear()
+
+    def reading(*arguments: Any) -> Any:
+        assert not at_work
+        return read(*arguments)
+
+    monkeypatch.setattr(pycolmap, "extract_features", working)
+    monkeypatch.setattr(extraction, "read_photo", reading)
+    budget = decoding_budget._Budget(300 * 150 * 100)  # of a pyramid alone
+    for owner in (sift, extraction, images):
+        monkeypatch.setattr(owner, "DECODING", budget)
+    names = [f"{seed}.png" for seed in range(4)]
+    for seed, name in enumerate(names):
+        cv2.imwrite(str(tmp_path / name), texture((150, 100), seed))
+    digests = {name: fingerprint_of(tmp_path, name) for name in names}
+    conf = FrontEnd("sift", output="feats", preprocessing=Preprocessing(160))
+    assert extract_features(conf, tmp_path, digests, tmp_path / "f.h5") == names
 
 
 def test_files_of_sift_do_not_depend_on_threads(

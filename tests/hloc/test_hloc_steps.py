@@ -70,6 +70,37 @@ def test_steps_are_functions(photos: Path, tmp_path: Path) -> None:
     assert {camera.model.name for camera in model.cameras.values()} == {"PINHOLE"}
 
 
+def test_folders_in_the_place_of_files_make_way(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run() -> bytes:
+        images, pairs, model = photos / "photos", tmp_path / "pairs.txt", tmp_path / "sfm"
+        features = extract_features(image_dir=images, export_dir=tmp_path, conf="sift-n2048")
+        pairs_from_exhaustive(output=pairs, features=features)
+        (matches,) = match_features(pairs=pairs, features=features, export_dir=tmp_path)
+        reconstruction(
+            sfm_dir=model, image_dir=images, pairs=pairs, features=features, matches=matches
+        )
+        return b"".join((model / f"{name}.bin").read_bytes() for name in ("images", "points3D"))
+
+    before = run()
+    in_the_way = [
+        *(path for path in tmp_path.rglob("*.h5*") if path.is_file()),
+        tmp_path / "photos.json",
+        tmp_path / "sfm" / "database.db",
+        tmp_path / "sfm" / "frames.bin",
+        tmp_path / "sfm" / "models" / "0" / "images.bin",
+    ]
+    assert len(in_the_way) == 8
+    for path in in_the_way:
+        path.unlink()
+        path.mkdir()
+    caplog.clear()
+    assert run() == before
+    told = [message for message in caplog.messages if "was not a file" in message]
+    assert len(told) == 7  # the folder of models is made each time
+
+
 def test_a_shard_returns_no_file(photos: Path, tmp_path: Path) -> None:
     features = extract_features(image_dir=photos / "photos", export_dir=tmp_path, conf="sift-n2048")
     pairs = tmp_path / "pairs.txt"

@@ -13,9 +13,10 @@ import pytest
 from pipelines import refine
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.mapping import patch_location
 from sfm_matchers.mapping.adjustment import adjust_robustly
-from sfm_matchers.mapping.patch_location import carry_over
-from sfm_matchers.mapping.sparse_scene import View, is_hidden
+from sfm_matchers.mapping.patch_location import BORDER, Photos, carry_over, locate
+from sfm_matchers.mapping.sparse_scene import SparseScene, View, is_hidden
 from sfm_matchers.mapping.tracks import (
     LongerTracks,
     default_adjustment,
@@ -262,3 +263,33 @@ def test_a_model_without_points_stays_as_it_is(place: Place) -> None:
     empty.delete_all_points2D_and_points3D()
     longer, done = lengthen_tracks(empty, place.folder / "images")
     assert longer.num_points3D() == done.added == 0
+
+
+def test_photos_too_large_for_memory_are_reduced_and_tell_the_same(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pycolmap.Reconstruction(place.model)
+    for camera in model.cameras.values():
+        camera.rescale(4.0)
+    for image in model.images.values():
+        photo = cv2.imread(str(place.folder / "images" / image.name))
+        large = cv2.resize(photo, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(tmp_path / image.name), large)
+        for point in image.points2D:
+            point.xy = 4 * point.xy
+    monkeypatch.setattr(patch_location, "SHARP_SIDE", 480)  # samples lie 4 pixels apart
+    scene = SparseScene.of(model)
+    candidates = scene.unseen_candidates(0, 4.0 * BORDER)
+    found = []
+    for largest, factor in ((1 << 26, 1), (1000 * 800, 2)):
+        monkeypatch.setattr(patch_location, "LARGEST_PIXELS", largest)
+        photos = Photos(tmp_path, 1 << 30)
+        assert photos.reduction(scene.views[0]) == factor
+        found.append(locate(scene, 0, candidates, photos))
+        assert photos.blurred(scene.views[0], 4.0).shape[2:] == (1440 // factor, 1920 // factor)
+    whole, reduced = found
+    both = whole.succeeded & reduced.succeeded
+    assert both.sum() > 0.9 * whole.succeeded.sum() > 20
+    apart = np.linalg.norm(whole.pixel - reduced.pixel, axis=1)[both]
+    assert np.median(apart) < 0.1  # of pixels of which samples are 4 apart
+    assert np.median(reduced.deviation[both] / whole.deviation[both]) == pytest.approx(1, abs=0.1)

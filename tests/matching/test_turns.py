@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from matching_work import content
 from material import photo_fingerprints
 
 from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing
+from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.matchers.quarter_turns import Agreement, Look
@@ -144,25 +144,32 @@ def test_few_pairs_are_looked_at_and_one_that_fits_nowhere_a_few_times_more(
     assert known.of((photos[6], photos[29]))[2]
 
 
-def test_looks_are_kept_and_damaged_ones_made_again(tmp_path: Path) -> None:
+def test_looks_are_kept_and_damaged_ones_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     photos, path = names(12), tmp_path / "looks.json"
     agree = {pair: look(1, 80) for pair in exhaustive_pairs(photos) if "3.png" in pair}
     known, asked = looks_asked_for(photos, agree, path)
     again, nothing = looks_asked_for(photos, agree, path)
     assert again == known
     assert not nothing
-    stored = json.loads(path.read_text())
+    text, stored = path.read_text(), read_memory(path)
     kept = dict(list(stored.items())[: len(stored) // 2])
-    for text, missing in (
-        (json.dumps(kept), len(stored) - len(kept)),
-        ("{", len(asked)),
-        ('{"0.png 1.png": 3}', len(asked)),
-    ):
-        path.write_text(text)
+
+    def check_looks_again(missing: int) -> None:
         again, looked = looks_asked_for(photos, agree, path)
         assert again == known
         assert len(looked) == missing
-        assert json.loads(path.read_text()) == stored
+        assert read_memory(path) == stored
+
+    write_memory(path, kept)
+    check_looks_again(len(stored) - len(kept))
+    for damaged in ("{", text[: len(text) // 2], text.replace("80", "88", 1)):
+        path.write_text(damaged)
+        caplog.clear()
+        check_looks_again(len(asked))
+        (line,) = caplog.messages
+        assert str(path) in line
 
 
 @dataclass
@@ -235,7 +242,7 @@ def test_mixed_photos_are_matched_in_their_positions_in_any_order_and_after_a_ki
         patch.setattr(Marked, "match_encoded", interrupted_after(9, Marked.match_encoded))
         with pytest.raises(KeyboardInterrupt):
             match_all(tmp_path, killed, pairs)
-    assert len(json.loads((tmp_path / "out" / "c.h5.turns.json").read_text())) > 1
+    assert len(read_memory(tmp_path / "out" / "c.h5.turns.json")) > 1
     assert len(match_all(tmp_path, killed, pairs)) == len(pairs)
     assert content(killed) == found
 

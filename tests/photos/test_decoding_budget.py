@@ -27,7 +27,7 @@ from sfm_matchers.photos.images import (
 def test_photos_decoded_at_once_share_a_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, at_once: int
 ) -> None:
-    monkeypatch.setattr(images, "_DECODING", decoding_budget._Budget(6 * 80 * 80))
+    monkeypatch.setattr(images, "DECODING", decoding_budget._Budget(6 * 80 * 80))
     counts, lock, decode, largest = [0], threading.Lock(), cv2.imdecode, [0]
 
     def slowly(encoded: np.ndarray, flags: int) -> np.ndarray:
@@ -48,6 +48,13 @@ def test_photos_decoded_at_once_share_a_budget(
         photos = list(threads.map(read_image, paths))
     assert largest[0] == at_once
     assert all((photo == [255, 0, 0]).all() for photo in photos)
+
+
+def test_a_thread_that_holds_a_share_needs_no_other() -> None:
+    budget = decoding_budget._Budget(10)
+    with budget.share(20), budget.share(20):
+        assert budget._used == 20
+    assert budget._used == 0
 
 
 def test_what_is_no_photo_takes_no_budget(tmp_path: Path) -> None:

@@ -198,6 +198,9 @@ def test_frames_are_written_once(
     next(iter(chosen.image_dir.glob("*.jpg"))).unlink()
     frames_instead_of_video(options(clip, tmp_path, 8))
     assert len(find_images(chosen.image_dir)) == 8
+    (chosen.image_dir / "video.json").unlink()
+    frames_instead_of_video(options(clip, tmp_path, 8))
+    assert (chosen.image_dir / "video.json").is_file()
     frames_instead_of_video(options(clip, tmp_path, 6))
     assert len(find_images(chosen.image_dir)) == 6
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError, WeightsError
 from sfm_matchers.files.fingerprints import file_sha256
+from sfm_matchers.files.notes import copy_of
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
@@ -332,16 +333,26 @@ def test_weights_without_a_published_checksum_stay_what_they_were_at_first(
     caplog.clear()
     assert fetch(checkpoint) == path
     assert not caplog.text
+    noted = memory.read_text()
+    for damaged in ("", noted[:30], "0" + noted[1:]):
+        memory.write_text(damaged)
+        caplog.clear()
+        assert fetch(checkpoint) == path
+        assert f"{memory} is damaged: it is made again from its copy" in caplog.text
+        assert memory.read_text() == noted
     path.write_bytes(b"other")
+    memory.write_text("")
     with pytest.raises(WeightsError, match="is not the file that was there at first") as error:
         fetch(checkpoint)
     one_line(error)
     path.unlink()
-    memory.write_text(memory.read_text().replace(sha256_of_content(tmp_path), 64 * "0"))
+    for note in (memory, copy_of(memory)):
+        note.write_text(noted.replace(sha256_of_content(tmp_path), 64 * "0"))
     with pytest.raises(WeightsError, match="expected 0000"):
         fetch(checkpoint)
     assert not path.exists()
-    memory.write_text("?")
+    for note in (memory, copy_of(memory)):
+        note.write_text("?")
     with pytest.raises(WeightsError, match="is damaged: delete it"):
         fetch(checkpoint)
     memory.unlink()
