@@ -3,7 +3,8 @@
     python -m benchmarks.warm_map start --photos 1000
     python -m benchmarks.warm_map query MAP PHOTO...
 
-The first makes a map of synthetic features, 2,048 a photo, and opens it. Seconds are of the CPU.
+The first makes a map of synthetic features, 2,048 a photo, half of them with points that five
+photos see, and opens it. Seconds are of the CPU.
 """
 
 from __future__ import annotations
@@ -24,29 +25,22 @@ from sfm_matchers.localization.map_folder import MapSettings, VladIndex
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.matchers.registry import matcher_weights_fingerprint
 
-KEYPOINTS, DIMENSION = 2048, 128
+KEYPOINTS, DIMENSION, TRACK_LENGTH = 2048, 128, 5
 
 
 def write_synthetic_map(folder: Path, num_photos: int, matcher: str) -> None:
-    """Write a map whose features are noise; each photo has 2,048 keypoints, all with points."""
+    """Write a map whose features are noise; each photo has 2,048 keypoints."""
     rng = np.random.default_rng(0)
     conf = load_conf(matcher)
     assert isinstance(conf, SparseConf)
-    options = pycolmap.SyntheticDatasetOptions(
-        num_rigs=1,
-        num_cameras_per_rig=1,
-        num_frames_per_rig=num_photos,
-        num_points3D=KEYPOINTS,
-    )
-    model = pycolmap.synthesize_dataset(options)
+    model = _model(num_photos, rng)
     write_model(model, folder / map_folder.MODEL)
     names = sorted(image.name for image in model.images.values())
     staged = StagedFile(folder / map_folder.FEATURES)
     for name in names:
-        descriptors = rng.normal(size=(DIMENSION, KEYPOINTS)).astype(np.float16)
         entry = {
             "keypoints": rng.uniform(0, 700, (KEYPOINTS, 2)).astype(np.float32),
-            "descriptors": descriptors,
+            "descriptors": rng.normal(size=(DIMENSION, KEYPOINTS)).astype(np.float16),
             "scores": np.ones(KEYPOINTS, np.float32),
             "image_size": np.array([1024, 768]),
         }
@@ -65,6 +59,34 @@ def write_synthetic_map(folder: Path, num_photos: int, matcher: str) -> None:
         model.num_points3D(),
     )
     map_folder.write_settings(folder, settings)
+
+
+def _model(num_photos: int, rng: np.random.Generator) -> pycolmap.Reconstruction:
+    """Photos in a row, of whose keypoints every other one has a point that the next ones see."""
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 900.0, 1024, 768)
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera)
+    for index in range(num_photos):
+        image = pycolmap.Image(
+            name=f"{index:05d}.jpg",
+            keypoints=rng.uniform(0, 700, (KEYPOINTS, 2)),
+            camera_id=1,
+            image_id=index + 1,
+        )
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([-float(index), 0.0, 0.0]))
+        model.add_image_with_trivial_frame(image, pose)
+    per_photo = KEYPOINTS // 2 // TRACK_LENGTH
+    for index in range(num_photos):
+        for point in range(per_photo):
+            elements = [
+                pycolmap.TrackElement(
+                    (index + step) % num_photos + 1, 2 * (point * TRACK_LENGTH + step)
+                )
+                for step in range(min(TRACK_LENGTH, num_photos))
+            ]
+            place = rng.uniform([index, -2.0, 4.0], [index + 2.0, 2.0, 8.0])
+            model.add_point3D(place, pycolmap.Track(elements), np.zeros(3, np.uint8))
+    return model
 
 
 def open_map(folder: Path) -> None:

@@ -40,12 +40,18 @@ def rivalry(solution: Solution) -> str:
     rival = solve(others, solution.camera, max_trials=ALTERNATIVE_TRIALS)
     if rival is None or rival.num_inliers < enough or implausibility(rival, rival.inliers):
         return ""
-    if rival.moves_from(solution) < RIVAL_DISTANCE and _turn(rival, solution) < RIVAL_TURN:
+    if not is_elsewhere(rival, solution):
         return ""
     return (
         f"{solution.num_inliers} matches fit its pose, and {rival.num_inliers} others one that is "
         "elsewhere: the map has places that look alike"
     )
+
+
+def is_elsewhere(rival: Solution, solution: Solution) -> bool:
+    """Whether two poses are of two places, not one pose and its errors."""
+    is_near = rival.moves_from(solution) < RIVAL_DISTANCE
+    return not (is_near and _turn(rival, solution) < RIVAL_TURN)
 
 
 def is_certain(

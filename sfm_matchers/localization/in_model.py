@@ -15,6 +15,9 @@ from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.certainty import rivalry
+from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.look_alikes import LookAlikes, SimilarTo
+from sfm_matchers.localization.map_folder import VladIndex, make_index
 from sfm_matchers.localization.plausibility import Observers, implausibility, imprecision, is_seen
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
@@ -42,9 +45,6 @@ from sfm_matchers.photos.intrinsics import Intrinsics
 logger = logging.getLogger(__name__)
 
 
-CACHED_IMAGES = 512  # of the map, whose tables of 3D points are kept in memory
-
-
 def localize_queries(
     model: pycolmap.Reconstruction,
     queries: Sequence[Query],
@@ -69,6 +69,9 @@ def localize_queries(
     retrieved = group_by_query(pairs)
     lookup = IndexedModel(model)
     with open_h5(feature_path) as features, open_h5(match_path) as matches:
+        features_of = functools.partial(_features_of_map, features, lookup)
+        similar_to = _similarity(feature_path, sorted(lookup.image_ids))
+        look_alikes = LookAlikes(lookup, features_of, similar_to, options.max_error)
         for query in progress(queries, title="Localizing", unit="photo"):
             names = retrieved.get(query.name, [])
             known = [name for name in names if name in lookup.image_ids]
@@ -84,9 +87,39 @@ def localize_queries(
                 size = (query.camera.width, query.camera.height)
                 keypoints = features.keypoints(query.name, size) if known else np.zeros((0, 2))
                 result = localize_query(query, known, lookup, keypoints, read, options)
+                look_alikes.check(result)
             except InputError as error:
                 result = failed_query(query, str(error), known, lookup.pose)
             yield result
+
+
+def _features_of_map(
+    features: Hdf5File, lookup: IndexedModel, name: str
+) -> dict[str, np.ndarray] | None:
+    """Local features of a photo of the map; None where the file has none for its keypoints."""
+    try:
+        found = features.features(name)
+    except InputError:  # matched without a detector, or of another file
+        return None
+    return found if len(found["keypoints"]) == len(lookup.point_ids(name)) else None
+
+
+def _similarity(feature_path: Path, names: list[str]) -> SimilarTo:
+    """Rank photos of a map by their local features, once that is asked for."""
+
+    @functools.cache
+    def index() -> VladIndex | None:
+        try:
+            return make_index(names, feature_path)
+        except InputError as error:
+            logger.warning("places of the map that look alike are not looked for: %s", error)
+            return None
+
+    def similar_to(name: str) -> list[str]:
+        known = index()
+        return known.similar_to(name) if known else []
+
+    return similar_to
 
 
 def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
@@ -95,43 +128,6 @@ def group_by_query(pairs: Iterable[Pair]) -> dict[str, list[str]]:
     for query, name in pairs:
         retrieved.setdefault(query, []).append(name)
     return retrieved
-
-
-class IndexedModel:
-    """A model as localization sees it: names, poses, and the 3D point of each keypoint."""
-
-    def __init__(self, model: pycolmap.Reconstruction) -> None:
-        self.model = model
-        self.image_ids = {
-            image.name: image_id for image_id, image in model.images.items() if image.has_pose
-        }
-        self.centres = {i: model.images[i].projection_center() for i in self.image_ids.values()}
-        centres = np.array(list(self.centres.values()))
-        self.extent = float(np.linalg.norm(np.ptp(centres, axis=0))) if len(centres) else np.inf
-        self.point_ids = functools.lru_cache(maxsize=CACHED_IMAGES)(self._read_point_ids)
-
-    def pose(self, name: str) -> pycolmap.Rigid3d:
-        return self.model.images[self.image_ids[name]].cam_from_world()
-
-    def observers(
-        self, point_ids: np.ndarray, indices: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See `plausibility.Observers`: who saw some of the points (N,)."""
-        rows, centres = [], []
-        for row, point_id in enumerate(point_ids[indices].tolist()):
-            for element in self.model.points3D[point_id].track.elements:
-                if element.image_id in self.centres:
-                    rows.append(row)
-                    centres.append(self.centres[element.image_id])
-        return np.array(rows, dtype=np.int64), np.array(centres).reshape(-1, 3)
-
-    def _read_point_ids(self, name: str) -> np.ndarray:
-        """The 3D point of each keypoint of a photo (N,) int64, -1 where there is none."""
-        image = self.model.images[self.image_ids[name]]
-        ids = np.full(image.num_points2D(), -1, dtype=np.int64)
-        observed = np.asarray(image.get_observation_point2D_idxs(), dtype=np.int64)
-        ids[observed] = [point.point3D_id for point in image.get_observation_points2D()]
-        return ids
 
 
 MatchesWith = Callable[[str, tuple[int, int]], np.ndarray]

@@ -25,7 +25,9 @@ from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.files.hdf5 import Hdf5File
 from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.certainty import is_certain
-from sfm_matchers.localization.in_model import IndexedModel, localize_query
+from sfm_matchers.localization.in_model import localize_query
+from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.look_alikes import LookAlikes
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
     LocalizedQuery,
@@ -44,7 +46,7 @@ from sfm_matchers.matchers.registry import (
     matcher_weights_fingerprint,
 )
 from sfm_matchers.matching.engine import matched_features
-from sfm_matchers.pairs.retrieval import mutual_neighbours
+from sfm_matchers.pairs.retrieval import MIN_VOTES, mutual_neighbours, ranked_by_votes
 from sfm_matchers.pairs.sequences import with_neighbours
 from sfm_matchers.photos.images import decoded_size, read_image
 from sfm_matchers.photos.resizing import network_size, turned, unturned
@@ -53,9 +55,8 @@ FIRST_PHOTOS = 2  # matched before anything is estimated, where few may be enoug
 # Inliers of a pose that needs no more photos, if several agree on it, see `certainty`.
 ENOUGH_INLIERS = 100
 OVER_ASKED = 2  # so many times the photos are retrieved, and ranked again by their features
-# A query that is not localized is looked at in other positions, small: it may lie on its side. Then
-# it must share so many keypoints with the map.
-TURNED_SIDE, MIN_VOTES = 512, 20
+# Pixels. A query that is not localized is looked at in other positions: it may lie on its side.
+TURNED_SIDE = 512
 # A photo that shares such a part of what the first one shares with a query may show its true place.
 RIVAL_SHARE = 0.5
 CACHE_BYTES = 1 << 30  # of local features of the map's photos; the others are read when needed
@@ -141,6 +142,9 @@ class Localizer:
         self._cached: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()
         self._cached_bytes = 0
         self._networks = threading.Lock()
+        self._look_alikes = LookAlikes(
+            self._lookup, self._features_of, self._similar_to, self.options.max_error
+        )
 
     @property
     def most_cached_bytes(self) -> int:
@@ -278,11 +282,16 @@ class Localizer:
         names = self._index.most_similar(features["descriptors"], count)
         return [name for name in names if name in self._lookup.image_ids]
 
+    def _similar_to(self, name: str) -> list[str]:
+        """Other photos of the map, those most similar to one of them first."""
+        names = self._index.similar_to(name)
+        return [other for other in names if other in self._lookup.image_ids]
+
     def _ranked(self, features: dict[str, np.ndarray]) -> list[tuple[int, str]]:
         """Photos of the map with what they seem to share with a query; the lock is held."""
         names = self._similar(features, OVER_ASKED * self.num_loc)
-        votes = [(self._num_shared(features, name), name) for name in names]
-        return sorted(votes, key=lambda vote: -vote[0])[: self.num_loc]
+        votes = {name: self._num_shared(features, name) for name in names}
+        return [(votes[name], name) for name in ranked_by_votes(votes)[: self.num_loc]]
 
     def _num_shared(self, features: dict[str, np.ndarray], name: str) -> int:
         """How many keypoints with a 3D point a query seems to share with a photo of the map."""
@@ -312,11 +321,18 @@ class Localizer:
         votes = []
         for quarters in range(4):
             ranked = self._ranked(self._extract(turned(small, quarters)))
-            votes.append(sum(count for count, _ in ranked[:FIRST_PHOTOS]))
+            counts = sorted(count for count, _ in ranked)
+            votes.append(sum(counts[-FIRST_PHOTOS:]))
         best = int(np.argmax(votes))
         return best if votes[best] >= max(MIN_VOTES, MIN_TURN_RATIO * votes[0]) else 0
 
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
+        """Localize a query, and doubt a pose that rests on what the map has elsewhere too."""
+        found = self._estimate_until_certain(seen, names)
+        self._look_alikes.check(found)
+        return found
+
+    def _estimate_until_certain(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Match a query with photos of the map, as many as it takes, and estimate its pose."""
         if self.enough_inliers is None:
             return self._estimate(seen, names, {})
@@ -385,6 +401,11 @@ class Localizer:
             )
         except InputError as error:
             return failed_query(seen.query, str(error), names, self._lookup.pose)
+
+    def _features_of(self, name: str) -> dict[str, np.ndarray]:
+        """Those of a photo of the map."""
+        with self._networks:
+            return self._features(name)
 
     def _features(self, name: str) -> dict[str, np.ndarray]:
         """Those of a photo of the map; the lock is held."""

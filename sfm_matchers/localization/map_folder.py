@@ -171,6 +171,12 @@ class VladIndex:
         order, _ = by_similarity(_vlad(descriptors, self.vocabulary)[None], self.descriptors)
         return [self.names[index] for index in order[0, :count]]
 
+    def similar_to(self, name: str) -> list[str]:
+        """Names of the other photos, those most similar to one of them first."""
+        row = self.names.index(name)
+        order, _ = by_similarity(self.descriptors[row : row + 1], self.descriptors)
+        return [self.names[index] for index in order[0] if index != row]
+
 
 def _vlad(stored: np.ndarray, vocabulary: np.ndarray) -> np.ndarray:
     """VLAD of a photo's descriptors (D, N), in the precision in which files keep it."""

@@ -15,35 +15,18 @@ from sfm_matchers.mapping.camera_models import choose_camera_models
 from sfm_matchers.mapping.held_out import split_observations
 from sfm_matchers.mapping.lenses import converted, implausibility, is_monotonic, reaches_border
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
-from tests.support.rendered_lenses import HEIGHT, WIDTH, lens, place, write_database
+from tests.support.rendered_lenses import (
+    HEIGHT,
+    WIDTH,
+    calibrated,
+    center_error,
+    lens,
+    mapped,
+    place,
+    write_database,
+)
 
 pytestmark = pytest.mark.slow
-
-
-def mapped(truth: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
-    """The model as the mapper leaves it with SIMPLE_RADIAL."""
-    model = copy.deepcopy(truth)
-    camera = model.cameras[1]
-    simple = pycolmap.Camera.create_from_model_name(
-        1, "SIMPLE_RADIAL", camera.mean_focal_length(), WIDTH, HEIGHT
-    )
-    if camera.is_perspective_fisheye():  # about the third-order term of an equidistant lens
-        simple.params = [*simple.params[:3], -0.2]
-    camera.model, camera.params = simple.model, simple.params
-    for _ in range(2):
-        adjust_robustly(model, robust_adjustment(1))
-    return model
-
-
-def calibrated(truth: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
-    model = copy.deepcopy(truth)
-    adjust_robustly(model, robust_adjustment(1), [1])
-    return model
-
-
-def error(model: pycolmap.Reconstruction, truth: pycolmap.Reconstruction) -> float:
-    """Mean error of the camera centres in percent of the extent."""
-    return float(compare_models(model, truth).relative_center_errors.mean())
 
 
 @pytest.mark.parametrize(
@@ -71,8 +54,8 @@ def test_the_lens_is_found(camera: pycolmap.Camera, right: set[str], tmp_path: P
     assert choice.after in right
     assert chosen.cameras[1].model.name == choice.after
     assert choice.held_out_after < 0.95 * choice.held_out_before
-    assert error(chosen, truth) < 1.4 * error(calibrated(truth), truth)
-    assert error(chosen, truth) < 0.7 * error(start, truth)
+    assert center_error(chosen, truth) < 1.4 * center_error(calibrated(truth), truth)
+    assert center_error(chosen, truth) < 0.7 * center_error(start, truth)
     assert start.cameras[1].model.name == "SIMPLE_RADIAL"  # left as it was
     assert f"{choice.after}" in choice.summary()
     assert "instead of SIMPLE_RADIAL, held-out error" in choice.summary()
@@ -92,12 +75,12 @@ def test_the_chosen_camera_is_adjusted_to_the_end(
     truth = place(camera, seed)
     write_database(tmp_path / "database.db", truth)
     chosen, (choice,) = choose_camera_models(mapped(truth), database_path=tmp_path / "database.db")
-    limit = 1.2 * error(calibrated(truth), truth)
-    assert error(chosen, truth) < limit
+    limit = 1.2 * center_error(calibrated(truth), truth)
+    assert center_error(chosen, truth) < limit
     again = copy.deepcopy(chosen)
     centre = choice.refines_principal_point
     adjust_robustly(again, robust_adjustment(1, refines_principal_point=centre))
-    assert error(chosen, truth) < 1.05 * error(again, truth)
+    assert center_error(chosen, truth) < 1.05 * center_error(again, truth)
 
 
 @pytest.mark.parametrize("seed", range(3))

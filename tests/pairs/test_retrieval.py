@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import open_h5
-from sfm_matchers.pairs.retrieval import extract_vlad, most_similar, mutual_neighbours
+from sfm_matchers.pairs.retrieval import (
+    extract_vlad,
+    most_similar,
+    mutual_neighbours,
+    ranked_by_votes,
+)
 
 
 def write_descriptors(path: Path, descriptors: dict[str, np.ndarray]) -> Path:
@@ -170,3 +175,8 @@ def test_shared_descriptors_are_counted(shared: int, others: int, seed: int) -> 
     second = np.concatenate([made[:, :shared], made[:, shared + others + 2 :]], axis=1)
     assert shared <= mutual_neighbours(first, second) <= shared + others // 3 + 2
     assert mutual_neighbours(first[:, :0], second) == 0
+
+
+def test_votes_within_the_noise_leave_the_order_as_it_is() -> None:
+    votes = {"similar": 3, "noise": 17, "same place": 90, "beside it": 40}
+    assert ranked_by_votes(votes) == ["same place", "beside it", "similar", "noise"]

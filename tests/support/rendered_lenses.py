@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
+from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.synthetic import look_at
 
 WIDTH, HEIGHT = 1280, 960
@@ -72,3 +75,30 @@ def write_database(path: Path, truth: pycolmap.Reconstruction) -> None:
                 inlier_matches=np.array(matches, dtype=np.uint32),
             )
             database.write_two_view_geometry(*pair, geometry)
+
+
+def mapped(truth: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+    """The model as the mapper leaves it with SIMPLE_RADIAL."""
+    model = copy.deepcopy(truth)
+    camera = model.cameras[1]
+    simple = pycolmap.Camera.create_from_model_name(
+        1, "SIMPLE_RADIAL", camera.mean_focal_length(), WIDTH, HEIGHT
+    )
+    if camera.is_perspective_fisheye():  # about the third-order term of an equidistant lens
+        simple.params = [*simple.params[:3], -0.2]
+    camera.model, camera.params = simple.model, simple.params
+    for _ in range(2):
+        adjust_robustly(model, robust_adjustment(1))
+    return model
+
+
+def calibrated(truth: pycolmap.Reconstruction) -> pycolmap.Reconstruction:
+    """The model as the true calibration gives it."""
+    model = copy.deepcopy(truth)
+    adjust_robustly(model, robust_adjustment(1), [1])
+    return model
+
+
+def center_error(model: pycolmap.Reconstruction, truth: pycolmap.Reconstruction) -> float:
+    """Mean error of the camera centres in percent of the extent."""
+    return float(compare_models(model, truth).relative_center_errors.mean())

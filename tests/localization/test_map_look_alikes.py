@@ -1,0 +1,151 @@
+"""Poses that rest on what the map sees elsewhere too: the other side of a tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from sfm_matchers.localization.in_model import estimate_pose
+from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.localizer import Localizer
+from sfm_matchers.localization.look_alikes import LookAlikes
+from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
+from sfm_matchers.photos.images import read_image
+from sfm_matchers.runs.map_build import MapOptions, build
+from sfm_matchers.synthetic import Camera, look_at, make_scene, write_photos
+
+CAMERA = pycolmap.Camera(
+    model="PINHOLE", width=640, height=480, params=[500.0, 500.0, 320.0, 240.0], camera_id=1
+)
+OPTIONS = LocalizationOptions()
+FRONT, AROUND = 60, 60  # points of a side of the tower, and of what stands beside it
+TURNED = np.diag([-1.0, -1.0, 1.0])  # half a turn about the tower's axis
+
+
+class Tower:
+    """A tower whose two sides look the same, seen from both by two photos each.
+
+    The map has no points on the side that "back" photos see, as where few photos see it.
+    """
+
+    def __init__(self, origin: float = 0.0) -> None:
+        rng = np.random.default_rng(0)
+        front = rng.uniform([-2, -2.2, 0], [2, -1.8, 6], (FRONT, 3))
+        beside = rng.uniform([-8, -5, 0], [8, 5, 6], (2, AROUND, 3))
+        beside[..., 0] += 3 * np.sign(beside[..., 0])
+        self.origin = origin
+        self.points = np.concatenate([front, front @ TURNED, *beside])
+        self.kinds = np.repeat([0, 1, 2, 3], [FRONT, FRONT, AROUND, AROUND])
+        self.descriptors = rng.normal(size=(len(self.points), 128))
+        self.descriptors[self.kinds == 1] = self.descriptors[self.kinds == 0]
+        self.model = pycolmap.Reconstruction()
+        self.model.add_camera_with_trivial_rig(CAMERA)
+        self.features: dict[str, dict[str, np.ndarray]] = {}
+        self.shown: dict[str, np.ndarray] = {}
+        tracks: dict[int, list[pycolmap.TrackElement]] = {}
+        for image_id, (name, x, side) in enumerate(
+            [("front0", -1.0, -1), ("front1", 1.0, -1), ("back0", -1.5, 1), ("back1", 0.5, 1)], 1
+        ):
+            pose = self.pose(x, side)
+            shown = np.flatnonzero(np.isin(self.kinds, (0, 2) if side < 0 else (1, 3)))
+            keypoints = self.project(pose, shown)
+            self.add_features(name, keypoints, shown)
+            image = pycolmap.Image(name=name, keypoints=keypoints, camera_id=1, image_id=image_id)
+            self.model.add_image_with_trivial_frame(image, pose)
+            for row, point in enumerate(shown.tolist()):
+                if self.kinds[point] != 1:
+                    tracks.setdefault(point, []).append(pycolmap.TrackElement(image_id, row))
+        self.ids = np.full(len(self.points), -1)
+        for point, elements in tracks.items():
+            place, colour = self.points[point] + origin, np.zeros(3, np.uint8)
+            self.ids[point] = self.model.add_point3D(place, pycolmap.Track(elements), colour)
+
+    def pose(self, x: float, side: int) -> pycolmap.Rigid3d:
+        position = np.array([-x * side, 12.0 * side, 1.7])
+        pose = pycolmap.Rigid3d(look_at(position, np.array([0, 0, 3.0])))
+        back = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.full(3, -self.origin))
+        return pose * back
+
+    def project(self, pose: pycolmap.Rigid3d, shown: np.ndarray) -> np.ndarray:
+        return np.asarray(CAMERA.img_from_cam(pose * (self.points[shown] + self.origin)))
+
+    def add_features(self, name: str, keypoints: np.ndarray, shown: np.ndarray) -> None:
+        rng = np.random.default_rng(len(self.features) + 1)
+        noisy = self.descriptors[shown] + rng.normal(scale=0.1, size=(len(shown), 128))
+        noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
+        self.features[name] = {"keypoints": keypoints - 0.5, "descriptors": noisy.T}
+
+    def localize(self, side: int, *, num_around: int) -> LocalizedQuery:
+        """A query of one side, of which matches are known with the front of the tower, whichever
+        it sees, and with some points beside it."""
+        seen = np.flatnonzero(self.kinds == (0 if side < 0 else 1))
+        matched = np.flatnonzero(self.kinds == 0)
+        around = np.flatnonzero(self.kinds == (2 if side < 0 else 3))[:num_around]
+        keypoints = self.project(self.pose(0.2, side), np.concatenate([seen, around]))
+        ids = self.ids[np.concatenate([matched, around])]
+        points = np.array([self.model.points3D[int(index)].xyz for index in ids])
+        found = estimate_pose(Query("q", CAMERA), keypoints, points, len(ids), OPTIONS, 30.0)
+        found.point_ids, found.database_names = ids, ["front0", "front1"]
+        assert found.status is Status.LOCALIZED
+        return found
+
+    def check(self, found: LocalizedQuery) -> LocalizedQuery:
+        names = sorted(self.features)
+        LookAlikes(
+            IndexedModel(self.model),
+            self.features.get,
+            lambda name: [other for other in names if other != name],
+            OPTIONS.max_error,
+        ).check(found)
+        return found
+
+
+@pytest.mark.parametrize("origin", [0.0, 5e5])
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_pose_that_rests_on_what_is_elsewhere_too_is_doubted(side: int, origin: float) -> None:
+    tower = Tower(origin)
+    found = tower.check(tower.localize(side, num_around=0))
+    assert found.status is Status.LOW_CONFIDENCE
+    assert found.reason.startswith("60 of the 60 keypoints that fit its pose show what back")
+    assert "look alike" in found.reason
+
+
+def test_what_stands_around_tells_where_it_is() -> None:
+    tower = Tower()
+    found = tower.check(tower.localize(-1, num_around=40))
+    assert found.status is Status.LOCALIZED
+    assert found.reason == ""
+
+
+def test_without_features_nothing_is_known() -> None:
+    tower = Tower()
+    tower.features = dict.fromkeys(tower.features)
+    assert tower.check(tower.localize(1, num_around=0)).status is Status.LOCALIZED
+
+
+def test_wrong_matches_make_no_look_alikes() -> None:
+    tower = Tower()
+    for name in ("back0", "back1"):
+        tower.features[name]["descriptors"] = tower.features[name]["descriptors"][::-1]
+    assert tower.check(tower.localize(-1, num_around=0)).status is Status.LOCALIZED
+
+
+@pytest.mark.slow
+def test_no_photo_is_localized_on_the_other_side_of_a_tower(tmp_path: Path) -> None:
+    camera = Camera.from_field_of_view(320, 240)
+    scene = make_scene(1, kind="tower", texture_size=384)
+    write_photos(tmp_path, scene, 12, 1, camera=camera)
+    build(MapOptions(tmp_path / "truth", tmp_path / "images", tmp_path / "map", "sift", 6))
+    truth = write_photos(tmp_path / "new", scene, 6, 2, camera=camera)
+    with Localizer(tmp_path / "map", num_loc=8) as localizer:
+        for image in truth.images.values():
+            found = localizer.localize(read_image(tmp_path / "new" / "images" / image.name))
+            if found.status is Status.LOCALIZED:
+                centres = [
+                    pose.inverse().translation
+                    for pose in (found.cam_from_world, image.cam_from_world())
+                ]
+                assert np.linalg.norm(centres[0] - centres[1]) < 0.25
