@@ -42,7 +42,7 @@ def adjust_robustly(
     """
     logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
     drop_doubled_observations(model)
-    observations = _Observations(model)
+    observations = Observations(model)
     scale = _scale(observations.errors(model).values())
     for _ in range(MAX_ROUNDS):
         solve_robustly(model, adjustment, fixed_cameras, scale)
@@ -135,7 +135,7 @@ def solve_robustly(
 
 def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
     """Return, for every registered image, its observations' errors (M,) in pixels."""
-    return _Observations(model).errors(model)
+    return Observations(model).errors(model)
 
 
 def median_error(model: pycolmap.Reconstruction, names: Collection[str] | None = None) -> float:
@@ -146,7 +146,7 @@ def median_error(model: pycolmap.Reconstruction, names: Collection[str] | None =
     return float(np.median(np.concatenate(errors))) if errors else float("inf")
 
 
-class _Observations:
+class Observations:
     """A model's observations as arrays. To read them costs more than all that is done with them, so
     that they are read once where poses, cameras and points change and observations do not."""
 
