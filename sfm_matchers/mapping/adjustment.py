@@ -16,7 +16,7 @@ MIN_ROBUST_SCALE = 0.1
 
 # Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
 # steps move cameras by a few hundredths of their error at most.
-ROBUST_TOLERANCE = 1e-5
+ROBUST_TOLERANCE = 3e-5
 
 # Where the errors have fallen by more, as after a change of the cameras, the loss had another scale
 # than they deserve, and the adjustment goes on.
@@ -29,6 +29,7 @@ def adjust_robustly(
     model: pycolmap.Reconstruction,
     adjustment: pycolmap.BundleAdjustmentOptions,
     fixed_cameras: Collection[int] = (),
+    scale: float | None = None,
 ) -> None:
     """Adjust a model once more under a Cauchy loss, refining what `adjustment` says.
 
@@ -39,11 +40,17 @@ def adjust_robustly(
     dimensions.
 
     No point keeps two observations of one photo, see `drop_doubled_observations`.
+
+    Args:
+        model: it is changed.
+        adjustment: what is refined.
+        fixed_cameras: ids of cameras whose intrinsics are kept.
+        scale: of the loss, in pixels, where it is known better than from the errors as they are.
     """
     logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
     drop_doubled_observations(model)
     observations = Observations(model)
-    scale = _scale(observations.errors(model).values())
+    scale = scale or _scale(observations.errors(model).values())
     for _ in range(MAX_ROUNDS):
         solve_robustly(model, adjustment, fixed_cameras, scale)
         before, scale = scale, _scale(observations.errors(model).values())
