@@ -32,6 +32,7 @@ RADIUS = 5  # samples of a patch to each side of its centre; larger ones are les
 WINDOW = 0.6 * RADIUS  # standard deviation of the weights of samples
 BLUR = 0.7  # standard deviation over the distance of samples
 NUM_STEPS = 10
+FIRST_STEPS, STANDING = 4, 0.01  # after which those that move by fewer samples stay
 DAMPING = 1e-3  # of the mean curvature
 MAX_STEP = 1.0  # samples
 MAX_SHEAR = 0.2  # change of the affine map in a step
@@ -146,30 +147,24 @@ def align_patches(
         affine: whether `linear` is free too, not only the point.
     """
     xp, put = _library(image0), _putting_beside(image0)
-    samples, weights = put(_samples(RADIUS)), put(_weights())
+    weights = put(_weights())
     template, steepest = _template(image0, points0, spacing, affine)
     weighted = (steepest * weights[:, None]).swapaxes(1, 2)
     curvature = weighted @ steepest
     number = curvature.shape[1]
     damping = DAMPING * (curvature * put(_one(number))).sum((1, 2)) / number + 1e-6
     inverse = xp.linalg.inv(curvature + damping[:, None, None] * put(_one(number)))
-
-    def patches(points: Array, linear: Array) -> Array:
-        places = points[:, None] + samples @ linear.swapaxes(1, 2)
-        return _standardised(_sampled(image1, places), weights)[0]
-
-    placed, first = points1, patches(points1, linear)
-    seen = first
-    for _ in range(NUM_STEPS):
-        step = (inverse @ (weighted @ (seen - template)[..., None]))[..., 0]
-        shift = xp.clip(step[:, :2], -MAX_STEP, MAX_STEP)
-        if affine:
-            change = xp.clip(step[:, 2:].reshape(-1, 2, 2), -MAX_SHEAR, MAX_SHEAR)
-            linear = linear @ xp.linalg.inv(change + put(_one(2)))
-        placed = placed - (linear @ shift[..., None])[..., 0]
-        seen = patches(placed, linear)
-    before, after = ((template * found * weights).sum(-1) for found in (first, seen))
-    moved = xp.linalg.solve(linear, (placed - points1)[..., None])[..., 0]
+    first = _seen(image1, points1, linear)
+    begun = _Moving(template, weighted, inverse, points1, linear, first, 0 * points1)
+    done = _moved(begun, image1, FIRST_STEPS, affine)
+    (rows,) = xp.where((done.shift * done.shift).sum(-1) > STANDING**2)
+    further = _Moving(*(array[rows] for array in done))
+    further = _moved(further, image1, NUM_STEPS - FIRST_STEPS, affine)
+    for name in ("points", "seen", "shift", *["linear"] * affine):  # the others are as they were
+        getattr(done, name)[rows] = getattr(further, name)
+    before, after = ((template * found * weights).sum(-1) for found in (first, done.seen))
+    placed, shift = done.points, done.shift
+    moved = xp.linalg.solve(done.linear, (placed - points1)[..., None])[..., 0]
     inside = (placed >= 0) & (placed <= put(_last_pixel(*image1.shape)))
     succeeded = (
         (after >= before)
@@ -180,6 +175,40 @@ def align_patches(
     )
     texture = xp.linalg.eigvalsh(curvature[:, :2, :2])[:, 0]
     return Alignment(xp.where(succeeded[:, None], placed, points1), succeeded, after, texture)
+
+
+class _Moving(NamedTuple):
+    """M patches on their way: of image 0 and what a step is made with; where they are by now."""
+
+    template: Array
+    weighted: Array
+    inverse: Array
+    points: Array
+    linear: Array
+    seen: Array  # (M, P) in image 1, as `template`
+    shift: Array  # (M, 2) samples, of the last step
+
+
+def _moved(patches: _Moving, image1: Array, num_steps: int, affine: bool) -> _Moving:
+    """The patches after some steps."""
+    xp, put = _library(image1), _putting_beside(image1)
+    template, weighted, inverse, points, linear, seen, shift = patches
+    for _ in range(num_steps):
+        step = (inverse @ (weighted @ (seen - template)[..., None]))[..., 0]
+        shift = xp.clip(step[:, :2], -MAX_STEP, MAX_STEP)
+        if affine:
+            change = xp.clip(step[:, 2:].reshape(-1, 2, 2), -MAX_SHEAR, MAX_SHEAR)
+            linear = linear @ xp.linalg.inv(change + put(_one(2)))
+        points = points - (linear @ shift[..., None])[..., 0]
+        seen = _seen(image1, points, linear)
+    return _Moving(template, weighted, inverse, points, linear, seen, shift)
+
+
+def _seen(image: Array, points: Array, linear: Array) -> Array:
+    """The standardised patches (M, P) of an image around points."""
+    put = _putting_beside(image)
+    places = points[:, None] + put(_samples(RADIUS)) @ linear.swapaxes(1, 2)
+    return _standardised(_sampled(image, places), put(_weights()))[0]
 
 
 def _template(image: Array, points: Array, spacing: float, affine: bool) -> tuple[Array, Array]:
