@@ -16,7 +16,7 @@ MIN_ROBUST_SCALE = 0.1
 
 # Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
 # steps move cameras by a few hundredths of their error at most.
-ROBUST_TOLERANCE = 3e-5
+ROBUST_TOLERANCE = 1e-5
 
 # Where the errors have fallen by more, as after a change of the cameras, the loss had another scale
 # than they deserve, and the adjustment goes on.
@@ -29,7 +29,7 @@ def adjust_robustly(
     model: pycolmap.Reconstruction,
     adjustment: pycolmap.BundleAdjustmentOptions,
     fixed_cameras: Collection[int] = (),
-    scale: float | None = None,
+    scale: float = np.inf,
 ) -> None:
     """Adjust a model once more under a Cauchy loss, refining what `adjustment` says.
 
@@ -45,12 +45,12 @@ def adjust_robustly(
         model: it is changed.
         adjustment: what is refined.
         fixed_cameras: ids of cameras whose intrinsics are kept.
-        scale: of the loss, in pixels, where it is known better than from the errors as they are.
+        scale: of the loss, in pixels, that is not too small, where the errors are larger now.
     """
     logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
     drop_doubled_observations(model)
     observations = Observations(model)
-    scale = scale or _scale(observations.errors(model).values())
+    scale = min(scale, _scale(observations.errors(model).values()))
     for _ in range(MAX_ROUNDS):
         solve_robustly(model, adjustment, fixed_cameras, scale)
         before, scale = scale, _scale(observations.errors(model).values())
