@@ -238,8 +238,9 @@ def _place_as(model: pycolmap.Reconstruction, part: pycolmap.Reconstruction) -> 
     """Take the poses and points of a part of a model that was adjusted with its cameras."""
     for image_id in part.reg_image_ids():
         image = model.images[image_id]
-        if image.is_ref_in_frame():
-            image.frame.set_cam_from_world(image.camera_id, part.images[image_id].cam_from_world())
+        frame = image.frame
+        if frame is not None and image.is_ref_in_frame():
+            frame.set_cam_from_world(image.camera_id, part.images[image_id].cam_from_world())
     points3D = model.points3D
     for point_id, point in part.points3D.items():
         points3D[point_id].xyz = point.xyz

@@ -193,8 +193,8 @@ class _Photos:
         """The common points of some pairs."""
         pixels = np.zeros((len(rows), 2, MAX_LOOKED_AT, 2))
         for index, both in enumerate(rows):
-            points = [self.points[row] for row in both]
-            _, *places = np.intersect1d(*points, return_indices=True)
+            points0, points1 = (self.points[row] for row in both)
+            _, *places = np.intersect1d(points0, points1, return_indices=True)
             some = np.linspace(0, len(places[0]) - 1, MAX_LOOKED_AT).astype(int)
             for side in (0, 1):
                 pixels[index, side] = self.pixels[both[side]][places[side][some]]

@@ -286,7 +286,10 @@ def _sampled(image: Array, places: Array) -> Array:
     if isinstance(image, np.ndarray):
         if not len(places):
             return np.zeros(places.shape[:2], np.float32)
-        return cv2.remap(image, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        values = cv2.remap(  # type: ignore[call-overload]
+            image, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+        )
+        return np.asarray(values)
     import torch.nn.functional as F
 
     scaled = places * (2 / _putting_beside(image)(_last_pixel(*image.shape))) - 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -103,6 +105,13 @@ def test_numpy_and_torch_align_alike() -> None:
         assert np.abs(ours.points - theirs.points.numpy())[same].max() < 1 / 32
         np.testing.assert_allclose(ours.texture, theirs.texture, rtol=1e-2)
         assert {part.dtype for part in ours} == {np.dtype(np.float32), np.dtype(bool)}
+
+
+def test_a_run_of_sift_needs_no_torch() -> None:
+    """It takes a second to import; longer tracks align patches too."""
+    modules = "sfm_matchers.runs.reconstruct, sfm_matchers.mapping.tracks"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_large_photos_are_aligned_coarsely_first() -> None:
