@@ -29,6 +29,7 @@ def adjust_robustly(
     model: pycolmap.Reconstruction,
     adjustment: pycolmap.BundleAdjustmentOptions,
     fixed_cameras: Collection[int] = (),
+    scale: float = np.inf,
 ) -> None:
     """Adjust a model once more under a Cauchy loss, refining what `adjustment` says.
 
@@ -39,11 +40,17 @@ def adjust_robustly(
     dimensions.
 
     No point keeps two observations of one photo, see `drop_doubled_observations`.
+
+    Args:
+        model: it is changed.
+        adjustment: what is refined.
+        fixed_cameras: ids of cameras whose intrinsics are kept.
+        scale: of the loss, in pixels, that is not too small, where the errors are larger now.
     """
     logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
     drop_doubled_observations(model)
-    observations = _Observations(model)
-    scale = _scale(observations.errors(model).values())
+    observations = Observations(model)
+    scale = min(scale, _scale(observations.errors(model).values()))
     for _ in range(MAX_ROUNDS):
         solve_robustly(model, adjustment, fixed_cameras, scale)
         before, scale = scale, _scale(observations.errors(model).values())
@@ -135,7 +142,7 @@ def solve_robustly(
 
 def reprojection_errors(model: pycolmap.Reconstruction) -> dict[str, np.ndarray]:
     """Return, for every registered image, its observations' errors (M,) in pixels."""
-    return _Observations(model).errors(model)
+    return Observations(model).errors(model)
 
 
 def median_error(model: pycolmap.Reconstruction, names: Collection[str] | None = None) -> float:
@@ -146,7 +153,7 @@ def median_error(model: pycolmap.Reconstruction, names: Collection[str] | None =
     return float(np.median(np.concatenate(errors))) if errors else float("inf")
 
 
-class _Observations:
+class Observations:
     """A model's observations as arrays. To read them costs more than all that is done with them, so
     that they are read once where poses, cameras and points change and observations do not."""
 

@@ -26,6 +26,7 @@ from sfm_matchers.mapping.adjustment import (
     MIN_ROBUST_SCALE,
     adjust_robustly,
     robust_adjustment,
+    robust_scale,
     solve_robustly,
 )
 from sfm_matchers.mapping.held_out import split_observations
@@ -129,7 +130,8 @@ def choose_camera_models(
     """
     chosen, choices = _choose(model, fixed_cameras, num_threads)
     if chosen is not model:
-        _adjust(chosen, choices, fixed_cameras, num_threads)
+        # Some points are still those of the cameras before, but it converges from there.
+        _adjust(chosen, choices, fixed_cameras, num_threads, robust_scale(model))
         if database_path is not None:
             chosen, choices = _look_again(
                 chosen, choices, fixed_cameras, database_path, num_threads
@@ -155,7 +157,7 @@ def _look_again(
     again, second = _choose(completed, fixed_cameras, num_threads)
     if again is not completed:
         choices = _joined(choices, second)
-    _adjust(again, choices, fixed_cameras, num_threads)
+    _adjust(again, choices, fixed_cameras, num_threads, robust_scale(chosen))
     return again, choices
 
 
@@ -179,6 +181,7 @@ def _choose(
     chosen = copy.deepcopy(model)
     for best in trials.best.values():
         _set_camera(chosen, best.camera)
+    _place_as(chosen, trials.state)
     return chosen, choices
 
 
@@ -187,14 +190,16 @@ def _adjust(
     choices: Sequence[CameraChoice],
     fixed_cameras: Collection[int],
     num_threads: int,
+    scale: float,
 ) -> None:
-    """The last adjustment, with the principal points of all free cameras if they were chosen."""
+    """The last adjustment under a loss of a scale in pixels; it refines the principal points of all
+    free cameras if they were chosen."""
     refines = any(choice.refines_principal_point for choice in choices)
     adjustment = robust_adjustment(num_threads, refines_principal_point=refines)
     constant = set(fixed_cameras)
     if refines:  # the principal points of those that were looked at only
         constant = set(model.cameras).difference(choice.camera_id for choice in choices)
-    adjust_robustly(model, adjustment, constant.intersection(model.cameras))
+    adjust_robustly(model, adjustment, constant.intersection(model.cameras), scale)
 
 
 def _joined(first: Sequence[CameraChoice], second: Sequence[CameraChoice]) -> list[CameraChoice]:
@@ -227,6 +232,18 @@ def complete_tracks(model: pycolmap.Reconstruction, database_path: Path) -> None
         triangulator.retriangulate(options)
         for image_id in sorted(model.reg_image_ids()):
             triangulator.triangulate_image(options, image_id)
+
+
+def _place_as(model: pycolmap.Reconstruction, part: pycolmap.Reconstruction) -> None:
+    """Take the poses and points of a part of a model that was adjusted with its cameras."""
+    for image_id in part.reg_image_ids():
+        image = model.images[image_id]
+        frame = image.frame
+        if frame is not None and image.is_ref_in_frame():
+            frame.set_cam_from_world(image.camera_id, part.images[image_id].cam_from_world())
+    points3D = model.points3D
+    for point_id, point in part.points3D.items():
+        points3D[point_id].xyz = point.xyz
 
 
 def _set_camera(model: pycolmap.Reconstruction, camera: pycolmap.Camera) -> None:

@@ -40,6 +40,7 @@ LOOKED_AT_SIZE = 1024  # pixels of the longer side
 # A homography is that of a camera that only turns if it becomes a rotation up to so much.
 NEARLY_A_ROTATION = 0.03
 LITTLE_PARALLAX = 2.0  # degrees
+ONLY_TURNED = "the camera only turned"
 
 
 @dataclass(frozen=True)
@@ -378,7 +379,7 @@ def _why_no_start(graph: MatchGraph) -> str:
     kind, number = Counter(kinds).most_common(1)[0]
     of = f"in {number} of the {len(kinds)} strongest pairs"
     if kind == "rotation" and number > len(kinds) / 2:
-        return f"{of} the camera only turned: walk sideways between photos, too little parallax"
+        return f"{of} {ONLY_TURNED}: walk sideways between photos, too little parallax"
     if kind == "plane" and number > len(kinds) / 2:
         return (
             f"{of} all matches lie in one plane: photograph something beside it too, or give "

@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.mapping.sparse_scene import BoolArray, FloatArray, IntArray, SparseScene, View
@@ -65,11 +63,11 @@ class Photos:
     def __init__(self, folder: Path, budget: int) -> None:
         self.folder = folder
         self.budget = budget
-        self._kept: OrderedDict[tuple[str, float], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, float], np.ndarray] = OrderedDict()
         self._gray: tuple[str, np.ndarray] = ("", np.zeros((0, 0)))
 
-    def blurred(self, view: View, spacing: float) -> Tensor:
-        """Return a photo (1, 1, H, W) without what samples so many pixels apart cannot tell.
+    def blurred(self, view: View, spacing: float) -> np.ndarray:
+        """Return a photo (H, W) without what samples so many pixels apart cannot tell.
 
         It is smaller by its `reduction`; the spacing is in pixels of the photo as it is.
 
@@ -85,7 +83,7 @@ class Photos:
         return self._kept[key]
 
     def _bytes(self) -> int:
-        return sum(image.numel() * image.element_size() for image in self._kept.values())
+        return sum(image.nbytes for image in self._kept.values())
 
     def reduction(self, view: View) -> int:
         """By how much a photo is reduced, not to take gigabytes: its samples lie further apart."""
@@ -248,7 +246,7 @@ def _locate_from(
     for octave in np.unique(octaves):
         same = octaves == octave
         zoom = 2 ** (np.round(2 * np.log2(np.median(zooms[same]))) / 2)
-        parts.append((np.flatnonzero(same), 2.0**octave, float(zoom)))
+        parts.append((np.flatnonzero(same), float(2.0**octave), float(zoom)))
     found = Sightings(
         point, pixels1, np.zeros(len(point), bool), np.zeros(len(point)), np.full(len(point), 1e3)
     )
@@ -295,9 +293,7 @@ def _aligned(
     """
     reduction0, reduction1 = photos.reduction(view0), photos.reduction(view1)
     pixels0, pixels1 = _in_reduced(pixels0, reduction0), _in_reduced(pixels1, reduction1)
-    points0, points1, maps = (
-        torch.from_numpy(array.astype(np.float32)) for array in (pixels0, pixels1, linear)
-    )
+    points0, points1, maps = (array.astype(np.float32) for array in (pixels0, pixels1, linear))
     passes = [(2 * spacing, False), (spacing, True)]
     for width, affine in passes if is_rough else passes[1:]:
         result = align_patches(
@@ -310,16 +306,8 @@ def _aligned(
             affine=affine,
         )
         points1 = result.points
-    noise = (1 - result.correlation.clamp(max=1)) / result.texture.clamp(min=1e-6)
-    deviation = spacing * zoom * (2 * noise / NUM_INDEPENDENT).sqrt()
+    noise = (1 - result.correlation.clip(max=1)) / result.texture.clip(min=1e-6)
+    deviation = spacing * zoom * np.sqrt(2 * noise / NUM_INDEPENDENT)
     if reduction1 > 1:
         points1 = (points1 + 0.5) * reduction1 - 0.5
-    return tuple(
-        array.numpy().astype(array_type)
-        for array, array_type in (
-            (points1, np.float64),
-            (result.succeeded, bool),
-            (result.correlation, np.float64),
-            (deviation, np.float64),
-        )
-    )
+    return points1, result.succeeded, result.correlation, deviation

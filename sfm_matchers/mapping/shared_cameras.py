@@ -36,6 +36,7 @@ SAME_FOCAL_LENGTH = 0.04
 BENT = 2.0
 MIN_MATCHES = 100  # of these pairs; fewer tell nothing
 MAX_PAIRS, MAX_PAIR_ERROR = 20, 2.0  # the strongest ones; pixels
+MAX_PAIR_MATCHES = 500  # that are looked at of each
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def two_view_error(database_path: Path, names: Collection[str]) -> float:
     errors = [np.zeros(0)]
     options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_PAIR_ERROR)
     for first, second, matches in sorted(pairs, key=lambda pair: -len(pair[2]))[:MAX_PAIRS]:
+        some = np.linspace(0, len(matches) - 1, min(MAX_PAIR_MATCHES, len(matches))).astype(int)
+        matches = matches[some]
         points = keypoints[first][matches[:, 0]], keypoints[second][matches[:, 1]]
         found = pycolmap.estimate_fundamental_matrix(*points, options)
         if found is not None:

@@ -9,8 +9,16 @@ from typing import Any
 
 import pycolmap
 
-from sfm_matchers.mapping.diagnosis import Explanation, explain, poor_photos, read_match_graph
+from sfm_matchers.errors import listed
+from sfm_matchers.mapping.diagnosis import (
+    ONLY_TURNED,
+    Explanation,
+    explain,
+    poor_photos,
+    read_match_graph,
+)
 from sfm_matchers.mapping.shared_cameras import SAME_FOCAL_LENGTH, try_free_cameras
+from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import SAFER_CAMERAS, Build
@@ -63,6 +71,11 @@ def look_into(
     if explanation.reason:
         logger.log(logging.WARNING if models else logging.ERROR, "%s", explanation.reason)
     contradiction = _against_given(models[0], cameras.fixed) if models else ""
+    turned = photos_that_only_turned(models[0], cameras.fixed) if models else []
+    if turned:
+        logger.warning("%s at %s", ONLY_TURNED, listed(turned))
+    elif not models and ONLY_TURNED in explanation.reason:
+        turned = sorted(job.photos)
     is_uncertain = SAFER_CAMERAS in groups.reason
     verdict = judge_model(
         models,
@@ -75,6 +88,7 @@ def look_into(
         or cameras.panoramas
         or doubt_about_pairs(job.workspace)
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain),
+        turned=turned,
     )
     match_graph = describe_match_graph(job.workspace, models, graph)
     return Findings(faults, explanation, verdict, match_graph)

@@ -33,6 +33,7 @@ from sfm_matchers.mapping.shared_cameras import (
     regrouped,
     try_own_cameras,
 )
+from sfm_matchers.mapping.tracks import lengthen_tracks
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.intrinsics import impossibility, improbability
 from sfm_matchers.runs.camera_models import camera_ids, choose_for_models
@@ -212,8 +213,6 @@ class Build:
     def _lengthened(
         self, models: Sequence[pycolmap.Reconstruction]
     ) -> list[pycolmap.Reconstruction]:
-        from sfm_matchers.mapping.tracks import lengthen_tracks  # torch takes a second
-
         longer = []
         for model in models:
             images = [model.images[i] for i in model.reg_image_ids()]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pycolmap
 
+from sfm_matchers.errors import listed
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.poses import LocalizedQuery, Status
-from sfm_matchers.mapping.diagnosis import count
+from sfm_matchers.mapping.diagnosis import ONLY_TURNED, count
 
 Level = Literal["good", "fair", "poor"]
 
@@ -20,6 +21,7 @@ Level = Literal["good", "fair", "poor"]
 GOOD, POOR = 0.95, 0.6
 LARGE_ERROR = 2.0  # pixels, of the mean reprojection error
 MIN_PHOTOS = 3  # two that match make no model worth the name
+WALK = "walk sideways between photos instead of turning on the spot"
 
 # What finds more where a matcher fails, the cheaper first.
 STRONGER = {
@@ -59,6 +61,7 @@ def judge_model(
     device: str = "cpu",
     faults: Mapping[str, str] | None = None,
     doubt: str = "",
+    turned: Collection[str] = (),
 ) -> Verdict:
     """Judge the models of a run.
 
@@ -70,6 +73,8 @@ def judge_model(
         device: the run's.
         faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
         doubt: why the model may be wrong although it has the photos; "" if nothing says so.
+        turned: photos of the first model that have no parallax, from `turning`; all of them where
+            there is no model for this reason.
     """
     faults = faults or {}
     total = len(names)
@@ -87,11 +92,18 @@ def judge_model(
     advice = _advice(names, pairs, matcher, device) if missing > 0 else ""
     if faults:
         advice = "; ".join(filter(None, [_about_faults(faults), advice]))
+    if turned and not models:
+        return Verdict("poor", f"{what}, as {ONLY_TURNED}: {WALK}")
+    if turned and len(turned) >= found:
+        nothing = "so that its places and all depths mean nothing"
+        return Verdict("poor", f"{what}, but {ONLY_TURNED} between them, {nothing}: {WALK}")
     if not models or found < POOR * total or (found < MIN_PHOTOS < total):
         return Verdict("poor", f"{what}; {advice}" if advice else what)
     error = models[0].compute_mean_reprojection_error()
     if error > LARGE_ERROR:
         doubt = doubt or f"its mean error of {error:.1f} px is large: check cameras and intrinsics"
+    if turned:
+        doubt = "; ".join(filter(None, [doubt, _about_turned(turned)]))
     if doubt:
         return Verdict("fair", "; ".join(filter(None, [what, doubt, advice])))
     what = what.removeprefix("only ")
@@ -133,6 +145,16 @@ def _about_faults(faults: Mapping[str, str]) -> str:
     kinds = sorted({fault for fault in faults.values() if fault})
     seen = f" ({', '.join(kinds)})" if kinds else ""
     return f"{count(len(faults), 'photo')} without enough keypoints{seen}: take them again"
+
+
+def _about_turned(turned: Collection[str]) -> str:
+    photos, places = "photo", "its place"
+    if len(turned) > 1:
+        photos, places = "photos", "their places"
+    return (
+        f"of {len(turned)} {photos} ({listed(sorted(turned))}) nothing tells {places}, as the "
+        "camera only turned there: take photos a step aside too"
+    )
 
 
 def _about_seconds(matcher: str, num_pairs: int, device: str) -> str:

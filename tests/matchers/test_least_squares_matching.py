@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from material import matches_of_a_folder
 
 from sfm_matchers.confs import DetectorFreePreprocessing
-from sfm_matchers.matchers.least_squares_matching import REACH, least_squares_matching
+from sfm_matchers.matchers.least_squares_matching import (
+    REACH,
+    align_patches,
+    blurred,
+    least_squares_matching,
+)
 from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
 from sfm_matchers.photos.resizing import turned
@@ -78,6 +86,32 @@ def test_points_are_found_to_a_tenth_of_a_pixel(linear: np.ndarray) -> None:
     np.testing.assert_array_equal(moved.keypoints0, matches.keypoints0)
     np.testing.assert_array_equal(moved.scores, matches.scores)
     assert moved.keypoints1.dtype == np.float32
+
+
+def test_numpy_and_torch_align_alike() -> None:
+    """To the 32nd of a pixel that OpenCV 4 rounds places of samples to."""
+    first, second, affine = two_views(turn(10, 1.2), finest=2.0)
+    matches = noisy_matches(affine, noise=1.0)
+    linear = np.broadcast_to(affine[:, :2], (300, 2, 2))
+    arrays = [blurred(cv2.cvtColor(each, cv2.COLOR_RGB2GRAY), 1.0) for each in (first, second)]
+    arrays += [matches.keypoints0, matches.keypoints1, linear]
+    arrays = [np.ascontiguousarray(array, np.float32) for array in arrays]
+    for is_affine in (False, True):
+        ours = align_patches(*arrays, spacing=1.0, affine=is_affine)
+        theirs = align_patches(*map(torch.from_numpy, arrays), spacing=1.0, affine=is_affine)
+        same = ours.succeeded & theirs.succeeded.numpy()
+        assert (ours.succeeded == theirs.succeeded.numpy()).mean() > 0.98
+        assert same.mean() > 0.5
+        assert np.abs(ours.points - theirs.points.numpy())[same].max() < 1 / 32
+        np.testing.assert_allclose(ours.texture, theirs.texture, rtol=1e-2)
+        assert {part.dtype for part in ours} == {np.dtype(np.float32), np.dtype(bool)}
+
+
+def test_a_run_of_sift_needs_no_torch() -> None:
+    """It takes a second to import; longer tracks align patches too."""
+    modules = "sfm_matchers.runs.reconstruct, sfm_matchers.mapping.tracks"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_large_photos_are_aligned_coarsely_first() -> None:

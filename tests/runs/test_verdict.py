@@ -90,6 +90,23 @@ def test_large_errors_and_doubts_are_fair() -> None:
     assert "--camera_mode per_image" in found.text
 
 
+def test_a_camera_that_only_turned_is_poor_whatever_its_errors() -> None:
+    found = judge(Model(13, 0.14), turned=NAMES)
+    assert found.level == "poor"
+    assert found.text == (
+        "all 13 photos are in the model, but the camera only turned between them, so that its "
+        "places and all depths mean nothing: walk sideways between photos instead of turning on "
+        "the spot"
+    )
+    assert judge(turned=NAMES).text == (
+        "no model of 13 photos, as the camera only turned: walk sideways between photos instead of "
+        "turning on the spot"
+    )
+    found = judge(Model(13, 0.14), turned=["05.jpg"], doubt="its cameras are uncertain")
+    assert found.level == "fair"
+    assert "uncertain; of 1 photo (05.jpg) nothing tells its place" in found.text
+
+
 def test_nothing_is_said_of_the_time_on_a_gpu() -> None:
     assert "here" not in judge(Model(2), device="cuda").text
 
