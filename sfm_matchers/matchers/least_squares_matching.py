@@ -39,6 +39,7 @@ MAX_SHEAR = 0.2  # change of the affine map in a step
 REACH = 3.0  # samples; points that move farther are taken for lost
 LAST_STEP = 0.05  # samples; points that still move by more are taken for lost
 MIN_CORRELATION = 0.7  # of the patches in the end
+TILE = 16_000  # pixels; OpenCV samples images of less than 32,767
 CHUNK = 1024  # matches aligned at once, for the processor's cache
 CHUNK_GPU = 1 << 14  # a few hundred megabytes
 
@@ -284,17 +285,31 @@ def _on_device(values: bytes, shape: tuple[int, ...], device: torch.device) -> t
 def _sampled(image: Array, places: Array) -> Array:
     """Return the values (M, P) of the image at places (M, P, 2) in pixels, edges repeated."""
     if isinstance(image, np.ndarray):
-        if not len(places):
-            return np.zeros(places.shape[:2], np.float32)
-        values = cv2.remap(  # type: ignore[call-overload]
-            image, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-        )
-        return np.asarray(values)
+        return _remapped(image, places)
     import torch.nn.functional as F
 
     scaled = places * (2 / _putting_beside(image)(_last_pixel(*image.shape))) - 1
     values = F.grid_sample(image[None, None], scaled[None], "bicubic", "border", align_corners=True)
     return values[0, 0]
+
+
+def _remapped(image: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`_sampled` of numpy's arrays."""
+    if not len(places):
+        return np.zeros(places.shape[:2], np.float32)
+    if max(image.shape) > 2 * TILE:
+        values = np.zeros(places.shape[:2], np.float32)
+        tiles = places[:, 0] // TILE
+        for tile in np.unique(tiles, axis=0):
+            corner = np.clip(tile * TILE - TILE // 2, 0, _last_pixel(*image.shape)).astype(int)
+            part = image[corner[1] :, corner[0] :][: 2 * TILE, : 2 * TILE]
+            rows = (tiles == tile).all(1)
+            values[rows] = _remapped(part, places[rows] - corner.astype(np.float32))
+        return values
+    values = cv2.remap(  # type: ignore[call-overload]
+        image, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+    return np.asarray(values)
 
 
 def _standardised(patches: Array, weights: Array) -> tuple[Array, Array]:

@@ -124,6 +124,22 @@ def test_large_photos_are_aligned_coarsely_first() -> None:
     assert (errors(moved, affine) < 0.3).mean() > 0.9
 
 
+def test_photos_too_long_for_opencv_are_sampled_in_parts() -> None:
+    first = np.tile(texture((400, 60), finest=2.0), (1, 100, 1))
+    second = np.roll(first, 2, axis=1)
+    gray = [
+        blurred(cv2.cvtColor(each.astype(np.uint8), cv2.COLOR_RGB2GRAY).astype(np.float32), 1.0)
+        for each in (first, second)
+    ]
+    points = np.stack((np.linspace(10, 39_980, 500), np.full(500, 30.0)), 1).astype(np.float32)
+    linear = np.broadcast_to(np.eye(2, dtype=np.float32), (500, 2, 2))
+    found = align_patches(*gray, points, points, linear, spacing=1.0, affine=False)
+    assert found.succeeded.mean() > 0.9
+    np.testing.assert_allclose(
+        found.points[found.succeeded][:, 0], points[found.succeeded][:, 0] + 2, atol=0.1
+    )
+
+
 def test_points_that_cannot_be_aligned_stay() -> None:
     """Nothing to see, and photos of other places."""
     first, second, affine = two_views(np.eye(2))
