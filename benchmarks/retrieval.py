@@ -62,12 +62,12 @@ def extract(folder: Path, names: Sequence[str], conf: str, path: Path) -> None:
             file[f"{name}/descriptors"] = features["descriptors"]
 
 
-def ranked_again(path: Path, name: str, similar: Sequence[str]) -> list[str]:
+def ranked_again(path: Path, name: str, similar: Sequence[str], front_end: str) -> list[str]:
     """The first photos by how many local features they share with a query."""
     with h5py.File(path, "r") as file:
         query = file[f"{name}/descriptors"][()]
         votes = {
-            other: mutual_neighbours(query, file[f"{other}/descriptors"][()])
+            other: mutual_neighbours(query, file[f"{other}/descriptors"][()], front_end)
             for other in similar[:RANKED_AGAIN]
         }
     return ranked_by_votes(votes)
@@ -110,7 +110,7 @@ def main() -> None:
             seconds = time.process_time() - start
             similar = {name: index.similar_to(name) for name in names}
             print(row(f"VLAD on {title} ({seconds:.0f} CPU s)", similar, overlapping))
-            again = {name: ranked_again(path, name, similar[name]) for name in names}
+            again = {name: ranked_again(path, name, similar[name], title) for name in names}
             print(row(f"VLAD on {title}, ranked again", again, overlapping), flush=True)
 
 

@@ -46,7 +46,7 @@ from sfm_matchers.matchers.registry import (
     matcher_weights_fingerprint,
 )
 from sfm_matchers.matching.engine import matched_features
-from sfm_matchers.pairs.retrieval import MIN_VOTES, mutual_neighbours, ranked_by_votes
+from sfm_matchers.pairs.retrieval import mutual_neighbours, ranked_by_votes
 from sfm_matchers.pairs.sequences import with_neighbours
 from sfm_matchers.photos.images import decoded_size, read_image
 from sfm_matchers.photos.resizing import network_size, turned, unturned
@@ -55,8 +55,9 @@ FIRST_PHOTOS = 2  # matched before anything is estimated, where few may be enoug
 # Inliers of a pose that needs no more photos, if several agree on it, see `certainty`.
 ENOUGH_INLIERS = 100
 OVER_ASKED = 2  # so many times the photos are retrieved, and ranked again by their features
-# Pixels. A query that is not localized is looked at in other positions: it may lie on its side.
-TURNED_SIDE = 512
+# A query that is not localized is looked at in other positions, small: it may lie on its side. Then
+# it must share so many keypoints with the map.
+TURNED_SIDE, MIN_TURNED_VOTES = 512, 20
 # A photo that shares such a part of what the first one shares with a query may show its true place.
 RIVAL_SHARE = 0.5
 CACHE_BYTES = 1 << 30  # of local features of the map's photos; the others are read when needed
@@ -297,7 +298,7 @@ class Localizer:
         """How many keypoints with a 3D point a query seems to share with a photo of the map."""
         has_point = self._lookup.point_ids(name) >= 0
         stored = self._features(name)["descriptors"][:, has_point]
-        return mutual_neighbours(features["descriptors"], stored)
+        return mutual_neighbours(features["descriptors"], stored, self.conf.features.name)
 
     def _localize_any_way_up(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Localize a query, in another position where it is not localized as it is."""
@@ -324,7 +325,7 @@ class Localizer:
             counts = sorted(count for count, _ in ranked)
             votes.append(sum(counts[-FIRST_PHOTOS:]))
         best = int(np.argmax(votes))
-        return best if votes[best] >= max(MIN_VOTES, MIN_TURN_RATIO * votes[0]) else 0
+        return best if votes[best] >= max(MIN_TURNED_VOTES, MIN_TURN_RATIO * votes[0]) else 0
 
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Localize a query, and doubt a pose that rests on what the map has elsewhere too."""

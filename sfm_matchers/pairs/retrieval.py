@@ -190,29 +190,31 @@ def _global_descriptors(
 
 
 MAX_DESCRIPTORS = 768  # descriptors of a photo: enough to tell how much two photos share
-RATIO = 0.8  # of the distances to the nearest and the second nearest
-# `mutual_neighbours` of two photos that mean something: photos of different scenes have up to 19
-# (SIFT; ALIKED 3). With a ratio of 0.9 SIFT has 51 of different scenes, and 64 of one place.
-MIN_VOTES = 20
+# Of the distances to the nearest and the second nearest descriptor, by front-end: with a ratio of
+# 0.9 photos of two scenes share 51 of SIFT's, those of one 64; of ALIKED's 9 and 24.
+RATIOS, OTHER_RATIO = {"sift": 0.8}, 0.9
+# Shared descriptors that mean something: nine of ten photos of two scenes share fewer.
+MIN_VOTES = 16
 
 
 def ranked_by_votes(votes: Mapping[str, int]) -> list[str]:
     """Return photos in the order of their `mutual_neighbours` with one; as they come where these
     are too few to mean something.
 
-    >>> ranked_by_votes({"a": 3, "b": 17, "c": 90})
+    >>> ranked_by_votes({"a": 3, "b": 15, "c": 90})
     ['c', 'a', 'b']
     """
     return sorted(votes, key=lambda name: -max(votes[name], MIN_VOTES))
 
 
-def mutual_neighbours(descriptors0: np.ndarray, descriptors1: np.ndarray) -> int:
-    """How many of two photos' descriptors are `mutual_matches`; of an even sample."""
+def mutual_neighbours(descriptors0: np.ndarray, descriptors1: np.ndarray, front_end: str) -> int:
+    """How many of two photos' descriptors, made by `front_end`, are `mutual_matches`; of an even
+    sample."""
     first, second = (
         stored[:, :: -(-stored.shape[1] // MAX_DESCRIPTORS) or 1]
         for stored in (descriptors0, descriptors1)
     )
-    return len(mutual_matches(first, second, RATIO))
+    return len(mutual_matches(first, second, RATIOS.get(front_end, OTHER_RATIO)))
 
 
 def mutual_matches(descriptors0: np.ndarray, descriptors1: np.ndarray, ratio: float) -> np.ndarray:
