@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pycolmap
 
+from sfm_matchers.reports.model_in_3d import track_lengths
+
 WIDTH, HEIGHT, BELOW, ABOVE = 420, 150, 34, 18  # units of the drawing
 NUM_BINS = 24
 MAX_TRACK_LENGTH = 24  # a bar of its own; longer ones share the last
@@ -24,8 +26,7 @@ def histograms_html(model: pycolmap.Reconstruction | None, errors: Mapping[str, 
     if model is None or not model.num_points3D():
         return "<p>There is no model to measure.</p>"
     own = np.concatenate([np.zeros(0), *errors.values()])
-    lengths = np.array([point.track.length() for point in model.points3D.values()])
-    return _errors(own) + _track_lengths(lengths)
+    return _errors(own) + _track_lengths(track_lengths(model.points3D.values()))
 
 
 def _errors(errors: np.ndarray) -> str:
@@ -46,21 +47,22 @@ def _errors(errors: np.ndarray) -> str:
 
 
 def _track_lengths(lengths: np.ndarray) -> str:
-    last = int(min(max(lengths.max(), 4), MAX_TRACK_LENGTH))
+    last = int(min(max(lengths.max(), 2), MAX_TRACK_LENGTH))
     clipped = np.clip(lengths, 2, last)
     counts = np.bincount(clipped, minlength=last + 1)[2:]
     more = lengths.max() > last
-    labels = [f"{length} observations" for length in range(2, last + 1)]
+    labels = [f"{length} photos" for length in range(2, last + 1)]
     labels[-1] += " and more" if more else ""
     step = 1 if last <= 12 else 2 if last <= 18 else 4
+    named = [*range(2, last - step // 2, step), last]
     ticks = [
         ((length - 1.5) / (last - 1), f"{length}{'+' if more and length == last else ''}")
-        for length in range(2, last + 1, step)
+        for length in named
     ]
     share = 100 * float((lengths >= 3).mean())
     note = (
-        f"{share:.0f} % of the points have three observations or more; the longest track has "
-        f"{lengths.max():,}."
+        f"{share:.0f} % of the points are seen in three photos or more, the one with the longest "
+        f"track in {lengths.max():,}."
     )
     return _figure("Track lengths", note, counts, labels, ticks, "points")
 
@@ -104,7 +106,8 @@ def _figure(
         )
     axis = []
     for share, text in ticks:
-        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
+        at_end = share > 0.97  # a text around it would be cut
+        share, anchor = (1, "end") if at_end else (share, "start" if share == 0 else "middle")
         axis.append(
             f'<text x="{share * WIDTH:.1f}" y="{HEIGHT - BELOW + 16}" text-anchor="{anchor}">'
             f"{html.escape(text)}</text>"

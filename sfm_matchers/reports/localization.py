@@ -212,7 +212,7 @@ def _without_pose(results: Sequence[LocalizedQuery]) -> str:
     )
     head = "<tr><th>Photo</th><th>What became of it</th><th>Reason</th></tr>"
     note = "<p>Fallback: the pose of the most similar photo of the map stands in.</p>"
-    table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    table = f"<table class=reasons><thead>{head}</thead><tbody>{rows}</tbody></table>"
     return f"{note}<div class=scroll>{table}</div>"
 
 

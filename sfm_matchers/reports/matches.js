@@ -139,48 +139,71 @@ function startGraph() {
     const at = 3 * Math.round(level * (steps - 1));
     return `rgb(${palette[at]} ${palette[at + 1]} ${palette[at + 2]})`;
   };
-  let cell = 1, left = 0, under = null;
+  // Of many photos every so many are named, for which the wider cells leave room on top too.
+  const LABEL_STEPS = [1, 2, 5, 10, 20, 25, 50, 100, 200, 500];
+  const cells = document.createElement("canvas");  // drawn once, as there may be 90,000
+  let cell = 1, left = 0, top = 0, under = null;
+
+  function drawCells(size, density) {
+    fitCanvas(cells, size, size);
+    const brush = cells.getContext("2d"), gap = cell > 8 ? 1 : 0;
+    const untried = cssColor("--untried"), unverified = cssColor("--unverified");
+    brush.scale(density, density);
+    for (let row = 0; row < rows; row++) {
+      for (let column = 0; column < rows; column++) {
+        const count = verified[row * rows + column];
+        brush.fillStyle = count > 0 ? rgb(Math.log(count) / Math.log(Math.max(most, 2)))
+          : count < 0 ? untried : unverified;
+        brush.fillRect(column * cell, row * cell, cell - gap, cell - gap);
+      }
+    }
+  }
 
   function draw() {
     const style = getComputedStyle(document.body);
     const room = document.body.clientWidth - parseFloat(style.paddingLeft) * 2;
-    left = rows <= 40 ? Math.min(160, 0.3 * room) : 0;
+    left = Math.min(160, 0.3 * room);
+    if (rows > 40 && rows > room - left) left = 0;
     cell = Math.max(1, Math.min(48, Math.floor(Math.min(room - left, 760) / rows)));
     if (cell * rows > room - left) cell = (room - left) / rows;
-    const size = cell * rows, top = left ? 20 : 0;
+    const size = cell * rows;
+    top = left ? 20 : 0;
     canvas.style.width = left + size + "px";
     canvas.style.height = top + size + "px";
-    const density = fitCanvas(canvas, left + size, top + size), gap = cell > 8 ? 1 : 0;
-    context.scale(density, density);
-    for (let row = 0; row < rows; row++) {
-      for (let column = 0; column < rows; column++) {
-        const count = verified[row * rows + column];
-        context.fillStyle = count > 0 ? rgb(Math.log(count) / Math.log(Math.max(most, 2)))
-          : cssColor(count < 0 ? "--untried" : "--unverified");
-        context.fillRect(left + column * cell, top + row * cell, cell - gap, cell - gap);
-      }
-    }
+    drawCells(size, fitCanvas(canvas, left + size, top + size));
+    paint();
+  }
+
+  function paint() {
+    const size = cell * rows, density = window.devicePixelRatio || 1, gap = cell > 8 ? 1 : 0;
+    context.setTransform(density, 0, 0, density, 0, 0);
+    context.clearRect(0, 0, left + size, top + size);
+    context.drawImage(cells, left, top, size, size);
     if (under) {  // the row and the column that one points at
       context.strokeStyle = cssColor("--accent");
       context.lineWidth = 1;
       context.strokeRect(left, top + under[0] * cell, size, Math.max(cell - gap, 1));
       context.strokeRect(left + under[1] * cell, top, Math.max(cell - gap, 1), size);
     }
-    if (left) drawLabels(top);
+    if (left) drawLabels();
   }
 
-  function drawLabels(top) {
+  function drawLabels() {
+    const step = rows <= 40 ? 1 : LABEL_STEPS.find(step => step * cell >= 28) || rows;
     context.fillStyle = cssColor("--quiet");
-    context.font = `${Math.min(13, Math.max(7, cell - 2))}px system-ui, sans-serif`;
+    context.font = `${Math.min(13, Math.max(7, step * cell - 2))}px system-ui, sans-serif`;
     context.textBaseline = "middle";
-    for (let row = 0; row < rows; row++) {
-      const number = String(row + 1), center = (row + 0.5) * cell;
-      let name = data.names[row];
+    for (let row = step - 1; row < rows; row += step) {
+      const number = String(row * block + 1), center = (row + 0.5) * cell;
+      const wide = context.measureText(number).width, size = rows * cell;
+      let name = data.names[row * block];
       while (name && context.measureText(name + "  " + number).width > left - 12) name = name.slice(1);
       context.textAlign = "right";
-      context.fillText(name + "  " + number, left - 8, top + center);
+      context.fillText(name + "  " + number, left - 8, top + Math.min(center, size - 7));
       context.textAlign = "center";
-      if (context.measureText(number).width < cell) context.fillText(number, left + center, top / 2);
+      if (wide < step * cell) {
+        context.fillText(number, left + Math.min(center, size - wide / 2), top / 2);
+      }
     }
   }
 
@@ -191,12 +214,12 @@ function startGraph() {
   };
   const cellAt = event => {
     const column = Math.floor((event.offsetX - left) / cell);
-    const row = Math.floor((event.offsetY - (left ? 20 : 0)) / cell);
+    const row = Math.floor((event.offsetY - top) / cell);
     return row < 0 || column < 0 || row >= rows || column >= rows ? null : [row, column];
   };
   canvas.addEventListener("pointermove", event => {
     const place = cellAt(event);
-    if (String(place) !== String(under)) { under = place; requestAnimationFrame(draw); }
+    if (String(place) !== String(under)) { under = place; requestAnimationFrame(paint); }
     if (!place) { hideTip(); return; }
     const [row, column] = place, at = row * rows + column;
     const text = row === column && block === 1 ? data.names[row]
@@ -210,7 +233,7 @@ function startGraph() {
     const place = cellAt(event);
     if (place && block === 1 && place[0] !== place[1]) showPair(...place);
   });
-  canvas.addEventListener("pointerleave", () => { under = null; hideTip(); draw(); });
+  canvas.addEventListener("pointerleave", () => { under = null; hideTip(); paint(); });
 
   byId("graph-note").textContent = block > 1
     ? `Each cell shows the strongest pair of two blocks of ${block} photos.`

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,12 @@ def model_errors(model: pycolmap.Reconstruction | None) -> dict[str, np.ndarray]
     return {} if model is None else reprojection_errors(model)
 
 
+def track_lengths(points: Iterable[pycolmap.Point3D]) -> np.ndarray:
+    """Return in how many photos each point is seen (N,); a photo with two observations is one."""
+    seen = (len({element.image_id for element in point.track.elements}) for point in points)
+    return np.fromiter(seen, dtype=np.int64)
+
+
 def _no_scene() -> _Scene:
     none = np.zeros((0, 3))
     return _Scene(
@@ -111,7 +117,7 @@ def build_scene(
         points=(points @ upright.T - middle) / radius,
         colors=np.array([point.color for point in chosen], dtype=np.uint8).reshape(-1, 3),
         errors=np.array([point.error for point in chosen], dtype=np.float64),
-        track_lengths=np.array([point.track.length() for point in chosen], dtype=np.int64),
+        track_lengths=track_lengths(chosen),
         frusta=(frusta @ upright.T - middle) / radius,
         camera_names=[image.name for image in images],
         num_points_total=len(point_ids),

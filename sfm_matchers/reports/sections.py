@@ -70,7 +70,7 @@ def unregistered_html(
     ]
     head = "<tr><th>Photo</th><th>Likely reason</th></tr>"
     body = f"<thead>{head}</thead><tbody>{''.join(lines)}</tbody>"
-    return f"<div class=scroll><table>{body}</table></div>"
+    return f"<div class=scroll><table class=reasons>{body}</table></div>"
 
 
 def pairs_html(drawn_pairs: Mapping[str, tuple[str, np.ndarray]]) -> str:

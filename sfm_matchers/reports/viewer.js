@@ -33,7 +33,7 @@ function startViewer({ onPick, linksOf }) {
   }
   function trackLimit() {
     const sorted = bytesOf(data.tracks).sort();
-    return sorted.length ? Math.max(4, sorted[Math.floor(0.98 * (sorted.length - 1))]) : 4;
+    return sorted.length ? Math.max(2, sorted[Math.floor(0.98 * (sorted.length - 1))]) : 2;
   }
   const most = Math.max(1, ...(data.observations || []));
   function cameraColors() {
@@ -269,7 +269,7 @@ function startViewer({ onPick, linksOf }) {
     const mode = byId("coloring").value;
     byId("point-legend").hidden = mode === "photo";
     byId("point-low").textContent = mode === "error" ? data.error_limit.toPrecision(2) + " px" : "2";
-    byId("point-high").textContent = mode === "error" ? "0" : trackLimit() + " observations";
+    byId("point-high").textContent = mode === "error" ? "0" : trackLimit() + " photos";
     byId("camera-legend").hidden = !!data.kinds;
     byId("camera-most").textContent = counted(most, "observation");
     const kinds = (data.kinds || []).map(({ label, color }) => {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, look
 from localization_page import make_results, write_page
+from many_photos import make_many_photos
 from report_page import NUM_IMAGES, Scene, make_scene
 
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"), pytest.mark.slow]
@@ -82,6 +83,44 @@ def test_points_change_their_colours(scene):
       }});
     }})()"""
     assert look(scene.write(), script) == [[True, True], [True, False], [True, False]]
+
+
+def test_the_matrix_of_many_photos_names_some(tmp_path):
+    script = """(() => {
+      const canvas = byId("graph"), context = canvas.getContext("2d");
+      const inked = (x, y, width, height) =>
+        context.getImageData(x, y, width, height).data.some(value => value);
+      const before = inked(0, 20, 150, canvas.height - 20);
+      const above = inked(160, 0, canvas.width - 160, 20);
+      const point = (x, y) => canvas.dispatchEvent(new PointerEvent("pointermove",
+        { clientX: canvas.getBoundingClientRect().left + x,
+          clientY: canvas.getBoundingClientRect().top + y }));
+      point(161, canvas.clientHeight - 1);
+      return [before, above, byId("tip").textContent];
+    })()"""
+    scene = make_many_photos(tmp_path, 60)
+    before, above, tip = look(scene.write(), script)
+    assert before
+    assert above
+    assert scene.names[0] in tip
+    assert scene.names[-1] in tip
+
+
+def test_long_names_leave_the_reasons_of_missing_photos_in_sight(scene):
+    missing = max(scene.model.reg_image_ids())
+    scene.model.deregister_frame(scene.model.images[missing].frame_id)
+    path = scene.write()
+    text = path.read_text(encoding="utf-8")
+    name = scene.model.images[missing].name
+    path.write_text(text.replace(f"<td>{name}</td><td>", f"<td>{'long_name' * 12}</td><td>"))
+    script = """(() => {
+      const box = document.querySelector(".reasons").parentElement;
+      const last = document.querySelector(".reasons td:last-child").getBoundingClientRect();
+      return [box.scrollWidth - box.clientWidth, last.width / box.clientWidth];
+    })()"""
+    overflow, share = look(path, script, 375)
+    assert overflow <= 0
+    assert share >= 0.5
 
 
 @pytest.mark.parametrize("width", [1280, 375])

@@ -20,9 +20,9 @@ from report_page import NUM_IMAGES, Page, Scene, make_scene
 import sfm_matchers
 from sfm_matchers.photos.cameras import FILM_DIAGONAL, exif_pixel_size
 from sfm_matchers.photos.images import from_upright, points_to_upright, to_upright
-from sfm_matchers.reports import matches, model_in_3d
+from sfm_matchers.reports import histograms, matches, model_in_3d
 from sfm_matchers.reports.histograms import histograms_html
-from sfm_matchers.reports.model_in_3d import model_errors
+from sfm_matchers.reports.model_in_3d import build_scene, model_errors
 from sfm_matchers.reports.page import command_line
 from sfm_matchers.reports.pictures import read_picture
 
@@ -105,6 +105,29 @@ def test_histograms_count_every_observation_and_point(scene):
         ("points", scene.model.num_points3D()),
     ):
         assert sum(int(number.replace(",", "")) for number, kind in bars if kind == noun) == total
+
+
+def test_a_track_is_as_long_as_the_photos_in_it_are_many(scene):
+    """Two observations of one photo are one: no track is longer than there are photos."""
+    shown = min(scene.model.reg_image_ids())
+    for point in scene.model.points3D.values():
+        for _ in range(NUM_IMAGES):
+            point.track.add_element(shown, 0)
+    text = histograms_html(scene.model, model_errors(scene.model))
+    assert {int(length) for length in re.findall(r"<title>(\d+) photos: ", text)} == {
+        *range(2, NUM_IMAGES + 1)
+    }
+    assert f"the longest track in {NUM_IMAGES}." in text
+    assert build_scene(scene.model).track_lengths.max() == NUM_IMAGES
+
+
+@pytest.mark.parametrize("longest", [2, 3, 12, 13, 17, 19, 24, 60])
+def test_the_last_bar_of_the_track_lengths_is_named(scene, monkeypatch, longest):
+    lengths = np.arange(scene.model.num_points3D()) % (longest - 1) + 2
+    monkeypatch.setattr(histograms, "track_lengths", lambda points: np.append(lengths, longest))
+    text = histograms_html(scene.model, model_errors(scene.model))
+    last = text.rpartition("</text>")[0].rpartition(">")[2]
+    assert last == (f"{histograms.MAX_TRACK_LENGTH}+" if longest > 24 else str(longest))
 
 
 def test_lines_of_pairs_end_at_the_verified_matches(scene):
