@@ -76,7 +76,7 @@ def find_images(
         what = "a video" if len(videos) == 1 else f"{len(videos)} videos"
         such = "" if len(videos) == 1 else "such as "
         logger.warning(
-            "left out: %s, %s%s: to use it give it as --image_dir", what, such, min(videos)
+            "left out: %s, %s%s: to use it give it in place of the folder", what, such, min(videos)
         )
     masks = _masks_among(names, image_dir, mask_dir)
     names = [name for name in names if name not in masks]

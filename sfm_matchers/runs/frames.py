@@ -12,7 +12,7 @@ from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.text import folder_written_whole
 from sfm_matchers.photos.video import check_readable, is_video, write_frames
-from sfm_matchers.runs.options import MatchOptions
+from sfm_matchers.runs.options import LocalizeOptions, MatchOptions
 from sfm_matchers.runs.workspace import FRAMES_MARK, Workspace
 
 Options = TypeVar("Options", bound=MatchOptions)
@@ -34,17 +34,43 @@ def check_video(options: MatchOptions) -> None:
 
 
 def frames_instead_of_video(options: Options) -> Options:
-    """Return options whose photos are frames, where they name a video, which are written once.
-
-    The folder of the frames is in the outputs; ``video.json`` in it says when each is shown.
+    """Return options whose photos are frames, where they name a video; see `frames_of_video`.
 
     Raises:
-        SfmMatchersError: as `check_video` and `write_frames`, or that folder is somebody else's.
+        SfmMatchersError: as `check_video` and `frames_of_video`.
     """
     check_video(options)
     if not is_video(options.image_dir):
         return options
-    video, workspace = Path(options.image_dir), Workspace(options.outputs)
+    folder = frames_of_video(options.image_dir, Workspace(options.outputs), options.frames)
+    return replace(options, image_dir=folder, frames=None)
+
+
+def queries_instead_of_video(options: LocalizeOptions) -> LocalizeOptions:
+    """Return options whose queries are frames, where they name a video; see `frames_of_video`.
+
+    Raises:
+        SfmMatchersError: as `check_readable` and `frames_of_video`.
+    """
+    if not is_video(options.queries):
+        return options
+    check_readable(options.queries)
+    return replace(options, queries=frames_of_video(options.queries, Workspace(options.outputs)))
+
+
+def frames_of_video(path: str | Path, workspace: Workspace, number: int | None = None) -> Path:
+    """Write photos out of a video, once, and return their folder, which is in the outputs.
+
+    ``video.json`` in it says when each is shown.
+
+    Args:
+        path: of the video.
+        workspace: of the run.
+        number: of the frames; None: as `write_frames` finds right.
+
+    Raises:
+        SfmMatchersError: as `write_frames`, or that folder is somebody else's.
+    """
     folder = workspace.frames
     if folder.exists() and not workspace.owns_frames():
         raise InputError(
@@ -53,12 +79,12 @@ def frames_instead_of_video(options: Options) -> Options:
         )
     workspace.path.mkdir(parents=True, exist_ok=True)
     with workspace.timed("frames"):
-        source = fingerprint(revisions.FRAMES, content_hash(video), options.frames)
+        source = fingerprint(revisions.FRAMES, content_hash(Path(path)), number)
         if not workspace.is_done(folder.name, source):
             with folder_written_whole(folder) as temporary:
-                seconds = write_frames(video, temporary, options.frames)
-                about = {"video": str(video), "seconds": seconds}
+                seconds = write_frames(Path(path), temporary, number)
+                about = {"video": str(path), "seconds": seconds}
                 text = json.dumps(about, indent=1, ensure_ascii=False)
                 (temporary / FRAMES_MARK).write_text(text, "utf-8", "backslashreplace")
             workspace.set_done(folder.name, source, folder)
-    return replace(options, image_dir=folder, frames=None)
+    return folder

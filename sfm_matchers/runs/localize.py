@@ -25,6 +25,7 @@ from sfm_matchers.pairs.policies import covisibility_pairs, pose_pairs
 from sfm_matchers.pairs.sequences import add_neighbours
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.reports.localization import write_localization_report
+from sfm_matchers.runs.frames import queries_instead_of_video
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import LocalizeOptions, make_options
@@ -49,7 +50,7 @@ def localize(
     Args:
         map: folder of a COLMAP model, the outputs of `reconstruct`, or a map of `pipelines.map`.
         map_images: folder its names are relative to; None for a map that needs no photos.
-        queries: folder of new photos.
+        queries: folder of new photos, or a video (with the extra ``video``).
         output: folder for all results.
         options: of `LocalizeOptions`, such as ``matcher="jamma"``.
 
@@ -75,18 +76,24 @@ def localize(
 
 
 def run(options: LocalizeOptions) -> LocalizeResult:
-    """Localize a folder of photos. No other run may work in the outputs; see `localize`.
+    """Localize photos or a video. No other run may work in the outputs; see `localize`.
 
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
-    if is_map(options.map):
-        return run_in_map(options)
-    if options.map_images is None:
+    in_map = is_map(options.map)
+    if options.map_images is None and not in_map:
         raise InputError(
             "--map_images is missing: the folder of the photos of the map; or make a map that "
             "needs none by python -m pipelines.map build"
         )
+    options = queries_instead_of_video(options)
+    return run_in_map(options) if in_map else run_with_photos(options)
+
+
+def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
+    """Localize a folder of photos in a COLMAP model, whose photos are matched again."""
+    assert options.map_images is not None
     workspace = Workspace(options.outputs)
     matching = choose_matching(options)
     cameras = given_cameras(options)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rendered_room import photograph_room
 from videos import write_video
 
 from pipelines.sfm import main
-from sfm_matchers import reconstruct
+from sfm_matchers import localize, reconstruct
+from sfm_matchers.localization.poses import Status
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.synthetic import Camera
 
@@ -44,3 +46,12 @@ def test_a_video_becomes_a_model(
     assert f"{len(names)} of {NUM_FRAMES}" in capsys.readouterr().out
     assert main(["--image_dir", str(tmp_path), "--outputs", str(tmp_path), "--frames", "3"]) == 2
     assert "--frames is for a video" in capsys.readouterr().err
+
+    located = localize(tmp_path, tmp_path / "frames", clip, tmp_path / "new", matcher="sift")
+    poses = [query for query in located.queries if query.status == Status.LOCALIZED]
+    assert len(poses) == len(located.queries) >= 10
+    centres = np.array([query.cam_from_world.tgt_origin_in_src() for query in poses])
+    own = {i.name: i.projection_center() for i in result.model.images.values()}
+    route = np.array([own[name] for name in names])
+    nearest = np.linalg.norm(centres[:, None] - route[None], axis=2).min(axis=1)
+    assert np.median(nearest) < 0.5 * np.linalg.norm(np.diff(route, axis=0), axis=1).max()

@@ -26,7 +26,8 @@ from sfm_matchers.photos.video import (
     measure_frames,
     write_frames,
 )
-from sfm_matchers.runs.frames import frames_instead_of_video
+from sfm_matchers.runs.frames import frames_instead_of_video, queries_instead_of_video
+from sfm_matchers.runs.options import LocalizeOptions
 from sfm_matchers.runs.workspace import Workspace
 
 pytest.importorskip("av", reason="needs the extra video")
@@ -165,7 +166,7 @@ def test_a_video_in_a_folder_of_photos_is_named(
         (tmp_path / name).touch()
     assert find_images(tmp_path) == ["a.jpg"]
     clip = tmp_path / "walk" / "clip.MOV"
-    assert f"left out: a video, {clip}: to use it give it as --image_dir" in caplog.text
+    assert f"left out: a video, {clip}: to use it give it in place of the folder" in caplog.text
     (tmp_path / "other.mp4").touch()
     find_images(tmp_path)
     assert "left out: 2 videos, such as " in caplog.text
@@ -233,3 +234,13 @@ def test_a_number_of_frames_that_makes_no_sense_is_said(
 def test_a_folder_of_photos_is_left_as_it_is(tmp_path: Path) -> None:
     chosen = options(tmp_path, tmp_path / "out")
     assert frames_instead_of_video(chosen) is chosen
+    queries = LocalizeOptions(tmp_path, tmp_path, tmp_path, tmp_path / "out")
+    assert queries_instead_of_video(queries) is queries
+
+
+def test_queries_may_be_a_video(clip: Path, tmp_path: Path) -> None:
+    chosen = queries_instead_of_video(LocalizeOptions("map", "photos", clip, tmp_path))
+    assert chosen.queries == Workspace(tmp_path).frames
+    assert len(find_images(tmp_path / "frames")) >= 2
+    with pytest.raises(InputError, match="is missing"):
+        queries_instead_of_video(LocalizeOptions("map", "photos", "no.mp4", tmp_path))
