@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name = given[0].lower().replace("-", "_")
     if name not in COMMANDS:
-        hint = nearest(name, COMMANDS)
+        is_option = given[0].startswith("-")
+        hint = nearest(given[0], ("--version", "--help")) if is_option else nearest(name, COMMANDS)
         print(f"error: unknown command {given[0]}{hint}\nhelp: {PROGRAM} --help", file=sys.stderr)
         return BAD_INPUT
     return int(importlib.import_module(f"pipelines.{name}").main(given[1:]))

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -89,12 +89,15 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             name = word.partition("=")[0]
             is_option = name.startswith("-")
-            hint = nearest(name, self._option_string_actions) if is_option else ""
+            hint = ": quote a path with spaces, write a list with commas"
+            if is_option:
+                hint = nearest(name, self._option_string_actions)
             self.error(f"unknown {'option' if is_option else 'argument'} {name}{hint}")
 
     def _spelled(self, arguments: Sequence[str]) -> list[str]:
         """``--image-dir`` is ``--image_dir``; so is ``--images`` where there is no such option."""
         known, done = self._option_string_actions, []
+        steps = self._commands()
         for argument in arguments:
             name, equals, value = argument.partition("=")
             if name.startswith("--"):
@@ -102,8 +105,24 @@ class Parser(argparse.ArgumentParser):
                 if name not in known:
                     group = next((group for group in SPELLINGS if name in group), ())
                     name = next((other for other in group if other in known), name)
+            elif steps and not name.startswith("-"):  # the command; what follows is its own
+                named = name.lower().replace("-", "_")
+                name, steps = named if named in steps else name, ()
             done.append(name + equals + value)
         return done
+
+    def _commands(self) -> Collection[str]:
+        if self._subparsers is None:
+            return ()
+        return [str(name) for action in self._subparsers._group_actions for name in action.choices]
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As of argparse; the nearest choice is named."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += nearest(str(value), map(str, action.choices or ()))
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is, in two lines; ends with status 2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 
@@ -42,9 +43,14 @@ class PhotoChangedError(InputError):
 def one_line(error: BaseException | str) -> str:
     """Return what another library's error says, in one line; the name of its kind if it is silent.
 
-    Messages of libraries run over pages: of 200 letters the rest is left out.
+    Messages of libraries run over pages: of 200 letters the rest is left out; so is where in its
+    source COLMAP says it happened.
+
+    >>> one_line("[reconstruction.cc:995] there is\\n no model")
+    'there is no model'
     """
-    return printable(" ".join(str(error).split())[:200]) or type(error).__name__
+    text = re.sub(r"^\[[\w.]+:\d+\] ", "", " ".join(str(error).split()))
+    return printable(text[:200]) or type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -117,6 +117,12 @@ class LocalizedQuery:
     covariance: np.ndarray | None = None
     intrinsics: str = ""
 
+    def __repr__(self) -> str:
+        """Return what became of it, in one line."""
+        why = f": {self.reason}" if self.reason else ""
+        counts = f"{self.num_inliers} of {len(self.inliers)} points agree"
+        return f"LocalizedQuery({self.name!r}, {self.status.value}{why}, {counts})"
+
     @property
     def num_inliers(self) -> int:
         """2D-3D matches that support the pose."""

@@ -37,6 +37,8 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
         InputError: there is no model, or it cannot be read.
     """
     folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{path} is not a COLMAP model: there is no such folder")
     try:
         folder = model_folder(folder)
         if folder != Path(path):

@@ -43,6 +43,10 @@ class Matches:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        """Return how many there are."""
+        return f"Matches({len(self)} pairs of points)"
+
     def select(self, chosen: np.ndarray) -> Matches:
         """Return the matches picked by booleans or indices (M,)."""
         return Matches(self.keypoints0[chosen], self.keypoints1[chosen], self.scores[chosen])

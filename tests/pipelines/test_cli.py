@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipelines import cli, command, sfm
 from pipelines.command import run_command, set_up_log
+from pipelines.hloc import build_parser
 from pipelines.options import Parser, matcher_name
 from sfm_matchers import __version__
 from sfm_matchers.choices import SCENES
@@ -112,6 +113,37 @@ def test_so_it_is_in_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "error: unknown option --paris: did you mean --pairs?"
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hloc", "match_feature"], "did you mean match_features?"),
+        (["export", "modell"], "did you mean model?"),
+        (["sfm", "--image_dir", "a", "--outputs", "b", "--quality", "hihg"], "did you mean high?"),
+        (["sfm", "--images", "My", "photos", "--out", "b"], "quote a path with spaces"),
+        (["export", "model", "a", "--out", "b", "--formats", "ply", "gsplat"], "list with commas"),
+        (["--verison"], "did you mean --version?"),
+    ],
+)
+def test_what_was_probably_meant_is_said(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert said in lines[0]
+    assert len(lines) == 2
+
+
+def test_steps_are_named_with_dashes_and_in_any_case_too(tmp_path: Path) -> None:
+    parsed = build_parser().parse_args(
+        ["Extract-Features", "--image-dir", "a-b", "--export-dir", "c-d", "--conf", "sift"]
+    )
+    assert (str(parsed.image_dir), str(parsed.export_dir)) == ("a-b", "c-d")
 
 
 def test_other_mistakes_take_two_lines_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 import pytest
 from rendered_room import photograph_room
 
 import sfm_matchers
+from sfm_matchers import Matches
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.runs.results import LocalizeResult, SfmResult
@@ -88,6 +90,14 @@ def test_steps_go_on_from_one_another(photos: Path, tmp_path: Path) -> None:
     assert "data:image/jpeg;base64," in shown
     assert len(shown) < 150_000
     assert len(repr(found)) < 200
+    points = f"{query.num_inliers} of {len(query.inliers)} points agree"
+    assert repr(query) == f"LocalizedQuery({query.name!r}, localized, {points})"
+
+
+def test_matches_say_how_many_they_are() -> None:
+    points = np.zeros((5000, 2), np.float32)
+    matches = Matches(points, points, np.ones(5000, np.float32))
+    assert repr(matches) == "Matches(5000 pairs of points)"
 
 
 def test_results_without_a_model_are_shown_too(tmp_path: Path) -> None:
