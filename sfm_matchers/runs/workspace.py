@@ -244,7 +244,10 @@ class Workspace:
         """
         with exclusive(self.path, shard):
             if shard is None:
+                is_marked = self.notes.is_file()
                 steps = read_memory(self.notes).values()
+                if is_marked and not self.notes.exists():  # it was damaged
+                    write_memory(self.notes, {})  # the folder stays one of a run
                 noted = {self.path / name for step in steps for name in step.get("files", ())}
                 tables = {".bin", ".h5"} if (self.path / "map.json").is_file() else set()
                 for pattern in _FILES:
