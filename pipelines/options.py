@@ -114,7 +114,8 @@ class Parser(argparse.ArgumentParser):
     def _commands(self) -> Collection[str]:
         if self._subparsers is None:
             return ()
-        return [str(name) for action in self._subparsers._group_actions for name in action.choices]
+        actions = self._subparsers._group_actions
+        return [str(name) for action in actions for name in action.choices or ()]
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As of argparse; the nearest choice is named."""
