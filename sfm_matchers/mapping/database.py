@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
 from sfm_matchers.photos import heif
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.images import open_photo
+from sfm_matchers.photos.intrinsics import GUESSED_FOCAL_LENGTH, camera_with
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,33 @@ def create_database(
                 reader_options = options.reader_options(names[0])
                 reader_options.existing_camera_id = shared_id
                 _import_undecoded(database_path, image_dir, undecoded, reader_options)
+    _forget_focal_lengths(database_path, cameras.without_exif)
+
+
+def _forget_focal_lengths(database_path: Path, names: Collection[str]) -> None:
+    """Make the focal lengths of some photos' cameras guesses, as those of photos without EXIF."""
+    if not names:
+        return
+    with pycolmap.Database.open(database_path) as database:
+        images = database.read_all_images()
+        for camera_id in {image.camera_id for image in images if image.name in names}:
+            camera = database.read_camera(camera_id)
+            size = camera.width, camera.height
+            guess = camera_with(camera.model.name, GUESSED_FOCAL_LENGTH * max(size), size)
+            guess.camera_id = camera_id
+            database.update_camera(guess)
+
+
+def known_focal_lengths(database_path: Path) -> dict[str, float]:
+    """Return photo -> focal length in pixels of those whose camera had one before mapping."""
+    with pycolmap.Database.open(database_path) as database:
+        cameras = {camera.camera_id: camera for camera in database.read_all_cameras()}
+        return {
+            image.name: float(cameras[image.camera_id].mean_focal_length())
+            for image in database.read_all_images()
+            if cameras[image.camera_id].has_prior_focal_length
+            and len(cameras[image.camera_id].focal_length_idxs())
+        }
 
 
 def _import_undecoded(

@@ -31,6 +31,12 @@ MAX_ERROR_RATIO = 0.7
 # one camera: those of one camera lie within 2 % where each photo has its own.
 SAME_FOCAL_LENGTH = 0.04
 
+# Where focal lengths are known, the same of models that are right is about 0.7 on rendered photos;
+# of their pairs, none are uncalibrated.
+NEARLY_BENT, UNCALIBRATED = 1.2, 0.25
+# Relative difference from EXIF's, which is in whole millimetres on film, that no whole photos have.
+WRONG_FOCAL_LENGTH = 0.1
+
 # Median errors of a model over those of its verified pairs: rendered and real photos of one camera,
 # or of known ones, have 0.4 to 1.6, bent models 3 and more.
 BENT = 2.0
@@ -122,11 +128,56 @@ def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> 
     return FreeCameras(given_error, median_error(free, names), before[worst], after[worst])
 
 
+def focal_lengths_of(model: pycolmap.Reconstruction) -> dict[str, float]:
+    """Return photo -> mean focal length in pixels, of the registered ones."""
+    return {
+        image.name: float(model.cameras[image.camera_id].mean_focal_length())
+        for image in model.images.values()
+        if image.has_pose
+    }
+
+
+def contradicted_focal_lengths(
+    model: pycolmap.Reconstruction, exif: Mapping[str, float]
+) -> dict[str, float]:
+    """Return photo -> focal length in a model, of those that are far from EXIF's, in pixels."""
+    return {
+        name: value
+        for name, value in focal_lengths_of(model).items()
+        if name in exif and abs(np.log(value / exif[name])) > np.log1p(WRONG_FOCAL_LENGTH)
+    }
+
+
 def is_bent(model: pycolmap.Reconstruction, database_path: Path, names: Collection[str]) -> bool:
     """True if some photos fit a model much worse than they fit each other, pair by pair."""
+    return error_over_pairs(model, database_path, names) > BENT
+
+
+def error_over_pairs(
+    model: pycolmap.Reconstruction, database_path: Path, names: Collection[str]
+) -> float:
+    """Return the median error of some photos in a model over that of their verified pairs."""
     registered = {image.name for image in model.images.values() if image.has_pose}
     expected = two_view_error(database_path, registered.intersection(names))
-    return median_error(model, names) > BENT * expected
+    return median_error(model, names) / expected
+
+
+def are_pairs_uncalibrated(database_path: Path, names: Collection[str]) -> bool:
+    """True if many verified pairs of some photos, whose focal lengths are known, deny these.
+
+    COLMAP verifies such a pair with its focal lengths and without, and keeps what fits better.
+    """
+    kinds = pycolmap.TwoViewGeometryConfiguration
+    with pycolmap.Database.open(database_path) as database:
+        image_ids = {image.image_id for image in database.read_all_images() if image.name in names}
+        pair_ids, geometries = database.read_two_view_geometries()
+    found = [
+        geometry.config == kinds.UNCALIBRATED
+        for pair_id, geometry in zip(pair_ids, geometries, strict=True)
+        if geometry.config in (kinds.UNCALIBRATED, kinds.CALIBRATED)
+        and image_ids.issuperset(pycolmap.pair_id_to_image_pair(pair_id))
+    ]
+    return bool(found) and float(np.mean(found)) >= UNCALIBRATED
 
 
 def two_view_error(database_path: Path, names: Collection[str]) -> float:

@@ -30,7 +30,8 @@ class PhotoHeader:
     Attributes:
         size: (width, height) in pixels as stored.
         make, model, lens: EXIF texts, "" where absent.
-        focal_length: EXIF focal length in millimetres, or None.
+        focal_length: EXIF focal length in millimetres, that on film where there is no other, or
+            None.
     """
 
     size: tuple[int, int]
@@ -52,10 +53,12 @@ class CameraGroups:
     Attributes:
         groups: lists of image names; each list gets one camera. Photos of one group have one size.
         reason: one line for the user: what was decided, and why.
+        without_exif: photos whose focal length in EXIF is not believed.
     """
 
     groups: list[list[str]]
     reason: str = field(default="")
+    without_exif: list[str] = field(default_factory=list)
 
 
 def read_photo_header(path: Path) -> PhotoHeader:
@@ -81,7 +84,9 @@ def read_photo_header(path: Path) -> PhotoHeader:
                     (details, ExifTags.Base.LensModel),
                 )
             )
-            focal_length = _focal_length(details.get(ExifTags.Base.FocalLength))
+            focal_length = _focal_length(details.get(ExifTags.Base.FocalLength)) or _focal_length(
+                details.get(ExifTags.Base.FocalLengthIn35mmFilm)
+            )
         except Exception:  # garbage can make the reader fail in any way
             return PhotoHeader(size)
     return PhotoHeader(size, make, model, lens, focal_length)

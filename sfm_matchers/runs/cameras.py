@@ -32,6 +32,7 @@ class KnownCameras:
         guessed: photos of which only their size says which camera they are of.
         assumed: photos of which their size or EXIF says so, and not the user. EXIF knows nothing of
             digital zoom, and copies of photos may have it from others.
+        told_by_exif: photos whose focal length is EXIF's at first.
         panoramas: what to say of photos that look like panoramas, or do not; "" if nothing.
     """
 
@@ -41,6 +42,7 @@ class KnownCameras:
     given: set[str]
     guessed: set[str]
     assumed: set[str]
+    told_by_exif: set[str]
     panoramas: str
 
     def is_guess(self, groups: CameraGroups) -> bool:
@@ -85,7 +87,14 @@ def know_cameras(options: SfmOptions, job: MatchingJob) -> KnownCameras:
         assumed = others
     guessed = {name for name in assumed if not headers[name].has_exif_camera}
     given = set(sizes) if options.camera_params else set(sizes) - others
-    return KnownCameras(camera_options, groups, fixed, given, guessed, assumed, panoramas)
+    told_by_exif = {
+        name
+        for name, header in headers.items()
+        if header.focal_length and not camera_options.of(name).params
+    }
+    return KnownCameras(
+        camera_options, groups, fixed, given, guessed, assumed, told_by_exif, panoramas
+    )
 
 
 def point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str]) -> str:

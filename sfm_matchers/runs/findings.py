@@ -20,8 +20,9 @@ from sfm_matchers.mapping.diagnosis import (
 from sfm_matchers.mapping.shared_cameras import SAME_FOCAL_LENGTH, try_free_cameras
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
+from sfm_matchers.runs.camera_trials import SAFER_CAMERAS
 from sfm_matchers.runs.cameras import KnownCameras
-from sfm_matchers.runs.mapping import SAFER_CAMERAS, Build
+from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.match_graph import describe_match_graph, doubt_about_pairs
 from sfm_matchers.runs.verdict import Verdict, judge_model
 

@@ -18,12 +18,13 @@ from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.folders import is_output
 from sfm_matchers.reports.reconstruction import write_report
 from sfm_matchers.runs.camera_models import describe_choices, describe_covariances
+from sfm_matchers.runs.camera_trials import make_and_check_cameras
 from sfm_matchers.runs.cameras import know_cameras, read_camera_options
 from sfm_matchers.runs.findings import look_into
 from sfm_matchers.runs.forecast import announce_matching
 from sfm_matchers.runs.frames import check_video, frames_instead_of_video
 from sfm_matchers.runs.georeference import georeference_models, read_places
-from sfm_matchers.runs.mapping import Build, make_and_check_cameras
+from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.matcher_auto import match_again
 from sfm_matchers.runs.matching import Matching, MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AUTO, AUTO_MATCHERS, MatchOptions, SfmOptions, make_options
@@ -82,7 +83,7 @@ def run(options: SfmOptions) -> SfmResult:
     if matcher == AUTO:
         build, matcher = match_again(build, cameras.groups, label)
 
-    groups, models = make_and_check_cameras(build, cameras.groups, cameras.assumed)
+    groups, models = make_and_check_cameras(build, cameras)
     models, choices = build.finish(groups, models, cameras.given)
     details = {}
     if models:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,8 @@ from sfm_matchers.mapping.shared_cameras import (
     try_free_cameras,
     try_own_cameras,
 )
+from sfm_matchers.photos.cameras import FILM_DIAGONAL
+from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
@@ -81,6 +84,73 @@ def test_digital_zoom_is_found_though_exif_does_not_tell(tmp_path: Path) -> None
     assert center_error(result.models[0], centers) < 0.005
     assert len(result.models[0].cameras) == 2
     assert "not of one camera" in result.summary["settings"]["cameras"]
+
+
+def write_exif(folder: Path, focal_length: float) -> None:
+    """Say of photos of 320 x 240 pixels that their focal length is so many pixels."""
+    for path in folder.iterdir():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Make], exif[ExifTags.Base.Model] = "Acme", "Phone"
+        details = exif.get_ifd(ExifTags.IFD.Exif)
+        details[ExifTags.Base.FocalLengthIn35mmFilm] = round(focal_length / 400 * FILM_DIAGONAL)
+        with Image.open(path) as photo:
+            photo.save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("factor", "seed", "mode"),
+    [
+        (0.5, 3, "auto"),
+        (0.67, 4, "auto"),
+        (1.5, 4, "auto"),
+        (2, 3, "auto"),
+        (2.5, 8, "auto"),
+        (0.5, 4, "single"),
+        (0.5, 3, "per_image"),
+    ],
+)
+def test_a_focal_length_of_exif_that_the_photos_contradict_is_refused(
+    factor: float, seed: int, mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With it, some models are 11 to 21 % off, or of two photos."""
+    centers = write_photos(tmp_path / "photos", (65,), 6 if seed != 4 else 5, seed=seed)
+    focal_length = Camera.from_field_of_view(320, 240, 65).fx
+    write_exif(tmp_path / "photos", factor * focal_length)
+    options = SfmOptions(
+        tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True, camera_mode=mode
+    )
+    result = run(options)
+    assert center_error(result.models[0], centers) < 0.005
+    said = result.summary["settings"]["cameras"]
+    assert f"EXIF's focal length is not that of {len(centers)} photo(s)" in said
+    assert "px and not" in caplog.text
+    assert result.verdict.level == "good"
+
+    before = (tmp_path / "out" / "sparse" / "0" / "points3D.bin").stat().st_mtime_ns
+    again = run(options)
+    assert (tmp_path / "out" / "sparse" / "0" / "points3D.bin").stat().st_mtime_ns == before
+    assert again.summary["settings"]["cameras"] == said
+
+
+@pytest.mark.parametrize("factor", [0.97, 1, 1.03])
+def test_a_right_focal_length_of_exif_costs_no_second_mapping(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    centers = write_photos(tmp_path / "photos", (65,), 6)
+    focal_length = Camera.from_field_of_view(320, 240, 65).fx
+    write_exif(tmp_path / "photos", factor * focal_length)
+    made, make = [], Build.make
+
+    def counted(build: Build, *arguments: Any) -> list[pycolmap.Reconstruction]:
+        made.append(arguments)
+        return make(build, *arguments)
+
+    monkeypatch.setattr(Build, "make", counted)
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True)
+    result = run(options)
+    assert center_error(result.models[0], centers) < 0.005
+    assert len(made) == 1
+    assert "EXIF's focal length" not in result.summary["settings"]["cameras"]
 
 
 def test_a_model_that_is_bent_is_mapped_with_a_camera_for_each_photo(tmp_path: Path) -> None:

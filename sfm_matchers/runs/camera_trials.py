@@ -1,0 +1,304 @@
+"""Models made again with other cameras, where the photos contradict what was taken for granted.
+
+What is taken for granted are cameras that photos of one size, or of one camera by EXIF, share, and
+focal lengths from EXIF, which those of cropped, edited or scanned photos are not. Each other
+hypothesis is mapped and held against the models before by their reprojection errors.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import pycolmap
+
+from sfm_matchers.files import revisions
+from sfm_matchers.files.fingerprints import fingerprint
+from sfm_matchers.files.notes import read_memory, write_memory
+from sfm_matchers.mapping.adjustment import median_error
+from sfm_matchers.mapping.database import known_focal_lengths
+from sfm_matchers.mapping.shared_cameras import (
+    MAX_ERROR_RATIO,
+    NEARLY_BENT,
+    OwnCameras,
+    are_pairs_uncalibrated,
+    contradicted_focal_lengths,
+    error_over_pairs,
+    focal_lengths_of,
+    is_bent,
+    listed_focal_lengths,
+    regrouped,
+    try_own_cameras,
+)
+from sfm_matchers.photos.cameras import CameraGroups
+from sfm_matchers.photos.intrinsics import impossibility, improbability
+from sfm_matchers.runs.cameras import KnownCameras
+from sfm_matchers.runs.mapping import Build
+from sfm_matchers.runs.workspace import Workspace
+
+logger = logging.getLogger("sfm_matchers.sfm")
+
+MAX_CAMERA_TRIALS = 3
+MIN_PHOTOS_KEPT = 0.75  # of those registered before
+# Of the photos whose focal length EXIF tells: where the model has others for so many, EXIF is
+# doubted. In collections of many cameras it is wrong for a few.
+MIN_CONTRADICTED = 0.5
+SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
+
+_Models = list[pycolmap.Reconstruction]
+
+
+def make_and_check_cameras(build: Build, known: KnownCameras) -> tuple[CameraGroups, _Models]:
+    """Make the models, and make them again with other cameras if they contradict the first ones.
+
+    Args:
+        build: makes them.
+        known: the cameras before mapping.
+
+    Returns:
+        The cameras and the models that agree best.
+    """
+    workspace, cameras = build.job.workspace, known.groups
+    first_source = fingerprint(revisions.CAMERAS, build.model_source(cameras))
+    memory = read_memory(workspace.cameras)
+    if memory.get("source") == first_source:
+        first_reason = cameras.reason
+        cameras = CameraGroups(memory["groups"], memory["reason"], memory["without_exif"])
+        if cameras.reason != first_reason:  # which has been said
+            logger.info("Cameras: %s", cameras.reason)
+        return cameras, build.make(cameras)
+    models = build.make(cameras)
+    shared = {name for group in cameras.groups if len(group) > 1 for name in group} & known.assumed
+    exif = {}
+    if known.told_by_exif:
+        before = known_focal_lengths(workspace.database)
+        exif = {name: before[name] for name in known.told_by_exif.intersection(before)}
+    if shared or exif:
+        cameras, models = _CameraTrials(build, cameras.groups, shared, exif).run(cameras, models)
+    remembered = {
+        "source": first_source,
+        "groups": cameras.groups,
+        "reason": cameras.reason,
+        "without_exif": cameras.without_exif,
+    }
+    write_memory(workspace.cameras, remembered)
+    return cameras, models
+
+
+def _median_error(models: Sequence[pycolmap.Reconstruction], names: Collection[str]) -> float:
+    return median_error(models[0], names) if models else math.inf
+
+
+def _num_photos(models: Sequence[pycolmap.Reconstruction]) -> int:
+    return int(models[0].num_reg_images()) if models else 0
+
+
+def _can_be(model: pycolmap.Reconstruction) -> bool:
+    """True if all its cameras can exist: where cameras only turn, all fit."""
+    return not any(impossibility(c) or improbability(c) for c in model.cameras.values())
+
+
+@dataclass(frozen=True)
+class _CameraTrials:
+    """Makes models again with other cameras.
+
+    Attributes:
+        build: makes them.
+        first_groups: photos that share a camera at first.
+        shared: those that do by their size or EXIF, and of which the user does not say so.
+        exif: focal length in pixels of photos that have it from EXIF.
+    """
+
+    build: Build
+    first_groups: list[list[str]]
+    shared: set[str]
+    exif: dict[str, float]
+
+    def run(self, cameras: CameraGroups, models: _Models) -> tuple[CameraGroups, _Models]:
+        """Return the cameras and the models that agree best."""
+        is_doubted = self._is_bent(models)
+        if self.exif and (is_doubted or self._contradicts_exif(models)):
+            first = models
+            cameras, models = self._without_exif(cameras, models)
+            is_doubted = is_doubted and (models is first or self._is_bent(models))
+        if not self.shared:
+            return cameras, models
+        first = models
+        cameras, models, doubtful = self._split(cameras, models)
+        if doubtful or (is_doubted if models is first else self._is_bent(models)):
+            # From a model that is bent no way leads to the right one.
+            if single := self._of_single_photos(cameras, models):
+                cameras, models, doubtful = self._split(*single)
+            elif models and not doubtful:
+                doubtful = try_own_cameras(models[0], self.shared)
+        if doubtful:
+            cameras = _doubtful(cameras, doubtful)
+        return cameras, models
+
+    @property
+    def _doubted(self) -> set[str]:
+        """Photos whose cameras may be others."""
+        return self.shared | self.exif.keys()
+
+    def _is_bent(self, models: _Models) -> bool:
+        database = self.build.job.workspace.database
+        return not models or is_bent(models[0], database, self._doubted)
+
+    def _contradicts_exif(self, models: _Models) -> bool:
+        """True if the model has other focal lengths, or the pairs and the model ask for others."""
+        registered = {image.name for image in models[0].images.values()} & self.exif.keys()
+        wrong = contradicted_focal_lengths(models[0], self.exif)
+        if wrong and len(wrong) >= MIN_CONTRADICTED * len(registered):
+            return True
+        database = self.build.job.workspace.database
+        return are_pairs_uncalibrated(database, self.exif.keys()) and (
+            len(registered) < len(self.exif)
+            or error_over_pairs(models[0], database, self.exif.keys()) > NEARLY_BENT
+        )
+
+    def _without_exif(self, cameras: CameraGroups, models: _Models) -> tuple[CameraGroups, _Models]:
+        """Make the models as if there were no EXIF; return them if they are better."""
+        others = CameraGroups(cameras.groups, cameras.reason, sorted(self.exif))
+        error, num_photos = _median_error(models, self._doubted), _num_photos(models)
+        # With the freedom of before what fits better is better; but a few photos fit anything.
+        is_possible = bool(models) and _can_be(models[0])
+        with self.build.job.workspace.trial() as trial:
+            found = self._make(others, trial, math.inf, num_photos)
+            has_more = MIN_PHOTOS_KEPT * _num_photos(found or []) >= num_photos
+            if found and is_possible and not has_more:
+                found = found if _median_error(found, self._doubted) < error else None
+            if found:
+                self.build.take(others, trial)
+                models = found
+        wrong = contradicted_focal_lengths(models[0], self.exif) if models else {}
+        text = _said_of_exif(self.exif, wrong)
+        if found:
+            shown = f"{error:.2f} px" if error < math.inf else "no model"
+            text = text or "the model is better without EXIF's focal length"
+            text += f" (median error {_median_error(found, self._doubted):.2f} px, {shown} with it)"
+        if text:
+            logger.warning("Cameras: %s", text)
+        return CameraGroups(
+            cameras.groups,
+            "; ".join([cameras.reason, text] if text else [cameras.reason]),
+            others.without_exif if found else cameras.without_exif,
+        ), models
+
+    def _split(
+        self, cameras: CameraGroups, models: _Models
+    ) -> tuple[CameraGroups, _Models, OwnCameras | None]:
+        """Part photos whose focal lengths differ where each has its own, and join the others.
+
+        Returns:
+            The cameras, the models, and what contradicts them.
+        """
+        for _ in range(MAX_CAMERA_TRIALS):
+            registered = {image.name for image in models[0].images.values()} if models else set()
+            if not registered & self.shared:
+                break
+            with self.build.job.workspace.timed("cameras"):
+                own = try_own_cameras(models[0], self.shared)
+            groups = regrouped(self.first_groups, own.focal_lengths)
+            if not own.contradicts and len(groups) >= len(cameras.groups):
+                break
+            # Fewer cameras than before have less freedom.
+            limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
+            others = self._regrouped(cameras, groups, models, limit, _num_photos(models))
+            if others is None:
+                return cameras, models, own if own.contradicts else None
+            cameras, models = others
+        return cameras, models, None
+
+    def _of_single_photos(
+        self, cameras: CameraGroups, models: _Models
+    ) -> tuple[CameraGroups, _Models] | None:
+        """Make the models with a camera for each photo; None if they are not clearly better."""
+        groups = [
+            part
+            for group in self.first_groups
+            for part in ([[name] for name in group] if self.shared.intersection(group) else [group])
+        ]
+        limit = MAX_ERROR_RATIO * _median_error(models, self.shared)
+        # A few photos may not find their way without knowing the camera; they come back with it.
+        least = math.ceil(MIN_PHOTOS_KEPT * _num_photos(models))
+        return self._regrouped(cameras, groups, models, limit, least)
+
+    def _regrouped(
+        self,
+        cameras: CameraGroups,
+        groups: list[list[str]],
+        models: _Models,
+        limit: float,
+        num_photos: int,
+    ) -> tuple[CameraGroups, _Models] | None:
+        """Make the models again with other groups of photos that share a camera; None where they
+        are no better."""
+        before = _median_error(models, self.shared)
+        others = CameraGroups(groups, without_exif=cameras.without_exif)
+        with self.build.job.workspace.trial() as trial:
+            found = self._make(others, trial, limit, num_photos)
+            if found is None:
+                return None
+            error = _median_error(found, self.shared)
+            others = CameraGroups(
+                groups, self._reason(groups, found[0], error, before), cameras.without_exif
+            )
+            logger.warning("Cameras: %s", others.reason)
+            self.build.take(others, trial)
+            return others, found
+
+    def _make(
+        self, cameras: CameraGroups, trial: Workspace, limit: float, num_photos: int
+    ) -> _Models | None:
+        """Make the models with other cameras in a workspace of their own.
+
+        Returns:
+            None if the median reprojection error is not below a limit in pixels, or the model has
+            fewer photos or a camera that hardly exists.
+        """
+        found = self.build.make(cameras, trial)
+        names = self.shared or self._doubted
+        if not _median_error(found, names) < limit or _num_photos(found) < num_photos:
+            return None
+        return found if _can_be(found[0]) else None
+
+    def _reason(
+        self, groups: list[list[str]], model: pycolmap.Reconstruction, error: float, before: float
+    ) -> str:
+        focal_lengths = {
+            name: value for name, value in focal_lengths_of(model).items() if name in self.shared
+        }
+        shown = f"{before:.2f} px" if before < math.inf else "no model"
+        reason = (
+            f"{len(focal_lengths)} photos of one size or one camera by EXIF are not of one camera, "
+            f"as the reprojection errors tell (median {error:.2f} px now, {shown} before): "
+            f"{len(groups)} camera(s), of focal lengths "
+            f"{listed_focal_lengths(groups, focal_lengths)}"
+        )
+        if any(len(group) == 1 for group in groups):
+            reason += f"; this is not certain: {SAFER_CAMERAS}"
+        return reason
+
+
+def _said_of_exif(exif: Mapping[str, float], wrong: Mapping[str, float]) -> str:
+    """Say which focal lengths of EXIF the model contradicts; "" if none."""
+    if not wrong:
+        return ""
+    worst = max(wrong, key=lambda name: abs(math.log(wrong[name] / exif[name])))
+    return (
+        f"EXIF's focal length is not that of {len(wrong)} photo(s), of {worst} it is "
+        f"{wrong[worst]:.0f} px and not {exif[worst]:.0f} px"
+    )
+
+
+def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:
+    """Say that the photos may be of other cameras."""
+    warning = (
+        f"the median reprojection error is {own.shared_error:.2f} px, and {own.own_error:.2f} px "
+        "with a camera for each photo: they may be of several cameras, and the model bent: "
+        f"{SAFER_CAMERAS}"
+    )
+    logger.warning("Cameras: %s", warning)
+    return CameraGroups(cameras.groups, f"{cameras.reason}; {warning}", cameras.without_exif)
