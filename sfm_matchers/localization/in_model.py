@@ -18,7 +18,13 @@ from sfm_matchers.localization.certainty import rivalry
 from sfm_matchers.localization.indexed_model import IndexedModel
 from sfm_matchers.localization.look_alikes import LookAlikes, SimilarTo
 from sfm_matchers.localization.map_folder import VladIndex, make_index
-from sfm_matchers.localization.plausibility import Observers, implausibility, imprecision, is_seen
+from sfm_matchers.localization.plausibility import (
+    Observers,
+    implausibility,
+    imprecision,
+    is_seen,
+    unverified,
+)
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
     LocalizedQuery,
@@ -385,7 +391,7 @@ def _choose_intrinsics(
         best = estimate
         text = f"{what} estimated ({'; '.join([best.summary(), *others])})"
     if may_change:
-        return best, text, doubt(best, level)
+        return best, text, doubt(best, level) or unverified(best)
     focused = suspicion(best)
     return best, text, _contradiction(best, focused, FREEDOMS[0]) if focused else ""
 

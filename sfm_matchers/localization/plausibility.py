@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pycolmap
 
-from sfm_matchers.localization.resectioning import Matches, Solution
+from sfm_matchers.localization.resectioning import Matches, Solution, centre_uncertainty
 
 Observers = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Indices of matches (N,) -> by whom their points were seen: rows of that array (M,), and camera
@@ -31,6 +31,9 @@ MIN_KEYPOINTS = 8
 # Of a photo's longer side: median errors of inliers are below 0.15 % where the photo is of the map,
 # and above 0.55 % where learned matchers bring two places of one kind into a rough agreement.
 MAX_MEDIAN_ERROR = 0.005
+# Few inliers in one plane fit a camera of any focal length, such as that of a zoomed photo. The
+# centre's standard deviation with a free one, by the scale of errors, above which they tell nothing.
+FEW_INLIERS, ANY_FOCAL_LENGTH = 50, 0.1
 # Poses as good that wrong matches would give, on average.
 MAX_BY_CHANCE = 0.01
 MIN_ERROR = 0.1  # pixels: keypoints are not more exact
@@ -139,4 +142,17 @@ def imprecision(solution: Solution) -> str:
     return (
         f"its inliers are inexact, {solution.median_error:.1f} px in a photo of {longer}: is it of "
         "this place?"
+    )
+
+
+def unverified(solution: Solution) -> str:
+    """Why the inliers do not tell whether intrinsics that nobody gave are right; or ""."""
+    if solution.num_inliers >= FEW_INLIERS or (
+        centre_uncertainty(solution, 1) <= ANY_FOCAL_LENGTH * solution.scale
+    ):
+        return ""
+    return (
+        f"its {solution.num_inliers} inliers fit any focal length, not only the assumed "
+        f"{solution.camera.mean_focal_length():.0f} px: where it is known, give it by "
+        "--camera_params or --camera_from_map"
     )

@@ -45,6 +45,7 @@ MIN_PHOTOS_KEPT = 0.75  # of those registered before
 # Of the photos whose focal length EXIF tells: where the model has others for so many, EXIF is
 # doubted. In collections of many cameras it is wrong for a few.
 MIN_CONTRADICTED = 0.5
+MIN_REGISTERED = 0.5  # of those photos: two fit any focal length
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
 
 _Models = list[pycolmap.Reconstruction]
@@ -147,10 +148,12 @@ class _CameraTrials:
         return not models or is_bent(models[0], database, self._doubted)
 
     def _contradicts_exif(self, models: _Models) -> bool:
-        """True if the model has other focal lengths, or the pairs and the model ask for others."""
+        """True if the model has other focal lengths, or is such that others may be better."""
         registered = {image.name for image in models[0].images.values()} & self.exif.keys()
         wrong = contradicted_focal_lengths(models[0], self.exif)
         if wrong and len(wrong) >= MIN_CONTRADICTED * len(registered):
+            return True
+        if len(registered) < MIN_REGISTERED * len(self.exif):
             return True
         database = self.build.job.workspace.database
         return are_pairs_uncalibrated(database, self.exif.keys()) and (

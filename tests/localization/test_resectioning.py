@@ -170,6 +170,26 @@ def test_few_matches_hardly_determine_a_focal_length() -> None:
     assert known.status == Status.LOCALIZED
 
 
+@pytest.mark.parametrize("zoom", [1.0, 2.0])
+def test_few_matches_do_not_tell_a_zoomed_photo_from_the_maps_camera(zoom: float) -> None:
+    """On a wall seen from the front, they fit both: twice as near and zoomed by two is the same."""
+    rng = np.random.default_rng(1)
+    camera = lens("SIMPLE_RADIAL", 600 * zoom)
+    points = np.column_stack([rng.uniform(-1.2, 1.2, (200, 2)), rng.normal(6, 0.02, 200)])
+    keypoints = camera.img_from_cam(points) + rng.normal(0, 0.3, (200, 2))
+    map_camera = lens("SIMPLE_RADIAL", 600)
+    assumed = Query("q", map_camera, source="camera 1 of the map", may_change=True)
+    few = LocalizationOptions(), EXTENT
+    found = estimate_pose(assumed, keypoints[:25], points[:25], 25, *few)
+    assert found.status == Status.LOW_CONFIDENCE
+    assert ("hardly determine the focal" if zoom > 1 else "25 inliers fit any") in found.reason
+    known = Query("q", camera, source="camera 1 of the map")
+    assert estimate_pose(known, keypoints[:25], points[:25], 25, *few).status == Status.LOCALIZED
+    deep = points + [0, 0, 3] * rng.random((200, 1))
+    keypoints = map_camera.img_from_cam(deep) + rng.normal(0, 0.3, (200, 2))
+    assert estimate_pose(assumed, keypoints[:40], deep[:40], 40, *few).status == Status.LOCALIZED
+
+
 def test_errors_of_wrong_intrinsics_are_alike_beside_each_other() -> None:
     matches = matches_of(LENSES["fisheye"])
     right = resectioning.solve(matches, LENSES["fisheye"])
