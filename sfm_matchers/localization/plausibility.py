@@ -32,7 +32,7 @@ MIN_KEYPOINTS = 8
 # and above 0.55 % where learned matchers bring two places of one kind into a rough agreement.
 MAX_MEDIAN_ERROR = 0.005
 # Few inliers in one plane fit a camera of any focal length, such as that of a zoomed photo. The
-# centre's standard deviation with a free one, by the scale of errors, above which they tell nothing.
+# centre's standard deviation with a free one, by the scale of errors, above which they tell none.
 FEW_INLIERS, ANY_FOCAL_LENGTH = 50, 0.1
 # Poses as good that wrong matches would give, on average.
 MAX_BY_CHANCE = 0.01

@@ -91,15 +91,17 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
 
 @dataclass(frozen=True)
 class FreeCameras:
-    """A model adjusted with intrinsics free that were given.
+    """A model adjusted with intrinsics free that were given: the camera whose photos gain most.
 
     Attributes:
-        given_error: median reprojection error in pixels of the photos before.
+        photos: its registered photos whose intrinsics were given.
+        given_error: their median reprojection error in pixels before.
         free_error: afterwards.
-        given: mean focal length in pixels, of the camera that has changed most.
+        given: mean focal length in pixels before.
         found: the same afterwards.
     """
 
+    photos: list[str]
     given_error: float
     free_error: float
     given: float
@@ -119,13 +121,24 @@ def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> 
         names: photos whose intrinsics were given; some of them are registered.
     """
     free = _split_cameras(model, ())
-    given_error = median_error(free, names)
-    camera_ids = {image.camera_id for image in free.images.values() if image.name in names}
-    before = {i: float(free.cameras[i].mean_focal_length()) for i in camera_ids}
+    photos: dict[int, list[str]] = {}
+    for image in free.images.values():
+        if image.name in names:
+            photos.setdefault(image.camera_id, []).append(image.name)
+    before = {i: float(free.cameras[i].mean_focal_length()) for i in photos}
+    errors = {i: median_error(free, mine) for i, mine in photos.items()}
     adjust_robustly(free, robust_adjustment(1, refines_principal_point=True))
-    after = {i: float(free.cameras[i].mean_focal_length()) for i in camera_ids}
-    worst = max(camera_ids, key=lambda i: abs(np.log(after[i] / before[i])))
-    return FreeCameras(given_error, median_error(free, names), before[worst], after[worst])
+    found = [
+        FreeCameras(
+            sorted(mine),
+            errors[i],
+            median_error(free, mine),
+            before[i],
+            float(free.cameras[i].mean_focal_length()),
+        )
+        for i, mine in sorted(photos.items())
+    ]
+    return min(found, key=lambda one: one.free_error / max(one.given_error, 1e-9))
 
 
 def focal_lengths_of(model: pycolmap.Reconstruction) -> dict[str, float]:
@@ -158,7 +171,7 @@ def error_over_pairs(
 ) -> float:
     """Return the median error of some photos in a model over that of their verified pairs."""
     registered = {image.name for image in model.images.values() if image.has_pose}
-    expected = two_view_error(database_path, registered.intersection(names))
+    expected = two_view_error(database_path, registered, registered.intersection(names))
     return median_error(model, names) / expected
 
 
@@ -180,14 +193,17 @@ def are_pairs_uncalibrated(database_path: Path, names: Collection[str]) -> bool:
     return bool(found) and float(np.mean(found)) >= UNCALIBRATED
 
 
-def two_view_error(database_path: Path, names: Collection[str]) -> float:
+def two_view_error(database_path: Path, names: Collection[str], asked: Collection[str]) -> float:
     """Median error in pixels of the verified matches between some photos, whatever their cameras.
 
-    Looked at are the strongest pairs with parallax; infinite if they have few matches.
+    Of each pair one photo at least is of those that are asked for. Looked at are the strongest
+    pairs with parallax; infinite if they have few matches.
     """
     kinds = pycolmap.TwoViewGeometryConfiguration
     with pycolmap.Database.open(database_path) as database:
-        image_ids = {image.image_id for image in database.read_all_images() if image.name in names}
+        images = database.read_all_images()
+        image_ids = {image.image_id for image in images if image.name in names}
+        asked_ids = {image.image_id for image in images if image.name in asked}
         keypoints = {image_id: database.read_keypoints(image_id)[:, :2] for image_id in image_ids}
         pair_ids, geometries = database.read_two_view_geometries()
     pairs = [
@@ -195,7 +211,11 @@ def two_view_error(database_path: Path, names: Collection[str]) -> float:
         for pair_id, geometry in zip(pair_ids, geometries, strict=True)
         if geometry.config in (kinds.UNCALIBRATED, kinds.CALIBRATED)
     ]
-    pairs = [pair for pair in pairs if image_ids.issuperset(pair[:2])]
+    pairs = [
+        pair
+        for pair in pairs
+        if image_ids.issuperset(pair[:2]) and not asked_ids.isdisjoint(pair[:2])
+    ]
     errors = [np.zeros(0)]
     options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_PAIR_ERROR)
     for first, second, matches in sorted(pairs, key=lambda pair: -len(pair[2]))[:MAX_PAIRS]:

@@ -24,15 +24,18 @@ _MapsOfRays = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 
 MIN_SHARED = 20  # points of two photos; fewer tell nothing
 MAX_PARTNERS = 6  # other photos that each is held against, those farthest off
-MAX_LOOKED_AT = 60  # points of a pair
+MAX_LOOKED_AT = 120  # points of a pair
 MAX_FITTED = 12  # pairs that the simple camera is fitted to
 QUANTILE = 0.8  # of a pair's errors: a few wrong points are no parallax
 # Errors of rotations over the noise that the model shows: turns have 0.8 to 1.8, a translation by a
 # hundredth of the depth 5 and more.
 PARALLAX = 2.5
 MIN_NOISE = 0.1  # pixels, the same quantile of the noise of one keypoint
-# Errors of a rotation over those of a homography, beyond which it is a plane that was walked along.
-WORSE_THAN_PLANE = 1.5
+# Errors of a rotation over those of a homography, beyond which it is a plane that was walked along:
+# of a pair with the intrinsics of the model, turns have up to 1.12; with those of a simple camera
+# that explains them, over those of a homography with the model's, all pairs of turns have 0.5 to
+# 1.02, walks along a wall from 1.07 on.
+WORSE_THAN_PLANE, WORSE_THAN_PLANES = 1.2, 1.05
 # Of the longer side: with intrinsics that were bent to explain a turn, rotations leave a hundredth
 # or less; if the model's own leave more, it was a walk.
 CLEARLY_WALKED = 0.05
@@ -55,6 +58,8 @@ def photos_that_only_turned(
     Returns:
         Their names, sorted; all of the model's if the camera only turned.
     """
+    if not model.num_reg_images():
+        return []
     photos = _Photos(model)
     own = dict(model.cameras)
     turned, first_pairs = photos.turned(own)
@@ -62,9 +67,9 @@ def photos_that_only_turned(
         is_known = any(name in fixed for name in photos.names)
         if not is_known and first_pairs.is_doubtful(own):
             simple = _simple_cameras(first_pairs.thinned(), own, photos.limit)
-            otherwise, _ = photos.turned(simple) if simple else (set[int](), None)
-            if len(otherwise) == len(photos.names):
-                turned = otherwise
+            if simple and first_pairs.is_turn_otherwise(simple, own):
+                otherwise, _ = photos.turned(simple)
+                turned = otherwise if len(otherwise) == len(photos.names) else turned
     return sorted(photos.names[row] for row in turned)
 
 
@@ -94,12 +99,22 @@ class _Pairs:
         sides = [max(cameras[i].width, cameras[i].height) for i in self.camera_ids[:, 1].tolist()]
         return bool(np.median(self.errors(cameras) / sides) < CLEARLY_WALKED)
 
+    def is_turn_otherwise(
+        self,
+        simple: Mapping[int, pycolmap.Camera],
+        own: Mapping[int, pycolmap.Camera],
+    ) -> bool:
+        """True if rotations with other cameras explain the pairs as well as planes with the own."""
+        ratios = self.errors(simple) / self.errors(own, _homographies)
+        return bool(np.median(ratios) < WORSE_THAN_PLANES)
+
     def are_turns(self, cameras: Mapping[int, pycolmap.Camera], limit: float) -> BoolArray:
         """Whether rotations explain the pairs, to a limit in pixels: (P,)."""
         turns = self.errors(cameras)
+        # A wall seen along a walk moves nearly as in a turn, through a very long lens just so.
+        turns[_are_long(cameras, self.camera_ids[:, 1])] = np.inf
         if not (turns < limit).any():
             return turns < limit
-        # A wall seen through a long lens along a walk moves nearly as in a turn; not quite.
         return (turns < limit) & (turns < WORSE_THAN_PLANE * self.errors(cameras, _homographies))
 
     def errors(
@@ -207,14 +222,18 @@ class _Photos:
         candidates = {row for row, others in enumerate(partners) if others}
         first = self.pairs([(row, partners[row][0]) for row in sorted(candidates)])
         pairs = first
+        is_known = np.zeros(len(self.starts) - 1, dtype=bool)  # points that a walk has placed
         for rank in range(1, MAX_PARTNERS + 1):
             if len(pairs.rows):
                 walked = ~pairs.are_turns(cameras, self.limit)
-                candidates -= set(pairs.rows[walked].ravel().tolist())
+                for both in pairs.rows[walked].tolist():
+                    is_known[np.intersect1d(*(self.points[row] for row in both))] = True
+                    candidates.difference_update(both)
             pairs = self.pairs(
                 [(row, partners[row][rank]) for row in candidates if rank < len(partners[row])]
             )
-        return candidates, first
+        # Who sees these has a place by them, though it may be too near to each of the others.
+        return {row for row in candidates if is_known[self.points[row]].sum() < MIN_SHARED}, first
 
 
 def _simple_cameras(
@@ -233,14 +252,20 @@ def _simple_cameras(
 
         best = _lowest(cost)
         simple = {i: _simple(cameras[i], model, *best) for i in camera_ids}
-        # Through a very long lens, a wall that is walked along moves as in a turn.
-        is_long = any(
-            camera.mean_focal_length() > LONGEST * max(camera.width, camera.height)
-            for camera in simple.values()
-        )
-        if cost(*best) < limit and best[0] < FOCAL_LENGTHS[-1] and not is_long:
+        if cost(*best) < limit and best[0] < FOCAL_LENGTHS[-1]:
             return {**cameras, **simple}
     return {}
+
+
+def _are_long(cameras: Mapping[int, pycolmap.Camera], camera_ids: IntArray) -> BoolArray:
+    """Whether cameras (N,) have a very long focal length."""
+    long = [
+        i
+        for i in np.unique(camera_ids).tolist()
+        if not cameras[i].is_spherical()
+        and cameras[i].mean_focal_length() > LONGEST * max(cameras[i].width, cameras[i].height)
+    ]
+    return np.isin(camera_ids, long)
 
 
 def _lowest(cost: Callable[[float, float], float]) -> tuple[float, float]:

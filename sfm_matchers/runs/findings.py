@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pycolmap
 
 from sfm_matchers.errors import listed
+from sfm_matchers.mapping.adjustment import median_error
 from sfm_matchers.mapping.diagnosis import (
     ONLY_TURNED,
     Explanation,
@@ -17,7 +19,12 @@ from sfm_matchers.mapping.diagnosis import (
     poor_photos,
     read_match_graph,
 )
-from sfm_matchers.mapping.shared_cameras import SAME_FOCAL_LENGTH, try_free_cameras
+from sfm_matchers.mapping.shared_cameras import (
+    BENT,
+    SAME_FOCAL_LENGTH,
+    error_over_pairs,
+    try_free_cameras,
+)
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.runs.camera_trials import SAFER_CAMERAS
@@ -71,7 +78,8 @@ def look_into(
         logger.warning("%s", line)
     if explanation.reason:
         logger.log(logging.WARNING if models else logging.ERROR, "%s", explanation.reason)
-    contradiction = _against_given(models[0], cameras.fixed) if models else ""
+    database = job.workspace.database
+    contradiction = _against_given(models[0], database, cameras.fixed) if models else ""
     turned = photos_that_only_turned(models[0], cameras.fixed) if models else []
     if turned:
         logger.warning("%s at %s", ONLY_TURNED, listed(turned))
@@ -95,24 +103,38 @@ def look_into(
     return Findings(faults, explanation, verdict, match_graph)
 
 
-def _against_given(model: pycolmap.Reconstruction, fixed: Collection[str]) -> str:
+def _against_given(
+    model: pycolmap.Reconstruction, database_path: Path, fixed: Collection[str]
+) -> str:
     """Say that the given intrinsics are not those of the photos; "" if they may be."""
-    registered = {image.name for image in model.images.values()}
-    cameras = {image.camera_id for image in model.images.values() if image.name in fixed}
-    if not registered.intersection(fixed) or any(
-        model.cameras[camera_id].is_spherical() for camera_id in cameras
-    ):
+    photos: dict[int, list[str]] = {}
+    for image in model.images.values():
+        if image.name in fixed and not model.cameras[image.camera_id].is_spherical():
+            photos.setdefault(image.camera_id, []).append(image.name)
+    if not photos:
         return ""
-    free = try_free_cameras(model, fixed)
-    if not free.contradicts:
-        return ""
-    what = "another distortion or principal point"
-    if abs(free.found / free.given - 1) > SAME_FOCAL_LENGTH:
-        what = f"a focal length of {free.found:.0f} instead of {free.given:.0f} px"
+    free = try_free_cameras(model, {name for names in photos.values() for name in names})
+    if free.contradicts:
+        what = "another distortion or principal point"
+        if abs(free.found / free.given - 1) > SAME_FOCAL_LENGTH:
+            what = f"a focal length of {free.found:.0f} instead of {free.given:.0f} px"
+        names, error = free.photos, free.given_error
+        instead = f"{free.free_error:.2f} px with {what}"
+    else:  # where a model is bent much, no adjustment leads out of it
+        errors = {i: error_over_pairs(model, database_path, photos[i]) for i in photos}
+        worst = max(errors, key=errors.__getitem__)
+        if errors[worst] <= BENT:
+            return ""
+        names, error = sorted(photos[worst]), median_error(model, photos[worst])
+        instead = f"{error / errors[worst]:.2f} px between two photos each"
     text = (
-        f"the given intrinsics contradict the photos, so that the model is bent: its median error "
-        f"is {free.given_error:.2f} px, and {free.free_error:.2f} px with {what}; check the "
-        "parameters, or leave them away"
+        f"the given intrinsics contradict {_some_photos(names, model)}, so that the model is bent: "
+        f"the median error is {error:.2f} px, and {instead}; check the parameters, or leave them "
+        "away"
     )
     logger.warning("%s", text)
     return text
+
+
+def _some_photos(names: Sequence[str], model: pycolmap.Reconstruction) -> str:
+    return "the photos" if len(names) == model.num_reg_images() else listed(names)

@@ -204,6 +204,27 @@ def test_given_intrinsics_are_held_against_the_model(
     np.testing.assert_array_equal(model.cameras[1].params, given.params)  # left as it was
 
 
+@pytest.mark.parametrize("factor", [0.5, 2])
+def test_one_given_camera_of_two_that_is_wrong_is_named(factor: float, tmp_path: Path) -> None:
+    """It is one photo of six: the model is 13 % off, and the median error of all hardly tells."""
+    write_photos(tmp_path / "photos", (65,), 6)
+    right, wrong = (
+        f"SIMPLE_RADIAL {times * Camera.from_field_of_view(320, 240, 65).fx} 160 120 0"
+        for times in (1, factor)
+    )
+    (tmp_path / "cameras.txt").write_text(f"0.png {wrong}\n* {right}\n")
+    options = SfmOptions(
+        tmp_path / "photos",
+        tmp_path / "out",
+        "sift",
+        no_longer_tracks=True,
+        cameras=tmp_path / "cameras.txt",
+    )
+    verdict = run(options).verdict
+    assert verdict.level != "good"
+    assert "the given intrinsics contradict 0.png" in verdict.text
+
+
 @pytest.mark.parametrize("is_known", [False, True])
 @pytest.mark.parametrize("focal_length", [1000, 1500])
 def test_pairs_tell_whether_a_model_is_bent(

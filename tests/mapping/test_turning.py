@@ -36,9 +36,9 @@ CAMERAS = [
 
 
 def model_of(
-    poses: Poses, points: np.ndarray, camera: pycolmap.Camera = RADIAL
+    poses: Poses, points: np.ndarray, camera: pycolmap.Camera = RADIAL, noise: float = 0.15
 ) -> pycolmap.Reconstruction:
-    """The true model of points (N, 3), with keypoints 0.15 px off."""
+    """The true model of points (N, 3), with keypoints off by `noise` pixels."""
     rng = np.random.default_rng(0)
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(camera)
@@ -49,7 +49,7 @@ def model_of(
         rays = in_camera / np.linalg.norm(in_camera, axis=1, keepdims=True)
         same = np.abs(np.asarray(camera.cam_ray_from_img(pixels)) - rays).max(axis=1) < 1e-3
         seen = same & ((pixels > 0) & (pixels < [320, 240])).all(axis=1)
-        keypoints = pixels[seen] + rng.normal(0, 0.15, (seen.sum(), 2))
+        keypoints = pixels[seen] + rng.normal(0, noise, (seen.sum(), 2))
         image = pycolmap.Image(
             name=f"{image_id}.png", keypoints=keypoints, camera_id=1, image_id=image_id
         )
@@ -114,6 +114,19 @@ def test_a_walk_is_no_turn(
         assert photos_that_only_turned(model_of(poses, place(), camera)) == []
 
 
+@pytest.mark.parametrize("way", ["along", "oblique", "towards"])
+@pytest.mark.parametrize("sides", [0.8, 1.6, 2.5, 4])
+def test_a_walk_by_a_wall_through_a_long_lens_is_no_turn(way: str, sides: float) -> None:
+    """Keypoints of half a pixel hide what tells two photos of such a walk from a turn."""
+    count = 4000 if sides < 2 else 30000
+    walls = np.random.default_rng(1).uniform([-6, 0, -6], [12, 0, 6], (count, 3))
+    walls = walls[np.abs(walls[:, 2]) < 4 / sides]
+    for step in (0.02, 0.05, 0.1):
+        poses = [WALKS[way](6 * step * i) for i in range(5)]
+        model = model_of(poses, walls, camera_of("SIMPLE_RADIAL", sides, 0.0), 0.5)
+        assert photos_that_only_turned(model) == []
+
+
 def test_half_a_walk_holds_a_turn_at_its_end() -> None:
     walk = [WALKS["along"](0.6 * i) for i in range(4)]
     turn = [turned(walk[-1], 0, 0.1 * i, 0) for i in range(1, 4)]
@@ -129,6 +142,7 @@ def test_photos_that_see_nothing_of_the_walk_are_named() -> None:
 
 
 def test_models_of_few_points_say_nothing() -> None:
+    assert photos_that_only_turned(pycolmap.Reconstruction()) == []
     poses = [turned(START, 0, 0.06 * i, 0) for i in range(3)]
     assert photos_that_only_turned(model_of(poses, cloud(30))) == []
 
