@@ -39,6 +39,7 @@ MAX_VALUES = 1000
 MAX_DEPTH = 10
 MAX_STEM = 100  # letters of `output`, to which names of lists are added
 MAX_SIDE = 1 << 16  # pixels
+PROBABILITIES = ("coarse_threshold", "fine_threshold", "filter_threshold")  # thresholds of them
 MAX_LENGTH = 1000  # pixels, of `max_error` and `cell_size`
 
 
@@ -179,6 +180,10 @@ def _check_part(
             raise InputError(f"{where}: {key!r} must be {description}, found {value!r}")
     if "model" in content and not isinstance(content["model"].get("name"), str):
         raise InputError(f"{where}, model: 'name' must be given, as text")
+    for key in PROBABILITIES:
+        value = content.get("model", {}).get(key, 0)
+        if isinstance(value, int | float) and not value < 1:
+            raise InputError(f"{where}, model: {key!r} is {value!r}, but no score is above 1")
     if not 0 <= (share := content.get("min_inlier_ratio", 0)) <= 1:
         raise InputError(f"{where}: 'min_inlier_ratio' must be a share, 0 to 1, found {share!r}")
     for key in ("max_error", "cell_size"):

@@ -28,7 +28,6 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
 from sfm_matchers.networks.coarse_matching import CoarseMatches, match_mutual_maximum
 from sfm_matchers.networks.precision import (
-    check_below_one,
     check_positive,
     check_precision,
     in_its_precision,
@@ -81,7 +80,6 @@ class EfficientLoFTRConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        check_below_one(coarse_threshold=self.coarse_threshold)
         check_positive(
             coarse_temperature=self.coarse_temperature,
             fine_temperature=self.fine_temperature,

@@ -30,7 +30,6 @@ from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
 from sfm_matchers.networks.coarse_matching import CoarseMatches, match_either_maximum
 from sfm_matchers.networks.mamba import MambaBlock, run_side_by_side
 from sfm_matchers.networks.precision import (
-    check_below_one,
     check_positive,
     check_precision,
     in_its_precision,
@@ -81,7 +80,6 @@ class JamMaConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        check_below_one(coarse_threshold=self.coarse_threshold, fine_threshold=self.fine_threshold)
         check_positive(
             coarse_temperature=self.coarse_temperature,
             fine_temperature=self.fine_temperature,

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.networks.precision import check_below_one, check_precision, in_its_precision
+from sfm_matchers.networks.precision import check_precision, in_its_precision
 from sfm_matchers.networks.selective_scan import selective_scan
 
 __all__ = [
@@ -92,7 +92,6 @@ class MambaGlueConfig:
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        check_below_one(filter_threshold=self.filter_threshold)
         if self.features not in FRONT_ENDS:
             known = ", ".join(FRONT_ENDS)
             raise InputError(f"unknown features {self.features!r}, choose one of {known}")

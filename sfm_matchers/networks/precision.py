@@ -30,17 +30,6 @@ def check_positive(**values: float) -> None:
             raise InputError(f"{name} is {value}, it must be above 0")
 
 
-def check_below_one(**thresholds: float) -> None:
-    """Refuse a threshold of probabilities that none exceeds, by its name.
-
-    Raises:
-        InputError: it is 1 or more, or no number.
-    """
-    for name, value in thresholds.items():
-        if not value < 1:
-            raise InputError(f"{name} is {value}, and nothing is above that; it must be below 1")
-
-
 def check_precision(precision: str) -> None:
     """Refuse what is not one of `PRECISIONS`.
 

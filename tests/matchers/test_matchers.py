@@ -172,6 +172,26 @@ def test_a_share_of_inliers_beyond_0_and_1_is_named(tmp_path: Path, share: float
 
 
 @pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("jamma", "fine_threshold: 0.1"),
+        ("aliked+mambaglue", "filter_threshold: 0.1"),
+    ],
+)
+@pytest.mark.parametrize("threshold", ["1", "3.0"])
+def test_a_threshold_that_no_score_exceeds_is_refused(
+    name: str, line: str, threshold: str, tmp_path: Path
+) -> None:
+    key = line.split(":")[0]
+    content = (CONF_DIR / f"{name}.yaml").read_text()
+    assert line in content
+    path = tmp_path / "conf.yaml"
+    path.write_text(content.replace(line, f"{key}: {threshold}"))
+    with pytest.raises(InputError, match=f"{key}' is .*, but no score is above 1"):
+        load_conf(str(path))
+
+
+@pytest.mark.parametrize(
     ("name", "given", "wrong"),
     [
         ("jamma", "output: matches-jamma", "output: jamma"),

@@ -6,16 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfm_matchers.errors import InputError
 from sfm_matchers.networks import similarity as similarities
 from sfm_matchers.networks.coarse_matching import (
     CoarseMatches,
     match_either_maximum,
     match_mutual_maximum,
 )
-from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
-from sfm_matchers.networks.jamma import JamMaConfig
-from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.networks.similarity import similarity
 
 GRID0, GRID1 = (20, 24), (16, 30)
@@ -181,20 +177,3 @@ def test_products_in_bfloat16_change_few_matches(
     assert len(rounded.keys() ^ exact.keys()) <= 0.05 * len(exact)
     for ids in rounded.keys() & exact.keys():
         assert rounded[ids] == pytest.approx(exact[ids], abs=0.06)
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (JamMaConfig, "coarse_threshold"),
-        (JamMaConfig, "fine_threshold"),
-        (EfficientLoFTRConfig, "coarse_threshold"),
-        (MambaGlueConfig, "filter_threshold"),
-    ],
-)
-@pytest.mark.parametrize("threshold", [1.0, 3.0, float("nan")])
-def test_a_threshold_that_nothing_exceeds_is_refused(
-    config: type, name: str, threshold: float
-) -> None:
-    with pytest.raises(InputError, match=rf"{name} is .* below 1"):
-        config(**{name: threshold})

@@ -243,7 +243,7 @@ def test_eloftr_threshold_may_be_an_integer_and_is_exclusive(skip_softmax: bool)
 
 
 def test_eloftr_nothing_above_the_threshold_is_an_empty_result() -> None:
-    strict = network(replace(CONFIG, coarse_threshold=0.9999999))
+    strict = network(replace(CONFIG, coarse_threshold=1))
     output = run(strict, texture(64, 64), texture(64, 64))
     assert output.keypoints0.shape == output.keypoints1.shape == (0, 2)
     assert len(output.scores) == len(output.batch_ids) == 0

@@ -168,7 +168,7 @@ def test_the_graphs_equal_the_matchers() -> None:
 @torch.no_grad()
 def test_no_match_is_no_error() -> None:
     blank = [torch.zeros(1, 3, *SIZE[::-1])] * 2
-    network = cast(JamMa, load_network("jamma", coarse_threshold=0.9999999))
+    network = cast(JamMa, load_network("jamma", coarse_threshold=1.0))
     points0, points1, scores = JamMaGraph(JamMaMatcher(network), SIZE)(*blank)
     assert points0.shape == points1.shape == (0, 2)
     assert scores.shape == (0,)
