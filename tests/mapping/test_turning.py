@@ -14,6 +14,7 @@ from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, camera_path, look_at, make_scene, render
+from tests.support.rendered_lenses import add_tracks
 
 Poses = Sequence[np.ndarray]
 START = look_at(np.array([0.0, -8.0, 0.0]), np.zeros(3))
@@ -56,10 +57,7 @@ def model_of(
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose))
         for index, point in enumerate(np.flatnonzero(seen).tolist()):
             tracks.setdefault(point, []).append((image_id, index))
-    for point, elements in tracks.items():
-        if len(elements) > 1:
-            track = pycolmap.Track([pycolmap.TrackElement(*element) for element in elements])
-            model.add_point3D(points[point], track, np.zeros(3, np.uint8))
+    add_tracks(model, points, tracks)
     return model
 
 

@@ -45,13 +45,18 @@ def place(camera: pycolmap.Camera, seed: int = 0, noise: float = 0.3) -> pycolma
         model.add_image_with_trivial_frame(image, pose)
         for place_in_image, point in enumerate(chosen.tolist()):
             tracks.setdefault(point, []).append((index + 1, place_in_image))
+    add_tracks(model, points, tracks)
+    return model
+
+
+def add_tracks(
+    model: pycolmap.Reconstruction, points: np.ndarray, tracks: dict[int, list[tuple[int, int]]]
+) -> None:
+    """Add those of points (N, 3) that two photos see; a track is of (image_id, keypoint)."""
     for point, elements in tracks.items():
         if len(elements) >= 2:
-            track = pycolmap.Track()
-            for element in elements:
-                track.add_element(*element)
+            track = pycolmap.Track([pycolmap.TrackElement(*element) for element in elements])
             model.add_point3D(points[point], track, np.zeros(3, np.uint8))
-    return model
 
 
 def write_database(path: Path, truth: pycolmap.Reconstruction) -> None:
