@@ -55,7 +55,7 @@ from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.evaluation.pair_lists import PosedPair, read_posed_pairs
 from sfm_matchers.evaluation.runs import measure_pairs
 from sfm_matchers.files.text import write_text
-from sfm_matchers.machine.memory import peak_memory
+from sfm_matchers.machine.memory import FreedMemory, peak_memory
 from sfm_matchers.photos.folders import find_images
 
 PLAIN = "pycolmap"
@@ -136,7 +136,8 @@ def _in_child(
     logging.getLogger("sfm_matchers").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    with contextlib.redirect_stdout(sys.stderr):  # the tables stand alone in the output
+    # The tables stand alone in the output; freed memory is treated as in a run.
+    with contextlib.redirect_stdout(sys.stderr), FreedMemory():
         if method.peers:
             register(method.peers)
         return measure(method, *arguments)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 TRIM_SECONDS = 10.0
+# Options of glibc's malloc.h: the end of the heap that is kept, and blocks apart from it.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 1 << 30}
+# Where glibc's own thresholds end once large blocks were freed.
+USUAL = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20}
 
 _processes = _processes_of_gpu = 1
 
@@ -60,34 +65,49 @@ def free_cached_gpu_memory() -> None:
 
 
 class FreedMemory:
-    """Memory that was freed since the last time, given back every `TRIM_SECONDS`.
+    """Memory that was freed: kept for what comes next, and given back every `TRIM_SECONDS`.
 
-    glibc keeps freed blocks for itself, and small blocks that stay scatter them: photos of many
-    sizes make a long run grow by gigabytes. Other systems' allocators give memory back themselves.
+    glibc asks the system anew for each large block, whose pages are then filled with zeros: a tenth
+    of the time of a pair of photos. What it keeps lies scattered between small blocks that stay:
+    photos of many sizes make a long run grow by gigabytes. Other systems' allocators do both
+    themselves.
     """
 
     def __init__(self) -> None:
-        self._trim = _malloc_trim()
+        self._trim, self._set = _of_glibc("malloc_trim"), _of_glibc("mallopt")
         self._trimmed_at = time.monotonic()
+
+    def __enter__(self) -> FreedMemory:
+        self._set_options(KEEPING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._set_options(USUAL)
+        self._give_back()
 
     def give_back_now_and_then(self) -> None:
         """Give it back if the last time is long ago; some hundredths of a second."""
         if time.monotonic() - self._trimmed_at >= TRIM_SECONDS:
-            self.give_back()
+            self._give_back()
 
-    def give_back(self) -> None:
-        """Give it back now."""
+    def _give_back(self) -> None:
         if self._trim is not None:
             self._trim(0)
         self._trimmed_at = time.monotonic()
 
+    def _set_options(self, options: Mapping[int, int]) -> None:
+        if self._set is not None:
+            for option, value in options.items():
+                self._set(option, value)
 
-def _malloc_trim() -> Callable[[int], int] | None:
-    """The function of glibc; None elsewhere."""
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc; None elsewhere."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (TypeError, OSError, AttributeError):  # Windows, static builds, other C libraries
         return None
+    return function
 
 
 def peak_memory() -> float:

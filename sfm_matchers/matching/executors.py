@@ -95,12 +95,11 @@ def run_shard(
             todo.append(pair)
     advance(len(shard.pairs) - len(todo))
     skipped: dict[str, str] = {}
-    freed = FreedMemory()
-    for pair, arrays in match(todo, skipped):
-        own.add({names_to_pair(*pair): arrays}, fingerprints)
-        advance(1)
-        freed.give_back_now_and_then()
-    freed.give_back()
+    with FreedMemory() as freed:
+        for pair, arrays in match(todo, skipped):
+            own.add({names_to_pair(*pair): arrays}, fingerprints)
+            advance(1)
+            freed.give_back_now_and_then()
     own.commit()
     return skipped
 

@@ -27,12 +27,13 @@ for _ in range(2000):
     small.append(bytearray(1000))
 del large
 before = resident_megabytes()
-FreedMemory().give_back()
+with FreedMemory():
+    pass
 print(before - resident_megabytes())
 """
 
 
-@pytest.mark.skipif(memory._malloc_trim() is None, reason="the C library is not glibc")
+@pytest.mark.skipif(memory._of_glibc("malloc_trim") is None, reason="the C library is not glibc")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to measure it by")
 def test_blocks_between_others_are_given_back() -> None:
     ended = subprocess.run(
@@ -45,11 +46,37 @@ def test_it_is_done_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     trimmed: list[float] = []
     monkeypatch.setattr(memory.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(memory, "_malloc_trim", lambda: lambda pad: trimmed.append(clock[0]))
+    glibc = {"malloc_trim": lambda pad: trimmed.append(clock[0]), "mallopt": None}
+    monkeypatch.setattr(memory, "_of_glibc", glibc.get)
     freed = FreedMemory()
     for clock[0] in (101.0, 109.9, 110.0, 111.0, 119.0, 121.0):
         freed.give_back_now_and_then()
     assert trimmed == [110.0, 121.0]
+
+
+LARGE = """
+import resource
+from sfm_matchers.machine.memory import FreedMemory
+
+def faults_of_large_blocks():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        bytearray(50_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with FreedMemory():
+    kept = faults_of_large_blocks()
+print(kept, faults_of_large_blocks())
+"""
+
+
+@pytest.mark.skipif(memory._of_glibc("mallopt") is None, reason="the C library is not glibc")
+def test_large_blocks_are_kept_meanwhile_and_not_afterwards() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LARGE], capture_output=True, text=True, check=True
+    )
+    kept, usual = map(int, ended.stdout.split())
+    assert kept < usual / 5
 
 
 def test_systems_without_glibc_have_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,4 +84,5 @@ def test_systems_without_glibc_have_nothing_to_do(monkeypatch: pytest.MonkeyPatc
         raise TypeError("Windows needs a name")
 
     monkeypatch.setattr(memory.ctypes, "CDLL", refuse)
-    FreedMemory().give_back()
+    with FreedMemory():
+        pass
