@@ -183,7 +183,7 @@ class Hdf5File:
 
         Raises:
             InputError: there are no keypoints or no descriptors, a dataset is of another shape or
-                does not hold numbers, descriptors are not finite, or the file is damaged there.
+                does not hold finite numbers, or the file is damaged there.
         """
         arrays = self.group(name)
         arrays["keypoints"] = self.keypoints(name)
@@ -199,7 +199,7 @@ class Hdf5File:
                     f"{self.path}: {key} of {name!r} have the shape {arrays[key].shape}, "
                     f"expected {shapes[key]} for its {count} keypoints"
                 )
-        self._check_finite(name, "descriptors", arrays["descriptors"])
+            self._check_finite(name, key, arrays[key])
         return arrays
 
     def find_pair(self, name0: str, name1: str) -> tuple[str, bool] | None:
@@ -228,7 +228,8 @@ class Hdf5File:
 
         Raises:
             InputError: the pair is not in the file or was never given ``matches0``, the file is
-                damaged there, or a match is of a keypoint that does not exist.
+                damaged there, scores are not finite, or a match is of a keypoint that does not
+                exist.
         """
         group, is_reversed = self.find_pair(name0, name1) or ("", False)
         matches0 = self.numbers(group, "matches0") if group else None
@@ -237,7 +238,7 @@ class Hdf5File:
         if matches0.dtype.kind == "f":
             raise InputError(f"{self.path}: matches0 of {group!r} are not whole numbers")
         matches0 = matches0.reshape(-1).astype(np.int64)
-        scores0 = self.numbers(group, "matching_scores0")
+        scores0 = self.finite_numbers(group, "matching_scores0")
         if scores0 is None:
             scores0 = np.ones(len(matches0))
         if scores0.size != len(matches0):
@@ -265,12 +266,12 @@ class Hdf5File:
             Points (M, 2) float32 in `name0`, points (M, 2) float32 in `name1`, scores (M,) float32.
 
         Raises:
-            InputError: the pair is not in the file, its group holds no correspondences, or the file
-                is damaged there.
+            InputError: the pair is not in the file, its group holds no correspondences, scores are
+                not finite, or the file is damaged there.
         """
         group, is_reversed = self.find_pair(name0, name1) or ("", False)
         keypoints0, keypoints1 = (self._points(group, f"keypoints{side}") for side in (0, 1))
-        scores = self.numbers(group, "scores")
+        scores = self.finite_numbers(group, "scores")
         if keypoints0 is None or keypoints1 is None or scores is None:
             raise InputError(
                 f"{self.path} holds no correspondences for the pair {name0!r}, {name1!r}"

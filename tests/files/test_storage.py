@@ -184,15 +184,34 @@ def test_hloc_keypoints_of_any_type_are_read(tmp_path: Path) -> None:
         assert file.keypoints("b.jpg").shape == (0, 2)
 
 
-def test_descriptors_that_are_not_finite_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["descriptors", "scores", "scales", "oris"])
+def test_features_that_are_not_finite_are_named(tmp_path: Path, key: str) -> None:
+    features = {"keypoints": np.ones((2, 2)), "descriptors": np.ones((3, 2))} | {
+        name: np.ones(2) for name in ("scores", "scales", "oris")
+    }
+    features[key][..., 1] = np.nan
     with h5py.File(tmp_path / "features.h5", "w") as file:
-        file["a.jpg/keypoints"] = np.ones((2, 2))
-        file["a.jpg/descriptors"] = np.array([[1, 1], [1, np.nan]])
+        for name, array in features.items():
+            file[f"a.jpg/{name}"] = array
     with (
         open_h5(tmp_path / "features.h5") as file,
-        pytest.raises(InputError, match=r"descriptors of 'a.jpg' are not all finite"),
+        pytest.raises(InputError, match=f"{key} of 'a.jpg' are not all finite"),
     ):
         file.features("a.jpg")
+
+
+def test_scores_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    group = names_to_pair("a.jpg", "b.jpg")
+    with h5py.File(tmp_path / "matches.h5", "w") as file:
+        file[f"{group}/matches0"] = np.array([0, -1])
+        file[f"{group}/matching_scores0"] = np.array([np.inf, 0])
+        file[f"{group}/keypoints0"] = file[f"{group}/keypoints1"] = np.ones((1, 2))
+        file[f"{group}/scores"] = np.array([np.nan])
+    with open_h5(tmp_path / "matches.h5") as file:
+        with pytest.raises(InputError, match=r"matching_scores0 of 'a.jpg/b.jpg' are not all fin"):
+            file.matches("a.jpg", "b.jpg")
+        with pytest.raises(InputError, match=r"scores of 'a.jpg/b.jpg' are not all finite"):
+            file.correspondences("a.jpg", "b.jpg")
 
 
 def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
