@@ -49,7 +49,12 @@ def build_parser() -> Parser:
         "has its matcher and needs no --map_images",
     )
     add("--map_images", type=Path, help="folder its names are relative to")
-    add("--queries", type=Path, required=True, help="folder of photos to localize, or a video")
+    add(
+        "--queries",
+        type=Path,
+        required=True,
+        help="photos to localize: a folder, one photo, or a video",
+    )
     add("--outputs", type=Path, default=Path("outputs/localize"), help="default: %(default)s")
     add_matching_options(add)
     add(

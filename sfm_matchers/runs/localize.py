@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,7 +29,13 @@ from sfm_matchers.runs.frames import queries_instead_of_video
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import LocalizeOptions, make_options
-from sfm_matchers.runs.queries import given_cameras, make_queries, name_faults, split_readable
+from sfm_matchers.runs.queries import (
+    given_cameras,
+    make_queries,
+    name_faults,
+    query_photos,
+    split_readable,
+)
 from sfm_matchers.runs.results import LocalizeResult
 from sfm_matchers.runs.retrieval import choose_query_pairs
 from sfm_matchers.runs.verdict import judge_localization
@@ -50,7 +56,7 @@ def localize(
     Args:
         map: folder of a COLMAP model, the outputs of `reconstruct`, or a map of `pipelines.map`.
         map_images: folder its names are relative to; None for a map that needs no photos.
-        queries: folder of new photos, or a video (with the extra ``video``).
+        queries: folder of new photos, one photo, or a video (with the extra ``video``).
         output: folder for all results.
         options: of `LocalizeOptions`, such as ``matcher="jamma"``.
 
@@ -97,11 +103,12 @@ def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
     workspace = Workspace(options.outputs)
     matching = choose_matching(options)
     cameras = given_cameras(options)
-    image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, options.queries)
+    folder, photos = query_photos(options.queries)
+    image_dir, map_prefix, query_prefix = common_image_dir(options.map_images, folder)
     reference = read_map(options.map, options.map_images, map_prefix)
     say_what_is_not_in_the_map(options, reference, map_prefix)
     database = sorted(image.name for image in reference.images.values())
-    names = new_photos(options.queries, query_prefix, database)
+    names = new_photos(options.queries, photos, query_prefix, database)
     job = start_job(matching, image_dir, workspace, [*database, *names])
     queries = make_queries(job, names, query_prefix, cameras, reference, options)
     readable, failed = split_readable(job, queries)
@@ -139,9 +146,8 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
     ):
         if value != default:
             raise InputError(f"{options.map} has its own retrieval: leave {name} out")
-    folder = Path(options.queries).resolve()
-    if not folder.is_dir():
-        raise InputError(f"{options.queries} is not a folder")
+    folder, photos = query_photos(options.queries)
+    folder = folder.resolve()
     poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )
@@ -156,7 +162,7 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
         raise InputError(f"{options.map} was built with {localizer.conf.name}: leave --matcher out")
     workspace, prefix = Workspace(options.outputs), folder.name + "/"
     matching = choose_matching(replace(options, matcher=localizer.conf.name))
-    names = new_photos(folder, prefix, ())
+    names = new_photos(options.queries, photos, prefix, ())
     same = sorted({image.name for image in localizer.model.images.values()}.intersection(names))
     if same:
         raise InputError(
@@ -202,13 +208,15 @@ def write_localization(
     return LocalizeResult(results, extended, files, workspace.seconds, verdict)
 
 
-def new_photos(queries: str | Path, prefix: str, database: Collection[str]) -> list[str]:
-    """Return the photos of a folder that are not in the map, with `prefix` before their names.
+def new_photos(
+    queries: str | Path, photos: Iterable[str], prefix: str, database: Collection[str]
+) -> list[str]:
+    """Return those of the photos that are not in the map, with `prefix` before their names.
 
     Raises:
         InputError: there are none.
     """
-    names = sorted({prefix + name for name in find_images(Path(queries))}.difference(database))
+    names = sorted({prefix + name for name in photos}.difference(database))
     if not names:
         raise InputError(f"{queries} holds no photo that is not in the map")
     return names
@@ -273,8 +281,8 @@ def say_what_is_not_in_the_map(
     elsewhere = [Path(path).resolve() for path in (options.queries, options.outputs)]
     known = {image.name for image in reference.images.values()}
     for name in find_images(folder):
-        parents = (folder / name).resolve().parents
-        if prefix + name not in known and not any(path in parents for path in elsewhere):
+        path = (folder / name).resolve()
+        if prefix + name not in known and not {path, *path.parents}.intersection(elsewhere):
             others.append(name)
     if others:
         logger.warning(

@@ -108,7 +108,7 @@ class LocalizeOptions:
     Attributes:
         map: folder of a COLMAP model, or above its ``sparse/0``.
         map_images: folder its names are relative to.
-        queries: folder of new photos, or a video.
+        queries: folder of new photos, one photo, or a video.
         outputs: folder for all results.
         matcher: name of a conf, or a conf file.
         num_covis: photos of the map that each photo of it is matched with.

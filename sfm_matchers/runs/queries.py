@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pycolmap
 
+from sfm_matchers.errors import InputError
 from sfm_matchers.localization.poses import (
     LocalizedQuery,
     Query,
@@ -21,6 +22,7 @@ from sfm_matchers.localization.query_intrinsics import (
     size_fault,
 )
 from sfm_matchers.mapping.diagnosis import fault_of_photo
+from sfm_matchers.photos.folders import find_images, is_photo
 from sfm_matchers.photos.intrinsics import (
     GivenCamera,
     check_given,
@@ -32,6 +34,20 @@ from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import LocalizeOptions
 
 logger = logging.getLogger("sfm_matchers.localize")
+
+
+def query_photos(queries: str | Path) -> tuple[Path, list[str]]:
+    """Return the photos to localize, those of a folder or one alone: their folder and their names.
+
+    Raises:
+        InputError: there is neither.
+    """
+    path = Path(queries)
+    if path.is_file() and is_photo(path):
+        return path.parent, [path.name]
+    if not path.is_dir():
+        raise InputError(f"{queries} is no folder of photos, no photo and no video")
+    return path, find_images(path)
 
 
 def split_readable(

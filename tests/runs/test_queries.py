@@ -1,0 +1,31 @@
+"""Which photos are to be localized."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfm_matchers.errors import InputError
+from sfm_matchers.runs.queries import query_photos
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    return tmp_path
+
+
+def test_a_folder_stands_for_its_photos_and_a_photo_for_itself(photos: Path) -> None:
+    assert query_photos(photos) == (photos, ["a.jpg", "b.jpg"])
+    assert query_photos(photos / "b.jpg") == (photos, ["b.jpg"])
+
+
+@pytest.mark.parametrize("name", ["list.txt", "nowhere", "nowhere.jpg"])
+def test_anything_else_is_refused(photos: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} is no folder of photos, no photo and no video"):
+        query_photos(photos / name)
