@@ -36,12 +36,14 @@ from sfm_matchers.synthetic import make_scene, write_photos
 
 pytestmark = pytest.mark.slow
 
+NUM_PHOTOS, NUM_PAIRS = 6, 15
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rendered photos of one place: images/ and truth/."""
     folder = tmp_path_factory.mktemp("photos")
-    return photograph_room(folder, 9)
+    return photograph_room(folder, NUM_PHOTOS)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def copy_of(photos: Path, target: Path, count: int = 4) -> Path:
 
 def test_model_agrees_with_the_truth(photos: Path, finished: Path) -> None:
     errors = compare_models(model_of(finished), pycolmap.Reconstruction(photos / "truth"))
-    assert errors.num_registered == errors.num_images == 9
+    assert errors.num_registered == errors.num_images == NUM_PHOTOS
     assert errors.center_errors.mean() < 0.01 * errors.extent
 
 
@@ -94,7 +96,7 @@ def test_files_have_hloc_layout(finished: Path) -> None:
         assert group["matches0"].shape == (count,)
         assert group["matching_scores0"].dtype == np.float16
     pairs = (finished / "pairs-exhaustive.txt").read_text().splitlines()
-    assert len(pairs) == 36
+    assert len(pairs) == NUM_PAIRS
     assert pairs[0] == "0000.jpg 0001.jpg"
     assert {path.suffix for path in (finished / "sparse" / "0").iterdir()} == {".bin"}
 
@@ -127,8 +129,9 @@ def test_second_run_changes_nothing(
 
 
 def test_quality_is_that_of_the_features(photos: Path, tmp_path: Path) -> None:
-    given = ["--images", str(photos / "images"), "--output", str(tmp_path), "--matcher", "SIFT"]
-    assert main([*given, "--max-num-features", "100"]) == 0
+    images = copy_of(photos, tmp_path / "images")
+    given = ["--images", str(images), "--output", str(tmp_path), "--matcher", "SIFT"]
+    assert main([*given, "--max-num-features", "300"]) == 0
     with open_h5(tmp_path / "feats-sift.h5") as file:
         few = len(file.keypoints("0000.jpg"))
     assert main([*given, "--max-image-size", "200", "--no-refine"]) == 0
@@ -184,13 +187,14 @@ def test_changed_photo_is_noticed(
 
 
 def test_keypoints_on_masked_pixels_never_arrive(photos: Path, tmp_path: Path) -> None:
+    images = copy_of(photos, tmp_path / "images", count=3)
     masks = tmp_path / "masks"
     masks.mkdir()
     mask = np.full((240, 320), 255, dtype=np.uint8)
     mask[:, :160] = 0
-    for index in range(9):
+    for index in range(3):
         cv2.imwrite(str(masks / f"000{index}.jpg.png"), mask)
-    run(SfmOptions(photos / "images", tmp_path / "out", "sift", mask_dir=masks))
+    run(SfmOptions(images, tmp_path / "out", "sift", mask_dir=masks))
     with pycolmap.Database.open(tmp_path / "out" / "database.db") as database:
         columns = [
             database.read_keypoints(image.image_id)[:, 0] for image in database.read_all_images()
@@ -199,7 +203,7 @@ def test_keypoints_on_masked_pixels_never_arrive(photos: Path, tmp_path: Path) -
     mask_path = masks / "0000.jpg.png"
     cv2.imwrite(str(mask_path), mask[:100])
     with pytest.raises(InputError, match=r"0000\.jpg\.png is 320x100"):
-        run(SfmOptions(photos / "images", tmp_path / "out", "sift", mask_dir=masks))
+        run(SfmOptions(images, tmp_path / "out", "sift", mask_dir=masks))
 
 
 def test_odd_names_and_unreadable_photos(
@@ -256,8 +260,8 @@ def test_two_places_are_two_groups(
 ) -> None:
     other = tmp_path / "other"
     scene = make_scene(8, kind="courtyard", texture_size=256)
-    write_photos(other, scene, 4, 1, camera=CAMERA)
-    images = copy_of(photos, tmp_path / "images", count=5)
+    write_photos(other, scene, 3, 1, camera=CAMERA)
+    images = copy_of(photos, tmp_path / "images", count=3)
     for path in (other / "images").glob("*.jpg"):
         shutil.copy(path, images / f"other-{path.name}")
     run(SfmOptions(images, tmp_path / "out", "sift"))
@@ -278,14 +282,15 @@ def test_blank_photos_give_no_model_and_say_so(
 @pytest.mark.parametrize("pairs", ["sequential", "retrieval"])
 def test_pairs_from_order_and_from_similarity(photos: Path, tmp_path: Path, pairs: str) -> None:
     result = run(SfmOptions(photos / "images", tmp_path, pairs=pairs, num_matched=3))
-    assert result.models[0].num_reg_images() == 9
-    assert len(next(tmp_path.glob("pairs-*.txt")).read_text().splitlines()) < 36
+    assert result.models[0].num_reg_images() == NUM_PHOTOS
+    assert len(next(tmp_path.glob("pairs-*.txt")).read_text().splitlines()) < NUM_PAIRS
 
 
 def test_pairs_from_a_file(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     listed = tmp_path / "pairs-mine.txt"
     listed.write_text("0000.jpg 0001.jpg\r\n\r\n0001.jpg 0000.jpg\n0002.jpg ghost.jpg\n")
-    run(SfmOptions(photos / "images", tmp_path / "out", "sift", pairs=str(listed)))
+    images = copy_of(photos, tmp_path / "images", count=3)
+    run(SfmOptions(images, tmp_path / "out", "sift", pairs=str(listed)))
     assert "ghost.jpg" in caplog.text
     match_path = tmp_path / "out" / "matches-sift-NN-ratio_pairs-mine.h5"
     assert list_groups(match_path) == ["0000.jpg/0001.jpg"]
@@ -296,22 +301,21 @@ def test_other_mappers(photos: Path, finished: Path, tmp_path: Path, mapper: str
     outputs = tmp_path / "out"
     shutil.copytree(finished, outputs)
     result = run(SfmOptions(photos / "images", outputs, mapper=mapper))
-    assert result.models[0].num_reg_images() >= 8
+    assert result.models[0].num_reg_images() >= NUM_PHOTOS - 1
 
 
-def test_paths_may_be_text(photos: Path, finished: Path, tmp_path: Path) -> None:
-    outputs = tmp_path / "out"
-    shutil.copytree(finished, outputs)
+def test_paths_may_be_text(photos: Path, tmp_path: Path) -> None:
+    images = copy_of(photos, tmp_path / "images", count=3)
     mask = tmp_path / "mask.png"
     cv2.imwrite(str(mask), np.full((240, 320), 255, np.uint8))
     conf = tmp_path / "mine.yaml"
     shutil.copy(CONF_DIR / "sift.yaml", conf)
     pairs = tmp_path / "pairs-mine.txt"
-    write_pairs(pairs, [(f"000{index}.jpg", f"000{index + 1}.jpg") for index in range(4)])
+    write_pairs(pairs, [(f"000{index}.jpg", f"000{index + 1}.jpg") for index in range(2)])
     for kind in (str, Path):
         options = SfmOptions(
-            kind(photos / "images"),
-            kind(outputs),
+            kind(images),
+            kind(tmp_path / "out"),
             kind(conf),
             pairs=kind(pairs),
             mask_dir=kind(mask),
@@ -364,7 +368,7 @@ def test_exports_come_with_a_run_and_go_with_overwrite(
     printed = dict(
         re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
     )
-    assert printed["verdict"].startswith("all 9 photos are in the model")
+    assert printed["verdict"].startswith(f"all {NUM_PHOTOS} photos are in the model")
     assert printed["export, nerfstudio"] == str(outputs / "transforms.json")
     assert printed["export, undistorted"] == str(outputs / "undistorted")
     names = sorted(path.name for path in (outputs / "images").iterdir())
@@ -411,11 +415,11 @@ def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path)
 
 
 def test_killed_runs_end_with_the_same_model(photos: Path, finished: Path, tmp_path: Path) -> None:
-    """SIGKILL at random moments; set SFM_MATCHERS_KILLS for more than three."""
+    """SIGKILL at random moments; set SFM_MATCHERS_KILLS for more than two."""
     command = [sys.executable, "-m", "pipelines.sfm", "--image_dir", str(photos / "images")]
     root = Path(__file__).resolve().parents[2]
-    moments = random.Random(0)
-    for attempt in range(int(os.environ.get("SFM_MATCHERS_KILLS", "3"))):
+    moments = random.Random(1)
+    for attempt in range(int(os.environ.get("SFM_MATCHERS_KILLS", "2"))):
         outputs = tmp_path / str(attempt)
         process = subprocess.Popen(
             [*command, "--outputs", str(outputs)],
@@ -425,7 +429,7 @@ def test_killed_runs_end_with_the_same_model(photos: Path, finished: Path, tmp_p
         )
         while process.poll() is None and not (outputs / "photos.json").exists():
             time.sleep(0.05)
-        time.sleep(moments.uniform(0, 6))
+        time.sleep(moments.uniform(0, 4))
         process.kill()
         process.wait()
         run(SfmOptions(photos / "images", outputs))

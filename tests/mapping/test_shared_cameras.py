@@ -100,10 +100,7 @@ def write_exif(folder: Path, focal_length: float) -> None:
 @pytest.mark.parametrize(
     ("factor", "seed", "mode"),
     [
-        (0.5, 3, "auto"),
         (0.67, 4, "auto"),
-        (1.5, 4, "auto"),
-        (2, 3, "auto"),
         (2.5, 8, "auto"),
         (0.5, 4, "single"),
         (0.5, 3, "per_image"),
@@ -132,7 +129,7 @@ def test_a_focal_length_of_exif_that_the_photos_contradict_is_refused(
     assert again.summary["settings"]["cameras"] == said
 
 
-@pytest.mark.parametrize("factor", [0.97, 1, 1.03])
+@pytest.mark.parametrize("factor", [0.97, 1.03])
 def test_a_right_focal_length_of_exif_costs_no_second_mapping(
     factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,13 +201,12 @@ def test_given_intrinsics_are_held_against_the_model(
     np.testing.assert_array_equal(model.cameras[1].params, given.params)  # left as it was
 
 
-@pytest.mark.parametrize("factor", [0.5, 2])
-def test_one_given_camera_of_two_that_is_wrong_is_named(factor: float, tmp_path: Path) -> None:
+def test_one_given_camera_of_two_that_is_wrong_is_named(tmp_path: Path) -> None:
     """It is one photo of six: the model is 13 % off, and the median error of all hardly tells."""
     write_photos(tmp_path / "photos", (65,), 6)
     right, wrong = (
         f"SIMPLE_RADIAL {times * Camera.from_field_of_view(320, 240, 65).fx} 160 120 0"
-        for times in (1, factor)
+        for times in (1, 2)
     )
     (tmp_path / "cameras.txt").write_text(f"0.png {wrong}\n* {right}\n")
     options = SfmOptions(

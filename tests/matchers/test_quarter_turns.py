@@ -48,8 +48,7 @@ def share_of_right_matches(matches: Matches) -> float:
     return float((np.abs(displacement).max(1) < 3).mean())
 
 
-@pytest.mark.parametrize("name", ["jamma", "eloftr"])
-@pytest.mark.parametrize("quarters", [1, 2, 3])
+@pytest.mark.parametrize(("name", "quarters"), [("jamma", 1), ("jamma", 2), ("eloftr", 3)])
 def test_a_turned_photo_is_matched_like_an_upright_one(
     photos: tuple[np.ndarray, np.ndarray], name: str, quarters: int
 ) -> None:

@@ -35,8 +35,9 @@ pytestmark = pytest.mark.slow
 CACHES = (jamma.normalized_positions, jamma.scan_order)
 SIZE = (96, 128)
 
-precisions = pytest.mark.parametrize("precision", PRECISIONS)
-batches = pytest.mark.parametrize("batch", [1, 8])
+batches_in_each_precision = pytest.mark.parametrize(
+    ("batch", "precision"), list(zip((1, 8, 8), PRECISIONS, strict=True))
+)
 
 
 def on_cuda(network: nn.Module) -> Any:
@@ -45,8 +46,7 @@ def on_cuda(network: nn.Module) -> Any:
     return network.eval()
 
 
-@precisions
-@batches
+@batches_in_each_precision
 def test_jamma(batch: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_cuda(monkeypatch, *CACHES), torch.device("cuda"), torch.inference_mode():
         network = JamMa(JamMaConfig(precision=precision)).eval()
@@ -56,8 +56,7 @@ def test_jamma(batch: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> N
             assert_matches(network.match(*map(network.encode, images), *arguments))
 
 
-@precisions
-@batches
+@batches_in_each_precision
 @pytest.mark.parametrize("skip_softmax", [False, True])
 def test_efficient_loftr(
     batch: int, precision: str, skip_softmax: bool, monkeypatch: pytest.MonkeyPatch
@@ -69,8 +68,7 @@ def test_efficient_loftr(
         assert_matches(network.match(*map(network.encode, images)))
 
 
-@precisions
-@batches
+@batches_in_each_precision
 @pytest.mark.parametrize(("confidence", "stops"), [(-1.0, False), (0.95, False), (0.95, True)])
 def test_mambaglue(
     batch: int, precision: str, confidence: float, stops: bool, monkeypatch: pytest.MonkeyPatch
@@ -105,8 +103,8 @@ def assert_matches(output: Any) -> None:
 # Matchers and front-ends
 
 
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("name", ["jamma", "eloftr"])
-@batches
 def test_detector_free_matchers(name: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From photos to what goes back to the CPU."""
     module: Any = jamma_module if name == "jamma" else eloftr_module
