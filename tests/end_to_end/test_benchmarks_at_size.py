@@ -28,6 +28,7 @@ from sfm_matchers.runs.benchmarks import localize_aachen, localize_inloc
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import AachenOptions, InlocOptions
 from sfm_matchers.synthetic.benchmarks import write_nvm
+from tests.support.point_models import Tracks, add_image, add_tracks
 
 pytestmark = pytest.mark.slow
 
@@ -91,19 +92,15 @@ class Wall:
 
     def model(self, names: list[str]) -> pycolmap.Reconstruction:
         model = pycolmap.Reconstruction()
-        tracks: dict[int, list[pycolmap.TrackElement]] = {}
+        tracks: Tracks = {}
         for image_id, name in enumerate(names, start=1):
             camera = pycolmap.Camera(CAMERA.todict() | {"camera_id": image_id})
             model.add_camera_with_trivial_rig(camera)
             indices, pixels = self.seen(name)
-            image = pycolmap.Image(
-                name=name, keypoints=pixels, camera_id=image_id, image_id=image_id
-            )
-            model.add_image_with_trivial_frame(image, self.pose(name))
+            add_image(model, image_id, name, self.pose(name), pixels, camera_id=image_id)
             for row, index in enumerate(indices.tolist()):
-                tracks.setdefault(index, []).append(pycolmap.TrackElement(image_id, row))
-        for index, elements in tracks.items():
-            model.add_point3D(self.points[index], pycolmap.Track(elements), np.zeros(3, np.uint8))
+                tracks.setdefault(index, []).append((image_id, row))
+        add_tracks(model, self.points, tracks, fewest=1)
         return model
 
 

@@ -40,6 +40,7 @@ from sfm_matchers.mapping.triangulation import triangulate
 from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.matching import match_features
 from sfm_matchers.pairs.policies import exhaustive_pairs
+from tests.support.point_models import add_image, add_tracks
 
 pytestmark = pytest.mark.slow
 
@@ -71,13 +72,8 @@ def model(points: np.ndarray) -> pycolmap.Reconstruction:
     for image_id in (1, 2, 3):
         cam_from_world = pose(0.3 * image_id)
         xy = camera().img_from_cam(cam_from_world * points)
-        image = pycolmap.Image(
-            name=f"db/{image_id}.jpg", keypoints=xy, camera_id=1, image_id=image_id
-        )
-        model.add_image_with_trivial_frame(image, cam_from_world)
-    for index, xyz in enumerate(points):
-        elements = [pycolmap.TrackElement(image_id, index) for image_id in (1, 2, 3)]
-        model.add_point3D(xyz, pycolmap.Track(elements), np.zeros(3, np.uint8))
+        add_image(model, image_id, f"db/{image_id}.jpg", cam_from_world, xy)
+    add_tracks(model, points, {i: [(k, i) for k in (1, 2, 3)] for i in range(len(points))})
     return model
 
 
@@ -313,11 +309,9 @@ def test_the_cluster_with_most_inliers_wins(points: np.ndarray, tmp_path: Path) 
         for index, name in enumerate(names):
             cam_from_world = pose(0.3 * index)
             xy = camera().img_from_cam(cam_from_world * points)
-            image = pycolmap.Image(name=name, keypoints=xy, camera_id=1, image_id=first + index)
-            model.add_image_with_trivial_frame(image, cam_from_world)
-        for index, xyz in enumerate(points):
-            elements = [pycolmap.TrackElement(first + k, index) for k in range(len(names))]
-            model.add_point3D(xyz, pycolmap.Track(elements), np.zeros(3, np.uint8))
+            add_image(model, first + index, name, cam_from_world, xy)
+        ids = range(first, first + len(names))
+        add_tracks(model, points, {i: [(k, i) for k in ids] for i in range(len(points))})
     rng = np.random.default_rng(0)
     files = tmp_path / "features.h5", tmp_path / "matches.h5"
     with h5py.File(files[0], "w") as features, h5py.File(files[1], "w") as matches:
@@ -524,10 +518,7 @@ def test_a_real_photo_is_localized_among_its_neighbours(tmp_path: Path) -> None:
     reference.add_camera_with_trivial_rig(truth.cameras[1])
     for name in database:
         image = truth.images[names[name]]
-        known = pycolmap.Image(
-            name=image.name, keypoints=np.zeros((0, 2)), camera_id=1, image_id=image.image_id
-        )
-        reference.add_image_with_trivial_frame(known, image.cam_from_world())
+        add_image(reference, image.image_id, image.name, image.cam_from_world())
     pairs, loc_pairs = exhaustive_pairs(database), [(query, name) for name in database]
     features, matches = tmp_path / "features.h5", tmp_path / "matches.h5"
     conf = load_conf("sift")

@@ -16,6 +16,7 @@ from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery,
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.synthetic import Camera, look_at, make_scene, write_photos
+from tests.support.point_models import Tracks, add_image, add_tracks
 
 CAMERA = pycolmap.Camera(
     model="PINHOLE", width=640, height=480, params=[500.0, 500.0, 320.0, 240.0], camera_id=1
@@ -45,7 +46,7 @@ class Tower:
         self.model.add_camera_with_trivial_rig(CAMERA)
         self.features: dict[str, dict[str, np.ndarray]] = {}
         self.shown: dict[str, np.ndarray] = {}
-        tracks: dict[int, list[pycolmap.TrackElement]] = {}
+        tracks: Tracks = {}
         for image_id, (name, x, side) in enumerate(
             [("front0", -1.0, -1), ("front1", 1.0, -1), ("back0", -1.5, 1), ("back1", 0.5, 1)], 1
         ):
@@ -53,15 +54,13 @@ class Tower:
             shown = np.flatnonzero(np.isin(self.kinds, (0, 2) if side < 0 else (1, 3)))
             keypoints = self.project(pose, shown)
             self.add_features(name, keypoints, shown)
-            image = pycolmap.Image(name=name, keypoints=keypoints, camera_id=1, image_id=image_id)
-            self.model.add_image_with_trivial_frame(image, pose)
+            add_image(self.model, image_id, name, pose, keypoints)
             for row, point in enumerate(shown.tolist()):
                 if self.kinds[point] != 1:
-                    tracks.setdefault(point, []).append(pycolmap.TrackElement(image_id, row))
+                    tracks.setdefault(point, []).append((image_id, row))
         self.ids = np.full(len(self.points), -1)
-        for point, elements in tracks.items():
-            place, colour = self.points[point] + origin, np.zeros(3, np.uint8)
-            self.ids[point] = self.model.add_point3D(place, pycolmap.Track(elements), colour)
+        ids = add_tracks(self.model, self.points + origin, tracks)
+        self.ids[list(ids)] = list(ids.values())
 
     def pose(self, x: float, side: int) -> pycolmap.Rigid3d:
         position = np.array([-x * side, 12.0 * side, 1.7])

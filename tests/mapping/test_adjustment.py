@@ -12,6 +12,7 @@ from sfm_matchers.mapping.adjustment import (
 )
 from sfm_matchers.mapping.pose_covariances import pose_covariances
 from sfm_matchers.synthetic import look_at
+from tests.support.point_models import add_image
 
 NUM_IMAGES, NUM_POINTS = 4, 60
 
@@ -33,13 +34,7 @@ def model_with_doubles() -> pycolmap.Reconstruction:
         pose = pycolmap.Rigid3d(look_at(position, np.zeros(3)))
         pixels = np.array([camera.img_from_cam(pose * point) for point in points])
         exact, doubles = pixels + rng.normal(0, 0.1, pixels.shape), pixels + [1.0, 0.0]
-        image = pycolmap.Image(
-            name=f"{index}.png",
-            keypoints=np.concatenate([doubles, exact]),
-            camera_id=1,
-            image_id=index + 1,
-        )
-        model.add_image_with_trivial_frame(image, pose)
+        add_image(model, index + 1, f"{index}.png", pose, np.concatenate([doubles, exact]))
     for index, point in enumerate(points):
         track = pycolmap.Track()
         for image_id in range(1, 2 if index == NUM_POINTS - 1 else 1 + NUM_IMAGES):

@@ -19,6 +19,7 @@ from sfm_matchers.runs.queries import name_faults
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.synthetic import camera_path, make_scene, render
+from tests.support.point_models import add_image
 
 pytestmark = pytest.mark.slow
 
@@ -158,8 +159,7 @@ def model_of(names: list[str]) -> pycolmap.Reconstruction:
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(CAMERA.to_colmap())
     for index, name in enumerate(names, start=1):
-        image = pycolmap.Image(name=name, camera_id=1, image_id=index)
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+        add_image(model, index, name, pycolmap.Rigid3d())
     return model
 
 

@@ -21,6 +21,7 @@ from sfm_matchers.mapping.control_points import (
 from sfm_matchers.mapping.georeference import centres, describe, georeference, write_georeference
 from sfm_matchers.mapping.similarity import fit_similarity
 from sfm_matchers.pairs.positions import Positions
+from tests.support.point_models import Tracks, add_image, add_tracks
 
 FRAME = Frame(WGS84, (48.0, 11.0, 500.0))
 CAMERA = (1000.0, 600.0, 450.0, -0.05)
@@ -40,7 +41,7 @@ def make_flight(
     camera.params = np.array(CAMERA)
     model.add_camera_with_trivial_rig(camera)
     points = rng.uniform((-50, -50, 0), (columns * step + 40, rows * step + 40, 8), (800, 3))
-    tracks: dict[int, pycolmap.Track] = {}
+    tracks: Tracks = {}
     for index in range(rows * columns):
         center = step * np.array([index % columns, index // columns, 0]) + rng.normal(0, 0.7, 3)
         center += [0, 0, 50]
@@ -49,14 +50,10 @@ def make_flight(
         seen = camera.img_from_cam(points @ down.T - down @ center)
         visible = np.flatnonzero(((seen > 0) & (seen < [1200, 900])).all(axis=1))
         keypoints = seen[visible] + rng.normal(0, noise, (len(visible), 2))
-        name, image_id = f"{index}.jpg", index + 1
-        image = pycolmap.Image(name=name, keypoints=keypoints, camera_id=1, image_id=image_id)
-        model.add_image_with_trivial_frame(image, pose)
+        add_image(model, index + 1, f"{index}.jpg", pose, keypoints)
         for number, point in enumerate(visible.tolist()):
-            tracks.setdefault(point, pycolmap.Track()).add_element(image_id, number)
-    for point, track in tracks.items():
-        if track.length() >= 2:
-            model.add_point3D(points[point], track, np.zeros(3, np.uint8))
+            tracks.setdefault(point, []).append((index + 1, number))
+    add_tracks(model, points, tracks)
     return model
 
 

@@ -24,6 +24,7 @@ from sfm_matchers.mapping.tracks import (
     lengthen_tracks,
 )
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
+from tests.support.point_models import add_image
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +57,7 @@ def short_model(truth: pycolmap.Reconstruction, noise: float) -> pycolmap.Recons
             if image_id in keepers[each.point3D_id]
         ]
         xy = np.array([each.xy for each in kept]) + random.normal(0, noise, (len(kept), 2))
-        copy = pycolmap.Image(name=image.name, keypoints=xy, camera_id=1, image_id=image_id)
-        model.add_image_with_trivial_frame(copy, image.cam_from_world())
+        add_image(model, image_id, image.name, image.cam_from_world(), xy)
         for index, each in enumerate(kept):
             element = pycolmap.TrackElement(image_id, index)
             tracks.setdefault(each.point3D_id, []).append(element)

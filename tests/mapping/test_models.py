@@ -11,6 +11,7 @@ import pytest
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.mapping.models import read_model
+from tests.support.point_models import add_image, add_tracks
 
 NAMES = ["a.jpg", "cam1/b.jpg", "0003", "d.jpg", "e.jpg"]
 
@@ -25,16 +26,9 @@ def model() -> pycolmap.Reconstruction:
     model.add_camera_with_trivial_rig(camera)
     for image_id, name in enumerate(NAMES, start=1):
         keypoints = np.array([[1.5, 2.5], [3.5, 4.5], [30.25, 20.5], [9.0, 9.0]])
-        image = pycolmap.Image(
-            name=name,
-            keypoints=keypoints if image_id in (2, 3) else np.zeros((0, 2)),
-            camera_id=1,
-            image_id=image_id,
-        )
         pose = pycolmap.Rigid3d(pycolmap.Rotation3d(), [image_id, 0, 0])
-        model.add_image_with_trivial_frame(image, pose)
-    elements = [pycolmap.TrackElement(image_id, 0) for image_id in (2, 3)]
-    model.add_point3D(np.ones(3), pycolmap.Track(elements), np.zeros(3, np.uint8))
+        add_image(model, image_id, name, pose, keypoints if image_id in (2, 3) else None)
+    add_tracks(model, np.ones((1, 3)), {0: [(2, 0), (3, 0)]})
     return model
 
 

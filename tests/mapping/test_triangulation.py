@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 from sfm_matchers.mapping.triangulation import epipolar_errors, triangulate
+from tests.support.point_models import add_image
 
 NUM_POINTS = 300
 NUM_WRONG = 60  # of the matches of each pair
@@ -60,13 +61,7 @@ def model_without_points(step: float = 0.4) -> pycolmap.Reconstruction:
     for index in range(4):
         rotation = pycolmap.Rotation3d(np.array([0.0, 0.03 * index, 0.0]))
         pose = pycolmap.Rigid3d(rotation, np.array([-step * index, 0, 0]))
-        image = pycolmap.Image(
-            name=f"db/{index}.jpg",
-            keypoints=np.zeros((0, 2)),
-            camera_id=CAMERA_ID,
-            image_id=10 + 7 * index,
-        )
-        model.add_image_with_trivial_frame(image, pose)
+        add_image(model, 10 + 7 * index, f"db/{index}.jpg", pose, camera_id=CAMERA_ID)
     return model
 
 

@@ -24,6 +24,7 @@ from sfm_matchers.pairs.policies import (
     retrieval_pairs,
     sequential_pairs,
 )
+from tests.support.point_models import add_image, add_tracks
 
 
 def make_model(
@@ -36,16 +37,9 @@ def make_model(
     model.add_camera_with_trivial_rig(camera)
     num_keypoints = Counter(photo for track in tracks for photo, _ in track)
     for index, pose in enumerate(poses):
-        image = pycolmap.Image(
-            name=f"{index}.jpg",
-            keypoints=np.zeros((num_keypoints[index], 2)),
-            camera_id=1,
-            image_id=index + 1,
-        )
-        model.add_image_with_trivial_frame(image, pose)
-    for track in tracks:
-        elements = [pycolmap.TrackElement(photo + 1, keypoint) for photo, keypoint in track]
-        model.add_point3D(np.zeros(3), pycolmap.Track(elements), np.zeros(3, np.uint8))
+        add_image(model, index + 1, f"{index}.jpg", pose, np.zeros((num_keypoints[index], 2)))
+    elements = {i: [(photo + 1, row) for photo, row in track] for i, track in enumerate(tracks)}
+    add_tracks(model, np.zeros((len(tracks), 3)), elements, fewest=1)
     return model
 
 

@@ -19,6 +19,7 @@ from sfm_matchers.photos.checked import check_photos
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.photos.images import decoded_size, exif_orientation, read_image, to_upright
 from sfm_matchers.photos.masks import read_opacity
+from tests.support.point_models import add_image, add_tracks
 
 pytest.importorskip("pillow_heif", reason="needs the extra heic")
 
@@ -135,10 +136,8 @@ def test_tools_that_read_no_heic_get_png(tmp_path: Path) -> None:
     model.add_camera_with_trivial_rig(camera)
     for number in (1, 2):
         save(tmp_path / f"{number}.heic")
-        image = pycolmap.Image(f"{number}.heic", np.ones((1, 2)), 1, number)
-        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
-    track = [pycolmap.TrackElement(number, 0) for number in (1, 2)]
-    model.add_point3D(np.array([0, 0, 3.0]), pycolmap.Track(track))
+        add_image(model, number, f"{number}.heic", pycolmap.Rigid3d(), np.ones((1, 2)))
+    add_tracks(model, np.array([[0, 0, 3.0]]), {0: [(1, 0), (2, 0)]})
     output = tmp_path.with_name(f"{tmp_path.name}-out")
     undistorted, *others = export_model(
         model, tmp_path, output, ["undistorted", "gsplat", "nerfstudio"]

@@ -28,6 +28,7 @@ from sfm_matchers.photos.intrinsics import (
     read_cameras,
     turned_camera,
 )
+from tests.support.point_models import add_image
 
 SIZE = (1024, 768)
 LANDSCAPE = [900.0, 905.0, 520.0, 380.0]
@@ -265,8 +266,7 @@ def a_map(
         model.add_camera_with_trivial_rig(one)
         for _ in range(count):
             image_id += 1
-            image = pycolmap.Image(name=f"{image_id}.jpg", camera_id=camera_id, image_id=image_id)
-            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+            add_image(model, image_id, f"{image_id}.jpg", pycolmap.Rigid3d(), camera_id=camera_id)
     return model
 
 

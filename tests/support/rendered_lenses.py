@@ -12,6 +12,7 @@ import pycolmap
 from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.synthetic import look_at
+from tests.support.point_models import Tracks, add_image, add_tracks
 
 WIDTH, HEIGHT = 1280, 960
 
@@ -26,7 +27,7 @@ def place(camera: pycolmap.Camera, seed: int = 0, noise: float = 0.3) -> pycolma
     points = rng.uniform([-12, -4, -6], [12, 8, 6], (1500, 3))
     model = pycolmap.Reconstruction()
     model.add_camera_with_trivial_rig(camera)
-    tracks: dict[int, list[tuple[int, int]]] = {}
+    tracks: Tracks = {}
     for index, angle in enumerate(np.linspace(-0.8, 0.8, 10)):
         position = np.array([8 * np.sin(angle), -8 * np.cos(angle), 0]) + rng.normal(0, 0.5, 3)
         pose = pycolmap.Rigid3d(look_at(position, rng.normal(0, 0.8, 3)))
@@ -39,24 +40,11 @@ def place(camera: pycolmap.Camera, seed: int = 0, noise: float = 0.3) -> pycolma
         noisy = pixels[chosen] + rng.normal(0, noise, (len(chosen), 2))
         wrong = rng.random(len(chosen)) < 0.02
         noisy[wrong] += rng.uniform(-3, 3, (wrong.sum(), 2))
-        image = pycolmap.Image(
-            name=f"{index}.png", keypoints=noisy, camera_id=1, image_id=index + 1
-        )
-        model.add_image_with_trivial_frame(image, pose)
+        add_image(model, index + 1, f"{index}.png", pose, noisy)
         for place_in_image, point in enumerate(chosen.tolist()):
             tracks.setdefault(point, []).append((index + 1, place_in_image))
     add_tracks(model, points, tracks)
     return model
-
-
-def add_tracks(
-    model: pycolmap.Reconstruction, points: np.ndarray, tracks: dict[int, list[tuple[int, int]]]
-) -> None:
-    """Add those of points (N, 3) that two photos see; a track is of (image_id, keypoint)."""
-    for point, elements in tracks.items():
-        if len(elements) >= 2:
-            track = pycolmap.Track([pycolmap.TrackElement(*element) for element in elements])
-            model.add_point3D(points[point], track, np.zeros(3, np.uint8))
 
 
 def write_database(path: Path, truth: pycolmap.Reconstruction) -> None:
