@@ -386,7 +386,9 @@ def test_jamma_with_random_weights_runs_to_the_end(photos: Path, tmp_path: Path)
     torch.manual_seed(0)
     weights = tmp_path / "jamma.ckpt"
     torch.save({"state_dict": JamMa().state_dict()}, weights)
-    images = copy_of(photos, tmp_path / "images", count=3)
+    images = copy_of(photos, tmp_path / "images", count=2)
+    for path in images.iterdir():
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (160, 120)))
     arguments = ["--image_dir", images, "--outputs", tmp_path / "out", "--matcher", "jamma"]
     status = main([*map(str, arguments), "--weights", str(weights)])
     assert status in (0, 1)

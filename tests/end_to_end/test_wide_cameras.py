@@ -70,8 +70,7 @@ def center_error(model: pycolmap.Reconstruction, centers: np.ndarray) -> float:
     return float(errors.mean() / np.linalg.norm(np.ptp(centers, axis=0)))
 
 
-@pytest.mark.parametrize("model_name", ["OPENCV_FISHEYE", "EUCM"])
-@pytest.mark.parametrize("start", [None, 0.9])
+@pytest.mark.parametrize(("model_name", "start"), [("OPENCV_FISHEYE", None), ("EUCM", 0.9)])
 def test_a_fisheye_of_unknown_focal_length_gives_a_model(
     tmp_path: Path, model_name: str, start: float | None
 ) -> None:
@@ -118,8 +117,16 @@ def test_what_looks_like_a_panorama(tmp_path: Path) -> None:
     assert found == {"sphere.png", "cropped.jpg"}
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9])
-@pytest.mark.parametrize("model", ["SIMPLE_RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "FOV", "EUCM"])
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [
+        ("SIMPLE_RADIAL_FISHEYE", 0.3),
+        ("THIN_PRISM_FISHEYE", 0.9),
+        ("FOV", 0.3),
+        ("EUCM", 0.3),
+        ("EUCM", 0.9),
+    ],
+)
 def test_the_focal_length_of_a_fisheye_is_guessed_from_matches(
     tmp_path: Path, model: str, share: float
 ) -> None:

@@ -152,7 +152,7 @@ def test_a_right_focal_length_of_exif_costs_no_second_mapping(
 
 def test_a_model_that_is_bent_is_mapped_with_a_camera_for_each_photo(tmp_path: Path) -> None:
     """Three zooms in turn: with one camera for all, 12 of 12 photos are 24 % off."""
-    centers = write_photos(tmp_path / "photos", (75, 55, 40), 12, "street", 5)
+    centers = write_photos(tmp_path / "photos", (75, 55, 40), 9, "street", 5)
     options = SfmOptions(
         tmp_path / "photos", tmp_path / "out", matcher="sift", no_longer_tracks=True
     )
