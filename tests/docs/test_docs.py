@@ -20,8 +20,6 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -282,6 +280,7 @@ def test_site_has_every_page() -> None:
     assert set(pages(site["nav"])) == there
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="needs the extra docs")
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

@@ -20,8 +20,6 @@ from sfm_matchers.exports import FORMATS, export_model, parse_formats, remove_ex
 from sfm_matchers.exports import images as exported_images
 from sfm_matchers.files.notes import write_memory
 
-pytestmark = pytest.mark.slow
-
 SIZE = 160, 120
 CAMERAS = {
     "SIMPLE_PINHOLE": [180, 80, 60],
