@@ -31,8 +31,6 @@ from sfm_matchers.localization.poses import Query, read_poses
 from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.mapping import mapper
 
-pytestmark = pytest.mark.slow
-
 NAMES = ["db/a.png", "db/b.png", "db/c.png", "db/blank.png"]
 PAIRS = [("db/a.png", "db/b.png"), ("db/a.png", "db/c.png"), ("db/b.png", "db/blank.png")]
 

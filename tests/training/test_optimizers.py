@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer, Muon
 
-pytestmark = pytest.mark.slow
-
 RATE = 0.01
 
 
