@@ -265,9 +265,8 @@ def test_mirrored_photos_and_another_place_are_not_localized_in_a_map_far_away(
 def test_a_map_without_a_detector(tmp_path: Path) -> None:
     """The map's keypoints are shared by its pairs; the queries' are as many as the matched points,
     off by as much as the map's keypoints beside them."""
-    camera = Camera.from_field_of_view(240, 180)
-    photograph_room(tmp_path / "map", 4, camera=camera)
-    photograph_room(tmp_path / "new", 1, seed=2, camera=camera)
+    photograph_room(tmp_path / "map", 4)
+    photograph_room(tmp_path / "new", 1, seed=2)
     outputs = tmp_path / "out"
     options = LocalizeOptions(
         tmp_path / "map" / "truth",

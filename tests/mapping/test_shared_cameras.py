@@ -129,13 +129,12 @@ def test_a_focal_length_of_exif_that_the_photos_contradict_is_refused(
     assert again.summary["settings"]["cameras"] == said
 
 
-@pytest.mark.parametrize("factor", [0.97, 1.03])
 def test_a_right_focal_length_of_exif_costs_no_second_mapping(
-    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     centers = write_photos(tmp_path / "photos", (65,), 6)
     focal_length = Camera.from_field_of_view(320, 240, 65).fx
-    write_exif(tmp_path / "photos", factor * focal_length)
+    write_exif(tmp_path / "photos", 1.03 * focal_length)
     made, make = [], Build.make
 
     def counted(build: Build, *arguments: Any) -> list[pycolmap.Reconstruction]:

@@ -68,15 +68,15 @@ def test_mambaglue_matches_in_half_precision(precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"),
+    ("name", "capabilities", "expected"),
     [
-        ({"avx512_bf16": True}, "bfloat16"),
-        ({"amx_bf16": True}, "bfloat16"),
-        ({"avx512_f": True, "avx512_bf16": False}, "float32"),
-        ({}, "float32"),
+        ("jamma", {"avx512_bf16": True}, "bfloat16"),
+        ("eloftr", {"amx_bf16": True}, "bfloat16"),
+        ("sift+mambaglue", {"avx512_bf16": True}, "bfloat16"),
+        ("sift+mambaglue", {"avx512_f": True, "avx512_bf16": False}, "float32"),
+        ("sift+mambaglue", {}, "float32"),
     ],
 )
-@pytest.mark.parametrize("name", ["jamma", "eloftr", "sift+mambaglue"])
 def test_a_conf_takes_bfloat16_where_the_cpu_has_it(
     name: str, capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
