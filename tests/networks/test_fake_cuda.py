@@ -74,8 +74,9 @@ def test_mambaglue(
     batch: int, precision: str, confidence: float, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfm_matchers.networks.mambaglue.check_features", lambda *_: None)
-    options = {"depth_confidence": confidence, "width_confidence": confidence}
-    config = MambaGlueConfig("sift", precision=precision, keypoint_order="score", **options)
+    options = {"precision": precision, "keypoint_order": "score", "num_layers": 3}
+    options |= {"depth_confidence": confidence, "width_confidence": confidence}
+    config = MambaGlueConfig("sift", **options)
     with fake_cuda(monkeypatch, truth=stops), torch.device("cuda"), torch.inference_mode():
         network = MambaGlue(config).eval()
         output = network(features_of(batch, 40), features_of(batch, 24))
