@@ -125,7 +125,11 @@ def test_a_camera_that_only_turns(tmp_path: Path, exif: bool) -> None:
         write(tmp_path / "images" / f"{index}.png", image[..., ::-1])
     params = f"{CAMERA.fx},160,120" if exif else ""
     options = SfmOptions(
-        tmp_path / "images", tmp_path / "out", camera_model="SIMPLE_PINHOLE", camera_params=params
+        tmp_path / "images",
+        tmp_path / "out",
+        "sift",
+        camera_model="SIMPLE_PINHOLE",
+        camera_params=params,
     )
     result = run(options)
     assert not result.models
