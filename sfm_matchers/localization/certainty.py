@@ -27,25 +27,25 @@ MAX_MOVE, MAX_TURN = 0.01, 1.0
 RIVAL_SHARE, RIVAL_DISTANCE, RIVAL_TURN = 0.25, 0.1, 10.0
 
 
-def rivalry(solution: Solution) -> str:
-    """Why a pose is one of two that the matches support, or "".
+def rivalry(solution: Solution) -> np.ndarray | None:
+    """Which matches (N,) bool fit a pose elsewhere, where a pose is one of two they support.
 
     Opposite sides of a building, floors, and what is made in series look alike: a photo then
     matches map photos of both places.
     """
-    others = solution.matches.some(~solution.inliers)
+    left = np.flatnonzero(~solution.inliers)
     enough = RIVAL_SHARE * solution.num_inliers
-    if len(others.points) < max(4, enough):
-        return ""
+    if len(left) < max(4, enough):
+        return None
+    others = solution.matches.some(left)
     rival = solve(others, solution.camera, max_trials=ALTERNATIVE_TRIALS)
     if rival is None or rival.num_inliers < enough or implausibility(rival, rival.inliers):
-        return ""
+        return None
     if not is_elsewhere(rival, solution):
-        return ""
-    return (
-        f"{solution.num_inliers} matches fit its pose, and {rival.num_inliers} others one that is "
-        "elsewhere: the map has places that look alike"
-    )
+        return None
+    fit = np.zeros(len(solution.inliers), dtype=bool)
+    fit[left[rival.inliers]] = True
+    return fit
 
 
 def is_elsewhere(rival: Solution, solution: Solution) -> bool:

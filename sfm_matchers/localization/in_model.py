@@ -16,6 +16,7 @@ from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.certainty import rivalry
 from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.local_features import StoredFeatures
 from sfm_matchers.localization.look_alikes import LookAlikes, SimilarTo
 from sfm_matchers.localization.map_folder import VladIndex, make_index
 from sfm_matchers.localization.plausibility import (
@@ -58,6 +59,8 @@ def localize_queries(
     feature_path: Path,
     match_path: Path,
     options: LocalizationOptions | None = None,
+    *,
+    local_features: Path | None = None,
 ) -> Iterator[LocalizedQuery]:
     """Localize queries one after the other; memory does not grow with their number.
 
@@ -70,14 +73,21 @@ def localize_queries(
         feature_path: keypoints of the queries.
         match_path: matches between queries and photos of the map, in either direction.
         options: how poses are estimated.
+        local_features: of the map's photos and the queries, for matchers that have none: by them
+            places of the map that look alike are found.
     """
     options = options or LocalizationOptions()
     retrieved = group_by_query(pairs)
     lookup = IndexedModel(model)
-    with open_h5(feature_path) as features, open_h5(match_path) as matches:
-        features_of = functools.partial(_features_of_map, features, lookup)
-        similar_to = _similarity(feature_path, sorted(lookup.image_ids))
-        look_alikes = LookAlikes(lookup, features_of, similar_to, options.max_error)
+    local_path = local_features or feature_path
+    with (
+        open_h5(feature_path) as features,
+        open_h5(match_path) as matches,
+        open_h5(local_path) as local_file,
+    ):
+        stored = StoredFeatures(local_file, lookup, beside=local_features is not None)
+        similar_to = _similarity(local_path, sorted(lookup.image_ids))
+        look_alikes = LookAlikes(lookup, stored.of_map, similar_to, options.max_error)
         for query in progress(queries, title="Localizing", unit="photo"):
             names = retrieved.get(query.name, [])
             known = [name for name in names if name in lookup.image_ids]
@@ -93,21 +103,10 @@ def localize_queries(
                 size = (query.camera.width, query.camera.height)
                 keypoints = features.keypoints(query.name, size) if known else np.zeros((0, 2))
                 result = localize_query(query, known, lookup, keypoints, read, options)
-                look_alikes.check(result)
+                look_alikes.check(result, stored.of_query(query.name))
             except InputError as error:
                 result = failed_query(query, str(error), known, lookup.pose)
             yield result
-
-
-def _features_of_map(
-    features: Hdf5File, lookup: IndexedModel, name: str
-) -> dict[str, np.ndarray] | None:
-    """Local features of a photo of the map; None where the file has none for its keypoints."""
-    try:
-        found = features.features(name)
-    except InputError:  # matched without a detector, or of another file
-        return None
-    return found if len(found["keypoints"]) == len(lookup.point_ids(name)) else None
 
 
 def _similarity(feature_path: Path, names: list[str]) -> SimilarTo:
@@ -296,7 +295,7 @@ def estimate_pose(
         return result
     found, intrinsics, doubts = chosen
     if options.check_intrinsics:
-        doubts = doubts or imprecision(found) or rivalry(found)
+        doubts = doubts or imprecision(found)
     inliers = _seen_inliers(found, observers, origin)
     if reason := implausibility(found, inliers):
         result.reason = reason
@@ -304,9 +303,16 @@ def estimate_pose(
     result.camera, result.intrinsics, result.reason = found.camera, intrinsics, doubts
     result.cam_from_world = found.cam_from_world * pycolmap.Rigid3d(pycolmap.Rotation3d(), -origin)
     result.inliers, result.covariance = inliers, centre_covariance(found)
+    confident = _is_confident(inliers, options) and not doubts
+    if options.check_intrinsics and not doubts and (rival := rivalry(found)) is not None:
+        result.reason = (
+            f"{found.num_inliers} matches fit its pose, and {rival.sum()} others one that is "
+            "elsewhere: the map has places that look alike"
+        )
+        result.rival = rival if confident else None
     if result.reason:
         logger.warning("%s: low confidence: %s", query.name, result.reason)
-    confident = _is_confident(inliers, options) and not result.reason
+    confident = confident and not result.reason
     result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
     return result
 

@@ -27,6 +27,7 @@ from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.certainty import is_certain
 from sfm_matchers.localization.in_model import localize_query
 from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.local_features import LocalFeatures, features_of_map
 from sfm_matchers.localization.look_alikes import LookAlikes
 from sfm_matchers.localization.poses import (
     LocalizationOptions,
@@ -330,7 +331,8 @@ class Localizer:
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Localize a query, and doubt a pose that rests on what the map has elsewhere too."""
         found = self._estimate_until_certain(seen, names)
-        self._look_alikes.check(found)
+        features = LocalFeatures.of_query(seen.keypoints, seen.features["descriptors"])
+        self._look_alikes.check(found, features)
         return found
 
     def _estimate_until_certain(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
@@ -403,10 +405,10 @@ class Localizer:
         except InputError as error:
             return failed_query(seen.query, str(error), names, self._lookup.pose)
 
-    def _features_of(self, name: str) -> dict[str, np.ndarray]:
+    def _features_of(self, name: str) -> LocalFeatures | None:
         """Those of a photo of the map."""
         with self._networks:
-            return self._features(name)
+            return features_of_map(self._features(name), self._lookup, name)
 
     def _features(self, name: str) -> dict[str, np.ndarray]:
         """Those of a photo of the map; the lock is held."""

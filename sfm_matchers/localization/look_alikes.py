@@ -4,7 +4,8 @@ The opposite side of a building may look like the side at hand, and the map know
 a query then matches the wrong one only, and nothing of its matches speaks against it. But the map
 knows where its own photos were taken. Where one of them, matched with the points that support a
 pose, fits a pose that it does not have, these points look like others elsewhere. What is left must
-be enough to say where the query is: the surroundings, for example.
+be enough to say where the query is: the surroundings, for example. Where few of these match, they
+are looked for where the pose says they are, see `surroundings`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ import pycolmap
 
 from sfm_matchers.localization.certainty import is_elsewhere
 from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.local_features import LocalFeatures
 from sfm_matchers.localization.plausibility import MIN_KEYPOINTS, implausibility
 from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.localization.resectioning import ALTERNATIVE_TRIALS, Matches, Solution, solve
+from sfm_matchers.localization.surroundings import Points, is_among, shows_surroundings
+from sfm_matchers.mapping.sparse_scene import nearest
 from sfm_matchers.pairs.retrieval import mutual_matches
 
 logger = logging.getLogger(__name__)
 
-FeaturesOf = Callable[[str], dict[str, np.ndarray] | None]
-"""A photo of the map -> its local features as a feature file has them, or None: not known."""
+FeaturesOf = Callable[[str], LocalFeatures | None]
+"""A photo of the map -> its local features, or None: not known."""
 
 SimilarTo = Callable[[str], Sequence[str]]
 """A photo of the map -> the others, the most similar first."""
@@ -48,7 +52,7 @@ class LookAlikes:
 
     Args:
         lookup: the map.
-        features_of: gives local features, keypoint by keypoint those of the model.
+        features_of: gives local features.
         similar_to: ranks the photos of the map.
         max_error: largest reprojection error of an inlier, in pixels.
     """
@@ -64,13 +68,20 @@ class LookAlikes:
         self._max_error = max_error
         self._known = functools.lru_cache(maxsize=None)(self._find)
 
-    def check(self, found: LocalizedQuery) -> None:
-        """Make a localized query one of low confidence where its pose rests on such places."""
-        if found.status is not Status.LOCALIZED:
+    def check(self, found: LocalizedQuery, features: LocalFeatures | None = None) -> None:
+        """Doubt a localized query where its pose rests on such places, and believe one that was
+        doubted for a rival where it does not.
+
+        Args:
+            found: the query; its status may change.
+            features: of the query, where they are known.
+        """
+        if found.status is not Status.LOCALIZED and found.rival is None:
             return
         ids = found.point_ids[found.inliers]
+        supporting = self._supporting(ids, found.database_names)
         is_alike, other = np.zeros(len(ids), dtype=bool), ""
-        for name, rows in self._supporting(ids, found.database_names):
+        for name, rows in supporting:
             for there, keypoints in self._known(name).items():
                 near = self._near(name, ids[rows], keypoints)
                 if near.sum() > is_alike.sum():
@@ -78,7 +89,13 @@ class LookAlikes:
                 is_alike[rows] |= near
         matched = found.keypoints[found.inliers]
         every, unique = (len(np.unique(some, axis=0)) for some in (matched, matched[~is_alike]))
-        if unique >= max(MIN_KEYPOINTS, MIN_UNIQUE_SHARE * every):
+        enough = unique >= max(MIN_KEYPOINTS, MIN_UNIQUE_SHARE * every)
+        if found.rival is None and enough:
+            return
+        if features is not None and self._shows_surroundings(found, features, supporting):
+            found.status, found.reason = Status.LOCALIZED, ""
+            return
+        if found.rival is not None:
             return
         found.status = Status.LOW_CONFIDENCE
         found.reason = (
@@ -86,6 +103,26 @@ class LookAlikes:
             "elsewhere: the map has places that look alike"
         )
         logger.warning("%s: low confidence: %s", found.name, found.reason)
+
+    def _shows_surroundings(
+        self,
+        found: LocalizedQuery,
+        features: LocalFeatures,
+        supporting: Sequence[tuple[str, np.ndarray]],
+    ) -> bool:
+        """Whether a query shows what stands around the place that looks like another."""
+        seen = []
+        for name, _ in supporting:
+            here, known = self._features_of(name), self._known(name)
+            if here is None or not known:  # nobody knows what looks like others
+                continue
+            rows = np.flatnonzero(here.point_ids >= 0)
+            ids = here.point_ids[rows]
+            pixels, alike = self._pixels(name, ids), np.concatenate(list(known.values()))
+            around = ~is_among(pixels, alike, self._radius(name))
+            places = np.array([self._lookup.model.points3D[i].xyz for i in ids.tolist()])
+            seen.append(Points(ids, places, here.descriptors[:, rows], around))
+        return bool(seen) and shows_surroundings(found, features, seen)
 
     def _supporting(self, ids: np.ndarray, names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
         """Photos that together see most of some points (N,), with the rows of those each sees."""
@@ -102,13 +139,18 @@ class LookAlikes:
         return chosen
 
     def _find(self, name: str) -> dict[str, np.ndarray]:
-        """Photos that look like one but are elsewhere, and where: its keypoints (M,) that fit."""
-        if self._features_of(name) is None:
+        """Photos that look like one but are elsewhere, and where it does: keypoints (M, 2)."""
+        here = self._features_of(name)
+        if here is None:
             return {}
         found = {}
         for other in self._elsewhere(name):
-            if len(fitting := self._fitting_keypoints(name, other)):
-                found[other] = fitting
+            there = self._features_of(other)
+            if there is None:
+                continue
+            fitting = self._fitting_keypoints(here, other, there)
+            if len(fitting):
+                found[other] = here.keypoints[fitting]
         return found
 
     def _elsewhere(self, name: str) -> list[str]:
@@ -123,30 +165,35 @@ class LookAlikes:
                 others.append(other)
         return others
 
-    def _near(self, name: str, ids: np.ndarray, fitting: np.ndarray) -> np.ndarray:
-        """Whether a photo sees some points (N,) near some of its keypoints (M,), bool (N,)."""
+    def _pixels(self, name: str, ids: np.ndarray) -> np.ndarray:
+        """Where a photo sees some points (N,): (N, 2)."""
+        image = self._lookup.model.images[self._lookup.image_ids[name]]
+        row_of = {point: row for row, point in enumerate(self._lookup.point_ids(name).tolist())}
+        rows = [row_of[point] for point in ids.tolist()]
+        return np.array([image.points2D[row].xy for row in rows]).reshape(-1, 2)
+
+    def _radius(self, name: str) -> float:
+        """In pixels of a photo."""
         image = self._lookup.model.images[self._lookup.image_ids[name]]
         camera = self._lookup.model.cameras[image.camera_id]
-        pixels = np.array([image.points2D[index].xy for index in fitting.tolist()])
-        row_of = {point: row for row, point in enumerate(self._lookup.point_ids(name).tolist())}
-        here = np.array([image.points2D[row_of[point]].xy for point in ids.tolist()])
-        distances = np.linalg.norm(here[:, None] - pixels, axis=2).min(axis=1)
-        return np.asarray(distances <= RADIUS * np.hypot(camera.width, camera.height))
+        return RADIUS * float(np.hypot(camera.width, camera.height))
 
-    def _fitting_keypoints(self, name: str, other: str) -> np.ndarray:
+    def _near(self, name: str, ids: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Whether a photo sees some points (N,) near some places (M, 2) in it, bool (N,)."""
+        _, distances = nearest(places, self._pixels(name, ids), 1)
+        return np.asarray(distances[:, 0] <= self._radius(name))
+
+    def _fitting_keypoints(
+        self, here: LocalFeatures, other: str, there: LocalFeatures
+    ) -> np.ndarray:
         """Keypoints (M,) of a photo by whose 3D points another one would be localized, wrongly."""
-        none = np.zeros(0, dtype=np.int64)
-        here, there = self._features_of(name), self._features_of(other)
-        if here is None or there is None:
-            return none
-        ids = self._lookup.point_ids(name)
-        has_point = np.flatnonzero(ids >= 0)
-        matched = mutual_matches(here["descriptors"][:, has_point], there["descriptors"], RATIO)
+        has_point = np.flatnonzero(here.point_ids >= 0)
+        matched = mutual_matches(here.descriptors[:, has_point], there.descriptors, RATIO)
         if len(matched) < MIN_KEYPOINTS:
-            return none
+            return np.zeros(0, dtype=np.int64)
         rows = has_point[matched[:, 0]]
-        keypoints = there["keypoints"][matched[:, 1]].astype(np.float64) + 0.5
-        return rows[self._fit_wrongly(other, keypoints, ids[rows])]
+        keypoints = there.keypoints[matched[:, 1]]
+        return rows[self._fit_wrongly(other, keypoints, here.point_ids[rows])]
 
     def _fit_wrongly(self, name: str, keypoints: np.ndarray, ids: np.ndarray) -> np.ndarray:
         """Which matches (N,) of a photo's keypoints with points fit a pose that it does not have.

@@ -98,6 +98,8 @@ class LocalizedQuery:
         points: (N, 3) their 3D points in the world.
         point_ids: (N,) ids of these in the model; empty where there is no model.
         inliers: (N,) bool.
+        rival: (N,) bool where nothing else speaks against the pose: these fit one elsewhere; or
+            None.
         covariance: (6, 6) of the pose for errors of a pixel: rotation in radians and centre, along
             the camera's axes; or None.
         intrinsics: whence the camera's come, and why.
@@ -114,6 +116,7 @@ class LocalizedQuery:
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     point_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     inliers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    rival: np.ndarray | None = None
     covariance: np.ndarray | None = None
     intrinsics: str = ""
 
@@ -140,6 +143,7 @@ class LocalizedQuery:
             keypoints=np.zeros((0, 2)),
             points=np.zeros((0, 3)),
             point_ids=np.zeros(0, dtype=np.int64),
+            rival=None,
         )
 
     def to_json(self) -> dict[str, Any]:

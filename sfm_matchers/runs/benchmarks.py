@@ -27,7 +27,7 @@ from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AachenOptions, InlocOptions
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.results import BenchmarkResult
-from sfm_matchers.runs.retrieval import choose_query_pairs
+from sfm_matchers.runs.retrieval import choose_query_pairs, features_of_look_alikes
 from sfm_matchers.runs.verdict import judge_localization
 from sfm_matchers.runs.workspace import Workspace
 
@@ -87,9 +87,12 @@ def localize_aachen(options: AachenOptions) -> BenchmarkResult:
         job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
     features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
+    local_features = features_of_look_alikes(job, readable, database)
     poses = LocalizationOptions(max_error=options.ransac_thresh)
     with workspace.timed("localization", always_works=True):
-        found = localize_queries(model, readable, loc_pairs, features, matches, poses)
+        found = localize_queries(
+            model, readable, loc_pairs, features, matches, poses, local_features=local_features
+        )
         results = [*failed, *_light(found)]
     name = f"Aachen-v{options.version}"
     result = _submit(job, name, label, results, options.matcher)

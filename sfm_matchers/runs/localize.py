@@ -37,7 +37,7 @@ from sfm_matchers.runs.queries import (
     split_readable,
 )
 from sfm_matchers.runs.results import LocalizeResult
-from sfm_matchers.runs.retrieval import choose_query_pairs
+from sfm_matchers.runs.retrieval import choose_query_pairs, features_of_look_alikes
 from sfm_matchers.runs.verdict import judge_localization
 from sfm_matchers.runs.workspace import Workspace
 
@@ -124,11 +124,15 @@ def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
         loc_pairs, label = add_neighbours(loc_pairs, [q.name for q in readable]), f"{label}-seq"
         workspace.write_pairs(label, loc_pairs)
     features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
+    local_features = features_of_look_alikes(job, readable, database)
     poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )
     with workspace.timed("localization", always_works=True):
-        found = list(localize_queries(model, readable, loc_pairs, features, matches, poses))
+        localized = localize_queries(
+            model, readable, loc_pairs, features, matches, poses, local_features=local_features
+        )
+        found = list(localized)
     job.check_photos_unchanged()
     workspace.keep_seconds()
     results = [*failed, *found]

@@ -84,14 +84,29 @@ def describe_with_vlad(
 ) -> Path:
     """Global descriptors of photos, from SIFT, by a vocabulary learned from those of `database`
     (all if None); return the feature file."""
-    sift = with_detail(load_conf("sift"), job.matching.detail)
-    assert isinstance(sift, SparseConf)
-    sift_path = job.extract(sift, names)
+    sift_path = _extract_sift(job, names)
     descriptor_path = job.workspace.global_features("vlad")
     fingerprints = job.fingerprints(names)
     with job.workspace.timed("retrieval"):
         extract_vlad(names, sift_path, descriptor_path, fingerprints, database)
     return descriptor_path
+
+
+def _extract_sift(job: MatchingJob, names: Sequence[str]) -> Path:
+    sift = with_detail(load_conf("sift"), job.matching.detail)
+    assert isinstance(sift, SparseConf)
+    return job.extract(sift, names)
+
+
+def features_of_look_alikes(
+    job: MatchingJob, queries: Sequence[Query], database: Iterable[str]
+) -> Path | None:
+    """Features by which places of a map that look alike are found: SIFT, which retrieval has made
+    already, for matchers without a detector; None for the others, whose own serve."""
+    if isinstance(job.conf, SparseConf):
+        return None
+    known = [name for name in database if name in job.photos]
+    return _extract_sift(job, [*known, *(query.name for query in queries)])
 
 
 def _describe_with_hloc(job: MatchingJob, names: list[str], retrieval: str) -> Path:

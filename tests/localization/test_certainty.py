@@ -73,4 +73,4 @@ def test_wrong_matches_are_no_rival() -> None:
         OPTIONS.max_error,
         10.0,
     )
-    assert rivalry(Solution(CAMERA, pycolmap.Rigid3d(), matches)) == ""
+    assert rivalry(Solution(CAMERA, pycolmap.Rigid3d(), matches)) is None

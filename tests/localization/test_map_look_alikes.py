@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ import pytest
 
 from sfm_matchers.localization.in_model import estimate_pose
 from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.local_features import (
+    LocalFeatures,
+    features_beside_map,
+    features_of_map,
+)
 from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.localization.look_alikes import LookAlikes
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
@@ -44,8 +50,8 @@ class Tower:
         self.descriptors[self.kinds == 1] = self.descriptors[self.kinds == 0]
         self.model = pycolmap.Reconstruction()
         self.model.add_camera_with_trivial_rig(CAMERA)
-        self.features: dict[str, dict[str, np.ndarray]] = {}
-        self.shown: dict[str, np.ndarray] = {}
+        self.features: dict[str, LocalFeatures] = {}
+        stored: dict[str, dict[str, np.ndarray]] = {}
         tracks: Tracks = {}
         for image_id, (name, x, side) in enumerate(
             [("front0", -1.0, -1), ("front1", 1.0, -1), ("back0", -1.5, 1), ("back1", 0.5, 1)], 1
@@ -53,7 +59,7 @@ class Tower:
             pose = self.pose(x, side)
             shown = np.flatnonzero(np.isin(self.kinds, (0, 2) if side < 0 else (1, 3)))
             keypoints = self.project(pose, shown)
-            self.add_features(name, keypoints, shown)
+            stored[name] = self.described(keypoints, shown)
             add_image(self.model, image_id, name, pose, keypoints)
             for row, point in enumerate(shown.tolist()):
                 if self.kinds[point] != 1:
@@ -61,6 +67,11 @@ class Tower:
         self.ids = np.full(len(self.points), -1)
         ids = add_tracks(self.model, self.points + origin, tracks)
         self.ids[list(ids)] = list(ids.values())
+        self.lookup = IndexedModel(self.model)
+        for name, arrays in stored.items():
+            known = features_of_map(arrays, self.lookup, name)
+            assert known is not None
+            self.features[name] = known
 
     def pose(self, x: float, side: int) -> pycolmap.Rigid3d:
         position = np.array([-x * side, 12.0 * side, 1.7])
@@ -71,11 +82,18 @@ class Tower:
     def project(self, pose: pycolmap.Rigid3d, shown: np.ndarray) -> np.ndarray:
         return np.asarray(CAMERA.img_from_cam(pose * (self.points[shown] + self.origin)))
 
-    def add_features(self, name: str, keypoints: np.ndarray, shown: np.ndarray) -> None:
-        rng = np.random.default_rng(len(self.features) + 1)
+    def described(self, keypoints: np.ndarray, shown: np.ndarray) -> dict[str, np.ndarray]:
+        """As a feature file has them."""
+        rng = np.random.default_rng(len(keypoints))
         noisy = self.descriptors[shown] + rng.normal(scale=0.1, size=(len(shown), 128))
         noisy /= np.linalg.norm(noisy, axis=1, keepdims=True)
-        self.features[name] = {"keypoints": keypoints - 0.5, "descriptors": noisy.T}
+        return {"keypoints": keypoints - 0.5, "descriptors": noisy.T}
+
+    def query_features(self, side: int) -> LocalFeatures:
+        """All that a query of one side shows."""
+        shown = np.flatnonzero(np.isin(self.kinds, (0, 2) if side < 0 else (1, 3)))
+        arrays = self.described(self.project(self.pose(0.2, side), shown), shown)
+        return LocalFeatures.of_query(arrays["keypoints"], arrays["descriptors"])
 
     def localize(self, side: int, *, num_around: int) -> LocalizedQuery:
         """A query of one side, of which matches are known with the front of the tower, whichever
@@ -91,14 +109,14 @@ class Tower:
         assert found.status is Status.LOCALIZED
         return found
 
-    def check(self, found: LocalizedQuery) -> LocalizedQuery:
+    def check(self, found: LocalizedQuery, features: LocalFeatures | None = None) -> LocalizedQuery:
         names = sorted(self.features)
         LookAlikes(
-            IndexedModel(self.model),
+            self.lookup,
             self.features.get,
             lambda name: [other for other in names if other != name],
             OPTIONS.max_error,
-        ).check(found)
+        ).check(found, features)
         return found
 
 
@@ -119,16 +137,56 @@ def test_what_stands_around_tells_where_it_is() -> None:
     assert found.reason == ""
 
 
+@pytest.mark.parametrize("origin", [0.0, 5e5])
+@pytest.mark.parametrize("with_rival", [False, True])
+@pytest.mark.parametrize(("side", "status"), [(-1, Status.LOCALIZED), (1, Status.LOW_CONFIDENCE)])
+def test_what_stands_around_is_looked_for(
+    side: int, status: Status, with_rival: bool, origin: float
+) -> None:
+    """It is there where the pose is right, although it did not match; on the other side not."""
+    tower = Tower(origin)
+    found = tower.localize(side, num_around=0)
+    if with_rival:
+        found.status, found.reason = Status.LOW_CONFIDENCE, "a rival"
+        found.rival = found.inliers & (np.arange(len(found.inliers)) % 2 == 0)
+    tower.check(found, tower.query_features(side))
+    assert found.status is status
+    assert (found.reason == "") == (status is Status.LOCALIZED)
+
+
+def test_a_rival_is_believed_where_the_map_knows_of_no_look_alikes() -> None:
+    tower = Tower()
+    found = tower.localize(-1, num_around=40)
+    found.status, found.reason, found.rival = Status.LOW_CONFIDENCE, "a rival", found.inliers
+    tower.features.clear()
+    tower.check(found, tower.query_features(-1))
+    assert (found.status, found.reason) == (Status.LOW_CONFIDENCE, "a rival")
+
+
+def test_features_beside_a_model_show_the_points_next_to_them() -> None:
+    tower = Tower()
+    lookup, image = tower.lookup, tower.model.images[1]
+    ids = lookup.point_ids(image.name)
+    places = np.array([point.xy for point in image.points2D])
+    keypoints = np.concatenate([places[::-1] - 0.5 + [3, 0], [[0.0, 0.0]]])
+    stored = {"keypoints": keypoints, "descriptors": np.zeros((128, len(keypoints)))}
+    shown = features_beside_map(stored, lookup, image.name).point_ids
+    distances = np.linalg.norm(places - (keypoints[:, None] + 0.5), axis=2)
+    assert shown[-1] == -1
+    assert (shown[:-1] == ids[distances[:-1].argmin(axis=1)]).all()
+
+
 def test_without_features_nothing_is_known() -> None:
     tower = Tower()
-    tower.features = dict.fromkeys(tower.features)
+    tower.features.clear()
     assert tower.check(tower.localize(1, num_around=0)).status is Status.LOCALIZED
 
 
 def test_wrong_matches_make_no_look_alikes() -> None:
     tower = Tower()
     for name in ("back0", "back1"):
-        tower.features[name]["descriptors"] = tower.features[name]["descriptors"][::-1]
+        known = tower.features[name]
+        tower.features[name] = replace(known, descriptors=known.descriptors[::-1])
     assert tower.check(tower.localize(-1, num_around=0)).status is Status.LOCALIZED
 
 
