@@ -2,10 +2,11 @@
 
     python -m benchmarks.localization_honesty --matcher sift --maps 4 --photos 12 --queries 6
 
-Of each map: photos of the place by day and by night, with wrong intrinsics that are given as known,
-mirrored, of another place of its kind, and textureless; and by day in the same map in other units,
-and far from the origin. A pose is wrong beyond 0.25 m or 2 degrees, and wherever the place is not
-in the map; of "localized" ones fewer than 1 of 200 may be.
+Of each map: photos of the place by day and by night, turned, upright (portrait), through a fisheye,
+with wrong intrinsics that are given as known, mirrored, of another place of its kind, and
+textureless; and by day in the same map in other units, and far from the origin. A pose is wrong
+beyond 0.25 m or 2 degrees, and wherever the place is not in the map; of "localized" ones fewer than
+1 of 200 may be.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ MAX_METRES, MAX_DEGREES = 0.25, 2.0
 OTHER_SEED = 1000  # of other places
 # Scale of the map, and how far it is from the origin.
 UNITS = {"kilometres": (1e-3, 0.0), "10 micrometres": (1e5, 0.0), "far away": (1.0, 5e5)}
-WRONG_FOCAL_LENGTHS = (0.7, 0.9, 1.1, 1.4)
+WRONG_FOCAL_LENGTHS = {
+    "wrong focal length": (0.7, 0.9, 1.1, 1.4),
+    "inexact focal length": (0.95, 1.03, 0.98, 1.05),
+}
+# Of the fisheye, and of the pinhole camera that its photos are made of: degrees across.
+FISHEYE_VIEW, WIDE_VIEW = 100.0, 125.0
+QUARTER = pycolmap.Rigid3d(  # counter-clockwise
+    pycolmap.Rotation3d(np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])), np.zeros(3)
+)
 Truth = pycolmap.Rigid3d | None
 Case = tuple[str, np.ndarray, pycolmap.Camera | None, Truth]
 
@@ -43,29 +52,51 @@ def cases(folder: Path, seed: int, kind: str, count: int, camera: Camera) -> Ite
     """Condition, photo, intrinsics that are given, and the true pose, None where there is none."""
     scene = make_scene(seed, kind=kind, texture_size=384)
     other = make_scene(OTHER_SEED + seed, kind=kind, texture_size=384)
-    for condition, place, night in (
-        ("day", scene, False),
-        ("night", scene, True),
-        ("another place", other, False),
+    wide = Camera.from_field_of_view(2 * camera.width, 2 * camera.height, WIDE_VIEW)
+    portrait = Camera(camera.height, camera.width, camera.fx, camera.fy, camera.cy, camera.cx)
+    for condition, place, lens, night in (
+        ("day", scene, camera, False),
+        ("night", scene, camera, True),
+        ("portrait", scene, portrait, False),
+        ("fisheye", scene, wide, False),
+        ("another place", other, camera, False),
     ):
         where = folder / condition
-        truth = write_photos(where, place, count, 2, camera=camera, night=night)
+        truth = write_photos(where, place, count, 2, camera=lens, night=night)
         for index, image in enumerate(truth.images.values()):
             photo = read_image(where / "images" / image.name)
             pose = None if place is other else image.cam_from_world()
+            if condition == "fisheye":
+                photo = fisheye(photo, wide, camera)
             yield condition, photo, None, pose
             if condition == "day":
-                wrong = pycolmap.Camera(image.camera.todict())
-                factor = WRONG_FOCAL_LENGTHS[index % len(WRONG_FOCAL_LENGTHS)]
-                params = wrong.params.copy()
-                params[list(wrong.focal_length_idxs())] *= factor
-                wrong.params = params
-                yield "wrong intrinsics", photo, wrong, pose
+                for name, factors in WRONG_FOCAL_LENGTHS.items():
+                    yield name, photo, zoomed(image.camera, factors[index % len(factors)]), pose
+                yield "turned by 90 degrees", np.rot90(photo).copy(), None, QUARTER * pose
                 yield "mirrored", np.ascontiguousarray(photo[:, ::-1]), None, None
     rng = np.random.default_rng(seed)
     for _ in range(count):
         gray = cv2.GaussianBlur(rng.uniform(90, 160, (camera.height, camera.width, 3)), None, 40)
         yield "textureless", gray.astype(np.uint8), None, None
+
+
+def zoomed(camera: pycolmap.Camera, factor: float) -> pycolmap.Camera:
+    """The same camera with another focal length."""
+    wrong = pycolmap.Camera(camera.todict())
+    params = wrong.params.copy()
+    params[list(wrong.focal_length_idxs())] *= factor
+    wrong.params = params
+    return wrong
+
+
+def fisheye(photo: np.ndarray, wide: Camera, camera: Camera) -> np.ndarray:
+    """What an equidistant fisheye of the size of `camera` sees, made of a photo of wide view."""
+    focal_length = camera.width / np.deg2rad(FISHEYE_VIEW)
+    x, y = np.meshgrid(np.arange(camera.width) - camera.cx, np.arange(camera.height) - camera.cy)
+    radius = np.maximum(np.hypot(x, y), 1e-9)
+    stretch = wide.fx * np.tan(radius / focal_length) / radius
+    maps = (wide.cx + x * stretch).astype(np.float32), (wide.cy + y * stretch).astype(np.float32)
+    return cv2.remap(photo, *maps, cv2.INTER_AREA)
 
 
 @dataclass(frozen=True)
@@ -107,7 +138,7 @@ def transformed_map(folder: Path, output: Path, change: pycolmap.Sim3d) -> Path:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--matcher", default="sift")
+    parser.add_argument("--matcher", nargs="+", default=["sift"], help="one or more")
     parser.add_argument("--maps", type=int, default=4)
     parser.add_argument("--photos", type=int, default=12)
     parser.add_argument("--queries", type=int, default=6)
@@ -115,41 +146,46 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(480, 360))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    table: dict[str, list[Outcome]] = defaultdict(list)
+    tables: dict[str, dict[str, list[Outcome]]] = {
+        matcher: defaultdict(list) for matcher in options.matcher
+    }
     for index in range(options.maps):
-        seed, kind = options.seed + index, sorted(KINDS)[index % len(KINDS)]
+        seed = options.seed + index
+        kind = sorted(KINDS)[seed % len(KINDS)]
         with tempfile.TemporaryDirectory() as name:
-            for condition, result, text in outcomes(Path(name), seed, kind, options):
-                table[condition].append(result)
+            for matcher, condition, result, text in outcomes(Path(name), seed, kind, options):
+                tables[matcher][condition].append(result)
                 if result.is_wrong:
-                    print(f"WRONG: {kind} {seed}, {condition}: {result}, {text}", flush=True)
-    _print(table)
+                    where = f"{matcher}, {kind} {seed}, {condition}"
+                    print(f"WRONG: {where}: {result}, {text}", flush=True)
+    for matcher, table in tables.items():
+        print(matcher)
+        _print(table)
 
 
 def outcomes(
     folder: Path, seed: int, kind: str, options: argparse.Namespace
-) -> Iterator[tuple[str, Outcome, str]]:
-    """Condition, outcome and a text about it, of all cases of a map."""
+) -> Iterator[tuple[str, str, Outcome, str]]:
+    """Matcher, condition, outcome and a text about it, of all cases of a map."""
     camera = Camera.from_field_of_view(*options.size)
     scene = make_scene(seed, kind=kind, texture_size=384)
     write_photos(folder, scene, options.photos, 1, camera=camera)
-    ready = folder / "map"
-    build(MapOptions(folder / "truth", folder / "images", ready, options.matcher, 6))
-    by_day = []
-    with Localizer(ready, num_loc=options.num_loc) as localizer:
-        for condition, photo, given, truth in cases(folder, seed, kind, options.queries, camera):
-            if condition == "day":
-                by_day.append((photo, truth))
-            found = localizer.localize(photo, given)
-            yield condition, outcome(found, truth), _text(found)
-    for condition, (scale, offset) in UNITS.items():
-        change = pycolmap.Sim3d(scale, pycolmap.Rotation3d(), np.array([offset, -offset, 0.0]))
-        other = transformed_map(ready, folder / condition, change)
-        with Localizer(other, num_loc=options.num_loc) as localizer:
-            for photo, truth in by_day:
-                found = localizer.localize(photo)
-                there = change.transform_camera_world(truth) if truth else None
-                yield condition, outcome(found, there, scale), _text(found)
+    every = list(cases(folder, seed, kind, options.queries, camera))
+    for matcher in options.matcher:
+        ready = folder / matcher
+        build(MapOptions(folder / "truth", folder / "images", ready, matcher, 6))
+        with Localizer(ready, num_loc=options.num_loc) as localizer:
+            for condition, photo, given, truth in every:
+                found = localizer.localize(photo, given)
+                yield matcher, condition, outcome(found, truth), _text(found)
+        for condition, (scale, offset) in UNITS.items():
+            change = pycolmap.Sim3d(scale, pycolmap.Rotation3d(), np.array([offset, -offset, 0.0]))
+            other = transformed_map(ready, folder / f"{matcher} {condition}", change)
+            with Localizer(other, num_loc=options.num_loc) as localizer:
+                for photo, truth in [(case[1], case[3]) for case in every if case[0] == "day"]:
+                    found = localizer.localize(photo)
+                    there = change.transform_camera_world(truth) if truth else None
+                    yield matcher, condition, outcome(found, there, scale), _text(found)
 
 
 def _text(found: LocalizedQuery) -> str:

@@ -93,7 +93,9 @@ class StoredFeatures:
     def of_query(self, name: str) -> LocalFeatures | None:
         """Those of another photo, or None where the file has none."""
         stored = self._read(name)
-        return stored and LocalFeatures.of_query(stored["keypoints"], stored["descriptors"])
+        if stored is None:
+            return None
+        return LocalFeatures.of_query(stored["keypoints"], stored["descriptors"])
 
     def _read(self, name: str) -> dict[str, np.ndarray] | None:
         try:

@@ -23,7 +23,7 @@ from sfm_matchers.localization.local_features import LocalFeatures
 from sfm_matchers.localization.plausibility import MIN_KEYPOINTS, implausibility
 from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.localization.resectioning import ALTERNATIVE_TRIALS, Matches, Solution, solve
-from sfm_matchers.localization.surroundings import Points, is_among, shows_surroundings
+from sfm_matchers.localization.surroundings import Points, is_among, surroundings
 from sfm_matchers.mapping.sparse_scene import nearest
 from sfm_matchers.pairs.retrieval import mutual_matches
 
@@ -122,7 +122,7 @@ class LookAlikes:
             around = ~is_among(pixels, alike, self._radius(name))
             places = np.array([self._lookup.model.points3D[i].xyz for i in ids.tolist()])
             seen.append(Points(ids, places, here.descriptors[:, rows], around))
-        return bool(seen) and shows_surroundings(found, features, seen)
+        return bool(seen) and surroundings(found, features, seen).is_enough
 
     def _supporting(self, ids: np.ndarray, names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
         """Photos that together see most of some points (N,), with the rows of those each sees."""

@@ -87,10 +87,10 @@ def expected_by_chance(
     area = np.pi * error**2 / (camera.width * camera.height)
     chance = min(1.0, area * len(matches.keypoints) / count)
     samples = count * (count - 1) * (count - 2) / 6
-    return samples * _binomial_tail(num_inliers - 3, count - 3, chance)
+    return samples * binomial_tail(num_inliers - 3, count - 3, chance)
 
 
-def _binomial_tail(least: int, count: int, chance: float) -> float:
+def binomial_tail(least: int, count: int, chance: float) -> float:
     """Chernoff's bound of the probability of `least` or more successes among `count`."""
     share = least / max(1, count)
     if share <= chance:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from sfm_matchers.localization.local_features import LocalFeatures
+from sfm_matchers.localization.plausibility import binomial_tail
 from sfm_matchers.localization.poses import LocalizedQuery
 
 # Of the photo's diagonal: how far from where a pose says a point may be found again; and how far
@@ -26,6 +27,8 @@ LEAST_ALIKE = 0.25
 # towers whose sides are the same, photos on the wrong side show at most one, in the right place a
 # third to all of them.
 MIN_FOUND, MIN_SHARE = 3, 0.25
+# As many by chance, as so many radii away in four directions: the largest probability.
+DISPLACED, MAX_BY_CHANCE = 5.0, 1e-3
 ROWS = 512  # points that are held against all keypoints at once
 
 
@@ -46,62 +49,89 @@ class Points:
     is_around: np.ndarray
 
 
-def shows_surroundings(
-    found: LocalizedQuery, features: LocalFeatures, seen: Sequence[Points]
-) -> bool:
-    """Whether a query shows the surroundings of where its pose is; arguments as of `counts`."""
-    shown, should_be = counts(found, features, seen)
-    return shown >= max(MIN_FOUND, MIN_SHARE * should_be)
+@dataclass(frozen=True)
+class Count:
+    """What is found again.
+
+    Attributes:
+        found: keypoints of the query that show points around.
+        should_be: points around that its pose puts into the photo.
+        by_chance: the share of points that is found where it should not be.
+    """
+
+    found: int
+    should_be: int
+    by_chance: float
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the query shows the surroundings."""
+        if self.found < max(MIN_FOUND, MIN_SHARE * self.should_be):
+            return False
+        return binomial_tail(self.found, self.should_be, self.by_chance) <= MAX_BY_CHANCE
 
 
-def counts(
-    found: LocalizedQuery, features: LocalFeatures, seen: Sequence[Points]
-) -> tuple[int, int]:
-    """How many points around are found again in a query, and how many should be.
+def surroundings(found: LocalizedQuery, features: LocalFeatures, seen: Sequence[Points]) -> Count:
+    """Look for the surroundings of where the pose of a query is.
 
     Args:
         found: the query with its pose and inliers.
         features: of the query.
         seen: points by photo of the map.
     """
+    diagonal = np.hypot(found.camera.width, found.camera.height)
     inliers = found.point_ids[found.inliers]
     rival = found.keypoints[found.rival] if found.rival is not None else np.zeros((0, 2))
-    beside = AROUND_RIVAL * np.hypot(found.camera.width, found.camera.height)
-    alike, around = [np.zeros(0)], [np.zeros((0, 2))]
+    shifts = DISPLACED * RADIUS * diagonal * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
+    alike, displaced = [np.zeros(0)], [np.zeros(0)]
+    around = [np.zeros((0, 3))]  # point, its keypoint, their similarity
     for points in seen:
-        projected, inside, similarity = _found_again(found, features, points)
-        alike.append(similarity[np.isin(points.ids, inliers) & (similarity > -1)])
-        inside[inside] = ~is_among(projected[inside], rival, beside)
-        rows = np.flatnonzero(inside & points.is_around)
-        around.append(np.stack([points.ids[rows], similarity[rows]], axis=1))
-    every, (ids, similarities) = np.concatenate(alike), np.concatenate(around).T
-    if not len(every):
-        return 0, len(np.unique(ids))
-    least = np.quantile(every, LEAST_ALIKE)
-    return len(np.unique(ids[similarities >= least])), len(np.unique(ids))
+        pixels, inside = _projected(found, points.places)
+        ids, pixels, descriptors = points.ids[inside], pixels[inside], points.descriptors[:, inside]
+        (best, index), *others = (
+            _most_alike(pixels + shift, descriptors, features, RADIUS * diagonal)
+            for shift in shifts
+        )
+        alike.append(best[np.isin(ids, inliers) & (best > -1)])
+        displaced += [similarity for similarity, _ in others]
+        rows = points.is_around[inside] & ~is_among(pixels, rival, AROUND_RIVAL * diagonal)
+        around.append(np.stack([ids[rows], index[rows], best[rows]], axis=1))
+    every, elsewhere, table = (np.concatenate(parts) for parts in (alike, displaced, around))
+    least = np.quantile(every, LEAST_ALIKE) if len(every) else np.inf
+    shown = table[table[:, 2] >= least]
+    count = min(len(np.unique(shown[:, column])) for column in (0, 1))
+    by_chance = (1 + (elsewhere >= least).sum()) / (1 + len(elsewhere))
+    return Count(count, len(np.unique(table[:, 0])), float(by_chance))
 
 
-def _found_again(
-    found: LocalizedQuery, features: LocalFeatures, points: Points
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where points (N,) would be in the photo, which are, and how alike the best keypoint there is.
-
-    Similarities are cosines; -1 where there is no keypoint.
-    """
+def _projected(found: LocalizedQuery, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a query would show points (N, 3): (N, 2), and whether it does, bool (N,)."""
     assert found.cam_from_world is not None
-    in_camera = found.cam_from_world * points.places
-    projected = np.nan_to_num(found.camera.img_from_cam(in_camera), nan=-1.0)
-    size = [found.camera.width, found.camera.height]
-    inside = (in_camera[:, 2] > 0) & (projected >= 0).all(axis=1) & (projected < size).all(axis=1)
-    similarity = np.full(len(projected), -1.0)
-    descriptors = features.descriptors.astype(np.float32)
-    rows = np.flatnonzero(inside & bool(len(features.keypoints)))
-    for some in (rows[start : start + ROWS] for start in range(0, len(rows), ROWS)):
-        squares = ((projected[some, None] - features.keypoints) ** 2).sum(axis=2)
-        cosines = points.descriptors[:, some].T.astype(np.float32) @ descriptors
-        cosines[squares > (RADIUS * np.hypot(*size)) ** 2] = -1.0
-        similarity[some] = cosines.max(axis=1)
-    return projected, inside, similarity
+    in_camera = found.cam_from_world * places
+    pixels = np.asarray(found.camera.img_from_cam(in_camera), dtype=np.float64)
+    pixels, size = np.nan_to_num(pixels, nan=-1.0), (found.camera.width, found.camera.height)
+    return pixels, (in_camera[:, 2] > 0) & (pixels >= 0).all(axis=1) & (pixels < size).all(axis=1)
+
+
+def _most_alike(
+    pixels: np.ndarray, descriptors: np.ndarray, features: LocalFeatures, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the keypoints near each of some places (N, 2), which is most alike, and how much.
+
+    Returns:
+        Cosines (N,), -1 where there is no keypoint, and indices (N,).
+    """
+    similarity, index = np.full(len(pixels), -1.0), np.zeros(len(pixels), dtype=np.int64)
+    if not len(features.keypoints):
+        return similarity, index
+    there = features.descriptors.astype(np.float32)
+    for start in range(0, len(pixels), ROWS):
+        some = slice(start, start + ROWS)
+        squares = ((pixels[some, None] - features.keypoints) ** 2).sum(axis=2)
+        cosines = descriptors[:, some].T.astype(np.float32) @ there
+        cosines[squares > radius**2] = -1.0
+        similarity[some], index[some] = cosines.max(axis=1), cosines.argmax(axis=1)
+    return similarity, index
 
 
 def is_among(places: np.ndarray, others: np.ndarray, radius: float) -> np.ndarray:
