@@ -21,8 +21,9 @@ from sfm_matchers.localization.poses import LocalizedQuery
 # Of the photo's diagonal: how far from where a pose says a point may be found again; and how far
 # around keypoints that fit elsewhere too everything may do so.
 RADIUS, AROUND_RIVAL = 0.012, 0.05
-# Features are alike where their similarity is that of this share of the inliers', least first.
-LEAST_ALIKE = 0.25
+# Features are alike where their similarity is above that of this share of the inliers' ones, and
+# above that of this share of those at displaced places.
+LEAST_ALIKE, MOST_DISPLACED = 0.25, 0.99
 # Points around that must be found again, and their share of those that should be seen. Of rendered
 # towers whose sides are the same, photos on the wrong side show at most one, in the right place a
 # third to all of them.
@@ -97,7 +98,9 @@ def surroundings(found: LocalizedQuery, features: LocalFeatures, seen: Sequence[
         rows = points.is_around[inside] & ~is_among(pixels, rival, AROUND_RIVAL * diagonal)
         around.append(np.stack([ids[rows], index[rows], best[rows]], axis=1))
     every, elsewhere, table = (np.concatenate(parts) for parts in (alike, displaced, around))
-    least = np.quantile(every, LEAST_ALIKE) if len(every) else np.inf
+    if not len(every):
+        return Count(0, len(np.unique(table[:, 0])), 1.0)
+    least = max(np.quantile(every, LEAST_ALIKE), np.quantile(elsewhere, MOST_DISPLACED))
     shown = table[table[:, 2] >= least]
     count = min(len(np.unique(shown[:, column])) for column in (0, 1))
     by_chance = (1 + (elsewhere >= least).sum()) / (1 + len(elsewhere))
