@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers.localization.in_model import estimate_pose
+from sfm_matchers.files.pair_lists import names_to_pair
+from sfm_matchers.localization.in_model import estimate_pose, localize_queries
 from sfm_matchers.localization.indexed_model import IndexedModel
 from sfm_matchers.localization.local_features import (
     LocalFeatures,
@@ -28,6 +30,7 @@ CAMERA = pycolmap.Camera(
     model="PINHOLE", width=640, height=480, params=[500.0, 500.0, 320.0, 240.0], camera_id=1
 )
 OPTIONS = LocalizationOptions()
+DOUBTED = Status.LOW_CONFIDENCE
 FRONT, AROUND = 60, 60  # points of a side of the tower, and of what stands beside it
 TURNED = np.diag([-1.0, -1.0, 1.0])  # half a turn about the tower's axis
 
@@ -174,6 +177,42 @@ def test_features_beside_a_model_show_the_points_next_to_them() -> None:
     distances = np.linalg.norm(places - (keypoints[:, None] + 0.5), axis=2)
     assert shown[-1] == -1
     assert (shown[:-1] == ids[distances[:-1].argmin(axis=1)]).all()
+
+
+@pytest.mark.parametrize(("beside", "status"), [(False, Status.LOCALIZED), (True, DOUBTED)])
+def test_a_matcher_without_detector_has_features_beside(
+    tmp_path: Path, beside: bool, status: Status
+) -> None:
+    """A query of one side, matched with photos of the other one."""
+    tower = Tower()
+    lookup, paths = tower.lookup, [tmp_path / f"{name}.h5" for name in ("keypoints", "pairs")]
+    seen = np.flatnonzero(tower.kinds == 1)
+    keypoints = tower.project(tower.pose(0.2, 1), seen) - 0.5
+    local_path = tmp_path / "local.h5"
+    with (
+        h5py.File(paths[0], "w") as features,
+        h5py.File(paths[1], "w") as matches,
+        h5py.File(local_path, "w") as local,
+    ):
+        features["q/keypoints"] = keypoints.astype(np.float32)
+        for name in ("front0", "front1"):
+            row_of = {point: row for row, point in enumerate(lookup.point_ids(name).tolist())}
+            rows = [row_of[point] for point in tower.ids[tower.kinds == 0].tolist()]
+            matches[f"{names_to_pair('q', name)}/matches0"] = np.array(rows, dtype=np.int32)
+        for name, known in {**tower.features, "q": tower.query_features(1)}.items():
+            local[f"{name}/keypoints"] = (known.keypoints + 1).astype(np.float32)
+            local[f"{name}/descriptors"] = known.descriptors.astype(np.float32)
+    (found,) = localize_queries(
+        tower.model,
+        [Query("q", CAMERA)],
+        [("q", "front0"), ("q", "front1")],
+        *paths,
+        OPTIONS,
+        local_features=local_path if beside else None,
+    )
+    assert found.num_inliers > 50
+    assert found.status is status
+    assert ("sees elsewhere" in found.reason) == beside
 
 
 def test_without_features_nothing_is_known() -> None:
