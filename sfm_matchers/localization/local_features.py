@@ -91,8 +91,9 @@ class StoredFeatures:
         return of(stored, self._lookup, name)
 
     def of_query(self, name: str) -> LocalFeatures | None:
-        """Those of another photo, or None where the file has none."""
-        stored = self._read(name)
+        """Those of another photo, or None where the file has none, or where the points of the map
+        are only near its keypoints: what stands around is then not told from what looks alike."""
+        stored = None if self._beside else self._read(name)
         if stored is None:
             return None
         return LocalFeatures.of_query(stored["keypoints"], stored["descriptors"])

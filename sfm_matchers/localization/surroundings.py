@@ -21,12 +21,11 @@ from sfm_matchers.localization.poses import LocalizedQuery
 # Of the photo's diagonal: how far from where a pose says a point may be found again; and how far
 # around keypoints that fit elsewhere too everything may do so.
 RADIUS, AROUND_RIVAL = 0.012, 0.05
-# Features are alike where their similarity is above that of this share of the inliers' ones, and
-# above that of this share of those at displaced places.
-LEAST_ALIKE, MOST_DISPLACED = 0.25, 0.99
+# Features are alike where their similarity is that of this share of the inliers', least first.
+LEAST_ALIKE = 0.25
 # Points around that must be found again, and their share of those that should be seen. Of rendered
-# towers whose sides are the same, photos on the wrong side show at most one, in the right place a
-# third to all of them.
+# towers whose sides are the same, photos on the wrong side show at most one, in the right place
+# three to seven where the map knows so many.
 MIN_FOUND, MIN_SHARE = 3, 0.25
 # As many by chance, as so many radii away in four directions: the largest probability.
 DISPLACED, MAX_BY_CHANCE = 5.0, 1e-3
@@ -100,7 +99,7 @@ def surroundings(found: LocalizedQuery, features: LocalFeatures, seen: Sequence[
     every, elsewhere, table = (np.concatenate(parts) for parts in (alike, displaced, around))
     if not len(every):
         return Count(0, len(np.unique(table[:, 0])), 1.0)
-    least = max(np.quantile(every, LEAST_ALIKE), np.quantile(elsewhere, MOST_DISPLACED))
+    least = np.quantile(every, LEAST_ALIKE)
     shown = table[table[:, 2] >= least]
     count = min(len(np.unique(shown[:, column])) for column in (0, 1))
     by_chance = (1 + (elsewhere >= least).sum()) / (1 + len(elsewhere))
