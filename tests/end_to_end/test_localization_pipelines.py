@@ -262,9 +262,16 @@ def test_mirrored_photos_and_another_place_are_not_localized_in_a_map_far_away(
     assert len(result.queries) == 8
 
 
-def test_a_map_without_a_detector(tmp_path: Path) -> None:
+def test_a_map_without_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The map's keypoints are shared by its pairs; the queries' are as many as the matched points,
-    off by as much as the map's keypoints beside them."""
+    off by as much as the map's keypoints beside them. Look-alikes are found by SIFT."""
+    localize_queries, local_features = localize_run.localize_queries, []
+
+    def spy(*args: object, **options: Path) -> object:
+        local_features.append(options["local_features"])
+        return localize_queries(*args, **options)
+
+    monkeypatch.setattr(localize_run, "localize_queries", spy)
     photograph_room(tmp_path / "map", 4)
     photograph_room(tmp_path / "new", 1, seed=2)
     outputs = tmp_path / "out"
@@ -278,6 +285,7 @@ def test_a_map_without_a_detector(tmp_path: Path) -> None:
         num_loc=2,
     )
     result = localize_run.run(options)
+    assert local_features == [outputs / "feats-sift.h5"]
     assert result.model.num_points3D() > 50
     assert [query.status for query in result.queries] == [Status.LOCALIZED]
     of_map = matched_points(outputs, "feats-jamma.h5", "pairs-db-covis2")
