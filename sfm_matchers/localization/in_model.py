@@ -303,18 +303,24 @@ def estimate_pose(
     result.camera, result.intrinsics, result.reason = found.camera, intrinsics, doubts
     result.cam_from_world = found.cam_from_world * pycolmap.Rigid3d(pycolmap.Rotation3d(), -origin)
     result.inliers, result.covariance = inliers, centre_covariance(found)
-    confident = _is_confident(inliers, options) and not doubts
-    if options.check_intrinsics and not doubts and (rival := rivalry(found)) is not None:
+    _judge(result, found, options)
+    return result
+
+
+def _judge(result: LocalizedQuery, found: Solution, options: LocalizationOptions) -> None:
+    """Set the status of a query with a pose; its `reason` says what speaks against intrinsics."""
+    confident = _is_confident(result.inliers, options) and not result.reason
+    rival = rivalry(found) if options.check_intrinsics and not result.reason else None
+    if rival is not None:
         result.reason = (
             f"{found.num_inliers} matches fit its pose, and {rival.sum()} others one that is "
             "elsewhere: the map has places that look alike"
         )
         result.rival = rival if confident else None
     if result.reason:
-        logger.warning("%s: low confidence: %s", query.name, result.reason)
-    confident = confident and not result.reason
-    result.status = Status.LOCALIZED if confident else Status.LOW_CONFIDENCE
-    return result
+        logger.warning("%s: low confidence: %s", result.name, result.reason)
+    localized = confident and rival is None
+    result.status = Status.LOCALIZED if localized else Status.LOW_CONFIDENCE
 
 
 def _middle(points: np.ndarray) -> np.ndarray:
