@@ -60,8 +60,8 @@ def build_parser() -> Parser:
     add(
         "--camera_from_map",
         action="store_true",
-        help="queries have a camera of the map, of their size or shape (default: these cameras, "
-        "EXIF's and an estimate are compared by what the matches support)",
+        help="queries are by a camera of the map, of their size or shape, unless the matches "
+        "contradict it (default: these cameras, EXIF's and an estimate are compared)",
     )
     add(
         "--camera_params",

@@ -402,9 +402,10 @@ def _choose_intrinsics(
         others = [f"{name}: {found.summary()}" for name, found in solved]
         best = estimate
         text = f"{what} estimated ({'; '.join([best.summary(), *others])})"
-    if may_change:
-        return best, text, doubt(best, level) or unverified(best)
-    focused = suspicion(best)
+    if may_change and (doubts := doubt(best, level) or unverified(best)):
+        return best, text, doubts
+    is_assumed = not may_change or (query.is_expected and not level)
+    focused = suspicion(best) if is_assumed else None
     return best, text, _contradiction(best, focused, FREEDOMS[0]) if focused else ""
 
 

@@ -146,13 +146,15 @@ def imprecision(solution: Solution) -> str:
 
 
 def unverified(solution: Solution) -> str:
-    """Why the inliers do not tell whether intrinsics that nobody gave are right; or ""."""
+    """Why the inliers do not tell whether intrinsics that nobody gave are right; or "".
+
+    Those of the map's cameras are not given: zoomed and cropped photos keep their size or shape.
+    """
     if solution.num_inliers >= FEW_INLIERS or (
         centre_uncertainty(solution, 1) <= ANY_FOCAL_LENGTH * solution.scale
     ):
         return ""
     return (
         f"its {solution.num_inliers} inliers fit any focal length, not only the assumed "
-        f"{solution.camera.mean_focal_length():.0f} px: where it is known, give it by "
-        "--camera_params or --camera_from_map"
+        f"{solution.camera.mean_focal_length():.0f} px: where it is known, give it, --camera_params"
     )

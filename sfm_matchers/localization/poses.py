@@ -44,6 +44,8 @@ class Query:
         alternatives: intrinsics to compare with `camera`, which is preferred.
         may_change: intrinsics that the matches contradict are replaced by an estimate. Those that
             are known stay, and the pose is of low confidence.
+        is_expected: the user expects one of these intrinsics: a suspicion against them is said even
+            where it is too weak to replace them.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Query:
     source: str = "as given"
     alternatives: Sequence[Intrinsics] = ()
     may_change: bool = False
+    is_expected: bool = False
 
 
 @dataclass(frozen=True)

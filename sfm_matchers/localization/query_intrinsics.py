@@ -45,7 +45,8 @@ def query_of_map(
         size: its (width, height).
         path: of its file, for EXIF; None if there is no file.
         model: the map.
-        camera_from_map: where the map has such a camera, it is known to be of the query.
+        camera_from_map: where the map has such a camera, the user expects it to be the query's. It
+            is no longer where the photo was zoomed or cropped, which keeps its size or shape.
     """
     candidates = intrinsics_of_map(model, size)
     if not (camera_from_map and candidates):
@@ -56,9 +57,13 @@ def query_of_map(
         camera = camera_with("SIMPLE_RADIAL", GUESSED_FOCAL_LENGTH * max(size), size)
         return Query(name, camera, focal_length_is_guess=True, source="no EXIF", may_change=True)
     first, *others = candidates
-    may_change = not camera_from_map or "of the map" not in first.source
     return Query(
-        name, first.camera, source=first.source, alternatives=others, may_change=may_change
+        name,
+        first.camera,
+        source=first.source,
+        alternatives=others,
+        may_change=True,
+        is_expected=camera_from_map,
     )
 
 

@@ -114,7 +114,7 @@ class LocalizeOptions:
         num_covis: photos of the map that each photo of it is matched with.
         num_loc: photos of the map that each query is matched with.
         loc_pairs: file of pairs (query, photo of the map) instead of retrieval.
-        camera_from_map: queries have a camera of the map.
+        camera_from_map: queries are expected to be by a camera of the map.
         camera_model: of `camera_params`.
         camera_params: known intrinsics of all queries, comma-separated, in pixels.
         cameras: file of intrinsics of single queries.

@@ -11,6 +11,7 @@ import pytest
 from sfm_matchers.localization import resectioning
 from sfm_matchers.localization.in_model import estimate_pose
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
+from sfm_matchers.localization.query_intrinsics import query_of_map
 from sfm_matchers.localization.resectioning import Matches
 from sfm_matchers.photos.intrinsics import Intrinsics, camera_with
 
@@ -189,11 +190,78 @@ def test_few_matches_do_not_tell_a_zoomed_photo_from_the_maps_camera(zoom: float
     found = estimate_pose(assumed, keypoints[:25], points[:25], 25, *few)
     assert found.status == Status.LOW_CONFIDENCE
     assert ("hardly determine the focal" if zoom > 1 else "25 inliers fit any") in found.reason
-    known = Query("q", camera, source="camera 1 of the map")
+    expected = query_of_map("q", SIZE, None, map_of(map_camera), camera_from_map=True)
+    doubted = estimate_pose(expected, keypoints[:25], points[:25], 25, *few)
+    assert doubted.status == Status.LOW_CONFIDENCE
+    assert doubted.reason == found.reason
+    known = Query("q", camera, source="--camera_params")
     assert estimate_pose(known, keypoints[:25], points[:25], 25, *few).status == Status.LOCALIZED
     deep = points + [0, 0, 3] * rng.random((200, 1))
     keypoints = map_camera.img_from_cam(deep) + rng.normal(0, 0.3, (200, 2))
     assert estimate_pose(assumed, keypoints[:40], deep[:40], 40, *few).status == Status.LOCALIZED
+
+
+def map_of(*cameras: pycolmap.Camera) -> pycolmap.Reconstruction:
+    """A map of one photo by each of some cameras."""
+    model = pycolmap.Reconstruction()
+    for index, camera in enumerate(cameras, start=1):
+        same = copy.copy(camera)
+        same.camera_id = index
+        model.add_camera_with_trivial_rig(same)
+        image = pycolmap.Image(name=f"{index}.jpg", camera_id=index, image_id=index)
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d())
+    return model
+
+
+@pytest.mark.parametrize("zoom", [1.05, 1.3, 1.5, 2, 3])
+@pytest.mark.parametrize("names", [("pinhole",), ("wide",), ("pinhole", "long")])
+def test_a_zoomed_photo_is_not_of_the_maps_camera(
+    names: tuple[str, ...], zoom: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut out of the middle and enlarged to the size that it had."""
+    model = map_of(*(LENSES[name] for name in names))
+    query = query_of_map("q", SIZE, None, model, camera_from_map=True)
+    found, error = localized(query, matches_of(scaled(LENSES[names[0]], zoom)))
+    assert found.status == Status.LOCALIZED
+    assert error < 1.5
+    assert "estimated (" in found.intrinsics
+    assert "the matches contradict the" in caplog.text
+    assert "they are estimated" in caplog.text
+
+
+@pytest.mark.parametrize("name", LENSES)
+def test_the_maps_camera_stays_as_it_is_where_it_is_right(name: str) -> None:
+    others = [lens for other, lens in LENSES.items() if other != name]
+    query = query_of_map("q", SIZE, None, map_of(*others, LENSES[name]), camera_from_map=True)
+    for count in (40, 300):
+        found, error = localized(query, matches_of(LENSES[name], count))
+        assert found.status == Status.LOCALIZED
+        assert error < 1
+        assert found.intrinsics.startswith("camera 4 of the map")
+        assert found.camera.params.tolist() == LENSES[name].params.tolist()
+
+
+def test_a_portrait_out_of_the_middle_is_not_the_maps_camera_turned() -> None:
+    every, size = matches_of(LENSES["pinhole"], 600), (360, 480)
+    keypoints = every.keypoints - [140, 0]
+    inside = ((keypoints > 0) & (keypoints < size)).all(axis=1)
+    cropped = Matches(keypoints[inside], every.points[inside], 12.0, EXTENT)
+    query = query_of_map("q", size, None, map_of(LENSES["pinhole"]), camera_from_map=True)
+    found, error = localized(query, cropped)
+    assert found.status == Status.LOCALIZED
+    assert error < 1.5
+    assert found.camera.mean_focal_length() == pytest.approx(600, rel=0.01)
+
+
+def test_what_is_expected_is_suspected_sooner() -> None:
+    """A focal length that is a little off, and too few matches to replace it."""
+    model = map_of(lens("SIMPLE_RADIAL", 606))
+    matches = matches_of(LENSES["pinhole"], 60, noise=0.6)
+    found, _ = localized(query_of_map("q", SIZE, None, model), matches)
+    assert found.status == Status.LOCALIZED
+    expected, _ = localized(query_of_map("q", SIZE, None, model, camera_from_map=True), matches)
+    assert expected.status == Status.LOW_CONFIDENCE
+    assert "the matches contradict the focal length" in expected.reason
 
 
 def test_errors_of_wrong_intrinsics_are_alike_beside_each_other() -> None:
