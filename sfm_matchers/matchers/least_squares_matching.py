@@ -40,7 +40,7 @@ REACH = 3.0  # samples; points that move farther are taken for lost
 LAST_STEP = 0.05  # samples; points that still move by more are taken for lost
 MIN_CORRELATION = 0.7  # of the patches in the end
 TILE = 16_000  # pixels; OpenCV samples images of less than 32,767
-CHUNK = 1024  # matches aligned at once, for the processor's cache
+CHUNK = 256  # matches aligned at once, for the processor's cache
 CHUNK_GPU = 1 << 14  # a few hundred megabytes
 
 
@@ -150,8 +150,8 @@ def align_patches(
     xp, put = _library(image0), _putting_beside(image0)
     weights = put(_weights())
     template, steepest = _template(image0, points0, spacing, affine)
-    weighted = (steepest * weights[:, None]).swapaxes(1, 2)
-    curvature = weighted @ steepest
+    weighted = steepest * weights
+    curvature = weighted @ steepest.swapaxes(1, 2)
     number = curvature.shape[1]
     damping = DAMPING * (curvature * put(_one(number))).sum((1, 2)) / number + 1e-6
     inverse = xp.linalg.inv(curvature + damping[:, None, None] * put(_one(number)))
@@ -216,7 +216,7 @@ def _template(image: Array, points: Array, spacing: float, affine: bool) -> tupl
     """Return the patches of image 0 and how they change with each parameter.
 
     Returns:
-        Standardised patches (M, P), and their derivatives (M, P, 2 or 6) by the shift and the rows
+        Standardised patches (M, P), and their derivatives (M, 2 or 6, P) by the shift and the rows
         of the affine map, without what a change of brightness and contrast does too.
     """
     xp, put = _library(image), _putting_beside(image)
@@ -227,15 +227,14 @@ def _template(image: Array, points: Array, spacing: float, affine: bool) -> tupl
     along_y = ((wide[:, 2:, 1:-1] - wide[:, :-2, 1:-1]) / 2).reshape(-1, side**2)
     inner = wide[:, 1:-1, 1:-1].reshape(-1, side**2)
     template, deviation = _standardised(inner, weights)
-    gradient = xp.stack([along_x, along_y], -1) / deviation[..., None]
+    gradient = xp.stack([along_x, along_y], 1) / deviation[..., None]
     steepest = gradient
     if affine:
-        by_map = gradient[..., :, None] * put(_samples(RADIUS))[:, None, :]
-        steepest = xp.concatenate([gradient, by_map.reshape(-1, side**2, 4)], -1)
-    for free in (xp.ones_like(template), template):
-        share = (steepest * (free * weights)[..., None]).sum(1)[:, None]
-        steepest = steepest - free[..., None] * share
-    return template, steepest
+        by_map = gradient[:, :, None] * put(_samples(RADIUS)).T
+        steepest = xp.concatenate([gradient, by_map.reshape(-1, 4, side**2)], 1)
+    free = xp.stack([xp.ones_like(template), template], 1)  # of length 1, and at right angles
+    shares = steepest @ (free * weights).swapaxes(1, 2)
+    return template, steepest - shares @ free
 
 
 @functools.lru_cache(maxsize=4)
