@@ -19,7 +19,9 @@ from sfm_matchers.machine.memory import available_memory
 from sfm_matchers.machine.threads import num_threads
 from sfm_matchers.photos.decoding_budget import DECODING
 
-PHOTOS_PER_THREAD = 4
+# Given together: few threads wait for the last photo, and each takes memory once for several, which
+# costs a tenth of SIFT. A run that is killed loses the keypoints of so many.
+PHOTOS_PER_THREAD = 8
 PARALLEL_PIXELS = 128 * 1024**2  # of the photos that are given together: 400 MB
 SIFT_BYTES = 160  # of a keypoint and its descriptor in a database
 SIFT_BYTES_PER_PIXEL = 300  # the pyramid: 18 levels of floats, from twice the image's size on
@@ -63,8 +65,7 @@ class SiftExtractor:
         self._options.sift.max_num_features = max_num_features
         self._options.sift.peak_threshold = peak_threshold
         self._num_threads = num_threads()
-        # With one thread, each photo is safe when it is done; with more, few wait for the last.
-        self.batch_photos = 1 if self._num_threads == 1 else PHOTOS_PER_THREAD * self._num_threads
+        self.batch_photos = PHOTOS_PER_THREAD * self._num_threads
 
     def extract(self, images: np.ndarray) -> list[Features]:
         """See `FeatureExtractor.extract`."""

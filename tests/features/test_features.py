@@ -620,7 +620,7 @@ def test_sift_of_photos_of_any_sizes_is_that_of_each_alone(
     monkeypatch.setattr(sift, "num_threads", lambda: threads)
     extractor = load_extractor({"name": "sift"})
     assert isinstance(extractor, ParallelFeatureExtractor)
-    assert extractor.batch_photos == (1 if threads == 1 else 8)
+    assert extractor.batch_photos == 8 * threads
     sizes = [(131, 75), (1, 1), (75, 131), (200, 5), (160, 120)]
     images = [texture(size, seed) for seed, size in enumerate(sizes)]
     for image, found in zip(images, extractor.extract_all(images), strict=True):
