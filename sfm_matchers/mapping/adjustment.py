@@ -15,8 +15,10 @@ logger = logging.getLogger(__name__)
 MIN_ROBUST_SCALE = 0.1
 
 # Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
-# steps move cameras by a few hundredths of their error at most.
-ROBUST_TOLERANCE = 1e-5
+# steps, twice as many and more, move cameras by a few hundredths of their error at most.
+ROBUST_TOLERANCE = 3e-5
+# The same where another adjustment follows, which ends where it would have.
+DRAFT_TOLERANCE = 3e-3
 
 # Where the errors have fallen by more, as after a change of the cameras, the loss had another scale
 # than they deserve, and the adjustment goes on.
@@ -30,6 +32,8 @@ def adjust_robustly(
     adjustment: pycolmap.BundleAdjustmentOptions,
     fixed_cameras: Collection[int] = (),
     scale: float = np.inf,
+    *,
+    is_draft: bool = False,
 ) -> None:
     """Adjust a model once more under a Cauchy loss, refining what `adjustment` says.
 
@@ -46,16 +50,39 @@ def adjust_robustly(
         adjustment: what is refined.
         fixed_cameras: ids of cameras whose intrinsics are kept.
         scale: of the loss, in pixels, that is not too small, where the errors are larger now.
+        is_draft: another adjustment follows, so that a rough one is enough.
     """
     logger.debug("Last adjustment of a model of %d photos", model.num_reg_images())
     drop_doubled_observations(model)
     observations = Observations(model)
     scale = min(scale, _scale(observations.errors(model).values()))
-    for _ in range(MAX_ROUNDS):
-        solve_robustly(model, adjustment, fixed_cameras, scale)
+    if is_draft:
+        solve_robustly(model, adjustment, fixed_cameras, scale, DRAFT_TOLERANCE)
+    for _ in range(0 if is_draft else MAX_ROUNDS):
+        solve_robustly(model, adjustment, fixed_cameras, scale, ROBUST_TOLERANCE)
         before, scale = scale, _scale(observations.errors(model).values())
         if scale > SAME_SCALE * before:
             break
+    _drop_what_does_not_fit(model)
+
+
+def place_points(model: pycolmap.Reconstruction, num_threads: int, scale: float) -> None:
+    """Adjust the points alone, roughly: poses and cameras fit already, and all are adjusted later.
+
+    Args:
+        model: it is changed.
+        num_threads: of the adjustment.
+        scale: of the Cauchy loss, in pixels.
+    """
+    drop_doubled_observations(model)
+    adjustment = robust_adjustment(num_threads)
+    every = set(model.cameras)
+    solve_robustly(model, adjustment, every, scale, DRAFT_TOLERANCE, only_points=True)
+    _drop_what_does_not_fit(model)
+
+
+def _drop_what_does_not_fit(model: pycolmap.Reconstruction) -> None:
+    """Remove observations, points and photos by COLMAP's bounds."""
     bounds = pycolmap.IncrementalMapperOptions()
     manager = pycolmap.ObservationManager(model)
     manager.filter_all_points3D(bounds.filter_max_reproj_error, bounds.filter_min_tri_angle)
@@ -125,10 +152,17 @@ def solve_robustly(
     adjustment: pycolmap.BundleAdjustmentOptions,
     fixed_cameras: Collection[int],
     scale: float,
+    tolerance: float,
+    *,
+    only_points: bool = False,
 ) -> None:
-    """Adjust a model under a Cauchy loss of a scale in pixels, and remove nothing."""
+    """Adjust a model under a Cauchy loss of a scale in pixels, and remove nothing.
+
+    It ends where a step changes the cost by less than a share of it, the tolerance. With
+    `only_points` poses are kept.
+    """
     adjustment.print_summary = False
-    adjustment.ceres.solver_options.function_tolerance = ROBUST_TOLERANCE
+    adjustment.ceres.solver_options.function_tolerance = tolerance
     adjustment.ceres.loss_function_type = pycolmap.LossFunctionType.CAUCHY
     adjustment.ceres.loss_function_scale = scale
     config = pycolmap.BundleAdjustmentConfig()
@@ -136,7 +170,11 @@ def solve_robustly(
         config.add_image(image_id)
     for camera_id in fixed_cameras:
         config.set_constant_cam_intrinsics(camera_id)
-    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    if only_points:
+        for frame_id in model.reg_frame_ids():
+            config.set_constant_rig_from_world_pose(frame_id)
+    else:
+        config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
     pycolmap.create_default_bundle_adjuster(adjustment, config, model).solve()
 
 

@@ -25,6 +25,7 @@ from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.mapping.adjustment import (
     MIN_ROBUST_SCALE,
     adjust_robustly,
+    place_points,
     robust_adjustment,
     robust_scale,
     solve_robustly,
@@ -48,6 +49,8 @@ FloatArray = NDArray[np.float64]
 MARGIN = 0.0005
 # Standard errors of the mean gain: below, it may be chance.
 SIGNIFICANT, HIGHLY_SIGNIFICANT = 2.0, 3.0
+# Change of the cost, relative, at which a trial ends: far below the margin.
+TOLERANCE = 1e-5
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
 SIMPLEST = {PERSPECTIVE[0], FISHEYE[0]}
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
@@ -113,6 +116,7 @@ def choose_camera_models(
     *,
     database_path: Path | None = None,
     num_threads: int = 1,
+    is_draft: bool = False,
 ) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
     """Choose the camera model of each camera, and adjust the model with it.
 
@@ -123,6 +127,7 @@ def choose_camera_models(
         database_path: the database it was mapped from. Observations near the border that did not
             fit before are taken from there.
         num_threads: of the adjustment.
+        is_draft: the model will be adjusted again, so that a rough adjustment is enough.
 
     Returns:
         The model, `model` itself if nothing changes, and a choice for each camera that was looked
@@ -131,11 +136,10 @@ def choose_camera_models(
     chosen, choices = _choose(model, fixed_cameras, num_threads)
     if chosen is not model:
         # Some points are still those of the cameras before, but it converges from there.
-        _adjust(chosen, choices, fixed_cameras, num_threads, robust_scale(model))
+        last = _LastAdjustment(fixed_cameras, num_threads, is_draft=is_draft)
+        last.adjust(chosen, choices, robust_scale(model))
         if database_path is not None:
-            chosen, choices = _look_again(
-                chosen, choices, fixed_cameras, database_path, num_threads
-            )
+            chosen, choices = _look_again(chosen, choices, database_path, last)
     if chosen.num_reg_images() < model.num_reg_images():
         return model, [choice.refused("photos were lost") for choice in choices]
     return chosen, choices
@@ -144,9 +148,8 @@ def choose_camera_models(
 def _look_again(
     chosen: pycolmap.Reconstruction,
     choices: list[CameraChoice],
-    fixed_cameras: Collection[int],
     database_path: Path,
-    num_threads: int,
+    last: _LastAdjustment,
 ) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
     """Take the observations that fit the chosen cameras, and choose again if they are many."""
     completed = copy.deepcopy(chosen)
@@ -154,10 +157,10 @@ def _look_again(
     before = chosen.compute_num_observations()
     if completed.compute_num_observations() <= WORTH_A_SECOND_LOOK * before:
         return chosen, choices
-    again, second = _choose(completed, fixed_cameras, num_threads)
+    again, second = _choose(completed, last.fixed_cameras, last.num_threads)
     if again is not completed:
         choices = _joined(choices, second)
-    _adjust(again, choices, fixed_cameras, num_threads, robust_scale(chosen))
+    last.adjust(again, choices, robust_scale(chosen))
     return again, choices
 
 
@@ -185,21 +188,29 @@ def _choose(
     return chosen, choices
 
 
-def _adjust(
-    model: pycolmap.Reconstruction,
-    choices: Sequence[CameraChoice],
-    fixed_cameras: Collection[int],
-    num_threads: int,
-    scale: float,
-) -> None:
-    """The last adjustment under a loss of a scale in pixels; it refines the principal points of all
-    free cameras if they were chosen."""
-    refines = any(choice.refines_principal_point for choice in choices)
-    adjustment = robust_adjustment(num_threads, refines_principal_point=refines)
-    constant = set(fixed_cameras)
-    if refines:  # the principal points of those that were looked at only
-        constant = set(model.cameras).difference(choice.camera_id for choice in choices)
-    adjust_robustly(model, adjustment, constant.intersection(model.cameras), scale)
+@dataclass(frozen=True)
+class _LastAdjustment:
+    """The adjustment of a model with chosen cameras; attributes as of `choose_camera_models`."""
+
+    fixed_cameras: Collection[int]
+    num_threads: int
+    is_draft: bool
+
+    def adjust(
+        self, model: pycolmap.Reconstruction, choices: Sequence[CameraChoice], scale: float
+    ) -> None:
+        """Adjust under a loss of a scale in pixels; refine the principal points of all free cameras
+        if they were chosen. In a draft poses and cameras stay as the trials have adjusted them."""
+        if self.is_draft:
+            place_points(model, self.num_threads, scale)
+            return
+        refines = any(choice.refines_principal_point for choice in choices)
+        adjustment = robust_adjustment(self.num_threads, refines_principal_point=refines)
+        constant = set(self.fixed_cameras)
+        if refines:  # the principal points of those that were looked at only
+            constant = set(model.cameras).difference(choice.camera_id for choice in choices)
+        constant = constant.intersection(model.cameras)
+        adjust_robustly(model, adjustment, constant, scale)
 
 
 def _joined(first: Sequence[CameraChoice], second: Sequence[CameraChoice]) -> list[CameraChoice]:
@@ -441,7 +452,9 @@ class _Trials:
         adjustment = robust_adjustment(
             self.num_threads, refines_principal_point=self.refines_centre
         )
-        solve_robustly(trial, adjustment, self.constant, self.scale)
+        # Points that have lost observations move far: they converge sooner by themselves.
+        adjustment.ceres.solver_options.use_inner_iterations = not self.best
+        solve_robustly(trial, adjustment, self.constant, self.scale, TOLERANCE)
         return trial
 
     def _losses(self, trial: pycolmap.Reconstruction, camera_id: int) -> FloatArray:

@@ -25,6 +25,9 @@ from sfm_matchers.photos.images import read_image
 
 # COLMAP keeps only models of at least ten photos; users of small folders want theirs too.
 MIN_MODEL_SIZE = 3
+# Change of the cost, relative, at which COLMAP's adjustments of all photos end where a robust one
+# follows; else they go on until the gradient vanishes.
+GLOBAL_TOLERANCE = 1e-5
 
 
 def reconstruct(
@@ -36,6 +39,7 @@ def reconstruct(
     fixed_intrinsics: bool | Collection[str] = False,
     num_threads: int = 1,
     robust: bool = False,
+    is_draft: bool = False,
     incremental_options: Mapping[str, Any] | None = None,
 ) -> list[pycolmap.Reconstruction]:
     """Map the verified matches of a database.
@@ -53,6 +57,7 @@ def reconstruct(
         num_threads: of the mapper. One thread gives the same model every time; more are faster
             where there are hundreds of photos (-1: one per core).
         robust: adjust the models once more, such that observations some pixels off hardly count.
+        is_draft: the models will be adjusted again, so that a rough adjustment is enough.
         incremental_options: of pycolmap's `IncrementalPipelineOptions`, nested as there; they go
             before everything else. The global mapper has none of them.
 
@@ -65,11 +70,14 @@ def reconstruct(
     check_mapper(mapper)
     fixed, fixed_intrinsics = _fixed_cameras(database_path, fixed_intrinsics)
     check_mapper(mapper, some_fixed=bool(fixed))
+    mapper_options = dict(incremental_options or {})
+    if robust:
+        mapper_options.setdefault("ba_global_function_tolerance", GLOBAL_TOLERANCE)
     with folder_written_whole(model_dir) as temporary:
         work_dir = temporary / "work"
         work_dir.mkdir()
         with _naming_failed_checks(temporary), quiet_colmap():
-            models = _run_mapper(
+            models, adjustment = _run_mapper(
                 database_path,
                 image_dir,
                 work_dir,
@@ -77,9 +85,11 @@ def reconstruct(
                 fixed_intrinsics,
                 fixed,
                 num_threads,
-                robust,
-                incremental_options or {},
+                mapper_options,
             )
+            models = [model for model in models if model.num_points3D()]
+            for model in models if robust else ():
+                adjust_robustly(model, adjustment, fixed, is_draft=is_draft)
         shutil.rmtree(work_dir)
         ordered = _largest_first(model for model in models if model.num_points3D())
         for index, model in enumerate(ordered):
@@ -142,9 +152,9 @@ def _run_mapper(
     fixed_intrinsics: bool,
     fixed_cameras: set[int],
     num_threads: int,
-    robust: bool,
     incremental_options: Mapping[str, Any],
-) -> list[pycolmap.Reconstruction]:
+) -> tuple[list[pycolmap.Reconstruction], pycolmap.BundleAdjustmentOptions]:
+    """Run one; return its models, and how it adjusts all photos."""
     pycolmap.set_random_seed(0)
     if mapper == "global":
         global_options = pycolmap.GlobalPipelineOptions()
@@ -174,12 +184,8 @@ def _run_mapper(
             hierarchical.num_threads = hierarchical.num_workers = num_threads
             models = pycolmap.hierarchical_mapping(database_path, image_dir, work_dir, hierarchical)
         adjustment = incremental.get_global_bundle_adjustment()
-    if robust:
-        adjustment.ceres.solver_options.num_threads = num_threads
-        for model in models.values():
-            if model.num_points3D():
-                adjust_robustly(model, adjustment, fixed_cameras)
-    return list(models.values())
+    adjustment.ceres.solver_options.num_threads = num_threads
+    return list(models.values()), adjustment
 
 
 def _largest_extra_parameter(database_path: Path) -> float:

@@ -26,6 +26,9 @@ from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
 MAX_ERROR_RATIO = 0.7
+# Of photos of one camera a rough adjustment leaves this share of the error at least; below, an
+# exact one decides.
+UNCHANGED = 0.95
 
 # Relative difference of focal lengths, from one photo to the next larger, up to which they are of
 # one camera: those of one camera lie within 2 % where each photo has its own.
@@ -76,7 +79,10 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
     shared_error = median_error(own, names)
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads = 1
-    adjust_robustly(own, options.get_global_bundle_adjustment())
+    adjustment = options.get_global_bundle_adjustment()
+    adjust_robustly(own, adjustment, is_draft=True)
+    if median_error(own, names) < UNCHANGED * shared_error:
+        adjust_robustly(own, adjustment)
     cameras = {
         image.name: own.cameras[image.camera_id]
         for image in own.images.values()

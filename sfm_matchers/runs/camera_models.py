@@ -21,6 +21,8 @@ def choose_for_models(
     known: Collection[str],
     database_path: Path,
     num_threads: int,
+    *,
+    is_draft: bool = False,
 ) -> tuple[list[pycolmap.Reconstruction], list[CameraChoice]]:
     """Choose the camera models of each model; photos that were left out are tried again with them.
 
@@ -29,6 +31,7 @@ def choose_for_models(
         known: photos whose cameras are given.
         database_path: with the matches that they are made of.
         num_threads: of the adjustment.
+        is_draft: the models will be adjusted again.
 
     Returns:
         The models, and the choices of the first one.
@@ -38,7 +41,11 @@ def choose_for_models(
     for index, model in enumerate(models):
         fixed = camera_ids(model, known)
         chosen, choices = choose_camera_models(
-            model, fixed, database_path=database_path, num_threads=num_threads
+            model,
+            fixed,
+            database_path=database_path,
+            num_threads=num_threads,
+            is_draft=is_draft,
         )
         if chosen is not model and unregistered:
             chosen = register_missing(

@@ -54,6 +54,11 @@ class Build:
         """Hashes of features and matches, which may be gigabytes and are asked for often."""
         return content_hash(self.feature_path), content_hash(self.match_path)
 
+    @property
+    def _lengthens_tracks(self) -> bool:
+        """Whether models are adjusted once more in the end, so that a draft is enough before."""
+        return not (self.options.no_refine or self.options.no_longer_tracks)
+
     def source(self, cameras: CameraGroups) -> str:
         """Return the fingerprint of what a database is made of."""
         return fingerprint(
@@ -73,7 +78,11 @@ class Build:
     def model_source(self, cameras: CameraGroups) -> str:
         """Return the fingerprint of what the mapper's models are made of."""
         return fingerprint(
-            revisions.MODEL, self.source(cameras), self.options.mapper, self.options.no_refine
+            revisions.MODEL,
+            self.source(cameras),
+            self.options.mapper,
+            self.options.no_refine,
+            self._lengthens_tracks,
         )
 
     def finished_source(self, cameras: CameraGroups) -> str:
@@ -83,7 +92,6 @@ class Build:
             revisions.MERGING,
             revisions.CAMERA_MODELS,
             revisions.LONGER_TRACKS,
-            self.options.no_longer_tracks,
         )
 
     def make(
@@ -133,6 +141,7 @@ class Build:
                 fixed_intrinsics=self.fixed,
                 num_threads=self.options.mapper_threads,
                 robust=not self.options.no_refine,
+                is_draft=self._lengthens_tracks,
             )
             workspace.set_done(_MAPPED, source, workspace.models)
         return _read_models(workspace)
@@ -185,9 +194,13 @@ class Build:
         if refines and self.options.camera_model == AUTO and len(known) < len(self.job.photos):
             with workspace.timed("camera models"):
                 better, choices = choose_for_models(
-                    better, known, workspace.database, self.options.mapper_threads
+                    better,
+                    known,
+                    workspace.database,
+                    self.options.mapper_threads,
+                    is_draft=self._lengthens_tracks,
                 )
-        if refines and not self.options.no_longer_tracks:
+        if self._lengthens_tracks:
             with workspace.timed("longer tracks"):
                 better = self._lengthened(better)
         workspace.forget(_MAPPED)

@@ -300,7 +300,8 @@ def test_defect_02_the_largest_model_lies_in_the_folder(
     for frame_id in list(small.reg_frame_ids())[3:]:
         small.deregister_frame(frame_id)
     found = [small, synthetic, small]
-    monkeypatch.setattr(mapper, "_run_mapper", lambda *_: found)
+    made = found, pycolmap.BundleAdjustmentOptions()
+    monkeypatch.setattr(mapper, "_run_mapper", lambda *_: made)
     options = ["--skip_geometric_verification", "--camera_mode", "SINGLE"]
     assert hloc("reconstruction", "--sfm_dir", tmp_path / "sfm", *files, *options) == 0
     for folder in (tmp_path / "sfm", tmp_path / "sfm" / "models" / "0"):
