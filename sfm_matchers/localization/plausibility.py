@@ -31,9 +31,10 @@ MIN_KEYPOINTS = 8
 # Of a photo's longer side: median errors of inliers are below 0.15 % where the photo is of the map,
 # and above 0.55 % where learned matchers bring two places of one kind into a rough agreement.
 MAX_MEDIAN_ERROR = 0.005
-# Few inliers in one plane fit a camera of any focal length, such as that of a zoomed photo. The
-# centre's standard deviation with a free one, by the scale of errors, above which they tell none.
-FEW_INLIERS, ANY_FOCAL_LENGTH = 50, 0.1
+# Inliers in one plane that is seen from the front fit a camera of any focal length, such as that of
+# a zoomed photo, and few ones do elsewhere. The centre's standard deviation with a free one, by the
+# scale of errors, above which they tell none.
+ANY_FOCAL_LENGTH = 0.1
 # Poses as good that wrong matches would give, on average.
 MAX_BY_CHANCE = 0.01
 MIN_ERROR = 0.1  # pixels: keypoints are not more exact
@@ -150,9 +151,7 @@ def unverified(solution: Solution) -> str:
 
     Those of the map's cameras are not given: zoomed and cropped photos keep their size or shape.
     """
-    if solution.num_inliers >= FEW_INLIERS or (
-        centre_uncertainty(solution, 1) <= ANY_FOCAL_LENGTH * solution.scale
-    ):
+    if centre_uncertainty(solution, 1) <= ANY_FOCAL_LENGTH * solution.scale:
         return ""
     return (
         f"its {solution.num_inliers} inliers fit any focal length, not only the assumed "

@@ -194,6 +194,9 @@ def test_few_matches_do_not_tell_a_zoomed_photo_from_the_maps_camera(zoom: float
     doubted = estimate_pose(expected, keypoints[:25], points[:25], 25, *few)
     assert doubted.status == Status.LOW_CONFIDENCE
     assert doubted.reason == found.reason
+    many = estimate_pose(expected, keypoints, points, 200, *few)
+    assert many.status == Status.LOW_CONFIDENCE
+    assert "focal length" in many.reason
     known = Query("q", camera, source="--camera_params")
     assert estimate_pose(known, keypoints[:25], points[:25], 25, *few).status == Status.LOCALIZED
     deep = points + [0, 0, 3] * rng.random((200, 1))
