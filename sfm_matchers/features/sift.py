@@ -26,6 +26,7 @@ PARALLEL_PIXELS = 128 * 1024**2  # of the photos that are given together: 400 MB
 SIFT_BYTES = 160  # of a keypoint and its descriptor in a database
 SIFT_BYTES_PER_PIXEL = 300  # the pyramid: 18 levels of floats, from twice the image's size on
 MEMORY_SHARE = 0.25  # of what is free
+NUMBERS = np.arange(256, dtype=np.float16) / np.float16(512)  # that the bytes of descriptors mean
 LARGEST_PIXELS = 3200 * 2400  # of a photo, a usual one at COLMAP's size: 2.2 GB
 
 
@@ -116,7 +117,7 @@ def _read_sift(database: pycolmap.Database, image_id: int) -> Features:
     return Features(
         # COLMAP's origin is the corner of the top-left pixel.
         keypoints=np.stack([x, y], axis=1) - np.float32(0.5),
-        descriptors=database.read_descriptors(image_id).data.T.astype(np.float16) / np.float16(512),
+        descriptors=NUMBERS[database.read_descriptors(image_id).data].T,
         scores=scales,
         scales=scales,
         orientations=np.arctan2(a21, a11),
