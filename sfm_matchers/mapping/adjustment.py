@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 # Pixels. No detector is more exact, and a smaller scale would make the adjustment ill-conditioned.
 MIN_ROBUST_SCALE = 0.1
 
-# Change of the cost, relative, at which the last adjustment ends: it converges slowly, and later
-# steps, twice as many and more, move cameras by a few hundredths of their error at most.
-ROBUST_TOLERANCE = 3e-5
+# Change of the cost, relative, at which the last adjustment ends. Points with wrong observations
+# converge slowly; so each step places all points for its cameras, and a few steps are enough.
+ROBUST_TOLERANCE = 1e-7
 # The same where another adjustment follows, which ends where it would have.
 DRAFT_TOLERANCE = 3e-3
 
@@ -56,6 +56,7 @@ def adjust_robustly(
     drop_doubled_observations(model)
     observations = Observations(model)
     scale = min(scale, _scale(observations.errors(model).values()))
+    adjustment.ceres.solver_options.use_inner_iterations = not is_draft
     if is_draft:
         solve_robustly(model, adjustment, fixed_cameras, scale, DRAFT_TOLERANCE)
     for _ in range(0 if is_draft else MAX_ROUNDS):
