@@ -8,7 +8,10 @@ import pycolmap
 from sfm_matchers.mapping.adjustment import (
     adjust_robustly,
     drop_doubled_observations,
+    median_error,
+    place_points,
     robust_adjustment,
+    robust_scale,
 )
 from sfm_matchers.mapping.pose_covariances import pose_covariances
 from sfm_matchers.synthetic import look_at
@@ -77,4 +80,32 @@ def test_photos_that_no_point_supports_leave_the_model() -> None:
 def test_the_last_adjustment_sees_each_point_once_a_photo() -> None:
     model = model_with_doubles()
     adjust_robustly(model, robust_adjustment(1))
+    assert observers(model) == [[1, 2, 3, 4]] * (NUM_POINTS - 1)
+
+
+def centers(model: pycolmap.Reconstruction) -> np.ndarray:
+    return np.array([model.images[i].projection_center() for i in sorted(model.images)])
+
+
+def test_a_draft_before_it_does_not_change_where_the_last_adjustment_ends() -> None:
+    at_once, after_a_draft = model_with_doubles(), model_with_doubles()
+    adjust_robustly(at_once, robust_adjustment(1))
+    adjust_robustly(after_a_draft, robust_adjustment(1), is_draft=True)
+    draft = centers(after_a_draft)
+    adjust_robustly(after_a_draft, robust_adjustment(1))
+    np.testing.assert_allclose(centers(after_a_draft), centers(at_once), atol=2e-4)
+    assert np.abs(draft - centers(at_once)).max() < 0.02  # of an extent of 3
+
+
+def test_points_are_placed_for_poses_and_cameras_that_stay() -> None:
+    model = model_with_doubles()
+    before, params = centers(model), model.cameras[1].params.tolist()
+    rng = np.random.default_rng(1)
+    for point in model.points3D.values():
+        point.xyz = point.xyz + rng.normal(0, 0.01, 3)
+    error = median_error(model)
+    place_points(model, 1, robust_scale(model))
+    np.testing.assert_array_equal(centers(model), before)
+    assert model.cameras[1].params.tolist() == params
+    assert median_error(model) < 0.2 < 1 < error
     assert observers(model) == [[1, 2, 3, 4]] * (NUM_POINTS - 1)
