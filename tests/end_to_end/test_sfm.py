@@ -462,7 +462,7 @@ def test_ctrl_c_stops_cleanly_and_the_command_goes_on(photos: Path, tmp_path: Pa
         # Shells start background jobs, such as a whole test run, with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not list(tmp_path.glob("feats-*.parts/*.h5")):
+    while not (tmp_path / "photos.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
     assert main(command[3:]) == 2  # another run is working here

@@ -178,7 +178,7 @@ def test_a_model_read_again_leads_to_the_same_result(
 ) -> None:
     """Killed between the mapper and what makes its model better, a run ends with the same bits."""
 
-    def killed(*arguments: Any) -> None:
+    def killed(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     options = SfmOptions(photos, tmp_path / "out", "sift")
