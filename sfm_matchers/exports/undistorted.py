@@ -7,8 +7,10 @@ import errno
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pycolmap
+from PIL import Image
 
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.exports.images import link, registered_names, without_images
@@ -18,6 +20,12 @@ from sfm_matchers.mapping.database import is_undecoded
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.reports.drawing import write_image
+
+# Of what is cropped, which was written once already.
+_JPEG_QUALITY = 97
+
+# Photos lose twice this share of a side at most where their principal point is put in the middle.
+_MOST_OFF_CENTRE = 0.05
 
 
 def cannot_undistort(model: pycolmap.Reconstruction) -> str:
@@ -84,7 +92,73 @@ def undistort(
     (folder / "0").rename(folder / "sparse" / "0")
     missing = [name for name in names.values() if not (folder / "images" / name).is_file()]
     if missing:
-        write_model(without_images(model, missing), folder / "sparse" / "0")
+        model = without_images(model, missing)
+    if _centre(model, folder / "images") or missing:
+        write_model(model, folder / "sparse" / "0")
+
+
+def _centre(model: pycolmap.Reconstruction, image_dir: Path) -> bool:
+    """Crop photos so that the principal point is in the middle, where Inria's 3DGS takes it to be.
+
+    Args:
+        model: of PINHOLE cameras; its cameras and keypoints become those of the crops.
+        image_dir: its photos.
+
+    Returns:
+        Whether there was anything to crop.
+    """
+    boxes = {}
+    for camera_id, camera in model.cameras.items():
+        left, right = _centred(camera.principal_point_x, camera.width)
+        top, bottom = _centred(camera.principal_point_y, camera.height)
+        if (left, top, right, bottom) != (0, 0, camera.width, camera.height):
+            boxes[camera_id] = (left, top, right, bottom)
+            camera.width, camera.height = right - left, bottom - top
+            camera.principal_point_x -= left
+            camera.principal_point_y -= top
+    for image_id in model.reg_image_ids():
+        image = model.image(image_id)
+        if image.camera_id not in boxes:
+            continue
+        box = boxes[image.camera_id]
+        _crop(image_dir / image.name, box)
+        for point in image.points2D:
+            point.xy = point.xy - box[:2]
+    return bool(boxes)
+
+
+def _centred(principal: float, length: int) -> tuple[int, int]:
+    """Return first pixel and end of what is left of a side with the principal point in its middle.
+
+    >>> _centred(48.0, 100)
+    (0, 96)
+    >>> _centred(50.4, 100)  # less than a pixel
+    (0, 100)
+    >>> _centred(20.0, 100)  # too much would be lost
+    (0, 100)
+    """
+    half = min(principal, length - principal)
+    if not 0.5 < length / 2 - half <= _MOST_OFF_CENTRE * length:
+        return 0, length
+    first = round(principal - int(half))
+    return first, first + 2 * int(half)
+
+
+def _crop(path: Path, box: tuple[int, int, int, int]) -> None:
+    """Crop a photo to columns and rows (left, top, right, bottom), with its EXIF as it is."""
+    try:
+        photo = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise OSError(one_line(error)) from error
+    with photo:
+        kept: dict[str, Any] = {
+            key: photo.info[key] for key in ("exif", "icc_profile") if key in photo.info
+        }
+        kind, crop = photo.format, photo.crop(box)
+    if kind in ("JPEG", "MPO"):  # the latter are JPEGs of telephones, with a second picture
+        kind, kept = "JPEG", kept | {"quality": _JPEG_QUALITY, "subsampling": 0}
+    path.unlink()  # never into a file that may be another name of the user's photo
+    crop.save(path, kind, **kept)
 
 
 def _stage(

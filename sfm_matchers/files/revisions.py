@@ -23,4 +23,4 @@ CAMERA_MODELS = 3  # chosen after mapping, and the adjustment with them
 TRIANGULATION = 1
 JOINED = 1  # matches of two matchers
 GEOREFERENCE = 1
-EXPORTS = 1  # models for other tools
+EXPORTS = 2  # models for other tools

@@ -214,8 +214,8 @@ def test_undistorted_photos_are_those_of_pinhole_cameras(tmp_path):
         x, y, z = image["R"] @ points.T + image["t"][:, None]
         projected = np.stack([fx * x / z + width / 2, fy * y / z + height / 2], 1)
         expected = observations(pycolmap.Reconstruction(folder / "sparse/0"), name)[0]
-        # The middle of the photo is the principal point but for the offset of one camera.
-        np.testing.assert_allclose(projected, expected, atol=1.5)
+        # The middle of the photo is the principal point, to half a pixel.
+        np.testing.assert_allclose(projected, expected, atol=0.51)
 
 
 def test_undistorted_photos_show_what_the_photos_show(tmp_path):
@@ -234,6 +234,20 @@ def test_undistorted_photos_show_what_the_photos_show(tmp_path):
     centre = np.array([(columns + 0.5) * shown, (rows + 0.5) * shown]).sum((1, 2)) / shown.sum()
     expected = observations(pycolmap.Reconstruction(folder / "sparse/0"), name)[0][0]
     np.testing.assert_allclose(centre, expected, atol=0.8)
+
+
+def test_crops_of_undistorted_photos_leave_the_photos_alone(tmp_path):
+    """Photos of PINHOLE cameras are not undistorted, only cropped: principal point (82, 59)."""
+    scene = make_scene(tmp_path, "PINHOLE")
+    before = {path: path.read_bytes() for path in scene.photos.rglob("*.*g")}
+    folder = scene.export("undistorted")["undistorted"]
+    with Image.open(folder / "images" / "überblick0.png") as crop:
+        assert crop.size == (156, 118)
+        assert crop.getexif()[274] == 6
+        shown = np.asarray(crop)
+    whole = np.asarray(Image.open(scene.photos / "überblick0.png"))
+    np.testing.assert_array_equal(shown, whole[:118, 4:])
+    assert {path: path.read_bytes() for path in scene.photos.rglob("*.*g")} == before
 
 
 def test_gsplat_takes_the_folder_as_it_is(tmp_path):
