@@ -115,7 +115,7 @@ def _figure(
     return (
         f"<figure class=histogram><h3>{html.escape(title)}</h3>"
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
-        f'<text x="0" y="10">{most:,} {noun}</text>{"".join(bars)}'
+        f'<text x="0" y="10">most in a bar: {most:,} {noun}</text>{"".join(bars)}'
         f'<path d="M0 {ABOVE + room}H{WIDTH}"/>{"".join(axis)}</svg>'
         f"<figcaption>{html.escape(note)}</figcaption></figure>"
     )
