@@ -99,7 +99,7 @@ def read_settings(path: str | Path) -> MapSettings:
     """
     about = Path(path) / ABOUT
     if not about.is_file():
-        raise InputError(f"{path} is no map: make one by python -m pipelines.map build")
+        raise InputError(f"{path} is no map: make one by sfm-matchers map build")
     try:
         content = json.loads(read_text(about))
         checksum = content.pop("checksum", None)  # earlier versions wrote none

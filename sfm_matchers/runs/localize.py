@@ -88,10 +88,12 @@ def run(options: LocalizeOptions) -> LocalizeResult:
         SfmMatchersError: an option or an input cannot be used.
     """
     in_map = is_map(options.map)
+    if not Path(options.map).is_dir():
+        raise InputError(f"{options.map} is no map and no COLMAP model: there is no such folder")
     if options.map_images is None and not in_map:
         raise InputError(
             "--map_images is missing: the folder of the photos of the map; or make a map that "
-            "needs none by python -m pipelines.map build"
+            "needs none by sfm-matchers map build"
         )
     options = queries_instead_of_video(options)
     return run_in_map(options) if in_map else run_with_photos(options)

@@ -71,7 +71,7 @@ def build(options: MapOptions) -> MapSettings:
     if not isinstance(conf, SparseConf):
         raise InputError(
             f"{conf.name} matches photos, which a map does not have: take a matcher with features "
-            "(sift, aliked+mambaglue), or python -m pipelines.localize with --map_images"
+            "(sift, aliked+mambaglue), or sfm-matchers localize with --map_images"
         )
     output, image_dir = Path(options.output), Path(options.images)
     if (output / "images.bin").exists() or Workspace(output).models.exists():

@@ -59,6 +59,12 @@ def test_mistyped_options_name_the_right_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_map_that_is_not_there_is_said_to_be_so(photos: Path, tmp_path: Path) -> None:
+    """Not that the photos of the map are missing, which a map folder needs none of."""
+    with pytest.raises(InputError, match="mpa is no map and no COLMAP model: there is no such"):
+        sfm_matchers.localize(tmp_path / "mpa", None, photos, tmp_path / "out")
+
+
 def test_steps_go_on_from_one_another(photos: Path, tmp_path: Path) -> None:
     images, outputs = str(photos / "images"), str(tmp_path / "out")
     features = sfm_matchers.extract(images, outputs)
