@@ -118,7 +118,7 @@ def print_localization(
         inliers = ""
         if posed:
             inliers = f"; median inliers {statistics.median(r.num_inliers for r in posed):.0f}"
-        print(f"{condition}: {len(chosen)} queries: {counts}{inliers}")
+        print(f"{condition}: {len(chosen)}, of which {counts}{inliers}")
     for line in intrinsics_by_source(result.queries):
         print(f"intrinsics: {line}")
     for name, path in result.files.items():

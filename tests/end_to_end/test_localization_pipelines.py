@@ -63,7 +63,7 @@ def test_aachen_day_and_night_with_sift(
     arguments += ["--num_covis", "4", "--num_loc", "4"]
     assert aachen.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "day: 2 queries: 2 localized, 0 low confidence, 0 fallback, 0 failed" in printed
+    assert "day: 2, of which 2 localized, 0 low confidence, 0 fallback, 0 failed" in printed
     submission = tmp_path / f"Aachen-v{version}_sift_vlad4.txt"
     assert str(submission) in printed
     for name, (metres, degrees) in errors(submission, dataset / TRUTH).items():
