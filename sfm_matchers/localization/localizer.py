@@ -153,6 +153,11 @@ class Localizer:
         """What local features of the map's photos may come to fill, beside what is there."""
         return min(CACHE_BYTES, (self.path / map_folder.FEATURES).stat().st_size)
 
+    def __repr__(self) -> str:
+        """Return where the map is, and how large."""
+        photos, points = self.model.num_images(), self.model.num_points3D()
+        return f"Localizer('{self.path}', {photos:,} photos, {points:,} points, {self.conf.name})"
+
     def close(self) -> None:
         """Let go of the map's files."""
         with self._networks:

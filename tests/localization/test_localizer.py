@@ -65,6 +65,8 @@ def test_estimates_are_those_of_the_pipeline(
     for found, query in zip(localizer.localize_all(paths), expected, strict=True):
         assert_same(found, query)
     # One by one, by several threads.
+    numbers = f"{len(localizer.model.images)} photos, {len(localizer.model.points3D):,} points"
+    assert repr(localizer) == f"Localizer('{place / 'ready'}', {numbers}, {localizer.conf.name})"
     with ThreadPoolExecutor(4) as threads:
         for found, query in zip(threads.map(localizer.localize, paths), expected, strict=True):
             assert_same(found, query)
@@ -138,7 +140,7 @@ def test_few_photos_are_enough_where_they_hold_the_pose(place: Path) -> None:
 
 
 def test_damage_and_wrong_folders_are_said(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"python -m pipelines.map build"):
+    with pytest.raises(InputError, match="sfm-matchers map build"):
         Localizer(place / "truth")
     for name in (map_folder.FEATURES, map_folder.RETRIEVAL, "model/points3D.bin"):
         broken = tmp_path / name.replace("/", "-")
