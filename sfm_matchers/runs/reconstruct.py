@@ -93,7 +93,7 @@ def run(options: SfmOptions) -> SfmResult:
     with workspace.timed("georeference"):
         details["georeference"] = georeference_models(job, places, models, cameras.fixed)
     if models and not workspace.has_worked:
-        logger.info("Nothing to do: all is as an earlier run made it, whose seconds these are")
+        logger.info("Nothing to do: the model is that of an earlier run, whose seconds these are")
     workspace.keep_seconds()
 
     findings = look_into(build, models, cameras, groups)
