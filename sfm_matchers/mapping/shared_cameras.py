@@ -67,6 +67,14 @@ class OwnCameras:
         """True if the photos are not of the cameras that they share."""
         return self.own_error < MAX_ERROR_RATIO * self.shared_error
 
+    def are_several(self, groups: Sequence[Sequence[str]]) -> bool:
+        """True if photos that share a camera, by groups, may be of several where the model is bent.
+
+        Photos of one phone, whose focus moves, fit a model much worse than each other too; their
+        focal lengths stay together.
+        """
+        return self.contradicts or len(regrouped(groups, self.focal_lengths)) > len(groups)
+
 
 def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> OwnCameras:
     """Adjust a copy of a model, in which each of some photos has intrinsics of its own.

@@ -133,7 +133,8 @@ class _CameraTrials:
             if single := self._of_single_photos(cameras, models):
                 cameras, models, doubtful = self._split(*single)
             elif models and not doubtful:
-                doubtful = try_own_cameras(models[0], self.shared)
+                own = try_own_cameras(models[0], self.shared)
+                doubtful = own if own.are_several(self.first_groups) else None
         if doubtful:
             cameras = _doubtful(cameras, doubtful)
         return cameras, models

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.mapping.shared_cameras import (
+    OwnCameras,
     is_bent,
     regrouped,
     try_free_cameras,
@@ -256,6 +257,17 @@ def test_a_run_says_that_given_intrinsics_are_wrong(tmp_path: Path) -> None:
     said = run(options).summary["verdict"]
     assert "the given intrinsics contradict the photos" in said
     assert "with a focal length of 251 instead of 326 px" in said
+
+
+@pytest.mark.parametrize(
+    ("own_error", "focal_lengths", "expected"),
+    [(0.43, (574, 590, 612), False), (0.43, (250, 252, 420), True), (0.3, (574, 590, 612), True)],
+)
+def test_focal_lengths_that_stay_together_are_of_one_camera(
+    own_error: float, focal_lengths: tuple[float, ...], expected: bool
+) -> None:
+    own = OwnCameras(0.54, own_error, dict(zip("abc", focal_lengths, strict=True)))
+    assert own.are_several(["abc"]) is expected
 
 
 def test_groups_are_split_where_focal_lengths_are() -> None:
