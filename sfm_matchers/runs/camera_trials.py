@@ -46,6 +46,9 @@ MIN_PHOTOS_KEPT = 0.75  # of those registered before
 # doubted. In collections of many cameras it is wrong for a few.
 MIN_CONTRADICTED = 0.5
 MIN_REGISTERED = 0.5  # of those photos: two fit any focal length
+# Observations of photos that get other cameras over those before: 1.18 and more where they are of
+# others, 1.01 where long lenses leave theirs open.
+MIN_GAIN = 1.1
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
 
 _Models = list[pycolmap.Reconstruction]
@@ -94,6 +97,17 @@ def _median_error(models: Sequence[pycolmap.Reconstruction], names: Collection[s
 
 def _num_photos(models: Sequence[pycolmap.Reconstruction]) -> int:
     return int(models[0].num_reg_images()) if models else 0
+
+
+def _num_observations(models: Sequence[pycolmap.Reconstruction], names: Collection[str]) -> int:
+    images = models[0].images.values() if models else ()
+    return sum(image.num_points3D for image in images if image.name in names)
+
+
+def _parted(groups: Sequence[Sequence[str]]) -> set[str]:
+    """Photos of all groups but the largest."""
+    largest = max(groups, key=len)
+    return {name for group in groups if group is not largest for name in group}
 
 
 def _can_be(model: pycolmap.Reconstruction) -> bool:
@@ -205,11 +219,15 @@ class _CameraTrials:
             with self.build.job.workspace.timed("cameras"):
                 own = try_own_cameras(models[0], self.shared)
             groups = regrouped(self.first_groups, own.focal_lengths)
-            if not own.contradicts and len(groups) >= len(cameras.groups):
+            if not own.contradicts and len(groups) == len(cameras.groups):
                 break
-            # Fewer cameras than before have less freedom.
+            # Fewer cameras than before have less freedom. Where a few photos of many are of another
+            # one, they hardly fit anything, so that the median error tells nothing: what is right
+            # explains more.
             limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
-            others = self._regrouped(cameras, groups, models, limit, _num_photos(models))
+            is_more_asked = not own.contradicts and len(groups) > len(cameras.groups)
+            parted = _parted(groups) if is_more_asked else set()
+            others = self._regrouped(cameras, groups, models, limit, _num_photos(models), parted)
             if others is None:
                 return cameras, models, own if own.contradicts else None
             cameras, models = others
@@ -236,14 +254,18 @@ class _CameraTrials:
         models: _Models,
         limit: float,
         num_photos: int,
+        parted: Collection[str] = (),
     ) -> tuple[CameraGroups, _Models] | None:
         """Make the models again with other groups of photos that share a camera; None where they
-        are no better."""
+        are no better, or explain hardly more of the photos that are parted from others."""
         before = _median_error(models, self.shared)
         others = CameraGroups(groups, without_exif=cameras.without_exif)
         with self.build.job.workspace.trial() as trial:
             found = self._make(others, trial, limit, num_photos)
             if found is None:
+                return None
+            least = MIN_GAIN * _num_observations(models, parted)
+            if _num_observations(found, parted) < least:
                 return None
             error = _median_error(found, self.shared)
             others = CameraGroups(
