@@ -3,7 +3,7 @@
     python -m benchmarks.sift_run PHOTOS
 
 Plain pycolmap extracts features, matches all pairs and maps, with the same camera model and number
-of features. Every run is a process of its own, from its start to its end; the two take turns, and
+of features; photos are of one size, as one camera's are. Every run is a process of its own, from its start to its end; the two take turns, and
 the ratio is the median over the turns.
 """
 
@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pycolmap
+from PIL import Image
 
 from sfm_matchers.mapping.mapper import MIN_MODEL_SIZE
+from sfm_matchers.photos.folders import find_images
 
 
 class Cost(NamedTuple):
@@ -57,12 +59,23 @@ def measure(module: str, arguments: Sequence[str], image_dir: Path) -> Cost:
     return Cost(cpu - before.children_user - before.children_system, end - start)
 
 
+def check_sizes(image_dir: Path) -> None:
+    """Exit where photos are of several sizes: with one camera plain pycolmap leaves most out."""
+    sizes = set()
+    for name in find_images(image_dir):
+        with Image.open(image_dir / name) as photo:
+            sizes.add(photo.size)
+    if len(sizes) != 1:
+        raise SystemExit(f"error: {image_dir} has photos of {len(sizes)} sizes: give those of one")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line per turn and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("image_dir", type=Path)
     parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
     options = parser.parse_args(arguments)
+    check_sizes(options.image_dir)
     turns = []
     for _ in range(options.runs):
         ours = measure("pipelines.sfm", ["--matcher", "sift"], options.image_dir)
