@@ -3,8 +3,8 @@
     python -m benchmarks.sift_run PHOTOS
 
 Plain pycolmap extracts features, matches all pairs and maps, with the same camera model and number
-of features; photos are of one size, as one camera's are. Every run is a process of its own, from its start to its end; the two take turns, and
-the ratio is the median over the turns.
+of features; photos are of one size, as one camera's are. Every run is a process of its own, from
+its start to its end; the two take turns, and the ratio is the median over the turns.
 """
 
 from __future__ import annotations
