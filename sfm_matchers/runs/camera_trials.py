@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,10 +105,18 @@ def _num_observations(models: Sequence[pycolmap.Reconstruction], names: Collecti
     return sum(image.num_points3D for image in images if image.name in names)
 
 
-def _parted(groups: Sequence[Sequence[str]]) -> set[str]:
-    """Photos of all groups but the largest."""
-    largest = max(groups, key=len)
-    return {name for group in groups if group is not largest for name in group}
+def _parted(before: Sequence[Sequence[str]], after: Sequence[Sequence[str]]) -> set[str]:
+    """Photos that no longer share the camera of most photos of their group.
+
+    >>> sorted(_parted([["a", "b", "c"], ["d"]], [["a", "b"], ["c"], ["d"]]))
+    ['c']
+    """
+    group_of = {name: index for index, group in enumerate(after) for name in group}
+    parted = set()
+    for group in before:
+        largest = Counter(group_of[name] for name in group).most_common(1)[0][0]
+        parted |= {name for name in group if group_of[name] != largest}
+    return parted
 
 
 def _can_be(model: pycolmap.Reconstruction) -> bool:
@@ -226,7 +235,7 @@ class _CameraTrials:
             # explains more.
             limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
             is_more_asked = not own.contradicts and len(groups) > len(cameras.groups)
-            parted = _parted(groups) if is_more_asked else set()
+            parted = _parted(cameras.groups, groups) if is_more_asked else set()
             others = self._regrouped(cameras, groups, models, limit, _num_photos(models), parted)
             if others is None:
                 return cameras, models, own if own.contradicts else None
