@@ -84,6 +84,17 @@ def known_focal_lengths(database_path: Path) -> dict[str, float]:
         }
 
 
+def read_verified_matches(database_path: Path) -> dict[tuple[int, int], np.ndarray]:
+    """Return the verified matches (M, 2) of each pair of image ids that has any."""
+    with pycolmap.Database.open(database_path) as database:
+        pair_ids, geometries = database.read_two_view_geometries()
+    return {
+        pycolmap.pair_id_to_image_pair(pair_id): np.asarray(geometry.inlier_matches, np.int64)
+        for pair_id, geometry in zip(pair_ids, geometries, strict=True)
+        if len(geometry.inlier_matches)
+    }
+
+
 def _import_undecoded(
     database_path: Path, image_dir: Path, names: list[str], options: pycolmap.ImageReaderOptions
 ) -> None:

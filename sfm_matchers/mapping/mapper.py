@@ -19,6 +19,7 @@ from sfm_matchers.files.text import folder_written_whole
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.adjustment import adjust_robustly
 from sfm_matchers.mapping.database import is_undecoded
+from sfm_matchers.mapping.misplaced import place_again
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.mapping.wide_cameras import WIDE_SHAPES
 from sfm_matchers.photos.images import read_image
@@ -90,6 +91,16 @@ def reconstruct(
             models = [model for model in models if model.num_points3D()]
             for model in models if robust else ():
                 adjust_robustly(model, adjustment, fixed, is_draft=is_draft)
+            if robust:
+                models = [
+                    place_again(
+                        model,
+                        database_path,
+                        model.cameras if fixed_intrinsics else fixed,
+                        num_threads=num_threads,
+                    )
+                    for model in models
+                ]
         shutil.rmtree(work_dir)
         ordered = _largest_first(model for model in models if model.num_points3D())
         for index, model in enumerate(ordered):

@@ -27,7 +27,9 @@ from sfm_matchers.mapping.adjustment import (
     robust_adjustment,
 )
 from sfm_matchers.mapping.camera_models import complete_tracks
+from sfm_matchers.mapping.database import read_verified_matches
 from sfm_matchers.mapping.diagnosis import MatchGraph, count
+from sfm_matchers.mapping.models import points_of_keypoints
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +83,7 @@ def merge_models(
         each two that were joined.
     """
     models, lines = sorted(models, key=lambda model: -model.num_reg_images()), list[str]()
-    with quiet_colmap(), pycolmap.Database.open(database_path) as database:
-        matches = _read_matches(database)
+    matches = read_verified_matches(database_path)
     refused: set[tuple[int, int]] = set()
     while True:
         ordered = itertools.combinations(models, 2)
@@ -105,16 +106,6 @@ def merge_models(
         logger.info("%s", lines[-1])
         kept = [model for model in models if model is not first and model is not second]
         models = sorted([joined, *kept], key=lambda model: -model.num_reg_images())
-
-
-def _read_matches(database: pycolmap.Database) -> dict[tuple[int, int], IntArray]:
-    """The verified matches (M, 2) of each pair of image ids."""
-    pair_ids, geometries = database.read_two_view_geometries()
-    return {
-        pycolmap.pair_id_to_image_pair(pair_id): np.asarray(geometry.inlier_matches, np.int64)
-        for pair_id, geometry in zip(pair_ids, geometries, strict=True)
-        if len(geometry.inlier_matches)
-    }
 
 
 def find_link(
@@ -168,7 +159,7 @@ def _matching_points(
 
     They match by a keypoint of a photo that both models have, or by a verified match.
     """
-    owners = [_owners(first), _owners(second)]
+    owners = [points_of_keypoints(first), points_of_keypoints(second)]
     found: list[IntArray] = [np.zeros((0, 2), np.int64)]
     for image_id in sorted(owners[0].keys() & owners[1].keys()):
         found.append(np.column_stack([each[image_id] for each in owners]))
@@ -179,20 +170,6 @@ def _matching_points(
                 found.append(np.column_stack(points))
     pairs = np.concatenate(found)
     return np.unique(pairs[(pairs >= 0).all(axis=1)], axis=0)
-
-
-def _owners(model: pycolmap.Reconstruction) -> dict[int, IntArray]:
-    """The point of each keypoint of each registered photo, -1 where there is none."""
-    return {
-        image_id: np.array(
-            [
-                each.point3D_id if each.has_point3D() else -1
-                for each in model.images[image_id].points2D
-            ],
-            np.int64,
-        )
-        for image_id in model.reg_image_ids()
-    }
 
 
 def _depth(model: pycolmap.Reconstruction) -> float:

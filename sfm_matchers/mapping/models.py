@@ -6,6 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError, OutputError, one_line
@@ -64,6 +65,17 @@ def _check_as_tables(model: pycolmap.Reconstruction) -> None:
     with scratch_folder() as folder:
         model.write_binary(folder)
         check_tables(folder)
+
+
+def points_of_keypoints(model: pycolmap.Reconstruction) -> dict[int, np.ndarray]:
+    """Return, for each registered photo's id, the point of each keypoint (N,), -1 without one."""
+    points = {}
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        points[image_id] = np.full(image.num_points2D(), -1, np.int64)
+        observed = [point2D.point3D_id for point2D in image.get_observation_points2D()]
+        points[image_id][image.get_observation_point2D_idxs()] = observed
+    return points
 
 
 def write_model(model: pycolmap.Reconstruction, folder: Path) -> None:

@@ -1,0 +1,237 @@
+"""Photos whose place in a model is denied by their own matches.
+
+A mapper places a photo by what is in the model at that time. Where that is little or flat, or where
+the photo has another focal length than those whose camera it is given, it may come to lie at a
+wrong place. The few matches that fit there are its observations, with small errors; the others are
+no observations any more, so that no reprojection error tells. The verified matches do: of the
+keypoints that match points which other photos see, a photo in its place explains nearly all.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from sfm_matchers.errors import listed
+from sfm_matchers.files.colmap_database import read_image_ids
+from sfm_matchers.mapping.adjustment import adjust_robustly, point_positions, robust_adjustment
+from sfm_matchers.mapping.database import read_verified_matches
+from sfm_matchers.mapping.models import points_of_keypoints
+from sfm_matchers.mapping.registration import register_missing
+
+logger = logging.getLogger(__name__)
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+MAX_ERROR = 4.0  # pixels, as COLMAP's bound of an observation
+# Share of its keypoints that a photo explains, over that of most photos of the model: rendered and
+# real photos in their places have 0.9 to 1.05, at wrong ones 0.2 to 0.75.
+MIN_SHARE = 0.8
+MIN_KEYPOINTS = 30  # that match points; of fewer the share tells nothing
+MAX_PHOTOS = 1 / 3  # of a model; where more are denied, nothing says which part of it is right
+MIN_GAIN = 1.1  # keypoints explained at the new place over those at the old one
+# Of another focal length: keypoints explained over those with the shared one, and of all.
+MIN_FOCAL_GAIN, MIN_OWN_SHARE = 1.3, 0.7
+NO_POINTS = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Resection:
+    """What tells the place of a photo in a model: its keypoints that match points of others.
+
+    Attributes:
+        keypoints: (N,) ascending; those that match several points come once for each.
+        keypoints_xy: (N, 2) pixels, COLMAP's convention.
+        points: (N, 3) in the world, each seen by two other photos at least.
+    """
+
+    keypoints: IntArray
+    keypoints_xy: FloatArray
+    points: FloatArray
+
+    def num_keypoints(self) -> int:
+        """How many keypoints match points."""
+        return len(np.unique(self.keypoints))
+
+    def num_explained(self, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> int:
+        """How many keypoints lie where one of their points appears, at a pose."""
+        pose = cam_from_world.matrix()
+        in_camera = self.points @ pose[:, :3].T + pose[:, 3]
+        projected = camera.img_from_cam(in_camera, check_cheirality=False)
+        is_near = np.linalg.norm(projected - self.keypoints_xy, axis=1) < MAX_ERROR
+        if not camera.is_spherical():
+            is_near &= in_camera[:, 2] > 0
+        return len(np.unique(self.keypoints[is_near]))
+
+    def solve(
+        self, camera: pycolmap.Camera, *, estimate_focal_length: bool = False
+    ) -> tuple[pycolmap.Camera, int]:
+        """Return the camera, with its focal length estimated if asked, and how many keypoints the
+        best pose explains."""
+        camera = copy.copy(camera)
+        estimation = pycolmap.AbsolutePoseEstimationOptions()
+        estimation.ransac.max_error = MAX_ERROR
+        estimation.ransac.random_seed = 0
+        refinement = pycolmap.AbsolutePoseRefinementOptions()
+        estimation.estimate_focal_length = refinement.refine_focal_length = estimate_focal_length
+        found = pycolmap.estimate_and_refine_absolute_pose(
+            self.keypoints_xy, self.points, camera, estimation, refinement
+        )
+        return camera, self.num_explained(camera, found["cam_from_world"]) if found else 0
+
+
+def resections(
+    model: pycolmap.Reconstruction, database_path: Path, names: Collection[str] | None = None
+) -> dict[str, Resection]:
+    """Return what tells the place of each photo of a model, or of some photos of its database."""
+    matches, owners = read_verified_matches(database_path), points_of_keypoints(model)
+    point_ids = np.array(sorted(model.points3D), np.int64)
+    points3D = model.points3D
+    lengths = np.array([points3D[i].track.length() for i in point_ids.tolist()], np.int64)
+    positions = point_positions(model, point_ids.tolist())
+    wanted = {model.images[i].name for i in owners} if names is None else names
+    found = {}
+    with pycolmap.Database.open(database_path) as database:
+        for name, image_id in sorted(read_image_ids(database).items()):
+            if name not in wanted:
+                continue
+            pairs = _matched_points(image_id, matches, owners)
+            rows = np.searchsorted(point_ids, pairs[:, 1])
+            is_own = np.isin(pairs[:, 1], owners.get(image_id, NO_POINTS))
+            by_others = lengths[rows] - is_own >= 2
+            keypoints = pairs[by_others, 0]
+            keypoints_xy = np.asarray(database.read_keypoints(image_id), np.float64)[:, :2]
+            found[name] = Resection(keypoints, keypoints_xy[keypoints], positions[rows[by_others]])
+    return found
+
+
+def _matched_points(
+    image_id: int, matches: Mapping[tuple[int, int], IntArray], owners: Mapping[int, IntArray]
+) -> IntArray:
+    """Keypoints of a photo and points of a model that they match in other photos, (N, 2)."""
+    found = [np.zeros(0, np.int64)]
+    for (first, second), indices in matches.items():
+        if image_id == second:
+            first, second, indices = second, first, indices[:, ::-1]
+        if image_id == first and second in owners:
+            points = owners[second][indices[:, 1]]
+            has_point = points >= 0
+            found.append((indices[has_point, 0] << 32) + points[has_point])
+    unique = np.unique(np.concatenate(found))  # of one number each: rows are sorted slowly
+    return np.column_stack([unique >> 32, unique & 0xFFFFFFFF])
+
+
+def find_misplaced(model: pycolmap.Reconstruction, database_path: Path) -> dict[str, float]:
+    """Return the photos that most of their matches deny, with the share that they explain.
+
+    Nothing is said where they are more than a third of the photos: any part may be the right one.
+    """
+    shares = {}
+    images = {image.name: image for image in model.images.values()}
+    for name, resection in resections(model, database_path).items():
+        total = resection.num_keypoints()
+        if total >= MIN_KEYPOINTS:
+            shares[name] = _num_explained(model, images[name], resection) / total
+    if not shares:
+        return {}
+    bound = MIN_SHARE * float(np.median(list(shares.values())))
+    denied = {name: share for name, share in shares.items() if share < bound}
+    return denied if len(denied) <= MAX_PHOTOS * model.num_reg_images() else {}
+
+
+def _num_explained(
+    model: pycolmap.Reconstruction, image: pycolmap.Image, resection: Resection
+) -> int:
+    return resection.num_explained(model.cameras[image.camera_id], image.cam_from_world())
+
+
+def place_again(
+    model: pycolmap.Reconstruction,
+    database_path: Path,
+    fixed_cameras: Collection[int] = (),
+    *,
+    num_threads: int = 1,
+) -> pycolmap.Reconstruction:
+    """Take the photos that their matches deny out of a model, and register them with the rest.
+
+    Args:
+        model: left as it is.
+        database_path: the database that the model was mapped from.
+        fixed_cameras: ids of cameras whose intrinsics are kept.
+        num_threads: of the adjustments.
+
+    Returns:
+        The model with these photos where they explain more; else `model` itself.
+    """
+    names = find_misplaced(model, database_path)
+    if not names:
+        return model
+    rest = _without(model, names)
+    adjust_robustly(rest, robust_adjustment(num_threads), fixed_cameras, is_draft=True)
+    better = register_missing(rest, names, database_path, fixed_cameras, num_threads=num_threads)
+    before, after = (_explained(one, database_path, names) for one in (model, better))
+    if after < MIN_GAIN * before or better.num_reg_images() < model.num_reg_images():
+        return model
+    logger.info(
+        "%s placed again: at the first place %.0f %% of what matches was explained",
+        listed(sorted(names)),
+        100 * float(np.mean(list(names.values()))),
+    )
+    return better
+
+
+def own_focal_lengths(
+    model: pycolmap.Reconstruction, database_path: Path, names: Collection[str]
+) -> dict[str, float]:
+    """Estimate the focal length of photos that a model has at a wrong place, or not at all.
+
+    Args:
+        model: with a camera for each of the photos, which may not be theirs.
+        database_path: the database that the model was mapped from.
+        names: of which photos, where they are doubtful.
+
+    Returns:
+        Photo -> focal length in pixels, where it explains much more than the model's camera does.
+    """
+    registered = {image.name for image in model.images.values()}
+    doubtful = set(names) & find_misplaced(model, database_path).keys() | set(names) - registered
+    if not doubtful:
+        return {}
+    with pycolmap.Database.open(database_path) as database:
+        camera_ids = {image.name: image.camera_id for image in database.read_all_images()}
+    found = {}
+    for name, resection in resections(model, database_path, doubtful).items():
+        if resection.num_keypoints() < MIN_KEYPOINTS or camera_ids[name] not in model.cameras:
+            continue
+        shared = model.cameras[camera_ids[name]]
+        _, before = resection.solve(shared)
+        own, after = resection.solve(shared, estimate_focal_length=True)
+        if after >= max(MIN_FOCAL_GAIN * before, MIN_OWN_SHARE * resection.num_keypoints()):
+            found[name] = float(own.mean_focal_length())
+    return found
+
+
+def _explained(model: pycolmap.Reconstruction, database_path: Path, names: Collection[str]) -> int:
+    images = {image.name: image for image in model.images.values()}
+    found = resections(model, database_path, images.keys() & set(names))
+    return sum(_num_explained(model, images[name], each) for name, each in found.items())
+
+
+def _without(model: pycolmap.Reconstruction, names: Collection[str]) -> pycolmap.Reconstruction:
+    """A model without some of its photos, and without the points that only they see."""
+    rest = pycolmap.Reconstruction(model)
+    manager = pycolmap.ObservationManager(rest)
+    for image_id in sorted(rest.reg_image_ids()):
+        image = rest.images[image_id]
+        if image.name in names:
+            manager.deregister_frame(image.frame_id)
+    rest.tear_down()
+    return rest

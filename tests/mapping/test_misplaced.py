@@ -1,0 +1,134 @@
+"""Photos that lie at a wrong place of a model, which their reprojection errors do not tell."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+import pytest
+
+from sfm_matchers.mapping.adjustment import median_error
+from sfm_matchers.mapping.misplaced import (
+    find_misplaced,
+    own_focal_lengths,
+    place_again,
+    resections,
+)
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
+from sfm_matchers.synthetic import look_at
+from tests.mapping.test_shared_cameras import center_error, write_photos
+from tests.support import rendered_lenses
+from tests.support.rendered_lenses import lens, place, write_database
+
+CAMERA = lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05)
+
+
+def move(model: pycolmap.Reconstruction, image_id: int, kept: int) -> None:
+    """Bring a photo to another place, where it keeps few of its observations."""
+    image = model.images[image_id]
+    wrong = pycolmap.Rigid3d(look_at(np.array([3.0, -14.0, 2.0]), np.array([1.0, 0.0, 0.0])))
+    image.frame.set_cam_from_world(1, wrong)
+    for index in list(image.get_observation_point2D_idxs())[kept:]:
+        model.delete_observation(image_id, index)
+
+
+@pytest.fixture
+def truth_and_database(tmp_path: Path) -> tuple[pycolmap.Reconstruction, Path]:
+    truth = place(CAMERA)
+    write_database(tmp_path / "database.db", truth)
+    return truth, tmp_path / "database.db"
+
+
+def test_photos_in_their_places_are_not_denied(
+    truth_and_database: tuple[pycolmap.Reconstruction, Path],
+) -> None:
+    truth, database = truth_and_database
+    assert find_misplaced(truth, database) == {}
+    assert place_again(truth, database) is truth
+    names = [image.name for image in truth.images.values()]
+    assert own_focal_lengths(truth, database, names) == {}
+
+
+def test_what_tells_the_place_of_a_photo_are_points_that_two_others_see(
+    truth_and_database: tuple[pycolmap.Reconstruction, Path],
+) -> None:
+    truth, database = truth_and_database
+    image = truth.images[3]
+    lengths = [
+        truth.points3D[point.point3D_id].track.length()
+        for point in image.get_observation_points2D()
+    ]
+    found = resections(truth, database, {"2.png"})["2.png"]
+    assert found.num_keypoints() == sum(length >= 3 for length in lengths)
+    explained = found.num_explained(truth.cameras[1], image.cam_from_world())
+    assert 0.99 * found.num_keypoints() < explained <= found.num_keypoints()
+
+
+def test_a_photo_at_a_wrong_place_is_placed_again(
+    truth_and_database: tuple[pycolmap.Reconstruction, Path],
+) -> None:
+    """Also where it keeps a few observations, and makes no reprojection error."""
+    truth, database = truth_and_database
+    model = copy.deepcopy(truth)
+    move(model, 4, kept=0)
+    assert list(find_misplaced(model, database)) == ["3.png"]
+    assert find_misplaced(model, database)["3.png"] < 0.2
+    better = place_again(model, database)
+    assert better.num_reg_images() == 10
+    assert find_misplaced(better, database) == {}
+    assert rendered_lenses.center_error(better, truth) < 0.1
+    assert rendered_lenses.center_error(model, truth) > 1  # left as it was
+
+
+def test_where_many_photos_are_denied_none_is_named(
+    truth_and_database: tuple[pycolmap.Reconstruction, Path],
+) -> None:
+    truth, database = truth_and_database
+    model = copy.deepcopy(truth)
+    for image_id in (2, 4, 6, 8):
+        move(model, image_id, kept=0)
+    assert find_misplaced(model, database) == {}
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_the_focal_length_of_a_photo_of_another_camera_is_found(
+    is_registered: bool, truth_and_database: tuple[pycolmap.Reconstruction, Path], tmp_path: Path
+) -> None:
+    truth, _ = truth_and_database
+    zoomed = copy.deepcopy(truth)
+    middle = np.array([640.0, 480.0])
+    for point in zoomed.images[4].points2D:
+        point.xy = 2 * (point.xy - middle) + middle
+    database = tmp_path / "zoomed.db"
+    write_database(database, zoomed)
+    model = copy.deepcopy(zoomed)
+    if not is_registered:
+        pycolmap.ObservationManager(model).deregister_frame(model.images[4].frame_id)
+        model.tear_down()
+    found = own_focal_lengths(model, database, {f"{index}.png" for index in range(10)})
+    assert found == {"3.png": pytest.approx(2000, rel=0.03)}
+
+
+@pytest.mark.slow
+def test_a_run_places_a_photo_again(tmp_path: Path) -> None:
+    """One of twelve photos of a street had 418 observations at a place that is 43 % off."""
+    centers = write_photos(tmp_path / "photos", (65,), 12, "street", 7)
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True)
+    result = run(options)
+    assert center_error(result.models[0], centers) < 0.002
+    assert median_error(result.models[0]) < 0.2
+    assert result.verdict.level == "good"
+
+
+@pytest.mark.slow
+def test_one_zoomed_photo_of_many_is_told_apart(tmp_path: Path) -> None:
+    """It is 48 % off with the camera of the others, and the median error that of one camera."""
+    order = (65,) * 8 + (35,) + (65,) * 3
+    centers = write_photos(tmp_path / "photos", order, 12, "street", 6)
+    options = SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True)
+    result = run(options)
+    assert center_error(result.models[0], centers) < 0.005
+    assert "of focal lengths 250 px (11), 50" in result.summary["settings"]["cameras"]
