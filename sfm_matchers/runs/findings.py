@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sfm_matchers.mapping.diagnosis import (
     poor_photos,
     read_match_graph,
 )
+from sfm_matchers.mapping.misplaced import find_misplaced
 from sfm_matchers.mapping.shared_cameras import (
     BENT,
     SAME_FOCAL_LENGTH,
@@ -86,6 +87,7 @@ def look_into(
     elif not models and ONLY_TURNED in explanation.reason:
         turned = sorted(job.photos)
     is_uncertain = SAFER_CAMERAS in groups.reason
+    denied = find_misplaced(models[0], database) if models else {}
     verdict = judge_model(
         models,
         sorted(job.photos),
@@ -96,11 +98,24 @@ def look_into(
         doubt=contradiction
         or cameras.panoramas
         or doubt_about_pairs(job.workspace)
-        or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain),
+        or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain)
+        or _about_misplaced(denied),
         turned=turned,
     )
     match_graph = describe_match_graph(job.workspace, models, graph)
     return Findings(faults, explanation, verdict, match_graph)
+
+
+def _about_misplaced(denied: Mapping[str, float]) -> str:
+    """Say which photos lie elsewhere than most of their matches say; "" if none."""
+    if not denied:
+        return ""
+    share = 100 * min(denied.values())
+    return (
+        f"probably at a wrong place: {listed(sorted(denied))} (as few as {share:.0f} % of the "
+        "matches agree): give photos of another camera or zoom theirs by --cameras, or leave them "
+        "out"
+    )
 
 
 def _against_given(
