@@ -20,6 +20,7 @@ from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.mapping.adjustment import median_error
 from sfm_matchers.mapping.database import known_focal_lengths
+from sfm_matchers.mapping.misplaced import own_focal_lengths
 from sfm_matchers.mapping.shared_cameras import (
     MAX_ERROR_RATIO,
     NEARLY_BENT,
@@ -202,9 +203,9 @@ class _CameraTrials:
         wrong = contradicted_focal_lengths(models[0], self.exif) if models else {}
         text = _said_of_exif(self.exif, wrong)
         if found:
-            shown = f"{error:.2f} px" if error < math.inf else "no model"
             text = text or "the model is better without EXIF's focal length"
-            text += f" (median error {_median_error(found, self._doubted):.2f} px, {shown} with it)"
+            now = _shown(_median_error(found, self._doubted))
+            text += f" (median error {now}, {_shown(error)} with it)"
         if text:
             logger.warning("Cameras: %s", text)
         return CameraGroups(
@@ -227,7 +228,9 @@ class _CameraTrials:
                 break
             with self.build.job.workspace.timed("cameras"):
                 own = try_own_cameras(models[0], self.shared)
-            groups = regrouped(self.first_groups, own.focal_lengths)
+                database = self.build.job.workspace.database
+                resected = own_focal_lengths(models[0], database, self.shared)
+            groups = regrouped(self.first_groups, {**own.focal_lengths, **resected})
             if not own.contradicts and len(groups) == len(cameras.groups):
                 break
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
@@ -273,12 +276,16 @@ class _CameraTrials:
             found = self._make(others, trial, limit, num_photos)
             if found is None:
                 return None
-            least = MIN_GAIN * _num_observations(models, parted)
-            if _num_observations(found, parted) < least:
+            had = _num_observations(models, parted)
+            if _num_observations(found, parted) < MIN_GAIN * had:
                 return None
-            error = _median_error(found, self.shared)
+            errors = f"median {_median_error(found, self.shared):.2f} px now"
+            evidence = f"reprojection errors tell ({errors}, {_shown(before)} before)"
+            if parted:
+                count = _num_observations(found, parted)
+                evidence = f"observations of {len(parted)} of them tell ({count} now, {had} before)"
             others = CameraGroups(
-                groups, self._reason(groups, found[0], error, before), cameras.without_exif
+                groups, self._reason(groups, found[0], evidence), cameras.without_exif
             )
             logger.warning("Cameras: %s", others.reason)
             self.build.take(others, trial)
@@ -300,21 +307,23 @@ class _CameraTrials:
         return found if _can_be(found[0]) else None
 
     def _reason(
-        self, groups: list[list[str]], model: pycolmap.Reconstruction, error: float, before: float
+        self, groups: list[list[str]], model: pycolmap.Reconstruction, evidence: str
     ) -> str:
         focal_lengths = {
             name: value for name, value in focal_lengths_of(model).items() if name in self.shared
         }
-        shown = f"{before:.2f} px" if before < math.inf else "no model"
         reason = (
             f"{len(focal_lengths)} photos of one size or one camera by EXIF are not of one camera, "
-            f"as the reprojection errors tell (median {error:.2f} px now, {shown} before): "
-            f"{len(groups)} camera(s), of focal lengths "
+            f"as the {evidence}: {len(groups)} camera(s), of focal lengths "
             f"{listed_focal_lengths(groups, focal_lengths)}"
         )
         if any(len(group) == 1 for group in groups):
             reason += f"; this is not certain: {SAFER_CAMERAS}"
         return reason
+
+
+def _shown(error: float) -> str:
+    return f"{error:.2f} px" if error < math.inf else "no model"
 
 
 def _said_of_exif(exif: Mapping[str, float], wrong: Mapping[str, float]) -> str:
