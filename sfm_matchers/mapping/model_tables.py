@@ -26,6 +26,7 @@ _MAX_ID = 2**31 - 2  # of an image: COLMAP makes one number of a pair of them
 _MAX_NAME = 4096  # bytes
 _CAMERA = 0  # the kind of sensor
 _POINT2D = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
+_POINT = struct.Struct("<Q3d3BdQ")  # id, place, colour, error, length of the track that follows
 _ELEMENT = np.dtype([("image", "<u4"), ("index", "<u4")])
 
 
@@ -178,19 +179,11 @@ def _read_images(table: _Table, cameras: set[int]) -> dict[int, tuple[int, int]]
 
 def _check_points(table: _Table, images: dict[int, tuple[int, int]]) -> np.ndarray:
     """Return the ids (N,) of the points, sorted."""
-    total = table.count(51)
-    starts = np.zeros(total, np.int64)
-    lengths = np.zeros(total, np.int64)
-    record = struct.Struct("<Q3d3BdQ")
-    for row in range(total):
-        starts[row] = table.skip(record.size)
-        table.at -= 8
-        lengths[row] = table.count(_ELEMENT.itemsize)
-        table.skip(int(lengths[row]) * _ELEMENT.itemsize)
+    starts, lengths = _place_points(table)
     data = np.frombuffer(table.data, np.uint8)
     layout = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("color", "u1", 3), ("error", "<f8")])
     heads = _gather(data, starts, layout)
-    elements = _gather(data, _each(starts + record.size, lengths, _ELEMENT.itemsize), _ELEMENT)
+    elements = _gather(data, _each(starts + _POINT.size, lengths, _ELEMENT.itemsize), _ELEMENT)
     ids = np.sort(heads["id"])
     if (ids[1:] == ids[:-1]).any() or (ids == _NO_POINT).any():
         raise table.fault("is damaged: a point's id occurs twice, or cannot be")
@@ -206,6 +199,25 @@ def _check_points(table: _Table, images: dict[int, tuple[int, int]]) -> np.ndarr
     ):
         raise table.fault("is damaged: points are seen by keypoints that do not exist")
     return ids
+
+
+def _place_points(table: _Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each point (N,) begins, and the length of its track."""
+    starts, lengths = [], []
+    total = table.count(_POINT.size)
+    at, last = table.at, len(table.data)
+    for _ in range(total):
+        end = at + _POINT.size
+        if end > last:
+            raise table.fault("is cut off")
+        length = _POINT.unpack_from(table.data, at)[-1]
+        starts.append(at)
+        lengths.append(length)
+        at = end + length * _ELEMENT.itemsize
+        if at > last:
+            raise table.fault(f"is cut off or damaged: it says that {length} entries follow")
+    table.at = at
+    return np.array(starts, np.int64), np.array(lengths, np.int64)
 
 
 def _each(starts: np.ndarray, lengths: np.ndarray, step: int) -> np.ndarray:

@@ -116,9 +116,10 @@ def _reduced(image: np.ndarray, factor: int) -> np.ndarray:
     return np.asarray(cv2.resize(whole, size, interpolation=cv2.INTER_AREA))
 
 
-def sample_spacing(view: View) -> float:
-    """Return the pixels between samples of a patch: larger photos are not sharp to the pixel."""
-    return 2.0 ** max(0, round(np.log2(max(view.size) / SHARP_SIDE)))
+def sample_spacing(size: tuple[int, int]) -> float:
+    """Return the pixels between samples of a patch of a photo of a size: larger photos are not
+    sharp to the pixel."""
+    return 2.0 ** max(0, round(np.log2(max(size) / SHARP_SIDE)))
 
 
 def choose_references(
@@ -233,14 +234,14 @@ def _locate_from(
         stretch = np.linalg.svd(np.nan_to_num(linear), compute_uv=False)
         usable = (stretch[:, 0] < MAX_STRETCH) & (stretch[:, 1] * MAX_STRETCH > 1)
         usable &= np.linalg.det(linear) > 0
-    base = sample_spacing(view1)
+    base = sample_spacing(view1.size)
     is_rough = not np.nanmedian(scene.errors) < ROUGH * base
     usable &= view0.shows(pixels0, RADIUS) & view1.shows(pixels1, base * RADIUS)
     point = point[usable]
     pixels0, pixels1, linear = (array[usable] for array in (pixels0, pixels1, linear))
     # Samples are never denser than the pixels of the photo that shows less; in half octaves.
     zooms = np.sqrt(np.linalg.det(linear)).clip(1e-3)
-    spacings = np.maximum(sample_spacing(view0), base / zooms)
+    spacings = np.maximum(sample_spacing(view0.size), base / zooms)
     octaves = np.round(2 * np.log2(spacings)) / 2
     parts = []
     for octave in np.unique(octaves):
@@ -265,7 +266,7 @@ def _centers(view: View, points: FloatArray, keypoints: FloatArray) -> FloatArra
     The projection of a point, which all its keypoints tell, is more exact than one of them.
     """
     pixels = view.project(points)
-    near = np.linalg.norm(pixels - keypoints, axis=1) < MAX_RESIDUAL * sample_spacing(view)
+    near = np.linalg.norm(pixels - keypoints, axis=1) < MAX_RESIDUAL * sample_spacing(view.size)
     return np.where(near[:, None], pixels, keypoints)
 
 

@@ -89,8 +89,10 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
     options.num_threads = 1
     adjustment = options.get_global_bundle_adjustment()
     adjust_robustly(own, adjustment, is_draft=True)
-    if median_error(own, names) < UNCHANGED * shared_error:
+    own_error = median_error(own, names)
+    if own_error < UNCHANGED * shared_error:
         adjust_robustly(own, adjustment)
+        own_error = median_error(own, names)
     cameras = {
         image.name: own.cameras[image.camera_id]
         for image in own.images.values()
@@ -98,7 +100,7 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
     }
     return OwnCameras(
         shared_error,
-        median_error(own, names),
+        own_error,
         {name: float(camera.mean_focal_length()) for name, camera in cameras.items()},
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from sfm_matchers.machine.memory import available_memory
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.adjustment import adjust_robustly
 from sfm_matchers.mapping.patch_location import BORDER, Photos, Sightings, locate, sample_spacing
-from sfm_matchers.mapping.sparse_scene import FloatArray, IntArray, SparseScene, View, nearest
+from sfm_matchers.mapping.sparse_scene import FloatArray, IntArray, SparseScene, nearest
 from sfm_matchers.photos.masks import inside_mask, usable_pixels
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def _search(
     for index, view in enumerate(progress(scene.views, title="Longer tracks", unit="photo")):
         points, pixels = np.zeros(0, np.int64), np.zeros((0, 2))
         if view.name not in missing:
-            candidates = scene.unseen_candidates(index, BORDER * sample_spacing(view))
+            candidates = scene.unseen_candidates(index, BORDER * sample_spacing(view.size))
             sightings = locate(scene, index, candidates, photos, missing)
             points, pixels = accepted(scene, index, sightings)
             usable = usable_pixels(photos.folder, view.name, mask_dir, view.size)
@@ -169,7 +169,7 @@ def accepted(scene: SparseScene, target: int, sightings: Sightings) -> tuple[Int
         Points (A,), ascending, and where they are (A, 2): the mean of what was found.
     """
     view = scene.views[target]
-    scale = sample_spacing(view)
+    scale = sample_spacing(view.size)
     good = (
         sightings.succeeded
         & (sightings.correlation > MIN_CORRELATION)
@@ -215,7 +215,7 @@ def _add(
         if len(keypoints) and len(points):
             near, apart = nearest(keypoints, pixels, 1)
             indices, distances = near[:, 0], apart[:, 0]
-        radius = SAME_KEYPOINT * sample_spacing(view)
+        radius = SAME_KEYPOINT * sample_spacing(view.size)
         for row in np.argsort(distances):
             point_id, index = int(scene.point_ids[points[row]]), int(indices[row])
             if distances[row] < radius and (owners[index] >= 0 or index in taken):
@@ -234,9 +234,9 @@ def _add(
 def _keypoints(image: pycolmap.Image) -> tuple[FloatArray, IntArray]:
     """Return keypoints (N, 2) and the ids of their points (N,), -1 where there is none."""
     keypoints = np.array([each.xy for each in image.points2D]).reshape(-1, 2) - 0.5
-    owners = np.array(
-        [each.point3D_id if each.has_point3D() else -1 for each in image.points2D], np.int64
-    )
+    owners = np.full(len(keypoints), -1, np.int64)
+    observed = [each.point3D_id for each in image.get_observation_points2D()]
+    owners[image.get_observation_point2D_idxs()] = observed
     return keypoints, owners
 
 
@@ -245,10 +245,10 @@ def join_points(model: pycolmap.Reconstruction, pairs: Iterable[tuple[int, int]]
 
     Where both are seen in one image, at one place, one of the two observations is dropped.
     """
-    views = {
-        i: View(i, image.name, model.cameras[image.camera_id], image.cam_from_world().matrix())
-        for i, image in ((i, model.images[i]) for i in model.reg_image_ids())
-    }
+    bounds = {}
+    for image_id in model.reg_image_ids():
+        camera = model.cameras[model.images[image_id].camera_id]
+        bounds[image_id] = MAX_JOINED_ERROR * sample_spacing((camera.width, camera.height))
     became: dict[int, int] = {}
     joined = 0
 
@@ -261,7 +261,7 @@ def join_points(model: pycolmap.Reconstruction, pairs: Iterable[tuple[int, int]]
         first, second = current(first), current(second)
         if first == second:
             continue
-        new = _join(model, views, first, second)
+        new = _join(model, bounds, first, second)
         if new is not None:
             became[first] = became[second] = new
             joined += 1
@@ -269,19 +269,27 @@ def join_points(model: pycolmap.Reconstruction, pairs: Iterable[tuple[int, int]]
 
 
 def _join(
-    model: pycolmap.Reconstruction, views: dict[int, View], first: int, second: int
+    model: pycolmap.Reconstruction, bounds: Mapping[int, float], first: int, second: int
 ) -> int | None:
-    """Join two points if their mean fits all observations; return the id of the new point."""
+    """Join two points if their mean fits all observations; return the id of the new point.
+
+    Args:
+        model: it is changed.
+        bounds: image id -> largest error of an observation, pixels.
+        first, second: ids of the points.
+    """
     points = sorted((model.points3D[i] for i in (first, second)), key=lambda p: -p.track.length())
     lengths = [point.track.length() for point in points]
     middle = np.average([point.xyz for point in points], axis=0, weights=lengths)
     kept: dict[int, int] = {}
     for point in points:
         for element in point.track.elements:
-            view = views[element.image_id]
-            xy = model.images[element.image_id].points2D[element.point2D_idx].xy
-            error = np.linalg.norm(view.project(middle[None])[0] + 0.5 - xy)
-            if not error < MAX_JOINED_ERROR * sample_spacing(view):
+            image = model.images[element.image_id]
+            projected = image.project_point(middle)
+            if projected is None:
+                return None
+            off = projected - image.point2D(element.point2D_idx).xy
+            if np.hypot(*off) >= bounds[element.image_id]:
                 return None
             kept.setdefault(element.image_id, element.point2D_idx)
     color = points[0].color.copy()  # the points are gone then
