@@ -39,7 +39,7 @@ MIN_KEYPOINTS = 30  # that match points; of fewer the share tells nothing
 MAX_PHOTOS = 1 / 3  # of a model; where more are denied, nothing says which part of it is right
 MIN_GAIN = 1.1  # keypoints explained at the new place over those at the old one
 # Of another focal length: keypoints explained over those with the shared one, and of all.
-MIN_FOCAL_GAIN, MIN_OWN_SHARE = 1.3, 0.7
+MIN_FOCAL_GAIN, MIN_OWN_SHARE = 1.15, 0.7
 NO_POINTS = np.zeros(0, np.int64)
 
 

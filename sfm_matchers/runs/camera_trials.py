@@ -120,6 +120,11 @@ def _parted(before: Sequence[Sequence[str]], after: Sequence[Sequence[str]]) -> 
     return parted
 
 
+def _partition(groups: Sequence[Sequence[str]]) -> set[frozenset[str]]:
+    """Groups of photos, in whatever order."""
+    return {frozenset(group) for group in groups}
+
+
 def _can_be(model: pycolmap.Reconstruction) -> bool:
     """True if all its cameras can exist: where cameras only turn, all fit."""
     return not any(impossibility(c) or improbability(c) for c in model.cameras.values())
@@ -231,13 +236,13 @@ class _CameraTrials:
                 database = self.build.job.workspace.database
                 resected = own_focal_lengths(models[0], database, self.shared)
             groups = regrouped(self.first_groups, {**own.focal_lengths, **resected})
-            if not own.contradicts and len(groups) == len(cameras.groups):
+            if not own.contradicts and _partition(groups) == _partition(cameras.groups):
                 break
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
             # one, they hardly fit anything, so that the median error tells nothing: what is right
             # explains more.
             limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
-            is_more_asked = not own.contradicts and len(groups) > len(cameras.groups)
+            is_more_asked = not own.contradicts and len(groups) >= len(cameras.groups)
             parted = _parted(cameras.groups, groups) if is_more_asked else set()
             others = self._regrouped(cameras, groups, models, limit, _num_photos(models), parted)
             if others is None:
