@@ -19,7 +19,6 @@ from sfm_matchers.mapping.sparse_scene import BoolArray, FloatArray, IntArray, S
 from sfm_matchers.matchers.least_squares_matching import CHUNK, RADIUS, align_patches, blurred
 from sfm_matchers.photos.images import read_image
 
-NUM_REFERENCES = 2  # photos that observe a point from which it is looked for in another
 MAX_ANGLE = 50.0  # degrees between the rays of the two photos
 MAX_ZOOM = 2.5  # of the one photo against the other
 ZOOM_COUNTS = 15.0  # degrees that twice the scale counts for, where a reference is chosen
@@ -35,7 +34,7 @@ BORDER = 2 * RADIUS  # samples
 
 
 class Sightings(NamedTuple):
-    """What was found in one photo for M pairs of a point and a reference.
+    """What was found in one photo of M points.
 
     Attributes:
         point: (M,) indices of points of the scene.
@@ -125,10 +124,11 @@ def sample_spacing(size: tuple[int, int]) -> float:
 def choose_references(
     scene: SparseScene, target: int, candidates: IntArray, absent: BoolArray
 ) -> tuple[IntArray, IntArray]:
-    """Choose sightings from which each candidate is looked for in a view, not of absent views (V,).
+    """Choose the sighting from which each candidate is looked for in a view, not of absent views
+    (V,): the one of the most similar angle and scale.
 
     Returns:
-        Candidates (M,), each up to `NUM_REFERENCES` times, and the sighting (M,) of each.
+        Candidates (M,) that have one, ascending, and the sightings (M,).
     """
     counts = scene.starts[candidates + 1] - scene.starts[candidates]
     point = np.repeat(candidates, counts)
@@ -147,8 +147,8 @@ def choose_references(
     point, sighting = point[usable], sighting[usable]
     order = np.lexsort(((angles + ZOOM_COUNTS * np.abs(zooms))[usable], point))
     point, sighting = point[order], sighting[order]
-    rank = np.arange(len(point)) - np.searchsorted(point, point)
-    return point[rank < NUM_REFERENCES], sighting[rank < NUM_REFERENCES]
+    chosen, first = np.unique(point, return_index=True)
+    return chosen, sighting[first]
 
 
 def carry_over(
@@ -188,7 +188,7 @@ def locate(
     photos: Photos,
     missing: Collection[str] = (),
 ) -> Sightings:
-    """Look for points in a view, each from up to `NUM_REFERENCES` of the photos that observe it.
+    """Look for points in a view, each from one of the photos that observe it.
 
     Args:
         scene: what is known.

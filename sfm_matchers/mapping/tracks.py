@@ -29,11 +29,9 @@ logger = logging.getLogger(__name__)
 
 # In pixels of photos up to `patch_location.SHARP_SIDE`, more in larger ones.
 MAX_SHIFT = 2.0  # of what is found from the projection of the point
-MAX_DISAGREEMENT = 0.7  # between what is found from two photos
 SAME_KEYPOINT = 1.0  # distance up to which a keypoint that is there is taken
 
-MIN_CORRELATION = 0.8  # of the patches
-MIN_CORRELATION_ALONE = 0.9  # where only one photo tells
+MIN_CORRELATION = 0.9  # of the patches
 MAX_DEVIATION = 0.15  # as `Sightings.deviation`; less exact ones draw cameras off
 MAX_JOINED_ERROR = 2.0  # pixels, of any observation of two points that are joined
 BUDGET = 1 << 30  # bytes for decoded photos, at most a quarter of what is free
@@ -162,35 +160,22 @@ def _search(
 def accepted(scene: SparseScene, target: int, sightings: Sightings) -> tuple[IntArray, FloatArray]:
     """Decide which points were found in a view.
 
-    Patches must look alike, lie near the projection of the point, and have texture; what is found
-    from two photos must agree, what is found from one must look very much alike.
+    Patches must look very much alike, lie near the projection of the point, and have texture.
 
     Returns:
-        Points (A,), ascending, and where they are (A, 2): the mean of what was found.
+        Points (A,), ascending, and where they are (A, 2).
     """
     view = scene.views[target]
     scale = sample_spacing(view.size)
-    good = (
+    shift = np.linalg.norm(sightings.pixel - view.project(scene.points[sightings.point]), axis=1)
+    good = np.flatnonzero(
         sightings.succeeded
         & (sightings.correlation > MIN_CORRELATION)
         & (sightings.deviation < MAX_DEVIATION * scale)
+        & (shift < MAX_SHIFT * scale)
     )
-    order = np.flatnonzero(good)[np.argsort(sightings.point[good], kind="stable")]
-    points, first, counts = np.unique(sightings.point[order], return_index=True, return_counts=True)
-    pixels, correlation = sightings.pixel[order], sightings.correlation[order]
-    if not len(points):
-        return points, np.zeros((0, 2))
-    means = np.add.reduceat(pixels, first) / counts[:, None]
-    spread = np.linalg.norm(pixels - np.repeat(means, counts, 0), axis=1)
-    disagreement = 2 * np.maximum.reduceat(spread, first)
-    agree = np.where(
-        counts > 1,
-        disagreement < MAX_DISAGREEMENT * scale,
-        np.maximum.reduceat(correlation, first) > MIN_CORRELATION_ALONE,
-    )
-    shift = np.linalg.norm(means - view.project(scene.points[points]), axis=1)
-    agree &= shift < MAX_SHIFT * scale
-    return points[agree], means[agree]
+    good = good[np.argsort(sightings.point[good])]
+    return sightings.point[good], sightings.pixel[good]
 
 
 def _add(
