@@ -102,7 +102,7 @@ def reconstruct(
                     for model in models
                 ]
         shutil.rmtree(work_dir)
-        ordered = _largest_first(model for model in models if model.num_points3D())
+        ordered = _largest_first(models)
         for index, model in enumerate(ordered):
             _color_points_of_undecoded(model, image_dir)
             write_model(model, temporary / str(index))
@@ -110,7 +110,10 @@ def reconstruct(
 
 
 def _largest_first(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
-    return sorted(models, key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+    """Order the models that have points; the adjustments may have left further ones too small."""
+    found = [model for model in models if model.num_points3D()]
+    found.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+    return found[:1] + [model for model in found[1:] if model.num_reg_images() >= MIN_MODEL_SIZE]
 
 
 @contextlib.contextmanager

@@ -131,4 +131,5 @@ def test_one_zoomed_photo_of_many_is_told_apart(tmp_path: Path) -> None:
     options = SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True)
     result = run(options)
     assert center_error(result.models[0], centers) < 0.005
+    assert all(model.num_reg_images() > 2 for model in result.models)  # one was of two
     assert "of focal lengths 250 px (11), 50" in result.summary["settings"]["cameras"]
