@@ -39,7 +39,6 @@ LOOKED_AT_SIZE = 1024  # pixels of the longer side
 
 # A homography is that of a camera that only turns if it becomes a rotation up to so much.
 NEARLY_A_ROTATION = 0.03
-LITTLE_PARALLAX = 2.0  # degrees
 ONLY_TURNED = "the camera only turned"
 
 
@@ -221,16 +220,46 @@ def _why_no_pose(most: int) -> str:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """Why there is no model.
+
+    Attributes:
+        what: in some words.
+        remedy: what to do; "" where it is matches that lack, which the run's options may bring.
+    """
+
+    what: str
+    remedy: str = ""
+
+
+NO_KEYPOINTS = Cause("too few keypoints")
+FEW_MATCHES = Cause("too few matches")
+UNEXPLAINED = Cause(
+    "no geometry explains the matches", "are the photos of one place, and --camera_model theirs?"
+)
+FEW_VERIFIED = Cause("too few verified matches")
+TURNED = Cause(ONLY_TURNED, "walk sideways between photos instead of turning on the spot")
+FLAT = Cause(
+    "all matches lie in one plane",
+    "photograph something beside it too, or give known intrinsics (--camera_params)",
+)
+NEAR = Cause("too little parallax", "walk further between photos")
+INTRINSICS = Cause("the intrinsics may be wrong", "give --camera_model or --camera_params")
+
+
+@dataclass(frozen=True)
 class Explanation:
-    """What keeps a run from a model of all its photos; both are empty where nothing does.
+    """What keeps a run from a model of all its photos; all is empty where nothing does.
 
     Attributes:
         reason: why there is no model, or why photos are not in it, in one line.
         details: lines about photos and groups of them.
+        cause: of there being no model; None if there is one.
     """
 
     reason: str = ""
     details: tuple[str, ...] = ()
+    cause: Cause | None = None
 
 
 def explain(
@@ -256,7 +285,10 @@ def explain(
     groups = graph.groups()
     details = [*_about_poor_photos(graph, faults), *_about_groups(graph, groups, faults)]
     if not models:
-        return Explanation(f"no model: {_why_no_model(graph, faults, hint)}", tuple(details))
+        why, cause = _why_no_model(graph, faults)
+        if hint and cause is not NO_KEYPOINTS:
+            why, cause = f"{why}; {hint}", Cause(cause.what, hint)
+        return Explanation(f"no model: {why}", tuple(details), cause)
     reason = (
         f"{len(missing)} of {len(graph.names)} photos are not in the model: "
         f"{_weakest_link(graph, registered, models, hint)}"
@@ -323,37 +355,36 @@ def _why_apart(graph: MatchGraph, first: set[str], second: set[str]) -> str:
     )
 
 
-def _why_no_model(graph: MatchGraph, faults: Mapping[str, str], hint: str) -> str:
+def _why_no_model(graph: MatchGraph, faults: Mapping[str, str]) -> tuple[str, Cause]:
     unverified = "no two photos have enough verified matches"
-    hint = f"; {hint}" if hint else ""
     if len(graph.names) - len(faults) < 2:
         kinds = [
             kind for kind, _ in Counter(fault for fault in faults.values() if fault).most_common(3)
         ]
         seen = f" ({', '.join(kinds)})" if kinds else ""
-        return f"{unverified}: {len(faults)} of {len(graph.names)} photos have no keypoints{seen}"
+        why = f"{len(faults)} of {len(graph.names)} photos have no keypoints{seen}"
+        return f"{unverified}: {why}", NO_KEYPOINTS
     needed = pycolmap.TwoViewGeometryOptions().min_num_inliers
     most = int(graph.matches.max(initial=0))
-    if not graph.verified.any():
-        if most < needed:
-            return (
-                f"{unverified}: no pair has more than {count(most, 'match', 'matches')} before "
-                f"verification, {needed} are needed: the photos matched do not overlap, or need "
-                f"another matcher (--matcher){hint}"
-            )
-        first, second = graph.edges[int(graph.matches.argmax())]
+    if graph.verified.any():
+        why, cause = _why_no_start(graph)
+        start = "no pair of photos with verified matches was good enough to start from"
+        return f"{start}: {why}", cause
+    if most < needed:
         return (
-            f"{unverified}: the best pair, {graph.names[first]} and {graph.names[second]}, has "
-            f"{most} matches, but no two-view geometry explains enough of them: photos of "
-            f"different places, or another camera model than the photos' (--camera_model){hint}"
-        )
+            f"{unverified}: no pair has more than {count(most, 'match', 'matches')} before "
+            f"verification, {needed} are needed: the photos matched do not overlap, or need "
+            "another matcher (--matcher)"
+        ), FEW_MATCHES
+    first, second = graph.edges[int(graph.matches.argmax())]
     return (
-        "no pair of photos with verified matches was good enough to start from: "
-        f"{_why_no_start(graph)}{hint}"
-    )
+        f"{unverified}: the best pair, {graph.names[first]} and {graph.names[second]}, has "
+        f"{most} matches, but no two-view geometry explains enough of them: "
+        f"{UNEXPLAINED.remedy}"
+    ), UNEXPLAINED
 
 
-def _why_no_start(graph: MatchGraph) -> str:
+def _why_no_start(graph: MatchGraph) -> tuple[str, Cause]:
     """What is wrong with the strongest verified pairs as the first two photos of a model."""
     wanted = pycolmap.IncrementalMapperOptions().init_min_num_inliers
     needed = wanted // 2  # where the mapper gives up
@@ -363,40 +394,44 @@ def _why_no_start(graph: MatchGraph) -> str:
         "photos with more overlap, or another --matcher, may help"
     )
     if most < needed:
-        return too_few
+        return too_few, FEW_VERIFIED
     strongest = np.argsort(graph.verified)[::-1][:MAX_LOOKED_AT]
     strongest = strongest[graph.verified[strongest] >= needed]
+    kinds, angles = _kinds_of_pairs(graph, strongest)
+    kind, number = Counter(kinds).most_common(1)[0]
+    of = f"in {number} of the {len(kinds)} strongest pairs"
+    if kind == "rotation" and number > len(kinds) / 2:
+        return f"{of} {TURNED.what}: {TURNED.remedy}", TURNED
+    if kind == "plane" and number > len(kinds) / 2:
+        return f"{of} {FLAT.what}: {FLAT.remedy}", FLAT
+    best = max((angle for angle in angles if np.isfinite(angle)), default=0.0)
+    enough = pycolmap.IncrementalMapperOptions().init_min_tri_angle
+    if best < enough:
+        return (
+            f"{NEAR.what}, at most {best:.1f} degrees between two rays to a point, "
+            f"{enough:.0f} are wanted: {NEAR.remedy}"
+        ), NEAR
+    if most < wanted:
+        return too_few, FEW_VERIFIED
+    return (
+        f"the strongest pair has {most} verified matches and the parallax is {best:.0f} degrees, "
+        f"so {INTRINSICS.what}: {INTRINSICS.remedy}"
+    ), INTRINSICS
+
+
+def _kinds_of_pairs(graph: MatchGraph, pairs: np.ndarray) -> tuple[list[str], list[float]]:
+    """Return `_kind_of_pair` of some rows of the graph's edges."""
     kinds, angles = [], []
     with pycolmap.Database.open(str(graph.database_path)) as database:
         cameras = {image.image_id: image.camera_id for image in database.read_all_images()}
-        for row0, row1 in graph.edges[strongest].tolist():
+        for row0, row1 in graph.edges[pairs].tolist():
             ids = graph.image_ids[graph.names[row0]], graph.image_ids[graph.names[row1]]
             both = tuple(database.read_camera(cameras[image_id]) for image_id in ids)
             points = tuple(database.read_keypoints(image_id)[:, :2] for image_id in ids)
             kind, angle = _kind_of_pair(both, points, database.read_two_view_geometry(*ids))
             kinds.append(kind)
             angles.append(angle)
-    kind, number = Counter(kinds).most_common(1)[0]
-    of = f"in {number} of the {len(kinds)} strongest pairs"
-    if kind == "rotation" and number > len(kinds) / 2:
-        return f"{of} {ONLY_TURNED}: walk sideways between photos, too little parallax"
-    if kind == "plane" and number > len(kinds) / 2:
-        return (
-            f"{of} all matches lie in one plane: photograph something beside it too, or give "
-            "known intrinsics (--camera_params)"
-        )
-    best = max((angle for angle in angles if np.isfinite(angle)), default=0.0)
-    if best < LITTLE_PARALLAX:
-        return (
-            f"too little parallax, at most {best:.1f} degrees between two rays to a point: walk "
-            "further between photos"
-        )
-    if most < wanted:
-        return too_few
-    return (
-        f"the strongest pair has {most} verified matches and the parallax is {best:.0f} degrees, "
-        "so the intrinsics may be wrong (--camera_model, --camera_params)"
-    )
+    return kinds, angles
 
 
 def _kind_of_pair(

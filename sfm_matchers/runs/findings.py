@@ -84,8 +84,6 @@ def look_into(
     turned = photos_that_only_turned(models[0], cameras.fixed) if models else []
     if turned:
         logger.warning("%s at %s", ONLY_TURNED, listed(turned))
-    elif not models and ONLY_TURNED in explanation.reason:
-        turned = sorted(job.photos)
     is_uncertain = SAFER_CAMERAS in groups.reason
     denied = find_misplaced(models[0], database) if models else {}
     verdict = judge_model(
@@ -101,6 +99,7 @@ def look_into(
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain)
         or _about_misplaced(denied),
         turned=turned,
+        cause=explanation.cause,
     )
     match_graph = describe_match_graph(job.workspace, models, graph)
     return Findings(faults, explanation, verdict, match_graph)

@@ -13,7 +13,7 @@ import pycolmap
 from sfm_matchers.errors import listed
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.poses import LocalizedQuery, Status
-from sfm_matchers.mapping.diagnosis import ONLY_TURNED, count
+from sfm_matchers.mapping.diagnosis import TURNED, Cause, count
 
 Level = Literal["good", "fair", "poor"]
 
@@ -21,7 +21,6 @@ Level = Literal["good", "fair", "poor"]
 GOOD, POOR = 0.95, 0.6
 LARGE_ERROR = 2.0  # pixels, of the mean reprojection error
 MIN_PHOTOS = 3  # two that match make no model worth the name
-WALK = "walk sideways between photos instead of turning on the spot"
 
 # What finds more where a matcher fails, the cheaper first.
 STRONGER = {
@@ -62,6 +61,7 @@ def judge_model(
     faults: Mapping[str, str] | None = None,
     doubt: str = "",
     turned: Collection[str] = (),
+    cause: Cause | None = None,
 ) -> Verdict:
     """Judge the models of a run.
 
@@ -73,8 +73,8 @@ def judge_model(
         device: the run's.
         faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
         doubt: why the model may be wrong although it has the photos; "" if nothing says so.
-        turned: photos of the first model that have no parallax, from `turning`; all of them where
-            there is no model for this reason.
+        turned: photos of the first model that have no parallax, from `turning`.
+        cause: of there being no model, from `diagnosis.explain`.
     """
     faults = faults or {}
     total = len(names)
@@ -84,19 +84,19 @@ def judge_model(
     if found >= total:
         what = f"all {total} photos are in the model"
     elif not models:
-        what = f"no model of {count(total, 'photo')}"
+        what = f"no model of {count(total, 'photo')}" + (f": {cause.what}" if cause else "")
     else:
         what = f"only {found} of {total} photos are in the model"
         if others := sum(model.num_reg_images() for model in models[1:]):
             what += f", {others} in further ones"
-    advice = _advice(names, pairs, matcher, device) if missing > 0 else ""
+    advice = ""
+    if missing > 0:
+        advice = (cause.remedy if cause else "") or _advice(names, pairs, matcher, device)
     if faults:
         advice = "; ".join(filter(None, [_about_faults(faults), advice]))
-    if turned and not models:
-        return Verdict("poor", f"{what}, as {ONLY_TURNED}: {WALK}")
     if turned and len(turned) >= found:
-        nothing = "so that its places and all depths mean nothing"
-        return Verdict("poor", f"{what}, but {ONLY_TURNED} between them, {nothing}: {WALK}")
+        nothing = "between them, so that its places and all depths mean nothing"
+        return Verdict("poor", f"{what}, but {TURNED.what} {nothing}: {TURNED.remedy}")
     if not models or found < POOR * total or (found < MIN_PHOTOS < total):
         return Verdict("poor", f"{what}; {advice}" if advice else what)
     error = models[0].compute_mean_reprojection_error()

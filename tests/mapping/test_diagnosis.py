@@ -134,6 +134,32 @@ def test_a_camera_that_only_turns(tmp_path: Path, exif: bool) -> None:
     result = run(options)
     assert not result.models
     assert "the camera only turned" in reason_of(result)
+    assert result.verdict.text.startswith("no model of 4 photos: the camera only turned; walk")
+
+
+def test_two_photos_from_nearly_one_place(tmp_path: Path) -> None:
+    scene = make_scene(3, kind="room", texture_size=384)
+    first = np.asarray(camera_path(scene, 6, 1)[2])
+    for index in range(2):
+        pose = first.copy()
+        pose[0, 3] += 0.6 * index
+        write(tmp_path / "images" / f"{index}.png", render(scene, CAMERA, pose).image[..., ::-1])
+    params = f"{CAMERA.fx},160,120"
+    options = SfmOptions(
+        tmp_path / "images",
+        tmp_path / "out",
+        "sift",
+        camera_model="SIMPLE_PINHOLE",
+        camera_params=params,
+    )
+    result = run(options)
+    assert not result.models
+    reason = reason_of(result)
+    assert "too little parallax, at most " in reason
+    assert reason.endswith("walk further between photos")
+    assert result.verdict.text == (
+        "no model of 2 photos: too little parallax; walk further between photos"
+    )
 
 
 def test_one_flat_surface_is_not_taken_for_a_turn() -> None:

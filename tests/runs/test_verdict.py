@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sfm_matchers.localization.poses import LocalizedQuery, Status
+from sfm_matchers.mapping.diagnosis import FEW_VERIFIED, NEAR, TURNED
 from sfm_matchers.runs import verdict
 from sfm_matchers.runs.verdict import judge_localization, judge_model
 
@@ -75,6 +76,16 @@ def test_no_model_is_poor() -> None:
     )
 
 
+def test_no_model_is_for_the_cause_that_was_found() -> None:
+    assert judge(cause=FEW_VERIFIED).text == (
+        "no model of 13 photos: too few verified matches; try --matcher jamma, about 12 minutes "
+        "here, or photos between those that match"
+    )
+    assert judge(cause=NEAR).text == f"no model of 13 photos: {NEAR.what}; {NEAR.remedy}"
+    found = judge(cause=NEAR, faults={"00.jpg": "dark"})
+    assert found.text.endswith(f"(dark): take them again; {NEAR.remedy}")
+
+
 def test_photos_at_fault_are_no_fault_of_the_matcher() -> None:
     found = judge(Model(11), faults={"00.jpg": "dark", "01.jpg": ""})
     assert found.level == "fair"
@@ -98,8 +109,8 @@ def test_a_camera_that_only_turned_is_poor_whatever_its_errors() -> None:
         "places and all depths mean nothing: walk sideways between photos instead of turning on "
         "the spot"
     )
-    assert judge(turned=NAMES).text == (
-        "no model of 13 photos, as the camera only turned: walk sideways between photos instead of "
+    assert judge(cause=TURNED).text == (
+        "no model of 13 photos: the camera only turned; walk sideways between photos instead of "
         "turning on the spot"
     )
     found = judge(Model(13, 0.14), turned=["05.jpg"], doubt="its cameras are uncertain")
