@@ -71,6 +71,17 @@ def set_up_log(*, quiet: bool = False, verbose: bool = False, times: bool = Fals
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
+def say(text: str) -> None:
+    """Print what came out of a command whose product is files; with ``--quiet`` they must do."""
+    if not is_quiet():
+        print(text)
+
+
+def is_quiet() -> bool:
+    """Return whether nothing but warnings is to be said."""
+    return not logging.getLogger("sfm_matchers").isEnabledFor(logging.INFO)
+
+
 class _Stderr(logging.StreamHandler):
     """Writes to what is stderr at the time."""
 

@@ -2,9 +2,9 @@
 
     python -m pipelines.demo --outputs demo
 
-renders photos into OUTPUTS/photos, runs `pipelines.sfm` on them and compares the model with the
+renders photos into OUTPUTS/photos, runs `sfm-matchers sfm` on them and compares the model with the
 poses the photos were rendered from; then renders a small data set in the layout of Aachen Day-Night
-into OUTPUTS/aachen and runs `pipelines.aachen` on it.
+into OUTPUTS/aachen and runs `sfm-matchers aachen` on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.aachen import CONDITIONS
-from pipelines.command import run_command
+from pipelines.command import run_command, say
 from pipelines.localize import print_localization
 from pipelines.options import Parser, matcher_name, program
 from pipelines.sfm import print_summary
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog=program("demo"), description=__doc__)
     add = parser.add_argument
     add("--outputs", type=Path, default=Path("demo"), help="folder for all results (default: demo)")
-    add("--matcher", type=matcher_name, default="sift", help="as in pipelines.sfm (default: sift)")
+    add("--matcher", type=matcher_name, default="sift", help="as in sfm (default: sift)")
     add("--scene", default="courtyard", choices=SCENES, help="default: courtyard")
     add("--count", type=int, default=12, help="number of photos (default: 12)")
     add("--seed", type=int, default=0, help="another seed, another place (default: 0)")
@@ -51,11 +51,11 @@ def show(outputs: Path, options: Namespace) -> int:
         write_photos(photos, scene, options.count, options.seed)
     result = run(SfmOptions(photos / "images", outputs, options.matcher))
     print_summary(result)
-    print(f"picture of the model       {outputs / 'model.png'}")
+    say(f"picture of the model       {outputs / 'model.png'}")
     if not result.models:
         return 1
     errors = compare_models(result.models[0], pycolmap.Reconstruction(photos / "truth"))
-    print(f"against the exact truth    {errors.summary()}\n")
+    say(f"against the exact truth    {errors.summary()}\n")
     localize(outputs / "aachen", options.matcher, options.seed)
     return 0
 
@@ -76,8 +76,8 @@ def localize(outputs: Path, matcher: str, seed: int) -> None:
         write_aachen(dataset, scene, num_database=10, num_day=3, num_night=2, camera=camera)
     result = localize_aachen(AachenOptions(dataset, outputs, matcher, num_covis=5, num_loc=5))
     print_localization(result, CONDITIONS)
-    print("against the exact truth")
-    print(recall_table(read_poses(result.files["submission"]), read_poses(dataset / TRUTH)))
+    say("against the exact truth")
+    say(recall_table(read_poses(result.files["submission"]), read_poses(dataset / TRUTH)))
 
 
 if __name__ == "__main__":

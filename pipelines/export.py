@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import sfm_matchers
-from pipelines.command import run_guarded
+from pipelines.command import run_guarded, say
 from pipelines.options import Parser, matcher_name, program
 
 COMMANDS = ("model", "onnx")
@@ -37,7 +37,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     from sfm_matchers.exports import FORMATS
 
     add = parser.add_argument
-    add("model", type=Path, help="a COLMAP model, or the outputs of pipelines.sfm")
+    add("model", type=Path, help="a COLMAP model, or the outputs of sfm-matchers sfm")
     add("--image_dir", type=Path, help="its photos; ply alone needs none")
     add("--output", type=Path, required=True, help="the folder to write to; made if missing")
     add(
@@ -55,7 +55,7 @@ def _add_onnx(parser: argparse.ArgumentParser) -> None:
         "--matcher",
         type=matcher_name,
         required=True,
-        help="as in pipelines.sfm: jamma, eloftr, sift+mambaglue, ...",
+        help="as in sfm-matchers sfm: jamma, eloftr, sift+mambaglue, ...",
     )
     add(
         "--weights",
@@ -89,8 +89,8 @@ def export_matcher(options: argparse.Namespace) -> int:
     }
     nodes = export_onnx(graph, options.output, metadata)
     size, seconds = options.output.stat().st_size / 1e6, time.monotonic() - start
-    print(f"{options.output}: {size:.1f} MB, {nodes} nodes, in {seconds:.0f} s")
-    print(graph.description)
+    say(f"{options.output}: {size:.1f} MB, {nodes} nodes, in {seconds:.0f} s")
+    say(graph.description)
     return 0
 
 
@@ -104,7 +104,7 @@ def export_reconstruction(options: argparse.Namespace) -> int:
         exports = export_model(options.model, options.image_dir, options.output, formats)
     width = max((len(export.format) for export in exports), default=0)
     for export in exports:
-        print(f"{export.format:<{width}}  {export.described()}")
+        say(f"{export.format:<{width}}  {export.described()}")
     return 0 if all(export.path for export in exports) else 1
 
 

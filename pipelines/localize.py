@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.command import run_command
+from pipelines.command import run_command, say
 from pipelines.options import (
     Parser,
     add_map_options,
@@ -45,7 +45,7 @@ def build_parser() -> Parser:
         "--map",
         type=Path,
         required=True,
-        help="folder of a COLMAP model, or above its sparse/0; or a map of pipelines.map, which "
+        help="folder of a COLMAP model, or above its sparse/0; or a map of sfm-matchers map, which "
         "has its matcher and needs no --map_images",
     )
     add("--map_images", type=Path, help="folder its names are relative to")
@@ -118,13 +118,13 @@ def print_localization(
         inliers = ""
         if posed:
             inliers = f"; median inliers {statistics.median(r.num_inliers for r in posed):.0f}"
-        print(f"{condition}: {len(chosen)}, of which {counts}{inliers}")
+        say(f"{condition}: {len(chosen)}, of which {counts}{inliers}")
     for line in intrinsics_by_source(result.queries):
-        print(f"intrinsics: {line}")
+        say(f"intrinsics: {line}")
     for name, path in result.files.items():
-        print(f"{name}: {path}")
+        say(f"{name}: {path}")
     seconds = ", ".join(f"{name} {value:.1f}" for name, value in result.seconds.items())
-    print(f"seconds: {seconds}")
+    say(f"seconds: {seconds}")
 
 
 def print_with_verdict(
@@ -133,7 +133,7 @@ def print_with_verdict(
 ) -> int:
     """Print what `print_localization` does, and the verdict last; return 0."""
     print_localization(result, conditions)
-    print(f"verdict: {result.verdict.text}")
+    say(f"verdict: {result.verdict.text}")
     return 0
 
 

@@ -4,7 +4,7 @@
     python -m pipelines.map check MAP
     python -m pipelines.localize --map MAP --queries NEW_PHOTOS --outputs OUT
 
-OUT is of `pipelines.sfm`, whose features are taken where it had the same matcher; MODEL is any
+OUT is of `sfm-matchers sfm`, whose features are taken where it had the same matcher; MODEL is any
 COLMAP model.
 """
 
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.command import run_command, run_guarded
+from pipelines.command import run_command, run_guarded, say
 from pipelines.options import Parser, add_matching_options, program, take_defaults
 
 
@@ -26,7 +26,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | check")
     building = commands.add_parser("build", help="make a map, or complete one")
     add = building.add_argument
-    add("model", type=Path, metavar="OUT_OR_MODEL", help="outputs of pipelines.sfm, or a model")
+    add("model", type=Path, metavar="OUT_OR_MODEL", help="outputs of sfm-matchers sfm, or a model")
     add("--images", type=Path, required=True, help="folder its names are relative to")
     add("--output", type=Path, required=True, metavar="MAP", help="folder of the map")
     add(
@@ -34,7 +34,7 @@ def build_parser() -> Parser:
         type=int,
         help="photos of the map that each is matched with (default: %(default)s)",
     )
-    add("--mask_dir", type=Path, help="the masks that pipelines.sfm was given")
+    add("--mask_dir", type=Path, help="the masks that sfm-matchers sfm was given")
     add_matching_options(add)
     take_defaults(building, MapOptions)
     checking = commands.add_parser("check", help="look whether a map was copied as a whole")
@@ -55,7 +55,7 @@ def _check(path: Path) -> int:
 
     settings = read_settings(path)
     check(path, settings)
-    print(f"{path}: complete, {len(settings.files)} files")
+    say(f"{path}: complete, {len(settings.files)} files")
     return 0
 
 
@@ -65,11 +65,11 @@ def _build(given: dict[str, object]) -> int:
 
     settings = build(MapOptions(**given))  # type: ignore[arg-type]
     megabytes = sum(file["bytes"] for file in settings.files.values()) / 1e6
-    print(f"map: {given['output']} ({megabytes:.1f} MB)")
-    print(f"photos: {settings.num_photos}")
-    print(f"points: {settings.num_points}")
-    print(f"matcher: {settings.matcher}")
-    print(f"memory: {peak_memory():.2f} GB at most")
+    say(f"map: {given['output']} ({megabytes:.1f} MB)")
+    say(f"photos: {settings.num_photos}")
+    say(f"points: {settings.num_points}")
+    say(f"matcher: {settings.matcher}")
+    say(f"memory: {peak_memory():.2f} GB at most")
     return 0
 
 

@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         )
         common, absent = self.add_argument_group("of every command"), argparse.SUPPRESS
         for name, text in (
-            ("quiet", "say nothing but warnings"),
+            ("quiet", "say nothing but warnings: what came out is in the files"),
             ("verbose", "say more, COLMAP's log too"),
         ):
             common.add_argument(f"--{name}", action="store_true", default=absent, help=text)

@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.command import run_guarded
+from pipelines.command import run_guarded, say
 from pipelines.options import Parser, program
 
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 licence=given.licence,
                 note=given.note,
             )
-        print(f"{given.output}: {given.output.stat().st_size / 1e6:.1f} MB")
+        say(f"{given.output}: {given.output.stat().st_size / 1e6:.1f} MB")
         return 0
 
     return run_guarded(job)

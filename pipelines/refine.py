@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.command import run_guarded
+from pipelines.command import run_guarded, say
 from pipelines.options import Parser, program
 from sfm_matchers.errors import InputError
 
@@ -26,7 +26,7 @@ def build_parser() -> Parser:
     add("--model", type=Path, required=True, help="folder of a COLMAP model")
     add("--image_dir", type=Path, required=True, help="its photos")
     add("--output", type=Path, required=True, help="folder for the new model; made if missing")
-    add("--mask_dir", type=Path, help="masks as in pipelines.sfm: nothing is added on black pixels")
+    add("--mask_dir", type=Path, help="masks as in sfm: nothing is added on black pixels")
     add("--rounds", type=int, default=1, help="how often points are looked for (default: 1)")
     add("--fixed_intrinsics", action="store_true", help="keep the cameras' intrinsics")
     return parser
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             fixed_cameras=list(model.cameras) if options.fixed_intrinsics else (),
         )
         write_model(model, options.output)
-        print(f"{options.output}: {done}, in {done.seconds:.0f} s")
+        say(f"{options.output}: {done}, in {done.seconds:.0f} s")
         return 0
 
     return run_guarded(job)

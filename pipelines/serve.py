@@ -1,4 +1,4 @@
-"""Serve a map of `pipelines.map`: photos are uploaded, poses come back as JSON.
+"""Serve a map of `sfm-matchers map`: photos are uploaded, poses come back as JSON.
 
     python -m pipelines.serve MAP
     curl -F image=@new.jpg http://127.0.0.1:8000/localize
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command import run_guarded
+from pipelines.command import is_quiet, run_guarded, say
 from pipelines.options import Parser, add_device_option, program
 from sfm_matchers.errors import InputError, MissingExtraError
 
@@ -99,13 +99,13 @@ def _say_opened(path: Path, localizer: Localizer, seconds: float) -> None:
     from sfm_matchers.machine.memory import peak_memory
 
     settings, memory = localizer.settings, peak_memory()
-    print(
+    say(
         f"{path}: {settings.num_photos} photos, {settings.num_points} points, opened in "
         f"{seconds:.1f} s; {memory:.2f} GB of memory, up to "
         f"{memory + localizer.most_cached_bytes / (1 << 30):.2f} GB with the features of "
-        "photos that queries need",
-        flush=True,
+        "photos that queries need"
     )
+    sys.stdout.flush()  # it is waited for
 
 
 def _server(app: Any, host: str, port: int) -> uvicorn.Server:
@@ -117,7 +117,7 @@ def _server(app: Any, host: str, port: int) -> uvicorn.Server:
         host=host,
         port=port,
         limit_concurrency=MAX_WAITING,
-        log_level="info",
+        log_level="warning" if is_quiet() else "info",
     )
 
     class Server(uvicorn.Server):

@@ -29,7 +29,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.command import run_command
+from pipelines.command import run_command, say
 from pipelines.options import Add, Parser, add_matching_options, program, take_defaults
 from sfm_matchers.choices import CAMERA_MODES, MAPPERS, POLICIES, QUALITIES
 from sfm_matchers.runs.options import AUTO_MATCHERS, MAPPED_WITH, SfmOptions
@@ -202,7 +202,7 @@ def print_summary(result: SfmResult) -> None:
     lines["report"] = result.report if result.report.exists() else "none, see above"
     lines["verdict"] = verdict  # the last line is what is read first
     width = max(map(len, lines))
-    print("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))
+    say("\n".join(f"{key:<{width}}  {value}" for key, value in lines.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         current = next(beginnings)
         if current.shard is not None:
             run_shard(current)
-            print(f"shard {current.shard} is done; after all others, run with --merge")
+            say(f"shard {current.shard} is done; after all others, run with --merge")
             return 0
         result = run(current)
         print_summary(result)

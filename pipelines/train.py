@@ -47,7 +47,7 @@ def _add_truth(add: Add) -> None:
         "--validation_pairs",
         type=Path,
         help="real pairs whose pose AUC is printed at every validation; a list as for "
-        "pipelines.evaluate",
+        "sfm-matchers evaluate",
     )
     add(
         "--validation_images",

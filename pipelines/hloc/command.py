@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command import prepare_process, run_guarded
+from pipelines.command import prepare_process, run_guarded, say
 from pipelines.hloc.signatures import add_options, keywords_of
 from pipelines.options import Parser, program
 from sfm_matchers.hloc.steps.confs import conf_table
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = function_of(given["step"])
         result = function(**keywords_of(function, given))
         for line in STEPS[given["step"]].say(result, given):
-            print(line)
+            say(line)
         return 0
 
     return run_guarded(job)

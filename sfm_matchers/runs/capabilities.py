@@ -34,11 +34,11 @@ EXTRAS = {
     "heic": ("pillow_heif", "HEIC photos, as phones take them"),
     "video": ("av", "frames of a video as photos"),
     "mamba": ("mamba_ssm", "the CUDA selective scan of mamba-ssm"),
-    "evaluation": ("poselib", "poses by PoseLib's LO-RANSAC in pipelines.evaluate"),
-    "onnx": ("onnxscript", "ONNX files by pipelines.export"),
+    "evaluation": ("poselib", "poses by PoseLib's LO-RANSAC in sfm-matchers evaluate"),
+    "onnx": ("onnxscript", "ONNX files by sfm-matchers export"),
     "superpoint": ("transformers", "SuperPoint keypoints"),
     "ray": ("ray", "matching on several machines"),
-    "serve": ("fastapi", "a map as an HTTP service, by pipelines.serve"),
+    "serve": ("fastapi", "a map as an HTTP service, by sfm-matchers serve"),
     "docs": ("mkdocs", "the documentation as a site"),
 }
 

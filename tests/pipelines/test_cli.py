@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,29 @@ def test_how_much_is_said() -> None:
     assert len([one for one in log.handlers if isinstance(one, command._Stderr)]) == 1
 
 
+def test_quiet_leaves_nothing_but_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names.txt").write_text("a.jpg\nb.jpg\n")
+    pairs = ["hloc", "pairs_from_exhaustive", "--image_list", str(tmp_path / "names.txt")]
+    pairs += ["--output", str(tmp_path / "pairs.txt")]
+    assert cli.main([*pairs, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert (tmp_path / "pairs.txt").read_text().split() == ["a.jpg", "b.jpg"]
+    assert cli.main(pairs) == 0
+    assert capsys.readouterr().out == f"1 pairs: {tmp_path / 'pairs.txt'}\n"
+
+
+def test_commands_whose_product_is_files_ask_whether_to_print() -> None:
+    folder = Path(cli.__file__).parent
+    printing = {
+        path.stem
+        for path in folder.rglob("*.py")
+        if re.search(r"\bprint\(", path.read_text(encoding="utf-8"))
+    }
+    assert printing == {"cli", "options", "command", "doctor", "evaluate"}
+
+
 def test_the_log_of_others_is_not_touched(capsys: pytest.CaptureFixture[str]) -> None:
     before = list(logging.getLogger().handlers), logging.getLogger().level
     set_up_log()
@@ -202,6 +226,7 @@ def test_every_command_has_help_and_quiet(name: str, capsys: pytest.CaptureFixtu
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert "--quiet" in printed
+    assert "pipelines." not in printed.replace("python -m pipelines.", "")
     main = importlib.import_module(f"pipelines.{name}").main
     with pytest.raises(SystemExit) as end:
         main(["--no_such_option"])
@@ -271,13 +296,17 @@ def test_bad_input_is_status_2_everywhere(
 # log.txt ------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_a_log(tmp_path: Path) -> None:
+def test_a_run_leaves_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "photos").mkdir()
     for name in "ab":
         Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "photos" / f"{name}.png")
     (tmp_path / "photos" / "c.png").write_bytes(b"no photo")
     given = ["--images", str(tmp_path / "photos"), "--out", str(tmp_path / "out"), "--quiet"]
     assert sfm.main([*given, "--matcher", "sift"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "c.png" in said.err
+    assert "Cameras" not in said.err
     assert sfm.main([*given, "--matcher", "nothing"]) == 2
     text = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
     first, second = text.strip().split("\n\n== ") if "\n\n== " in text else text.split("== ")[1:]
