@@ -152,8 +152,6 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
     ):
         if value != default:
             raise InputError(f"{options.map} has its own retrieval: leave {name} out")
-    folder, photos = query_photos(options.queries)
-    folder = folder.resolve()
     poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )
@@ -166,16 +164,13 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
     )
     if options.matcher not in (localizer.conf.name, LocalizeOptions.matcher):
         raise InputError(f"{options.map} was built with {localizer.conf.name}: leave --matcher out")
-    workspace, prefix = Workspace(options.outputs), folder.name + "/"
+    workspace = Workspace(options.outputs)
     matching = choose_matching(replace(options, matcher=localizer.conf.name))
+    folder, photos = query_photos(options.queries)
+    known = {image.name for image in localizer.model.images.values()}
+    image_dir, prefix = names_beside(known, folder, photos)
     names = new_photos(options.queries, photos, prefix, ())
-    same = sorted({image.name for image in localizer.model.images.values()}.intersection(names))
-    if same:
-        raise InputError(
-            f"the map has photos of the names of queries, such as {same[0]}: give the queries in a "
-            "folder of another name"
-        )
-    job = start_job(matching, folder.parent, workspace, names)
+    job = start_job(matching, image_dir, workspace, names)
     cameras = given_cameras(options)
     queries = make_queries(job, names, prefix, cameras, localizer.model, options)
     readable, failed = split_readable(job, queries)
@@ -226,6 +221,30 @@ def new_photos(
     if not names:
         raise InputError(f"{queries} holds no photo that is not in the map")
     return names
+
+
+def names_beside(known: Collection[str], folder: Path, photos: Collection[str]) -> tuple[Path, str]:
+    """What names of queries are relative to, and what to put before them, in a map without photos.
+
+    It is their folder, and nothing; where the map has photos of such names, the folder above.
+
+    Args:
+        known: names of the map's photos.
+        folder: of the queries.
+        photos: their names there.
+
+    Raises:
+        InputError: the map has photos of these names too.
+    """
+    folder = folder.resolve()
+    for image_dir, prefix in ((folder, ""), (folder.parent, f"{folder.name}/")):
+        same = sorted({prefix + name for name in photos}.intersection(known))
+        if not same:
+            return image_dir, prefix
+    raise InputError(
+        f"the map has photos of the names of queries, such as {same[0]}: give the queries in a "
+        "folder of another name"
+    )
 
 
 def map_pairs(reference: pycolmap.Reconstruction, num_covis: int) -> tuple[list[Pair], str]:

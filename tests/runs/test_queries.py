@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.runs.localize import names_beside
 from sfm_matchers.runs.queries import query_photos
 
 
@@ -29,3 +30,12 @@ def test_a_folder_stands_for_its_photos_and_a_photo_for_itself(photos: Path) -> 
 def test_anything_else_is_refused(photos: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name} is no folder of photos, no photo and no video"):
         query_photos(photos / name)
+
+
+def test_queries_keep_their_names_unless_the_map_has_them(photos: Path) -> None:
+    folder, above = photos.resolve(), photos.resolve().parent
+    prefix = f"{folder.name}/"
+    assert names_beside({"c.jpg", f"{prefix}a.jpg"}, photos, ["a.jpg"]) == (folder, "")
+    assert names_beside({"a.jpg"}, photos, ["a.jpg", "b.jpg"]) == (above, prefix)
+    with pytest.raises(InputError, match=f"such as {prefix}b.jpg: give the queries in a folder"):
+        names_beside({"a.jpg", f"{prefix}b.jpg"}, photos, ["a.jpg", "b.jpg"])
