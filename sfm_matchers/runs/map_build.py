@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def build(options: MapOptions) -> MapSettings:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
+    start = time.monotonic()
     matching = choose_matching(options)
     conf = matching.conf
     if not isinstance(conf, SparseConf):
@@ -96,6 +98,8 @@ def build(options: MapOptions) -> MapSettings:
         logger.info("%s is complete, and of these inputs", output)
         return earlier
     settings = _finish(output, job, conf, source, pairs, label, reference)
+    steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in workspace.seconds.items())
+    logger.info("Built in %.1f s: %s", time.monotonic() - start, steps)
     shutil.rmtree(work)
     return settings
 
@@ -125,8 +129,11 @@ def _finish(
     """Do what is missing, and put the parts in their places, map.json last."""
     known = sorted(job.photos)
     feature_path = job.extract(conf, known)
+    logger.info("Triangulating from %d pairs of %d photos", len(pairs), len(known))
     model, _ = triangulated_map(job, reference, pairs, label)
-    index = map_folder.make_index(known, feature_path)
+    with job.workspace.timed("retrieval", always_works=True):
+        logger.info("Describing %d photos for retrieval", len(known))
+        index = map_folder.make_index(known, feature_path)
     job.check_photos_unchanged()
     (output / map_folder.ABOUT).unlink(missing_ok=True)  # no map while its parts are replaced
     write_model(model, output / map_folder.MODEL)
