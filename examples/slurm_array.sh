@@ -15,4 +15,4 @@ if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
 else
     options+=(--merge)
 fi
-python -m pipelines.sfm "${options[@]}"
+sfm-matchers sfm "${options[@]}"

@@ -224,9 +224,17 @@ def test_python_of_a_page_imports_what_there_is(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", TODAY, ids=name_of)
+def test_commands_are_those_of_the_installed_package(page: Path) -> None:
+    """That each is a module too is said once, on the pages for beginners."""
+    text = page.read_text(encoding="utf-8")
+    is_told = name_of(page) in ("README.md", "docs/index.md", "CHANGELOG.md")
+    assert text.count("python -m pipelines.") == is_told
+
+
 def test_commands_are_found() -> None:
     programs = {command.program for command in COMMANDS}
-    assert {"pipelines.sfm", "pipelines.train", "sfm-matchers", "hloc"} <= programs
+    assert {"pipelines.sfm", "sfm-matchers", "hloc"} <= programs
     assert sum(command.whole for command in COMMANDS) > 10
 
 
