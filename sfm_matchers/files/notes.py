@@ -1,7 +1,7 @@
 """What a run notes for the next one: JSON with a checksum.
 
-A damaged note is one that never was: what it told of is made again. A note that says whose a folder
-is cannot be made again, so it has a copy.
+A damaged note, or another one in its place, is one that never was: what it told of is made again.
+A note that says whose a folder is cannot be made again, so it has a copy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def write_memory(path: Path, entries: dict[str, Any], *, twice: bool = False) ->
         OutputError: it cannot be written.
     """
     entries = json.loads(json.dumps(entries))  # as it is read
-    text = json.dumps({"checksum": fingerprint(entries), "entries": entries}, indent=1)
+    checksum = fingerprint(path.name, entries)
+    text = json.dumps({"note": path.name, "checksum": checksum, "entries": entries}, indent=1)
     for one in (path, copy_of(path))[: 1 + twice]:
         write_text(one, text)
 
@@ -53,12 +54,12 @@ def read_memory(path: Path, *, twice: bool = False) -> dict[str, Any]:
     """
     if not (path.exists() or path.is_symlink()):
         return {}
-    if (entries := _intact_entries(path)) is not None:
+    if (entries := _intact_entries(path, path.name)) is not None:
         if twice:
             _renew_copy(path, entries)
         return entries
     make_way(path)
-    kept = _intact_entries(copy_of(path)) if twice else None
+    kept = _intact_entries(copy_of(path), path.name) if twice else None
     what = "what it remembers is done again" if kept is None else "its copy takes its place again"
     if path.is_file() or path.is_symlink():
         logger.warning("%s is damaged, or of another version: %s", path, what)
@@ -71,21 +72,22 @@ def read_memory(path: Path, *, twice: bool = False) -> dict[str, Any]:
 def _renew_copy(path: Path, entries: dict[str, Any]) -> None:
     """Write the copy of a note again where it does not say the same."""
     copy = copy_of(path)
-    if _intact_entries(copy) != entries:
+    if _intact_entries(copy, path.name) != entries:
         make_way(copy, is_told=False)
         if copy.exists():
             logger.warning("%s does not say what %s does: it is made again", copy, path.name)
         write_memory(path, entries, twice=True)
 
 
-def _intact_entries(path: Path) -> dict[str, Any] | None:
-    """What a note says; None if it is not as it was written."""
+def _intact_entries(path: Path, name: str) -> dict[str, Any] | None:
+    """What the note `name` says; None if it is not as it was written, or another note."""
     if not path.is_file():  # a pipe never ends
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = content["entries"]
-        if isinstance(entries, dict) and content["checksum"] == fingerprint(entries):
+        of_what = (name, entries) if "note" in content else (entries,)  # earlier ones: no name
+        if isinstance(entries, dict) and content["checksum"] == fingerprint(*of_what):
             return entries
     except (ValueError, TypeError, KeyError, RecursionError):
         pass

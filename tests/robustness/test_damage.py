@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import random
@@ -25,7 +26,7 @@ from sfm_matchers.errors import InputError, OutputError, PhotoChangedError
 from sfm_matchers.exports import export_model, remove_exports
 from sfm_matchers.exports.outputs import PREPARED
 from sfm_matchers.files import revisions, scratch, space
-from sfm_matchers.files.fingerprints import content_hash
+from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.notes import copy_of, read_memory, write_memory
@@ -450,6 +451,24 @@ def test_a_changed_note_is_none(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("2.5", "2.6"))
     assert read_memory(path) == {}
     assert not path.exists()
+
+
+def test_another_note_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exports, steps = tmp_path / "exports.json", tmp_path / "steps.json"
+    write_memory(exports, {"images": "a"}, twice=True)
+    write_memory(steps, {"sparse": "b"})
+    shutil.copy(steps, exports)
+    shutil.copy(copy_of(exports), steps)
+    assert read_memory(steps) == {}
+    assert read_memory(exports, twice=True) == {"images": "a"}
+    assert [str(exports) in line or str(steps) in line for line in caplog.messages] == [True, True]
+
+
+def test_notes_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    entries = {"images": "a"}
+    text = json.dumps({"checksum": fingerprint(entries), "entries": entries})
+    (tmp_path / "exports.json").write_text(text)
+    assert read_memory(tmp_path / "exports.json", twice=True) == entries
 
 
 def test_opening_a_database_does_not_change_its_hash(tmp_path: Path) -> None:
