@@ -15,7 +15,7 @@ from PIL import Image
 from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.exports.images import link, registered_names, without_images
 from sfm_matchers.files.colmap_database import quiet_colmap
-from sfm_matchers.files.space import disk_is_full
+from sfm_matchers.files.space import check_space, disk_is_full
 from sfm_matchers.mapping.database import is_undecoded
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.photos.images import read_image
@@ -23,6 +23,10 @@ from sfm_matchers.reports.drawing import write_image
 
 # Of what is cropped, which was written once already.
 _JPEG_QUALITY = 97
+
+# Of the bytes of photos: COLMAP writes JPEGs of a quality of 98, which cameras do not. Where a disk
+# is full then, libjpeg ends the process.
+_MOST_GROWTH = 4
 
 # Photos lose twice this share of a side at most where their principal point is put in the middle.
 _MOST_OFF_CENTRE = 0.05
@@ -72,8 +76,10 @@ def undistort(
         folder: the folder.
 
     Raises:
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or may not have the space.
     """
+    num_bytes = sum((image_dir / name).stat().st_size for name in names)
+    check_space(folder / "images", _MOST_GROWTH * num_bytes)
     staged = folder / "staged"
     _stage(model, image_dir, names, staged)
     with quiet_colmap(pycolmap.logging.FATAL):

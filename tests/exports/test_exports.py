@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from PIL import Image
 
 from pipelines import export as command
 from sfm_matchers.errors import InputError, OutputError
-from sfm_matchers.exports import FORMATS, export_model, parse_formats, remove_exports
+from sfm_matchers.exports import FORMATS, export_model, parse_formats, remove_exports, undistorted
 from sfm_matchers.exports import images as exported_images
+from sfm_matchers.files import space
 from sfm_matchers.files.notes import write_memory
 
 SIZE = 160, 120
@@ -470,6 +472,18 @@ def test_a_failed_export_leaves_the_older_one(tmp_path, monkeypatch):
         scene.export("undistorted")
     assert len(read_inria(scene.output / "undistorted")) == 2
     assert [path.name for path in scene.output.glob(".*")] == [".exports.json.copy"]
+
+
+def test_undistorting_asks_for_space_first(tmp_path, monkeypatch):
+    """Where a disk is full libjpeg ends the process."""
+    scene = make_scene(tmp_path, "OPENCV")
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(space, "MIN_SPACE", free - (1 << 28))
+    with (scene.photos / "überblick0.png").open("ab") as photo:
+        photo.truncate(1 << 27)
+    monkeypatch.setattr(undistorted.pycolmap, "undistort_images", lambda *arguments: 1 / 0)
+    with pytest.raises(OutputError, match="no space is left"):
+        scene.export("undistorted")
 
 
 def test_georeferenced_points_keep_their_millimetres(tmp_path):
