@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from sfm_matchers.files.replacing import (
     remove_left_behind,
     temporary_folder,
 )
+from sfm_matchers.files.text import written_whole
 from sfm_matchers.photos.checked import NOTE as PHOTOS
 from sfm_matchers.photos.folders import REPORT_PICTURES, is_output
 
@@ -254,6 +256,9 @@ class Workspace:
                     for path in self.path.glob(pattern):
                         is_missed = path in noted or path.suffix in tables
                         make_way(path, is_told=not is_missed)
+                for pattern in ("database.db", "map-*/database.db"):
+                    for path in self.path.glob(pattern):
+                        _make_writable(path)
             yield
 
     def one_at_a_time(self) -> contextlib.AbstractContextManager[None]:
@@ -334,6 +339,13 @@ _FILES = (
     "map-*/*.bin",
     "map-*/database.db",
 )
+
+
+def _make_writable(path: Path) -> None:
+    """Put a copy in the place of a database that must not be written to: SQLite writes to all."""
+    if os.access(path, os.R_OK) and not os.access(path, os.W_OK):
+        with written_whole(path) as copy:
+            shutil.copyfile(path, copy)
 
 
 def _stem(conf: Conf) -> str:

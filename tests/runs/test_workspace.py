@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import Path
@@ -138,6 +139,23 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     first, second = Workspace(tmp_path).alone(), Workspace(tmp_path).alone()
     with first, pytest.raises(InputError, match="another run is working"), second:
         pass
+
+
+def test_a_database_that_must_not_be_written_to_becomes_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite writes to what it opens; without a right to, COLMAP raises something."""
+    databases = [tmp_path / "database.db", tmp_path / "map-sift" / "database.db"]
+    for path in databases:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"tables")
+        path.chmod(0o444)
+    # Who is root may write in spite of it.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with Workspace(tmp_path).alone():
+        for path in databases:
+            assert path.read_bytes() == b"tables"
+            assert path.stat().st_mode & 0o200
 
 
 def test_clear_deletes_what_runs_write_and_nothing_else(tmp_path: Path) -> None:
