@@ -284,12 +284,19 @@ def check_finite(state_dict: StateDict, path: Path) -> None:
     """Refuse weights with which a network computes nothing.
 
     Raises:
-        WeightsError: a tensor holds NaN or infinity.
+        WeightsError: a tensor holds NaN or infinity, or most matrices hold zeros only, as where a
+            download was cut off after its space was taken.
     """
     damaged = [key for key, tensor in state_dict.items() if not tensor.isfinite().all()]
     if damaged:
         raise WeightsError(
             f"{path}: damaged: {len(damaged)} tensors are not finite (first: {damaged[0]})"
+        )
+    matrices = [tensor for tensor in state_dict.values() if tensor.ndim > 1]
+    num_empty = sum(not tensor.any() for tensor in matrices)
+    if 2 * num_empty > len(matrices):
+        raise WeightsError(
+            f"{path}: damaged: {num_empty} of {len(matrices)} matrices hold zeros only"
         )
 
 

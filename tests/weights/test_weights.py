@@ -155,6 +155,16 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
         load_network("jamma", str(path))
 
 
+def test_weights_of_zeros_are_refused(tmp_path: Path) -> None:
+    state_dict = JamMa().state_dict()
+    for tensor in list(state_dict.values())[len(state_dict) // 4 :]:
+        tensor.zero_()
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(state_dict, path)
+    with pytest.raises(WeightsError, match="matrices hold zeros only"):
+        load_network("jamma", str(path))
+
+
 def test_weights_of_whole_numbers_are_refused(tmp_path: Path) -> None:
     state_dict = JamMa().state_dict()
     key = next(key for key, tensor in state_dict.items() if tensor.is_floating_point())
