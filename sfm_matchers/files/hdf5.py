@@ -235,7 +235,7 @@ class Hdf5File:
         matches0 = self.numbers(group, "matches0") if group else None
         if matches0 is None:
             raise InputError(f"{self.path} holds no matches for the pair {name0!r}, {name1!r}")
-        if matches0.dtype.kind == "f":
+        if matches0.dtype.kind not in "iu":
             raise InputError(f"{self.path}: matches0 of {group!r} are not whole numbers")
         matches0 = matches0.reshape(-1).astype(np.int64)
         scores0 = self.finite_numbers(group, "matching_scores0")

@@ -214,6 +214,17 @@ def test_scores_that_are_not_finite_are_named(tmp_path: Path) -> None:
             file.correspondences("a.jpg", "b.jpg")
 
 
+@pytest.mark.parametrize("matches0", [np.array([0.0, -1.0]), np.array([False, True])])
+def test_matches_that_are_no_indices_are_refused(tmp_path: Path, matches0: np.ndarray) -> None:
+    with h5py.File(tmp_path / "matches.h5", "w") as file:
+        file[f"{names_to_pair('a.jpg', 'b.jpg')}/matches0"] = matches0
+    with (
+        open_h5(tmp_path / "matches.h5") as file,
+        pytest.raises(InputError, match=r"matches0 of 'a.jpg/b.jpg' are not whole numbers"),
+    ):
+        file.matches("a.jpg", "b.jpg")
+
+
 def test_a_staged_file_survives_its_process(tmp_path: Path) -> None:
     path = tmp_path / "feats.h5"
     StagedFile(path).add({"x/a.jpg": {"keypoints": np.ones((1, 2))}}, {"x/a.jpg": "one"})
