@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +113,18 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     conf_type = _KINDS[kind]
     allowed = [item.name for item in fields(conf_type) if item.name != "name"]
     check_keys(content, allowed, where)
+    for item in fields(conf_type):
+        if item.name in allowed and item.default is MISSING and item.name not in content:
+            raise InputError(f"{where}: {item.name!r} is missing")
     # A sparse conf's own preprocessing is no key, so that only its features have one.
     _check_part(content, where, DetectorFreePreprocessing)
     _check_output(content, "matches-", where)
-    try:
-        if conf_type is DetectorFreeConf:
-            if "preprocessing" in content:
-                content["preprocessing"] = DetectorFreePreprocessing(**content["preprocessing"])
-            return DetectorFreeConf(name=name, **content)
-        if "features" in content:
-            content["features"] = _front_end(content["features"], f"{where}, features")
-        return SparseConf(name=name, **content)
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from error
+    if conf_type is DetectorFreeConf:
+        if "preprocessing" in content:
+            content["preprocessing"] = DetectorFreePreprocessing(**content["preprocessing"])
+        return DetectorFreeConf(name=name, **content)
+    content["features"] = _front_end(content["features"], f"{where}, features")
+    return SparseConf(name=name, **content)
 
 
 def _front_end(features: Mapping[str, Any], where: str) -> FrontEnd:

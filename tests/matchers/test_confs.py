@@ -83,6 +83,15 @@ def test_values_that_cannot_be_are_named(tmp_path: Path, old: str, new: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["output", "model", "max_error", "cell_size"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("".join(line for line in GOOD.splitlines(True) if not line.startswith(key)))
+    with pytest.raises(InputError) as caught:
+        load_conf(str(path))
+    assert str(caught.value) == f"{path}: {key!r} is missing"
+
+
 def test_what_a_conf_says_is_typed(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD)
