@@ -65,6 +65,8 @@ def check_tables(folder: Path) -> Counts:
     if (folder / "rigs.bin").is_file():
         with _open(folder / "rigs.bin") as table:
             rigs = _read_rigs(table, cameras)
+        if not (folder / "frames.bin").is_file():
+            raise InputError(f"{folder / 'rigs.bin'} is there, but no file frames.bin beside it")
     if (folder / "frames.bin").is_file():
         with _open(folder / "frames.bin") as table:
             _check_frames(table, rigs or {}, images)

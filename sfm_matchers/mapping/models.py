@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -64,7 +65,11 @@ def _check_as_tables(model: pycolmap.Reconstruction) -> None:
     """Look through a model that was text; raise InputError if it cannot be."""
     with scratch_folder() as folder:
         model.write_binary(folder)
-        check_tables(folder)
+        try:
+            check_tables(folder)
+        except InputError as error:  # it names tables that only this function sees
+            what = str(error).removeprefix(f"{folder}{os.sep}").replace(".bin ", " ", 1)
+            raise InputError(f"its table {what}") from None
 
 
 def points_of_keypoints(model: pycolmap.Reconstruction) -> dict[int, np.ndarray]:

@@ -104,3 +104,25 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "images.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not a COLMAP model"):
         read_model(tmp_path)
+
+
+def test_rigs_without_frames_are_refused(model: pycolmap.Reconstruction, tmp_path: Path) -> None:
+    model.write(tmp_path)
+    (tmp_path / "frames.bin").unlink()
+    with pytest.raises(InputError, match=r"rigs\.bin is there, but no file frames\.bin"):
+        read_model(tmp_path)
+
+
+def test_damage_of_text_is_said_of_the_users_model(
+    model: pycolmap.Reconstruction, tmp_path: Path
+) -> None:
+    model.write_text(tmp_path)
+    path = tmp_path / "points3D.txt"
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError) as caught:
+        read_model(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is not a COLMAP model: its table images is damaged: "
+        "keypoints are of points that do not exist"
+    )
