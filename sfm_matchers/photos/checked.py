@@ -142,7 +142,8 @@ def check_photos(
 
     def check(name: str) -> dict[str, Any]:
         if not (image_dir / name).is_file():
-            return {"unreadable": f"{image_dir / name} is missing"}
+            fault = "is no file" if (image_dir / name).exists() else "is missing"
+            return {"unreadable": f"{image_dir / name} {fault}"}
         try:
             content = content_hash(image_dir / name)
         except OSError as error:

@@ -216,6 +216,13 @@ def link_to_itself(path: Path) -> str:
     return "is missing"
 
 
+def pipe(path: Path) -> str:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes here")
+    os.mkfifo(path)
+    return "is no file"
+
+
 def unreadable(path: Path) -> str:
     if not Path("/proc/self/mem").exists():
         pytest.skip("needs a file that opens but cannot be read, as Linux has")
@@ -236,6 +243,7 @@ USELESS = {
     "too large": too_large,
     "link to nothing": link_to_nothing,
     "link to itself": link_to_itself,
+    "pipe": pipe,
     "unreadable": unreadable,
 }
 
