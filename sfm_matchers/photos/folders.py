@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".ppm")
 
 # Photos too, which OpenCV or COLMAP do not read everywhere.
-OTHER_EXTENSIONS = (".arw", ".avif", ".cr2", ".cr3", ".dng", ".gif", ".nef")
+_RAW = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".rw2", ".srw")
+OTHER_EXTENSIONS = (*_RAW, ".avif", ".exr", ".gif", ".jp2", ".jxl", ".pgm", ".tga")
 
 # Folders with these files are the outputs of a run, and what lies in them is no photo.
 OUTPUT_MARKS = ("photos.json", "steps.json")

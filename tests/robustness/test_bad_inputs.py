@@ -422,9 +422,11 @@ def test_notes_of_an_earlier_run_that_are_damaged_are_made_again(
 def test_photos_of_other_formats_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a.dng", "b.DNG", "c.gif", "notes.txt", "d.jpg"):
+    for name in ("a.dng", "b.DNG", "c.gif", "e.JP2", "f.raf", "notes.txt", "d.jpg"):
         (tmp_path / name).touch()
     assert find_images(tmp_path) == ["d.jpg"]
+    assert "left out: 1 photo .jp2: convert them to JPEG or PNG" in caplog.text
+    assert "left out: 1 photo .raf: convert them to JPEG or PNG" in caplog.text
     assert "left out: 1 photo .gif: convert them to JPEG or PNG" in caplog.text
     assert "left out: 2 photos .dng: convert them to JPEG or PNG" in caplog.text
 
