@@ -23,7 +23,13 @@ from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.localization.in_model import estimate_pose, group_by_query
 from sfm_matchers.localization.mat_files import read_mat
-from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, failed_query
+from sfm_matchers.localization.poses import (
+    LocalizationOptions,
+    LocalizedQuery,
+    Query,
+    failed_query,
+    log_outcome,
+)
 from sfm_matchers.machine.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -84,6 +90,7 @@ def localize_in_scans(
                 result = _localize(query, names, scans, features, matches, options)
             except InputError as error:
                 result = failed_query(query, str(error), names, None)
+            log_outcome(result)
             yield result
 
 

@@ -32,6 +32,7 @@ from sfm_matchers.localization.poses import (
     Query,
     Status,
     failed_query,
+    log_outcome,
 )
 from sfm_matchers.localization.resectioning import (
     FREEDOMS,
@@ -106,6 +107,7 @@ def localize_queries(
                 look_alikes.check(result, stored.of_query(query.name))
             except InputError as error:
                 result = failed_query(query, str(error), known, lookup.pose)
+            log_outcome(result)
             yield result
 
 
@@ -317,8 +319,6 @@ def _judge(result: LocalizedQuery, found: Solution, options: LocalizationOptions
             "elsewhere: the map has places that look alike"
         )
         result.rival = rival if confident else None
-    if result.reason:
-        logger.warning("%s: low confidence: %s", result.name, result.reason)
     localized = confident and rival is None
     result.status = Status.LOCALIZED if localized else Status.LOW_CONFIDENCE
 

@@ -35,6 +35,7 @@ from sfm_matchers.localization.poses import (
     Query,
     Status,
     failed_query,
+    log_outcome,
 )
 from sfm_matchers.localization.query_intrinsics import query_of_map, size_fault
 from sfm_matchers.mapping.diagnosis import fault_of_photo
@@ -263,6 +264,7 @@ class Localizer:
                 fault = fault_of_photo(Path(image).parent, Path(image).name)
                 if fault:
                     result.reason = f"{result.reason}; the photo is {fault}"
+            log_outcome(result)
         return found
 
     def _look(self, query: Query, image: Photo) -> _Seen | LocalizedQuery:

@@ -102,7 +102,6 @@ class LookAlikes:
             f"{every - unique} of the {every} keypoints that fit its pose show what {other} sees "
             "elsewhere: the map has places that look alike"
         )
-        logger.warning("%s: low confidence: %s", found.name, found.reason)
 
     def _shows_surroundings(
         self,

@@ -190,7 +190,6 @@ def failed_query(
         pose_of: gives the pose of a photo of the map by name, or is None where there is none.
         num_matches: to note.
     """
-    logger.warning("%s: not localized: %s", query.name, reason)
     pose = pose_of(names[0]) if names and pose_of is not None else None
     return LocalizedQuery(
         query.name,
@@ -201,6 +200,17 @@ def failed_query(
         names,
         num_matches,
     )
+
+
+def log_outcome(result: LocalizedQuery) -> None:
+    """Log why a query is not localized, or what speaks against its pose.
+
+    For who hands results out: a later estimate or look at the map may overrule an earlier one.
+    """
+    if result.status is Status.LOW_CONFIDENCE and result.reason:
+        logger.warning("%s: low confidence: %s", result.name, result.reason)
+    elif result.status in (Status.FALLBACK, Status.FAILED):
+        logger.warning("%s: not localized: %s", result.name, result.reason)
 
 
 def lines_of_words(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -15,6 +15,7 @@ from sfm_matchers.localization.poses import (
     Query,
     Status,
     failed_query,
+    log_outcome,
 )
 from sfm_matchers.localization.query_intrinsics import (
     query_of_given_camera,
@@ -61,6 +62,7 @@ def split_readable(
             reason = size_fault(query, job.photos[query.name].size)
         if reason:
             unreadable.append(failed_query(query, reason, [], None))
+            log_outcome(unreadable[-1])
         else:
             readable.append(query)
     return readable, unreadable

@@ -27,6 +27,7 @@ from sfm_matchers.localization.poses import (
     LocalizedQuery,
     Query,
     failed_query,
+    log_outcome,
     write_results,
 )
 from sfm_matchers.localization.query_files import read_queries
@@ -243,6 +244,7 @@ def localize_inloc(
         except InputError as error:
             query = Query(name, query_camera((1, 1)))
             unreadable.append(failed_query(query, str(error), [], None))
+            log_outcome(unreadable[-1])
         else:
             queries.append(Query(name, query_camera(size)))
     localized = localize_in_scans(
