@@ -74,8 +74,8 @@ def localize_queries(
         feature_path: keypoints of the queries.
         match_path: matches between queries and photos of the map, in either direction.
         options: how poses are estimated.
-        local_features: of the map's photos and the queries, for matchers that have none: by them
-            places of the map that look alike are found.
+        local_features: of photos of the map, for matchers that have none: by them places of the
+            map that look alike are found. Those of `photos_to_describe` do.
     """
     options = options or LocalizationOptions()
     retrieved = group_by_query(pairs)
@@ -87,7 +87,7 @@ def localize_queries(
         open_h5(local_path) as local_file,
     ):
         stored = StoredFeatures(local_file, lookup, beside=local_features is not None)
-        similar_to = _similarity(local_path, sorted(lookup.image_ids))
+        similar_to = _similarity(local_path, lookup)
         look_alikes = LookAlikes(lookup, stored.of_map, similar_to, options.max_error)
         for query in progress(queries, title="Localizing", unit="photo"):
             names = retrieved.get(query.name, [])
@@ -111,12 +111,14 @@ def localize_queries(
             yield result
 
 
-def _similarity(feature_path: Path, names: list[str]) -> SimilarTo:
-    """Rank photos of a map by their local features, once that is asked for."""
+def _similarity(feature_path: Path, lookup: IndexedModel) -> SimilarTo:
+    """Rank the photos of a map that have local features by these, once that is asked for."""
 
     @functools.cache
     def index() -> VladIndex | None:
         try:
+            with open_h5(feature_path) as file:
+                names = sorted(lookup.image_ids.keys() & set(file.names()))
             return make_index(names, feature_path)
         except InputError as error:
             logger.warning("places of the map that look alike are not looked for: %s", error)
@@ -124,7 +126,7 @@ def _similarity(feature_path: Path, names: list[str]) -> SimilarTo:
 
     def similar_to(name: str) -> list[str]:
         known = index()
-        return known.similar_to(name) if known else []
+        return known.similar_to(name) if known and name in known.names else []
 
     return similar_to
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pycolmap
@@ -47,6 +47,48 @@ RADIUS = 0.05
 MIN_UNIQUE_SHARE = 0.2
 
 
+def photos_to_describe(
+    names: Iterable[str], lookup: IndexedModel, similar_to: SimilarTo
+) -> list[str]:
+    """Photos of a map whose local features say whether queries matched with some may be elsewhere:
+    these, and those that are similar to one of them but show other points.
+
+    Args:
+        names: photos of the map that queries are matched with.
+        lookup: the map.
+        similar_to: ranks the photos of the map.
+    """
+    chosen = [name for name in dict.fromkeys(names) if name in lookup.image_ids]
+    others = (other for name in chosen for other in _elsewhere(name, lookup, similar_to))
+    return list(dict.fromkeys([*chosen, *others]))
+
+
+def _elsewhere(name: str, lookup: IndexedModel, similar_to: SimilarTo) -> list[str]:
+    """Photos that are similar to one, but see other points."""
+    ids = lookup.point_ids(name)
+    ids = ids[ids >= 0]
+    others: list[str] = []
+    for other in similar_to(name)[:MAX_SIMILAR]:
+        if len(others) == MAX_OTHERS:
+            break
+        if np.isin(lookup.point_ids(other), ids).sum() <= MAX_SHARED:
+            others.append(other)
+    return others
+
+
+def nearest_photos(lookup: IndexedModel) -> SimilarTo:
+    """Rank photos of a map by how near they were taken, where nothing says how similar they are."""
+    names = sorted(lookup.image_ids)
+    centres = np.array([lookup.centres[lookup.image_ids[name]] for name in names])
+
+    def similar_to(name: str) -> list[str]:
+        distances = np.linalg.norm(centres - lookup.centres[lookup.image_ids[name]], axis=1)
+        order = np.argsort(distances, kind="stable").tolist()
+        return [names[row] for row in order if names[row] != name]
+
+    return similar_to
+
+
 class LookAlikes:
     """Places of a map that look alike; found when a pose rests on them, and then known.
 
@@ -66,6 +108,7 @@ class LookAlikes:
     ) -> None:
         self._lookup, self._features_of, self._similar_to = lookup, features_of, similar_to
         self._max_error = max_error
+        self._is_blind = False  # features of a photo were missing, which was said
         self._known = functools.lru_cache(maxsize=None)(self._find)
 
     def check(self, found: LocalizedQuery, features: LocalFeatures | None = None) -> None:
@@ -141,9 +184,16 @@ class LookAlikes:
         """Photos that look like one but are elsewhere, and where it does: keypoints (M, 2)."""
         here = self._features_of(name)
         if here is None:
+            if not self._is_blind:
+                self._is_blind = True
+                logger.warning(
+                    "%s has no local features with which to look for places of the map that look "
+                    "alike: they are not told apart; give local_features, such as SIFT's",
+                    name,
+                )
             return {}
         found = {}
-        for other in self._elsewhere(name):
+        for other in _elsewhere(name, self._lookup, self._similar_to):
             there = self._features_of(other)
             if there is None:
                 continue
@@ -151,18 +201,6 @@ class LookAlikes:
             if len(fitting):
                 found[other] = here.keypoints[fitting]
         return found
-
-    def _elsewhere(self, name: str) -> list[str]:
-        """Photos that are similar to one, but see other points."""
-        ids = self._lookup.point_ids(name)
-        ids = ids[ids >= 0]
-        others: list[str] = []
-        for other in self._similar_to(name)[:MAX_SIMILAR]:
-            if len(others) == MAX_OTHERS:
-                break
-            if np.isin(self._lookup.point_ids(other), ids).sum() <= MAX_SHARED:
-                others.append(other)
-        return others
 
     def _pixels(self, name: str, ids: np.ndarray) -> np.ndarray:
         """Where a photo sees some points (N,): (N, 2)."""

@@ -27,7 +27,11 @@ from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AachenOptions, InlocOptions
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.results import BenchmarkResult
-from sfm_matchers.runs.retrieval import choose_query_pairs, features_of_look_alikes
+from sfm_matchers.runs.retrieval import (
+    choose_query_pairs,
+    features_of_look_alikes,
+    num_photos_of_sift,
+)
 from sfm_matchers.runs.verdict import judge_localization
 from sfm_matchers.runs.workspace import Workspace
 
@@ -80,14 +84,15 @@ def localize_aachen(options: AachenOptions) -> BenchmarkResult:
     label = f"pairs-db-covis{options.num_covis}"
     pairs = covisibility_pairs(reference, options.num_covis)
     workspace.write_pairs(label, pairs)
-    announce_localization(job, pairs, label, len(readable) * options.num_loc)
+    num_described = num_photos_of_sift(job, len(readable), options)
+    announce_localization(job, pairs, label, len(readable) * options.num_loc, num_described)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
     loc_pairs, label = choose_query_pairs(
         job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
     features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
-    local_features = features_of_look_alikes(job, readable, database)
+    local_features = features_of_look_alikes(job, model, loc_pairs, options)
     poses = LocalizationOptions(max_error=options.ransac_thresh)
     with workspace.timed("localization", always_works=True):
         found = localize_queries(

@@ -13,6 +13,7 @@ from sfm_matchers.machine.threads import num_threads
 from sfm_matchers.pairs.automatic import most_pairs
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.pairs import is_fast
+from sfm_matchers.runs.retrieval import extract_sift
 from sfm_matchers.runs.verdict import duration
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -52,29 +53,36 @@ def announce_matching(
 
 
 def announce_localization(
-    job: MatchingJob, pairs: Sequence[Pair], label: str, num_query_pairs: int
+    job: MatchingJob,
+    pairs: Sequence[Pair],
+    label: str,
+    num_query_pairs: int,
+    num_described: int = 0,
 ) -> None:
-    """Say how long all matching of a benchmark takes, as `announce_matching` does.
+    """Say how long all matching of a localization takes, as `announce_matching` does.
 
     Args:
         job: matches.
         pairs: of the map, or of the queries where the map needs no matching.
         label: of these pairs.
         num_query_pairs: that are matched after them.
+        num_described: photos of which SIFT is made after that, at most.
     """
     pairs = [pair for pair in pairs if all(name in job.photos for name in pair)]
     timed = _seconds_per_pair(job, pairs, label, num_query_pairs)
     if timed is None:
         return
     each, seconds = timed
+    seconds += _seconds_of_sift(job, num_described)
     options = ["--num_covis", "--num_loc"] if num_query_pairs else ["--num_loc"]
     shorter = [f"less of {' and '.join(options)}"]
     if not is_fast(job):
         shorter.append("--matcher sift, or a machine with a GPU")
     logger.info(
-        "%d pairs%s, about %s with %s on this device (%s), %.2g s each. Shorter: %s",
+        "%d pairs%s%s, about %s with %s on this device (%s), %.2g s each. Shorter: %s",
         len(pairs),
         f" of the map and {num_query_pairs} of queries" if num_query_pairs else "",
+        f", SIFT of up to {num_described} photos" if num_described else "",
         duration(seconds),
         job.conf.name,
         job.matching.device,
@@ -114,6 +122,21 @@ def _seconds_per_pair(
     end = time.monotonic()
     each = max((end - middle) - (middle - start), 0.0) / (few - first)
     return each, seconds + each * (len(missing) - 2 * first - few + num_later)
+
+
+def _seconds_of_sift(job: MatchingJob, num_photos: int) -> float:
+    """Seconds that SIFT of so many photos takes; of the first few it is made for this, and kept."""
+    if not num_photos:
+        return 0.0
+    known = StagedFile(extract_sift(job, sorted(job.photos)[:1]))  # what a beginning takes
+    missing = [name for name in sorted(job.photos) if name not in known]
+    num_left = num_photos - (len(job.photos) - len(missing))
+    timed = missing[: min(num_left, NUM_TIMED)]
+    if not timed:
+        return 0.0
+    start = time.monotonic()
+    extract_sift(job, timed)
+    return (time.monotonic() - start) / len(timed) * (num_left - len(timed))
 
 
 def _unmatched(job: MatchingJob, pairs: Iterable[Pair], label: str) -> list[Pair]:

@@ -25,6 +25,7 @@ from sfm_matchers.pairs.policies import covisibility_pairs, pose_pairs
 from sfm_matchers.pairs.sequences import add_neighbours
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.reports.localization import write_localization_report
+from sfm_matchers.runs.forecast import announce_localization
 from sfm_matchers.runs.frames import queries_instead_of_video
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
@@ -37,7 +38,11 @@ from sfm_matchers.runs.queries import (
     split_readable,
 )
 from sfm_matchers.runs.results import LocalizeResult
-from sfm_matchers.runs.retrieval import choose_query_pairs, features_of_look_alikes
+from sfm_matchers.runs.retrieval import (
+    choose_query_pairs,
+    features_of_look_alikes,
+    num_photos_of_sift,
+)
 from sfm_matchers.runs.verdict import judge_localization
 from sfm_matchers.runs.workspace import Workspace
 
@@ -117,6 +122,8 @@ def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
 
     pairs, label = map_pairs(reference, options.num_covis)
     workspace.write_pairs(label, pairs)
+    num_described = num_photos_of_sift(job, len(readable), options)
+    announce_localization(job, pairs, label, len(readable) * options.num_loc, num_described)
     model, map_features = triangulated_map(job, reference, pairs, label)
 
     loc_pairs, label = choose_query_pairs(
@@ -126,7 +133,7 @@ def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
         loc_pairs, label = add_neighbours(loc_pairs, [q.name for q in readable]), f"{label}-seq"
         workspace.write_pairs(label, loc_pairs)
     features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
-    local_features = features_of_look_alikes(job, readable, database)
+    local_features = features_of_look_alikes(job, model, loc_pairs, options)
     poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length
     )

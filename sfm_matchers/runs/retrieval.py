@@ -6,6 +6,9 @@ import importlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
+
+import pycolmap
 
 from sfm_matchers.choices import RETRIEVALS
 from sfm_matchers.confs import SparseConf, load_conf, with_detail
@@ -15,14 +18,32 @@ from sfm_matchers.errors import (
 )
 from sfm_matchers.files.pair_lists import Pair, read_pairs
 from sfm_matchers.hloc import INSTALL, is_installed
-from sfm_matchers.localization.poses import (
-    Query,
+from sfm_matchers.localization.indexed_model import IndexedModel
+from sfm_matchers.localization.look_alikes import (
+    MAX_OTHERS,
+    MAX_SIMILAR,
+    nearest_photos,
+    photos_to_describe,
 )
+from sfm_matchers.localization.poses import Query
 from sfm_matchers.pairs.policies import query_pairs
-from sfm_matchers.pairs.retrieval import extract_vlad
+from sfm_matchers.pairs.retrieval import extract_vlad, most_similar
 from sfm_matchers.runs.matching import MatchingJob
 
 logger = logging.getLogger("sfm_matchers.pipelines")
+
+
+class RetrievalOptions(Protocol):
+    """What the options of all localization say about retrieval."""
+
+    @property
+    def num_loc(self) -> int: ...
+
+    @property
+    def loc_pairs(self) -> str | Path | None: ...
+
+    @property
+    def retrieval(self) -> str: ...
 
 
 def retrieve(
@@ -59,19 +80,23 @@ def retrieve(
             "descriptors (.h5)"
         )
     names = [*database, *queries]
-    if is_descriptor_file(retrieval):
-        descriptor_path = Path(retrieval)
-        if not descriptor_path.is_file():
-            raise InputError(f"no file {descriptor_path} of global descriptors")
-    elif retrieval == "vlad":
-        descriptor_path = describe_with_vlad(job, names, database)
-    else:
-        with job.workspace.timed("retrieval"):
-            descriptor_path = _describe_with_hloc(job, names, retrieval)
+    descriptor_path = _describe(job, names, database, retrieval)
     pairs = query_pairs(queries, database, descriptor_path, num_matched)
     label = f"pairs-query-{kind}{num_matched}"
     job.workspace.write_pairs(label, pairs)
     return pairs, label
+
+
+def _describe(job: MatchingJob, names: list[str], database: Sequence[str], retrieval: str) -> Path:
+    """The file of global descriptors of photos; those that are there already stay."""
+    if is_descriptor_file(retrieval):
+        if not Path(retrieval).is_file():
+            raise InputError(f"no file {retrieval} of global descriptors")
+        return Path(retrieval)
+    if retrieval == "vlad":
+        return describe_with_vlad(job, names, database)
+    with job.workspace.timed("retrieval"):
+        return _describe_with_hloc(job, names, retrieval)
 
 
 def is_descriptor_file(retrieval: str) -> bool:
@@ -84,7 +109,7 @@ def describe_with_vlad(
 ) -> Path:
     """Global descriptors of photos, from SIFT, by a vocabulary learned from those of `database`
     (all if None); return the feature file."""
-    sift_path = _extract_sift(job, names)
+    sift_path = extract_sift(job, names)
     descriptor_path = job.workspace.global_features("vlad")
     fingerprints = job.fingerprints(names)
     with job.workspace.timed("retrieval"):
@@ -92,21 +117,46 @@ def describe_with_vlad(
     return descriptor_path
 
 
-def _extract_sift(job: MatchingJob, names: Sequence[str]) -> Path:
+def extract_sift(job: MatchingJob, names: Iterable[str]) -> Path:
+    """Extract SIFT of photos, whatever the matcher is; return the feature file."""
+    return job.extract(_sift(job), names)
+
+
+def _sift(job: MatchingJob) -> SparseConf:
     sift = with_detail(load_conf("sift"), job.matching.detail)
     assert isinstance(sift, SparseConf)
-    return job.extract(sift, names)
+    return sift
 
 
 def features_of_look_alikes(
-    job: MatchingJob, queries: Sequence[Query], database: Iterable[str]
+    job: MatchingJob,
+    model: pycolmap.Reconstruction,
+    pairs: Sequence[Pair],
+    options: RetrievalOptions,
 ) -> Path | None:
-    """Features by which places of a map that look alike are found: SIFT, which retrieval has made
-    already, for matchers without a detector; None for the others, whose own serve."""
+    """Features by which places of a map that look alike are found: SIFT for matchers without a
+    detector; None for the others, whose own serve.
+
+    VLAD has made it already of all photos. Otherwise it is made of `photos_to_describe` alone.
+
+    Args:
+        job: its photos.
+        model: the triangulated map.
+        pairs: (query, photo of the map).
+        options: whence the pairs come.
+    """
     if isinstance(job.conf, SparseConf):
         return None
-    known = [name for name in database if name in job.photos]
-    return _extract_sift(job, [*known, *(query.name for query in queries)])
+    lookup = IndexedModel(model)
+    known = [name for name in sorted(lookup.image_ids) if name in job.photos]
+    if options.loc_pairs or options.retrieval != "vlad":
+        retrieved = sorted({name for _, name in pairs if name in lookup.image_ids})
+        similar_to = nearest_photos(lookup)
+        if not options.loc_pairs:
+            path = _describe(job, known, known, options.retrieval)
+            similar_to = most_similar(retrieved, known, path, MAX_SIMILAR).__getitem__
+        known = photos_to_describe(retrieved, lookup, similar_to)
+    return extract_sift(job, [name for name in known if name in job.photos])
 
 
 def _describe_with_hloc(job: MatchingJob, names: list[str], retrieval: str) -> Path:
@@ -118,6 +168,21 @@ def _describe_with_hloc(job: MatchingJob, names: list[str], retrieval: str) -> P
     module = importlib.import_module("hloc.extract_features")
     conf = module.confs[retrieval]
     return Path(module.main(conf, job.image_dir, job.workspace.path, image_list=names))
+
+
+def num_photos_of_sift(job: MatchingJob, num_queries: int, options: RetrievalOptions) -> int:
+    """Of how many photos, at most, SIFT is made beside the matching: for VLAD, and to find places
+    that look alike, see `features_of_look_alikes`."""
+    if job.workspace.features(job.conf) == job.workspace.features(_sift(job)):
+        return 0  # they are those of the matching
+    if options.retrieval == "vlad" and not options.loc_pairs:
+        return len(job.photos)
+    if isinstance(job.conf, SparseConf):
+        return 0
+    num_database = len(job.photos) - num_queries
+    if options.loc_pairs:
+        return num_database
+    return min(num_database, num_queries * options.num_loc * (1 + MAX_OTHERS))
 
 
 def choose_query_pairs(

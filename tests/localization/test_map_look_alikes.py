@@ -10,7 +10,8 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers.files.pair_lists import names_to_pair
+from sfm_matchers.files.pair_lists import names_to_pair, write_pairs
+from sfm_matchers.hloc.steps.models import localize_sfm
 from sfm_matchers.localization.in_model import estimate_pose, localize_queries
 from sfm_matchers.localization.indexed_model import IndexedModel
 from sfm_matchers.localization.local_features import (
@@ -19,8 +20,13 @@ from sfm_matchers.localization.local_features import (
     features_of_map,
 )
 from sfm_matchers.localization.localizer import Localizer
-from sfm_matchers.localization.look_alikes import LookAlikes
+from sfm_matchers.localization.look_alikes import (
+    LookAlikes,
+    nearest_photos,
+    photos_to_describe,
+)
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
+from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.synthetic import Camera, look_at, make_scene, write_photos
@@ -179,40 +185,154 @@ def test_features_beside_a_model_show_the_points_next_to_them() -> None:
     assert (shown[:-1] == ids[distances[:-1].argmin(axis=1)]).all()
 
 
-@pytest.mark.parametrize(("beside", "status"), [(False, Status.LOCALIZED), (True, DOUBTED)])
-def test_a_matcher_without_detector_has_features_beside(
-    tmp_path: Path, beside: bool, status: Status
-) -> None:
-    """A query of one side, matched with photos of the other one."""
-    tower = Tower()
-    lookup, paths = tower.lookup, [tmp_path / f"{name}.h5" for name in ("keypoints", "pairs")]
-    seen = np.flatnonzero(tower.kinds == 1)
-    keypoints = tower.project(tower.pose(0.2, 1), seen) - 0.5
-    local_path = tmp_path / "local.h5"
-    with (
-        h5py.File(paths[0], "w") as features,
-        h5py.File(paths[1], "w") as matches,
-        h5py.File(local_path, "w") as local,
-    ):
-        features["q/keypoints"] = keypoints.astype(np.float32)
+def write_files(
+    folder: Path, tower: Tower, keypoints: np.ndarray, points: np.ndarray
+) -> tuple[Path, Path]:
+    """A feature file with keypoints (N, 2) of the query "q", and the matches of the first ones with
+    the map's points (M,), of which both photos of the front see each."""
+    paths = folder / "features.h5", folder / "matches.h5"
+    with h5py.File(paths[0], "w") as features, h5py.File(paths[1], "w") as matches:
+        features["q/keypoints"] = (keypoints - 0.5).astype(np.float32)
         for name in ("front0", "front1"):
-            row_of = {point: row for row, point in enumerate(lookup.point_ids(name).tolist())}
-            rows = [row_of[point] for point in tower.ids[tower.kinds == 0].tolist()]
-            matches[f"{names_to_pair('q', name)}/matches0"] = np.array(rows, dtype=np.int32)
-        for name, known in {**tower.features, "q": tower.query_features(1)}.items():
+            row_of = {point: row for row, point in enumerate(tower.lookup.point_ids(name).tolist())}
+            matches0 = np.full(len(keypoints), -1, dtype=np.int32)
+            matches0[: len(points)] = [row_of[point] for point in tower.ids[points].tolist()]
+            matches[f"{names_to_pair('q', name)}/matches0"] = matches0
+            features[f"{name}/keypoints"] = tower.features[name].keypoints.astype(np.float32) - 0.5
+    return paths
+
+
+RETRIEVED = [("q", "front0"), ("q", "front1")]
+
+
+@pytest.fixture
+def without_detector(tmp_path: Path) -> tuple[Tower, Path, Path, Path]:
+    """A query of one side, matched with photos of the other one: the tower, keypoints, matches, and
+    local features of the map beside them."""
+    tower = Tower()
+    keypoints = tower.project(tower.pose(0.2, 1), np.flatnonzero(tower.kinds == 1))
+    paths = write_files(tmp_path, tower, keypoints, np.flatnonzero(tower.kinds == 0))
+    with h5py.File(tmp_path / "local.h5", "w") as local:
+        for name, known in tower.features.items():
             local[f"{name}/keypoints"] = (known.keypoints + 1).astype(np.float32)
             local[f"{name}/descriptors"] = known.descriptors.astype(np.float32)
+    return tower, *paths, tmp_path / "local.h5"
+
+
+@pytest.mark.parametrize(("beside", "status"), [(False, Status.LOCALIZED), (True, DOUBTED)])
+def test_a_matcher_without_detector_has_features_beside(
+    without_detector: tuple[Tower, Path, Path, Path],
+    beside: bool,
+    status: Status,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tower, features, matches, local = without_detector
+    local_features = local if beside else None
     (found,) = localize_queries(
         tower.model,
         [Query("q", CAMERA)],
-        [("q", "front0"), ("q", "front1")],
-        *paths,
+        RETRIEVED,
+        features,
+        matches,
         OPTIONS,
-        local_features=local_path if beside else None,
+        local_features=local_features,
     )
     assert found.num_inliers > 50
     assert found.status is status
     assert ("sees elsewhere" in found.reason) == beside
+    (line,) = caplog.messages  # what becomes of the query, or that nobody can tell
+    assert (f"q: low confidence: {found.reason}" == line) == beside
+    assert ("they are not told apart" in line) == (not beside)
+
+
+@pytest.mark.parametrize(("beside", "status"), [(False, Status.LOCALIZED), (True, DOUBTED)])
+def test_so_has_hlocs_step(
+    without_detector: tuple[Tower, Path, Path, Path], tmp_path: Path, beside: bool, status: Status
+) -> None:
+    tower, features, matches, local = without_detector
+    (tmp_path / "model").mkdir()
+    tower.model.write(tmp_path / "model")
+    write_queries(tmp_path / "queries.txt", [Query("q", CAMERA)])
+    write_pairs(tmp_path / "pairs.txt", RETRIEVED)
+    (found,) = localize_sfm(
+        reference_sfm=tmp_path / "model",
+        queries=tmp_path / "queries.txt",
+        retrieval=tmp_path / "pairs.txt",
+        features=features,
+        matches=matches,
+        results=tmp_path / "poses.txt",
+        local_features=local if beside else None,
+    )
+    assert found.status is status
+
+
+@pytest.mark.parametrize(("side", "status"), [(-1, Status.LOCALIZED), (1, DOUBTED)])
+def test_the_log_says_what_is_finally_true(
+    tmp_path: Path, side: int, status: Status, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pose with a rival: one that what stands around speaks for, and one that it does not."""
+    tower = Tower()
+    seen, rival = np.flatnonzero(tower.kinds == (0 if side < 0 else 1)), FRONT // 2
+    known, front = tower.query_features(side), np.flatnonzero(tower.kinds == 0)
+    elsewhere = tower.project(tower.pose(6.0, -1), front[:rival])
+    keypoints = tower.project(tower.pose(0.2, side), seen)
+    keypoints = np.concatenate([keypoints, elsewhere, known.keypoints])
+    features, matches = write_files(
+        tmp_path, tower, keypoints, np.concatenate([front, front[:rival]])
+    )
+    shown = np.random.default_rng(3).normal(size=(128, len(keypoints)))
+    shown /= np.linalg.norm(shown, axis=0)
+    shown[:, -len(known.keypoints) :] = known.descriptors
+    with h5py.File(features, "a") as file:
+        file["q/descriptors"] = shown.astype(np.float32)
+        for name, described in tower.features.items():
+            file.require_group(name)
+            if name not in ("front0", "front1"):
+                file[f"{name}/keypoints"] = described.keypoints.astype(np.float32) - 0.5
+            file[f"{name}/descriptors"] = described.descriptors.astype(np.float32)
+    (found,) = localize_queries(
+        tower.model, [Query("q", CAMERA)], RETRIEVED, features, matches, OPTIONS
+    )
+    assert found.rival is not None
+    assert found.status is status
+    said = [line for line in caplog.messages if "low confidence" in line]
+    is_doubted = status is DOUBTED
+    assert said == ([f"q: low confidence: {found.reason}"] if is_doubted else [])
+
+
+def test_few_photos_are_described_to_tell_places_apart() -> None:
+    """Those that queries were matched with, and those that show other points, as similar goes."""
+    tower = Tower()
+    nearest = nearest_photos(tower.lookup)
+    assert nearest("front0") == ["front1", "back1", "back0"]
+    assert photos_to_describe(["front0", "unknown"], tower.lookup, nearest) == [
+        "front0",
+        "back1",
+        "back0",
+    ]
+    assert photos_to_describe([], tower.lookup, nearest) == []
+    only = photos_to_describe(["back0"], tower.lookup, lambda _: ["front1", "back1"])
+    assert only == ["back0", "front1"]
+
+
+def test_photos_that_are_not_described_are_not_looked_at(
+    without_detector: tuple[Tower, Path, Path, Path],
+) -> None:
+    """Of a large map most are not: the others tell the places apart nevertheless."""
+    tower, features, matches, local = without_detector
+    with h5py.File(local, "a") as file:
+        del file["front1"], file["back0"]
+    (found,) = localize_queries(
+        tower.model,
+        [Query("q", CAMERA)],
+        RETRIEVED,
+        features,
+        matches,
+        OPTIONS,
+        local_features=local,
+    )
+    assert found.status is DOUBTED
+    assert "back1 sees elsewhere" in found.reason
 
 
 def test_without_features_nothing_is_known() -> None:

@@ -6,12 +6,13 @@ import itertools
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from sfm_matchers.confs import load_conf
+from sfm_matchers.confs import Detail, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.runs import forecast
 from sfm_matchers.runs.retrieval import retrieve
@@ -24,8 +25,10 @@ class Job(SimpleNamespace):
     def match_share(self, pairs: list[tuple[str, str]], label: str) -> None:
         self.clock[0] += len(pairs)
 
-    def extract(self, conf: object, names: list[str]) -> None:
+    def extract(self, conf: Any, names: list[str]) -> Path:
         self.clock[0] += 2 * len(names)
+        path: Path = self.workspace.features(conf)
+        return path
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     return Job(
         clock=clock,
         conf=load_conf("aliked+mambaglue"),
-        matching=SimpleNamespace(device="cpu", executor=executor),
+        matching=SimpleNamespace(device="cpu", executor=executor, detail=Detail()),
         workspace=Workspace(tmp_path),
         photos=dict.fromkeys(names),
     )
@@ -52,6 +55,20 @@ def test_hours_are_said_by_matcher_and_device(job: Job, caplog: pytest.LogCaptur
     assert line.startswith("4000 pairs of the map and 1200 of queries, about 2.0 hours with ")
     assert "aliked+mambaglue on this device (cpu), 1 s each" in line
     assert "--num_covis and --num_loc; --matcher sift" in line
+
+
+def test_hours_count_what_tells_places_apart(job: Job, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    names = list(job.photos)
+    pairs = [(a, b) for a in names[:40] for b in names[:101] if a != b]
+    job.conf = load_conf("eloftr")
+    forecast.announce_localization(job, pairs, "pairs", 1200, 1000)
+    (line,) = caplog.messages
+    assert "and 1200 of queries, SIFT of up to 1000 photos, about 2.0 hours with " in line
+    caplog.clear()
+    forecast.announce_localization(job, pairs, "pairs", 1200)
+    (line,) = caplog.messages
+    assert "of queries, about 86 minutes with " in line
 
 
 def test_short_work_is_not_announced(job: Job, caplog: pytest.LogCaptureFixture) -> None:
