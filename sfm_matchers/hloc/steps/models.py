@@ -181,6 +181,7 @@ def localize_sfm(
     ransac_thresh: float = 12.0,
     covisibility_clustering: bool = False,
     prepend_camera_name: bool = False,
+    local_features: str | Path | None = None,
 ) -> list[LocalizedQuery]:
     """Poses of queries in a model.
 
@@ -194,6 +195,8 @@ def localize_sfm(
         ransac_thresh: largest reprojection error of an inlier in pixels.
         covisibility_clustering: estimate a pose for each group of images that see the same points.
         prepend_camera_name: names in the results begin with the query's folder.
+        local_features: feature file with descriptors of the images, such as SIFT's, for `features`
+            of a matcher without a detector: by these, places that look alike are found.
 
     Returns:
         A result for each query.
@@ -208,6 +211,7 @@ def localize_sfm(
         Path(features),
         Path(matches),
         options,
+        local_features=None if local_features is None else Path(local_features),
     )
     found = list(localized)
     write_results(Path(results), found, prepend_camera_name=prepend_camera_name)
