@@ -6,7 +6,8 @@ Of each map: photos of the place by day and by night, turned, upright (portrait)
 with wrong intrinsics that are given as known, mirrored, of another place of its kind, and
 textureless; and by day in the same map in other units, and far from the origin. A pose is wrong
 beyond 0.25 m or 2 degrees, and wherever the place is not in the map; of "localized" ones fewer than
-1 of 200 may be.
+1 of 200 may be. Matchers without a detector have the photos of the map, the others a map that needs
+none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +24,18 @@ import cv2
 import numpy as np
 import pycolmap
 
+from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.localizer import Localizer
 from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.photos.images import read_image
+from sfm_matchers.runs.localize import localize
 from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.synthetic import KINDS, Camera, make_scene, write_photos
 
 MAX_METRES, MAX_DEGREES = 0.25, 2.0
+NUM_COVIS = 6  # photos of the map that each of them is matched with
 OTHER_SEED = 1000  # of other places
 # Scale of the map, and how far it is from the origin.
 UNITS = {"kilometres": (1e-3, 0.0), "10 micrometres": (1e5, 0.0), "far away": (1.0, 5e5)}
@@ -135,6 +139,66 @@ def transformed_map(folder: Path, output: Path, change: pycolmap.Sim3d) -> Path:
     return output
 
 
+def by_map(
+    folder: Path, matcher: str, every: Sequence[Case], num_loc: int
+) -> Iterator[tuple[str, Case, LocalizedQuery]]:
+    """Where a case is, the case, and its pose, in maps that need no photos."""
+    ready = folder / matcher
+    build(MapOptions(folder / "truth", folder / "images", ready, matcher, NUM_COVIS))
+    with Localizer(ready, num_loc=num_loc) as localizer:
+        for case in every:
+            yield "", case, localizer.localize(case[1], case[2])
+    for units, change in changes().items():
+        other = transformed_map(ready, folder / f"{matcher} {units}", change)
+        with Localizer(other, num_loc=num_loc) as localizer:
+            for case in every:
+                if case[0] == "day":
+                    yield units, case, localizer.localize(case[1])
+
+
+def by_photos(
+    folder: Path, matcher: str, every: Sequence[Case], num_loc: int
+) -> Iterator[tuple[str, Case, LocalizedQuery]]:
+    """The same with the photos of the map, as matchers without a detector need them."""
+    queries, cameras = folder / "queries", folder / "cameras.txt"
+    queries.mkdir(exist_ok=True)
+    lines = []
+    for index, (_, photo, given, _) in enumerate(every):
+        name = f"{index:04d}.png"
+        cv2.imwrite(str(queries / name), photo[..., ::-1])
+        if given is not None:
+            params = " ".join(str(number) for number in given.params)
+            lines.append(f"{name} {given.model.name} {given.width} {given.height} {params}\n")
+    cameras.write_text("".join(lines))
+    for units, change in {"": pycolmap.Sim3d(), **changes()}.items():
+        model = pycolmap.Reconstruction(folder / "truth")
+        model.transform(change)
+        place = folder / f"truth {units}"
+        write_model(model, place)
+        found = localize(
+            place,
+            folder / "images",
+            queries,
+            folder / f"{matcher} outputs",  # all matches are of the same photos
+            matcher=matcher,
+            num_covis=NUM_COVIS,
+            num_loc=num_loc,
+            cameras=cameras,
+        )
+        for query in found.queries:
+            case = every[int(Path(query.name).stem)]
+            if not units or case[0] == "day":
+                yield units, case, query
+
+
+def changes() -> dict[str, pycolmap.Sim3d]:
+    """From metres to the coordinates of other maps, by their name."""
+    return {
+        units: pycolmap.Sim3d(scale, pycolmap.Rotation3d(), np.array([offset, -offset, 0.0]))
+        for units, (scale, offset) in UNITS.items()
+    }
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -172,20 +236,15 @@ def outcomes(
     write_photos(folder, scene, options.photos, 1, camera=camera)
     every = list(cases(folder, seed, kind, options.queries, camera))
     for matcher in options.matcher:
-        ready = folder / matcher
-        build(MapOptions(folder / "truth", folder / "images", ready, matcher, 6))
-        with Localizer(ready, num_loc=options.num_loc) as localizer:
-            for condition, photo, given, truth in every:
-                found = localizer.localize(photo, given)
-                yield matcher, condition, outcome(found, truth), _text(found)
-        for condition, (scale, offset) in UNITS.items():
-            change = pycolmap.Sim3d(scale, pycolmap.Rotation3d(), np.array([offset, -offset, 0.0]))
-            other = transformed_map(ready, folder / f"{matcher} {condition}", change)
-            with Localizer(other, num_loc=options.num_loc) as localizer:
-                for photo, truth in [(case[1], case[3]) for case in every if case[0] == "day"]:
-                    found = localizer.localize(photo)
-                    there = change.transform_camera_world(truth) if truth else None
-                    yield matcher, condition, outcome(found, there, scale), _text(found)
+        has_detector = isinstance(load_conf(matcher), SparseConf)
+        localized = by_map if has_detector else by_photos
+        for units, (condition, _, _, truth), found in localized(
+            folder, matcher, every, options.num_loc
+        ):
+            if units and truth is not None:
+                truth = changes()[units].transform_camera_world(truth)
+            scale = UNITS[units][0] if units else 1.0
+            yield matcher, units or condition, outcome(found, truth, scale), _text(found)
 
 
 def _text(found: LocalizedQuery) -> str:
