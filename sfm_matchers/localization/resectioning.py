@@ -36,6 +36,9 @@ MIN_INLIERS = 16
 # estimated ones are worth little where the camera's standard deviation with them is above 0.6 %:
 # on rendered maps errors are 0.6 times as large (root mean square), and 1 % is 2.8 times that.
 WRONG_MOVE, MAX_UNCERTAINTY = 0.01, 0.006
+# Of a photo's longer side, the standard deviation of the principal point of a lens that is not
+# known: those of phones and of photos that are cut are so far from the middle.
+MIDDLE_DEVIATION = 0.01
 # Least extent of a map, of the distance of the points: photos may be taken from one place.
 MIN_EXTENT = 0.2
 # Points that give the 11 numbers of a projection.
@@ -377,7 +380,9 @@ def freed(start: Solution, level: int) -> Solution:
 class _Problem:
     """Intrinsics and pose as one vector of order 1, zero at the start."""
 
-    def __init__(self, start: Solution, matches: Matches, level: int) -> None:
+    def __init__(
+        self, start: Solution, matches: Matches, level: int, *, is_shifted: bool = False
+    ) -> None:
         model = start.camera.model.name
         if level > 1 and model in FREER_MODELS:
             model = FREER_MODELS[model]
@@ -386,7 +391,7 @@ class _Problem:
         self.focal = [int(index) for index in self.camera.focal_length_idxs()]
         self.shifted = [int(index) for index in self.camera.principal_point_idxs()]
         self.distortion = [int(index) for index in self.camera.extra_params_idxs()][:2]
-        self.shifted = self.shifted if level > 2 else []
+        self.shifted = self.shifted if level > 2 or is_shifted else []
         self.distortion = self.distortion if level > 1 else []
         self.size = 6 + bool(self.focal) + len(self.distortion) + len(self.shifted)
 
@@ -444,11 +449,19 @@ def centre_covariance(solution: Solution) -> np.ndarray | None:
     return np.asarray(change @ solution.covariance @ change.T)
 
 
-def centre_uncertainty(solution: Solution, level: int) -> float:
-    """Standard deviation of the camera's centre where the first `level` of `FREEDOMS` are free."""
-    problem = _Problem(solution, solution.matches.some(solution.inliers), level)
+def centre_uncertainty(solution: Solution, level: int, middle_deviation: float = 0.0) -> float:
+    """Standard deviation of the camera's centre where the first `level` of `FREEDOMS` are free.
+
+    A principal point that is not among them has the standard deviation `middle_deviation`, of the
+    longer side.
+    """
+    is_shifted = level < len(FREEDOMS) and middle_deviation > 0
+    inliers = solution.matches.some(solution.inliers)
+    problem = _Problem(solution, inliers, level, is_shifted=is_shifted)
     zero, step = np.zeros(problem.size), 1e-6
     hessian, _ = problem.normal_equations(zero)
+    if is_shifted:
+        hessian[-2:, -2:] += np.eye(2) / middle_deviation**2
 
     def centre(values: np.ndarray) -> np.ndarray:
         return np.asarray(problem.at(values)[1].inverse().translation)
@@ -494,7 +507,13 @@ def doubt(solution: Solution, level: int) -> str:
     sides = solution.camera.mean_focal_length() / max(solution.camera.width, solution.camera.height)
     if level and not FOCAL_LENGTHS[0] <= sides <= FOCAL_LENGTHS[1]:
         return f"there is hardly a lens of the estimated focal length, {sides:.3g} times the side"
-    if level and centre_uncertainty(solution, level) > MAX_UNCERTAINTY * solution.scale:
+    limit = MAX_UNCERTAINTY * solution.scale
+    if level and centre_uncertainty(solution, level) > limit:
         freed_ = FREEDOMS[level - 1]
         return f"the matches hardly determine the {freed_}: give intrinsics, --camera_params"
+    if level and centre_uncertainty(solution, level, MIDDLE_DEVIATION) > limit:
+        return (
+            f"the matches hardly determine the {FREEDOMS[-1]}, which need not be in the middle "
+            "where the lens is not known: give intrinsics, --camera_params"
+        )
     return ""

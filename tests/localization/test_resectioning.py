@@ -204,6 +204,31 @@ def test_few_matches_do_not_tell_a_zoomed_photo_from_the_maps_camera(zoom: float
     assert estimate_pose(assumed, keypoints[:40], deep[:40], 40, *few).status == Status.LOCALIZED
 
 
+def wall(camera: pycolmap.Camera, tilt: float, seed: int) -> Matches:
+    """Matches with a flat wall, which is turned by some radians."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.uniform(0, SIZE, (200, 2))
+    rays = np.column_stack([camera.cam_from_img(pixels), np.ones(200)])
+    depths = 8 / (rays @ [np.sin(tilt), 0, np.cos(tilt)])
+    points = POSE.inverse() * (rays * depths[:, None])
+    return Matches(pixels + rng.normal(0, 0.4, pixels.shape), points, 12.0, EXTENT)
+
+
+@pytest.mark.parametrize(("focal_length", "tilt"), [(500, 0.0), (900, 0.0), (500, 0.5)])
+@pytest.mark.parametrize("shift", [0.0, 0.01])
+def test_a_flat_wall_does_not_tell_a_lens_that_nobody_knows(
+    focal_length: float, tilt: float, shift: float
+) -> None:
+    """Its middle need not be where the light enters: a little aside, it is another focal length
+    and another place that fit."""
+    camera = lens("PINHOLE", focal_length)
+    camera.params = camera.params + shift * SIZE[0] * np.array([0, 0, 1, -0.5])
+    query = Query("q", lens("SIMPLE_RADIAL", 768), True, "a guess", may_change=True)
+    for seed in range(4):
+        found, error = localized(query, wall(camera, tilt, seed))
+        assert found.status is Status.LOW_CONFIDENCE or error < 1
+
+
 def map_of(*cameras: pycolmap.Camera) -> pycolmap.Reconstruction:
     """A map of one photo by each of some cameras."""
     model = pycolmap.Reconstruction()
