@@ -36,6 +36,7 @@ from sfm_matchers.localization.poses import (
 )
 from sfm_matchers.localization.resectioning import (
     FREEDOMS,
+    MIDDLE_DEVIATION,
     WRONG_MOVE,
     Matches,
     Solution,
@@ -388,6 +389,8 @@ def _choose_intrinsics(
     if not options.check_intrinsics:
         return best, text, ""
     level = int("estimated" in source)  # the focal length
+    is_known = estimated and not query.focal_length_is_guess and source != "estimated"
+    deviation = 0.0 if is_known else MIDDLE_DEVIATION
     if (better := better_intrinsics(best)) is not None:
         estimate, level = better
         what = FREEDOMS[level - 1]
@@ -402,9 +405,9 @@ def _choose_intrinsics(
                 _contradiction(best, estimate, what),
             )
         others = [f"{name}: {found.summary()}" for name, found in solved]
-        best = estimate
+        best, deviation = estimate, MIDDLE_DEVIATION
         text = f"{what} estimated ({'; '.join([best.summary(), *others])})"
-    if may_change and (doubts := doubt(best, level) or unverified(best)):
+    if may_change and (doubts := doubt(best, level, deviation) or unverified(best)):
         return best, text, doubts
     is_assumed = not may_change or (query.is_expected and not level)
     focused = suspicion(best) if is_assumed else None

@@ -497,8 +497,11 @@ def _nearest_elsewhere(xy: np.ndarray, keypoints: np.ndarray) -> int:
     return index if np.isfinite(squares[index]) else -1
 
 
-def doubt(solution: Solution, level: int) -> str:
-    """What speaks against intrinsics of which `level` of `FREEDOMS` are estimated, or ""."""
+def doubt(solution: Solution, level: int, middle_deviation: float = MIDDLE_DEVIATION) -> str:
+    """What speaks against intrinsics of which `level` of `FREEDOMS` are estimated, or "".
+
+    See `centre_uncertainty` for the other argument.
+    """
     if solution.median_error > ERROR_FLOOR and coherence(solution) > MAX_COHERENCE:
         return (
             f"the errors of its inliers, {solution.median_error:.1f} px, are alike where they are "
@@ -511,7 +514,7 @@ def doubt(solution: Solution, level: int) -> str:
     if level and centre_uncertainty(solution, level) > limit:
         freed_ = FREEDOMS[level - 1]
         return f"the matches hardly determine the {freed_}: give intrinsics, --camera_params"
-    if level and centre_uncertainty(solution, level, MIDDLE_DEVIATION) > limit:
+    if level and centre_uncertainty(solution, level, middle_deviation) > limit:
         return (
             f"the matches hardly determine the {FREEDOMS[-1]}, which need not be in the middle "
             "where the lens is not known: give intrinsics, --camera_params"
