@@ -7,10 +7,9 @@ part lies; cut out of both photos, it is seen with more pixels, and with less be
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
-from sfm_matchers.geometry.robust_estimation import estimate_robustly
+from sfm_matchers.geometry.robust_estimation import agree_with_one_epipolar_geometry
 from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
@@ -55,19 +54,10 @@ def match_overlap(
 
 def _agreeing(matches: Matches, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Return booleans (M,): which matches agree with one epipolar geometry."""
-    nothing = np.zeros(len(matches), bool)
     if len(matches) < MIN_AGREEING:
-        return nothing
-    points0, points1 = (
-        points.astype(np.float64) for points in (matches.keypoints0, matches.keypoints1)
-    )
+        return np.zeros(len(matches), bool)
     tolerance = TOLERANCE * max(max(image.shape) for image in images)
-    _, agrees = estimate_robustly(
-        lambda method: cv2.findFundamentalMat(
-            points0, points1, method, tolerance, confidence=0.999, maxIters=5000
-        )
-    )
-    return nothing if agrees is None else agrees.ravel() > 0
+    return agree_with_one_epipolar_geometry(matches.keypoints0, matches.keypoints1, tolerance)
 
 
 def _shared_part(points: np.ndarray, image: np.ndarray) -> Box:
