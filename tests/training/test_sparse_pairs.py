@@ -14,9 +14,10 @@ from torch import Tensor
 from sfm_matchers.errors import InputError, WeightsError
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.synthetic import Camera, camera_path, make_scene
+from sfm_matchers.training.data.kept import Kept
 from sfm_matchers.training.data.megadepth import PosedPhotographs, load_megadepth
 from sfm_matchers.training.data.photographs import Photographs, load_photographs
-from sfm_matchers.training.data.sparse_pairs import VIEWS, FeatureSource, Kept, SparsePairs
+from sfm_matchers.training.data.sparse_pairs import VIEWS, FeatureSource, SparsePairs
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.losses.mambaglue import IGNORED, UNMATCHED
 from sfm_matchers.training.options import Start

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -24,8 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from sfm_matchers.evaluation.pair_lists import SceneInfo
 from sfm_matchers.features.base import FeatureExtractor
 from sfm_matchers.features.extraction import load_extractor
-from sfm_matchers.files.replacing import replacing
 from sfm_matchers.networks.mambaglue import LocalFeatures
+from sfm_matchers.training.data.kept import Kept
 from sfm_matchers.training.data.megadepth import PosedPhotographs
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.photographs import Photographs
@@ -142,36 +140,6 @@ class FeatureSource:
             }
             for features in (one.best_first(max_keypoints) for one in found)
         ]
-
-
-class Kept:
-    """Tensors that are made once and kept, in memory and in a folder.
-
-    Args:
-        folder: has a file for each key; None keeps them in memory alone.
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
-        self._entries: dict[str, dict[str, Tensor]] = {}
-
-    def get(self, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return the tensors of a key, made by `make` where there are none yet."""
-        if key in self._entries:
-            return self._entries[key]
-        path = None if self.folder is None else self.folder / f"{key}.safetensors"
-        if path is not None and path.is_file():
-            entry = safetensors.torch.load_file(path)
-        else:
-            entry = {
-                name: tensor.clone() for name, tensor in make().items()
-            }  # a file shares nothing
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as temporary:
-                    safetensors.torch.save_file(entry, temporary)
-        self._entries[key] = entry
-        return entry
 
 
 class SparsePairs:

@@ -20,11 +20,11 @@ from sfm_matchers.networks.mambaglue import (
     TransformerMambaLayer,
     filter_matches,
 )
+from sfm_matchers.training.data.kept import Kept
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.photographs import Photographs
 from sfm_matchers.training.data.sparse_pairs import (
     FeatureSource,
-    Kept,
     SparsePairBatch,
     SparsePairs,
     batched,
