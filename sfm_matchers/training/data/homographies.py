@@ -130,7 +130,9 @@ def sample_homography_pairs(
     photo_from_view = _draw_views(sizes, image_size, strength, max_turn, options, generator)
     views, valids = [], []
     for homographies in photo_from_view:
-        view, valid = _render(photographs, indices, homographies.float().to(device), image_size)
+        view, valid = render_views(
+            photographs, indices, homographies.float().to(device), image_size
+        )
         views.append(view)
         valids.append(valid)
     views, valids = dress_views(views, valids, strength, generator)
@@ -193,13 +195,23 @@ def _draw_views(
     return [torch.where(swap, views[1], views[0]), torch.where(swap, views[0], views[1])]
 
 
-def _render(
+def render_views(
     photographs: Photographs,
     indices: list[int],
     photo_from_view: Tensor,
     image_size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Draw the photographs through (B, 3, 3) homographies; also tell where they end."""
+    """Draw photographs through homographies.
+
+    Args:
+        photographs: some of which are drawn.
+        indices: of B photographs.
+        photo_from_view: (B, 3, 3), pixels of a view to pixels of its photograph.
+        image_size: (H, W) of the views.
+
+    Returns:
+        (B, 3, H, W) colours in 0..1 and (B, H, W) bool, where a view shows its photograph.
+    """
     grid = pixel_grid(*image_size, photo_from_view.device).reshape(1, -1, 2)
     points, in_front = apply_homography(photo_from_view, grid.expand(len(indices), -1, -1))
     points = points.reshape(-1, *image_size, 2)

@@ -108,10 +108,15 @@ def pixel_grid(height: int, width: int, device: torch.device | str, stride: int 
 
 def lookup_mask(mask: Tensor, points: Tensor) -> Tensor:
     """Read a (B, H, W) bool mask at the pixels nearest to (B, N, 2) points; False outside."""
-    height, width = mask.shape[-2:]
+    return lookup(mask, points, outside=False)
+
+
+def lookup(table: Tensor, points: Tensor, outside: float) -> Tensor:
+    """Read a (B, H, W) table at the pixels nearest to (B, N, 2) points: (B, N)."""
+    height, width = table.shape[-2:]
     nearest = torch.nan_to_num(points, nan=-1.0, posinf=-1.0, neginf=-1.0)
     nearest = nearest.clamp(-1e6, 1e6).round().long()
     x, y = nearest[..., 0], nearest[..., 1]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     flat = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    return mask.flatten(1).gather(1, flat) & inside
+    return torch.where(inside, table.flatten(1).gather(1, flat), outside)
