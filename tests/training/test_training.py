@@ -114,6 +114,20 @@ def test_true_positions_have_the_same_colour(
     assert wrong.median() > 4 * difference[visible].median()
 
 
+@pytest.mark.parametrize("sample", [sample_homography_pairs, sample_parallax_pairs])
+@pytest.mark.parametrize("source", [0, 1])
+def test_points_given_once_for_all_pairs_are_looked_up_in_each(
+    photographs: Photographs, sample: Callable[..., PairBatch], source: int
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    batch = sample(photographs, 6, (96, 128), strength=1.0, generator=generator)
+    points = pixel_grid(96, 128, "cpu", 5).reshape(1, -1, 2)
+    warped, visible = batch.geometry.warp(points, source)
+    expected, truly_visible = batch.geometry.warp(points.expand(6, -1, -1), source)
+    torch.testing.assert_close(warped, expected)
+    assert torch.equal(visible, truly_visible)
+
+
 @pytest.mark.parametrize("roundness", [1.0, 0.0])
 def test_rays_meet_the_first_side_of_round_bodies(roundness: float) -> None:
     axes = torch.diag(torch.tensor([2.0, 3.0, 0.5]))[None, None]

@@ -107,13 +107,14 @@ def pixel_grid(height: int, width: int, device: torch.device | str, stride: int 
 
 
 def lookup_mask(mask: Tensor, points: Tensor) -> Tensor:
-    """Read a (B, H, W) bool mask at the pixels nearest to (B, N, 2) points; False outside."""
+    """Read a (B, H, W) bool mask at the pixels nearest to points; see `lookup`; False outside."""
     return lookup(mask, points, outside=False)
 
 
 def lookup(table: Tensor, points: Tensor, outside: float) -> Tensor:
-    """Read a (B, H, W) table at the pixels nearest to (B, N, 2) points: (B, N)."""
+    """Read a (B, H, W) table at the pixels nearest to (B, N, 2) or (1, N, 2) points: (B, N)."""
     height, width = table.shape[-2:]
+    points = points.expand(len(table), -1, -1)  # `gather` would read the first pair's table alone
     nearest = torch.nan_to_num(points, nan=-1.0, posinf=-1.0, neginf=-1.0)
     nearest = nearest.clamp(-1e6, 1e6).round().long()
     x, y = nearest[..., 0], nearest[..., 1]
