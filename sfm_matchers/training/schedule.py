@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 
 from sfm_matchers.training.data.homographies import sample_homography_pairs
+from sfm_matchers.training.data.megadepth import PosedPhotographs
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.parallax import sample_parallax_pairs
 from sfm_matchers.training.data.photographs import Photographs
+from sfm_matchers.training.data.teacher_pairs import TeacherPairs
 
 REFERENCE_AREA = 240 * 320  # pixels of an image for which the batch size is meant
 # Sizes until a share of the run; multiples of what every network asks for. Small images show more
@@ -22,7 +24,7 @@ SIZES = {
 }
 EASIEST, HARDEST = 0.5, 0.85  # strength of the warps at the beginning and from HARDEST_FROM on
 HARDEST_FROM = 0.6  # of the run
-POSED_SHARE = 0.5  # of the batches, where there are photographs with depth and poses
+REAL_SHARE = 0.5  # of the batches, where there are posed photographs, or such with a teacher
 PARALLAX_SHARE = 0.65  # of the other batches
 MISMATCHED_SHARE = 0.1  # of the batches whose pairs are all wrong
 TURNED_SHARE = 0.25  # of the batches made of photographs, one image turned by any angle allowed
@@ -51,13 +53,28 @@ def sample_scheduled_pairs(
         max_turn: degrees, 0 to 180, by which users turn cameras between photos that the network
             is to match.
     """
-    if photographs.posed and float(torch.rand((), generator=generator)) < POSED_SHARE:
+    real = _draw_real_photographs(photographs, generator)
+    if real is not None:
         size, count = _draw_size(batch_size, progress, generator)
-        batch = photographs.posed.sample_pairs(count, size, generator=generator, device=device)
+        batch = real.sample_pairs(count, size, generator=generator, device=device)
     else:
         batch = sample_made_pairs(photographs, batch_size, progress, generator, device, max_turn)
+    if isinstance(real, TeacherPairs):
+        return batch  # two pairs may show one place, and nothing tells which parts they share
     is_mismatched = float(torch.rand((), generator=generator)) < MISMATCHED_SHARE
     return batch.mismatched() if is_mismatched and len(batch) > 1 else batch
+
+
+def _draw_real_photographs(
+    photographs: Photographs, generator: torch.Generator
+) -> PosedPhotographs | TeacherPairs | None:
+    """Where a batch of real pairs comes from, each source as likely; None for one of made pairs."""
+    sources = [one for one in (photographs.posed, photographs.taught) if one is not None]
+    if not sources or float(torch.rand((), generator=generator)) >= REAL_SHARE:
+        return None
+    if len(sources) == 1:
+        return sources[0]
+    return sources[int(torch.randint(len(sources), (), generator=generator))]
 
 
 def sample_made_pairs(

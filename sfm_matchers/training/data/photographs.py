@@ -19,6 +19,7 @@ from sfm_matchers.photos.folders import IMAGE_EXTENSIONS
 
 if TYPE_CHECKING:
     from sfm_matchers.training.data.megadepth import PosedPhotographs
+    from sfm_matchers.training.data.teacher_pairs import TeacherPairs
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,13 @@ class Photographs:
         names: POSIX paths relative to the folder they were read from.
         pyramids: for each photograph `PYRAMID_LEVELS` tensors of shape (3, H / 2^l, W / 2^l), RGB.
         posed: photographs with depth and poses, a further source of pairs; or None.
+        taught: photographs that a teacher has matched, a further source of pairs; or None.
     """
 
     names: list[str]
     pyramids: list[list[Tensor]]
     posed: PosedPhotographs | None = None
+    taught: TeacherPairs | None = None
 
     def __len__(self) -> int:
         return len(self.names)

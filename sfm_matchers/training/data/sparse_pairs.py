@@ -35,7 +35,7 @@ from sfm_matchers.training.losses.mambaglue import (
     GroundTruthMatches,
     ground_truth_matches,
 )
-from sfm_matchers.training.schedule import MISMATCHED_SHARE, POSED_SHARE, sample_made_pairs
+from sfm_matchers.training.schedule import MISMATCHED_SHARE, REAL_SHARE, sample_made_pairs
 
 MAX_KEYPOINTS = 2048  # of one image, best first, as the confs have it
 # Most keypoints of an image, drawn for each batch, until a share of the run: few show more pairs
@@ -176,7 +176,7 @@ class SparsePairs:
         limits = next(limits for until, limits in KEYPOINTS.items() if progress <= until)
         limit = limits[_draw(len(limits), generator)]
         count = max(1, round(batch_size * KEYPOINTS_OF_BATCH_SIZE / limit))
-        if photographs.posed and _uniform(generator) < POSED_SHARE:
+        if photographs.posed and _uniform(generator) < REAL_SHARE:
             batch = self.posed_pairs(photographs.posed, count, limit, generator, device)
         else:
             pairs = self._made_pairs(photographs, count, progress, generator, device)
