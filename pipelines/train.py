@@ -44,6 +44,13 @@ def _add_truth(add: Add) -> None:
     )
     add("--scene_info_dir", type=Path, help="their indices (default: MEGADEPTH_DIR/scene_info)")
     add(
+        "--teacher_dir",
+        type=Path,
+        metavar="PHOTOS",
+        help="photographs that overlap, a subfolder for each place: what aliked+mambaglue matches "
+        "in them, kept in OUTPUT/teacher, is learned from (jamma, eloftr)",
+    )
+    add(
         "--validation_pairs",
         type=Path,
         help="real pairs whose pose AUC is printed at every validation; a list as for "
@@ -76,7 +83,8 @@ def _add_start(add: Add) -> None:
         "--hold_out",
         nargs="*",
         metavar="SCENE",
-        help="scenes of MEGADEPTH_DIR to validate on, besides one in ten",
+        help="scenes of MEGADEPTH_DIR to validate on, besides one in ten; in TEACHER_DIR they are "
+        "left out",
     )
     add(
         "--features",

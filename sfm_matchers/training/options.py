@@ -49,7 +49,9 @@ class RunOptions:
         megadepth_dir: posed photographs with depth in the layout of `training.data.megadepth`; half
             of the batches are made of them.
         scene_info_dir: their indices; `megadepth_dir/scene_info` by default.
-        hold_out: scenes of these that are kept for validation besides.
+        hold_out: scenes of these that are kept for validation besides, and that no teacher matches.
+        teacher_dir: photographs without depth, a folder for each place, which a teacher matches
+            once; half of the batches are made of them, a quarter where there are posed ones too.
         validation_pairs: list of real pairs whose poses are estimated at every validation; see
             `pair_lists.read_posed_pairs`.
         validation_images: what its names are relative to; by default its own folder.
@@ -67,6 +69,7 @@ class RunOptions:
     megadepth_dir: Path | None = None
     scene_info_dir: Path | None = None
     hold_out: Sequence[str] = ()
+    teacher_dir: Path | None = None
     validation_pairs: Path | None = None
     validation_images: Path | None = None
     device: str = "auto"

@@ -17,6 +17,7 @@ from sfm_matchers.training.data.photographs import Photographs, list_photographs
 from sfm_matchers.training.loop import Trainer, TrainingOptions
 from sfm_matchers.training.options import RunOptions, Start, TaskOptions
 from sfm_matchers.training.tasks.table import make_task
+from sfm_matchers.training.teacher import SparseTeacher, load_teacher_pairs
 
 logger = logging.getLogger("sfm_matchers.train")
 
@@ -29,11 +30,14 @@ def train(run: RunOptions, options: TrainingOptions) -> None:
         options: how the run goes.
 
     Raises:
-        InputError: unknown matcher, no photographs, or a checkpoint of another run in the output.
+        InputError: unknown matcher, no photographs, a checkpoint of another run in the output, or a
+            teacher for a matcher of features.
     """
     if run.init is not None and not run.init.is_file():
         raise InputError(f"no file {run.init}: give a checkpoint or weights to start from")
     is_sparse = run.matcher in NETWORKS and NETWORKS[run.matcher].takes == "features"
+    if is_sparse and run.teacher_dir is not None:
+        raise InputError(f"{run.matcher} learns from no teacher: leave --teacher_dir out")
     start = None
     if is_sparse and run.init is not None:
         start = Start(run.init, run.inherited_rate, run.stay_close)
@@ -55,6 +59,10 @@ def train(run: RunOptions, options: TrainingOptions) -> None:
         logger.info("going on from step %d of %d", trainer.step, options.steps)
     elif run.init is not None and not is_sparse:
         trainer.load_initial_weights(run.init)
+    if run.teacher_dir is not None:  # last: it takes long, and what is wrong should show before
+        training.taught = load_teacher_pairs(
+            run.teacher_dir, SparseTeacher(device), run.output / "teacher", run.hold_out, device
+        )
     trainer.run(validation, measure)
     logger.info("weights after %d pairs: %s", trainer.pairs, run.output / "weights.safetensors")
 
