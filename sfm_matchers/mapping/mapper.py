@@ -77,7 +77,8 @@ def reconstruct(
     with folder_written_whole(model_dir) as temporary:
         work_dir = temporary / "work"
         work_dir.mkdir()
-        with _naming_failed_checks(temporary), quiet_colmap():
+        # Where there is no model, the reason is found and said later.
+        with _naming_failed_checks(temporary), quiet_colmap(pycolmap.logging.FATAL):
             models, adjustment = _run_mapper(
                 database_path,
                 image_dir,

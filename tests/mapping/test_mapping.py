@@ -57,6 +57,16 @@ def test_observations_some_pixels_off_hardly_count(
     assert error(robust=True) < gain * error(robust=False)
 
 
+def test_where_there_is_no_model_colmap_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_database(tmp_path / "database.db", 0)
+    with pycolmap.Database.open(tmp_path / "database.db") as database:
+        database.clear_two_view_geometries()
+    assert reconstruct(tmp_path / "database.db", tmp_path, tmp_path / "sparse") == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_robust_adjustment_refines_only_what_the_mapper_refines(tmp_path: Path) -> None:
     truth = write_database(tmp_path / "database.db", 0)
 
