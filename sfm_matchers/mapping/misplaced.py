@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +93,11 @@ def resections(
     model: pycolmap.Reconstruction, database_path: Path, names: Collection[str] | None = None
 ) -> dict[str, Resection]:
     """Return what tells the place of each photo of a model, or of some photos of its database."""
-    matches, owners = read_verified_matches(database_path), points_of_keypoints(model)
+    owners = points_of_keypoints(model)
+    partners: dict[int, list[tuple[int, IntArray]]] = defaultdict(list)
+    for (first, second), matches in read_verified_matches(database_path).items():
+        partners[first].append((second, matches))
+        partners[second].append((first, matches[:, ::-1]))
     point_ids = np.array(sorted(model.points3D), np.int64)
     points3D = model.points3D
     lengths = np.array([points3D[i].track.length() for i in point_ids.tolist()], np.int64)
@@ -103,7 +108,7 @@ def resections(
         for name, image_id in sorted(read_image_ids(database).items()):
             if name not in wanted:
                 continue
-            pairs = _matched_points(image_id, matches, owners)
+            pairs = _matched_points(partners[image_id], owners)
             rows = np.searchsorted(point_ids, pairs[:, 1])
             is_own = np.isin(pairs[:, 1], owners.get(image_id, NO_POINTS))
             by_others = lengths[rows] - is_own >= 2
@@ -114,17 +119,15 @@ def resections(
 
 
 def _matched_points(
-    image_id: int, matches: Mapping[tuple[int, int], IntArray], owners: Mapping[int, IntArray]
+    partners: Iterable[tuple[int, IntArray]], owners: Mapping[int, IntArray]
 ) -> IntArray:
-    """Keypoints of a photo and points of a model that they match in other photos, (N, 2)."""
+    """Keypoints of a photo and points of a model that they match in its partners, (N, 2)."""
     found = [np.zeros(0, np.int64)]
-    for (first, second), indices in matches.items():
-        if image_id == second:
-            first, second, indices = second, first, indices[:, ::-1]
-        if image_id == first and second in owners:
-            points = owners[second][indices[:, 1]]
+    for other, matches in partners:
+        if other in owners:
+            points = owners[other][matches[:, 1]]
             has_point = points >= 0
-            found.append((indices[has_point, 0] << 32) + points[has_point])
+            found.append((matches[has_point, 0] << 32) + points[has_point])
     unique = np.unique(np.concatenate(found))  # of one number each: rows are sorted slowly
     return np.column_stack([unique >> 32, unique & 0xFFFFFFFF])
 
