@@ -42,7 +42,7 @@ from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
-MAX_CAMERA_TRIALS = 3
+MAX_CAMERA_TRIALS = 4
 MIN_PHOTOS_KEPT = 0.75  # of those registered before
 # Of the photos whose focal length EXIF tells: where the model has others for so many, EXIF is
 # doubted. In collections of many cameras it is wrong for a few.
@@ -51,6 +51,8 @@ MIN_REGISTERED = 0.5  # of those photos: two fit any focal length
 # Observations of photos that get other cameras over those before: 1.18 and more where they are of
 # others, 1.01 where long lenses leave theirs open.
 MIN_GAIN = 1.1
+# Median error over the one before, of fewer cameras, or of such by which photos explain more.
+MAX_LOSS = 1.2
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
 
 _Models = list[pycolmap.Reconstruction]
@@ -233,18 +235,24 @@ class _CameraTrials:
                 break
             with self.build.job.workspace.timed("cameras"):
                 own = try_own_cameras(models[0], self.shared)
-                database = self.build.job.workspace.database
-                resected = own_focal_lengths(models[0], database, self.shared)
-            groups = regrouped(self.first_groups, {**own.focal_lengths, **resected})
+                focal_lengths = dict(own.focal_lengths)
+                if not own.contradicts:  # else nothing in the model is right to estimate from
+                    database = self.build.job.workspace.database
+                    focal_lengths |= own_focal_lengths(models[0], database, self.shared)
+            groups = regrouped(self.first_groups, focal_lengths)
             if not own.contradicts and _partition(groups) == _partition(cameras.groups):
                 break
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
             # one, they hardly fit anything, so that the median error tells nothing: what is right
             # explains more.
-            limit = own.shared_error if own.contradicts else 1.1 * own.shared_error
+            is_freer = own.contradicts and len(groups) >= len(cameras.groups)
+            limit = own.shared_error if is_freer else MAX_LOSS * own.shared_error
             is_more_asked = not own.contradicts and len(groups) >= len(cameras.groups)
             parted = _parted(cameras.groups, groups) if is_more_asked else set()
-            others = self._regrouped(cameras, groups, models, limit, _num_photos(models), parted)
+            num_photos = _num_photos(models)
+            if len(groups) < len(cameras.groups):
+                num_photos = math.ceil(MIN_PHOTOS_KEPT * num_photos)
+            others = self._regrouped(cameras, groups, models, limit, num_photos, parted)
             if others is None:
                 return cameras, models, own if own.contradicts else None
             cameras, models = others
@@ -284,6 +292,11 @@ class _CameraTrials:
             had = _num_observations(models, parted)
             if _num_observations(found, parted) < MIN_GAIN * had:
                 return None
+            has_fewer = len(groups) < len(cameras.groups) and _num_photos(found) < _num_photos(
+                models
+            )
+            if has_fewer and not self._explains_more(found, models):
+                return None
             errors = f"median {_median_error(found, self.shared):.2f} px now"
             evidence = f"reprojection errors tell ({errors}, {_shown(before)} before)"
             if parted:
@@ -295,6 +308,10 @@ class _CameraTrials:
             logger.warning("Cameras: %s", others.reason)
             self.build.take(others, trial)
             return others, found
+
+    def _explains_more(self, found: _Models, models: _Models) -> bool:
+        """True if models have more observations, though they have fewer photos."""
+        return _num_observations(found, self.shared) > _num_observations(models, self.shared)
 
     def _make(
         self, cameras: CameraGroups, trial: Workspace, limit: float, num_photos: int

@@ -103,7 +103,7 @@ def put_weights_that_detect_brightness(name: str) -> None:
         for module in network.modules():
             if not isinstance(module, nn.BatchNorm2d | nn.PReLU):
                 for parameter in module.parameters(recurse=False):
-                    parameter.zero_()
+                    parameter.fill_(1e-30)  # weights of zeros alone are refused
         if name == "aliked-n16":
             head = [layer for layer in network.score_head if isinstance(layer, nn.Conv2d)]
             for convolution in (network.block1.conv1, network.block1.conv2, network.conv1, *head):
