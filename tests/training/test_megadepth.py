@@ -246,6 +246,18 @@ def test_depth_threshold_tells_hidden_from_visible() -> None:
         assert bool(visible) is expected
 
 
+def test_the_same_points_of_every_pair_have_the_depth_of_their_own() -> None:
+    depths = torch.stack([torch.full((8, 8), depth) for depth in (2.0, 4.0)])
+    intrinsics = torch.tensor([[8.0, 0, 4], [0, 8, 4], [0, 0, 1]]).expand(2, -1, -1)
+    pose = torch.eye(4).repeat(2, 1, 1)
+    pose[:, 0, 3] = 0.25  # a pixel at a depth of 2
+    warped, visible = DepthGeometry(depths, depths, intrinsics, intrinsics, pose).warp(
+        torch.tensor([[[4.0, 4.0]]]), 0
+    )
+    torch.testing.assert_close(warped[:, 0, 0], torch.tensor([5.0, 4.5]), atol=1e-3, rtol=0)
+    assert visible.all()
+
+
 def test_half_of_the_batches_are_posed(photographs: Photographs) -> None:
     kinds = [
         type(sample_scheduled_pairs(photographs, 0.1, 0.1, generator, CPU, 0.0).geometry).__name__

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfm_matchers.training.data.pair_batch import without_autocast
+from sfm_matchers.training.data.pair_batch import lookup, without_autocast
 
 PROJECTION_EPSILON = 1e-4  # added to the depth that a projection divides by
 
@@ -41,7 +41,7 @@ class DepthGeometry:
         pose = self.cam1_from_cam0 if source == 0 else torch.linalg.inv(self.cam1_from_cam0)
         target = 1 - source
 
-        depth = depth_at(depths[source], points.round())
+        depth = lookup(depths[source], points, outside=0)
         homogeneous = torch.cat([points, torch.ones_like(points[..., :1])], dim=-1)
         in_source = (homogeneous * depth[..., None]) @ torch.linalg.inv(intrinsics[source]).mT
         in_target = in_source @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
@@ -51,15 +51,6 @@ class DepthGeometry:
         height, width = depths[target].shape[1:]
         corner = torch.tensor([width - 1, height - 1], device=points.device)
         inside = ((warped > 0) & (warped < corner)).all(dim=-1)
-        seen = depth_at(depths[target], warped.trunc())
+        seen = lookup(depths[target], warped.trunc(), outside=0)
         agrees = (in_target[..., 2] - seen).abs() < self.max_relative_depth_error * seen
         return warped, (depth > 0) & inside & agrees
-
-
-def depth_at(depth: Tensor, pixels: Tensor) -> Tensor:
-    """Depth (B, N) at whole-numbered pixels (B, N, 2); 0 outside the map."""
-    height, width = depth.shape[1:]
-    x, y = pixels.unbind(-1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    index = torch.where(inside, y * width + x, 0).long()
-    return depth.flatten(1).gather(1, index) * inside

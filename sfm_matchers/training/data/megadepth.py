@@ -25,9 +25,9 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.pair_lists import SceneInfo, read_scene_info
 from sfm_matchers.files.hdf5 import open_h5
 from sfm_matchers.photos.images import read_image
-from sfm_matchers.training.data.depth_geometry import DepthGeometry, depth_at
+from sfm_matchers.training.data.depth_geometry import DepthGeometry
 from sfm_matchers.training.data.held_out import is_held_out
-from sfm_matchers.training.data.pair_batch import PairBatch
+from sfm_matchers.training.data.pair_batch import PairBatch, lookup
 
 # LoFTR's recipe has 0.2, which takes much of what is hidden for visible.
 MAX_RELATIVE_DEPTH_ERROR = 0.05
@@ -56,7 +56,7 @@ class ResizedDepthGeometry:
         in_photo = (points + 0.5) * here[:, None] - 0.5
         warped, visible = self.photos.warp(in_photo, source)
         depth = (self.photos.depth0, self.photos.depth1)[source]
-        known = depth_at(depth, in_photo.round())[..., None] > 0
+        known = lookup(depth, in_photo, outside=0)[..., None] > 0
         warped = torch.where(known, (warped + 0.5) / there[:, None] - 0.5, torch.inf)
         return warped, visible
 
