@@ -90,9 +90,9 @@ def reconstruct(
                 mapper_options,
             )
             models = [model for model in models if model.num_points3D()]
-            for model in models if robust else ():
-                adjust_robustly(model, adjustment, fixed, is_draft=is_draft)
             if robust:
+                for model in models:
+                    adjust_robustly(model, adjustment, fixed, is_draft=is_draft)
                 models = [
                     place_again(
                         model,

@@ -74,12 +74,14 @@ def _check_as_tables(model: pycolmap.Reconstruction) -> None:
 
 def points_of_keypoints(model: pycolmap.Reconstruction) -> dict[int, np.ndarray]:
     """Return, for each registered photo's id, the point of each keypoint (N,), -1 without one."""
-    points = {}
-    for image_id in model.reg_image_ids():
-        image = model.images[image_id]
-        points[image_id] = np.full(image.num_points2D(), -1, np.int64)
-        observed = [point2D.point3D_id for point2D in image.get_observation_points2D()]
-        points[image_id][image.get_observation_point2D_idxs()] = observed
+    return {i: points_of_image(model.images[i]) for i in model.reg_image_ids()}
+
+
+def points_of_image(image: pycolmap.Image) -> np.ndarray:
+    """Return the point of each keypoint (N,) of a photo, -1 without one."""
+    points = np.full(image.num_points2D(), -1, np.int64)
+    observed = [point2D.point3D_id for point2D in image.get_observation_points2D()]
+    points[image.get_observation_point2D_idxs()] = observed
     return points
 
 

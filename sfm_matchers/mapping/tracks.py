@@ -21,6 +21,7 @@ from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.machine.memory import available_memory
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.adjustment import adjust_robustly
+from sfm_matchers.mapping.models import points_of_image
 from sfm_matchers.mapping.patch_location import BORDER, Photos, Sightings, locate, sample_spacing
 from sfm_matchers.mapping.sparse_scene import FloatArray, IntArray, SparseScene, nearest
 from sfm_matchers.photos.masks import inside_mask, usable_pixels
@@ -219,10 +220,7 @@ def _add(
 def _keypoints(image: pycolmap.Image) -> tuple[FloatArray, IntArray]:
     """Return keypoints (N, 2) and the ids of their points (N,), -1 where there is none."""
     keypoints = np.array([each.xy for each in image.points2D]).reshape(-1, 2) - 0.5
-    owners = np.full(len(keypoints), -1, np.int64)
-    observed = [each.point3D_id for each in image.get_observation_points2D()]
-    owners[image.get_observation_point2D_idxs()] = observed
-    return keypoints, owners
+    return keypoints, points_of_image(image)
 
 
 def join_points(model: pycolmap.Reconstruction, pairs: Iterable[tuple[int, int]]) -> int:

@@ -245,13 +245,13 @@ class _CameraTrials:
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
             # one, they hardly fit anything, so that the median error tells nothing: what is right
             # explains more.
-            is_freer = own.contradicts and len(groups) >= len(cameras.groups)
-            limit = own.shared_error if is_freer else MAX_LOSS * own.shared_error
-            is_more_asked = not own.contradicts and len(groups) >= len(cameras.groups)
-            parted = _parted(cameras.groups, groups) if is_more_asked else set()
-            num_photos = _num_photos(models)
+            limit, parted, num_photos = MAX_LOSS * own.shared_error, set[str](), _num_photos(models)
             if len(groups) < len(cameras.groups):
                 num_photos = math.ceil(MIN_PHOTOS_KEPT * num_photos)
+            elif own.contradicts:
+                limit = own.shared_error
+            else:
+                parted = _parted(cameras.groups, groups)
             others = self._regrouped(cameras, groups, models, limit, num_photos, parted)
             if others is None:
                 return cameras, models, own if own.contradicts else None
@@ -292,10 +292,11 @@ class _CameraTrials:
             had = _num_observations(models, parted)
             if _num_observations(found, parted) < MIN_GAIN * had:
                 return None
-            has_fewer = len(groups) < len(cameras.groups) and _num_photos(found) < _num_photos(
-                models
-            )
-            if has_fewer and not self._explains_more(found, models):
+            if (
+                len(groups) < len(cameras.groups)
+                and _num_photos(found) < _num_photos(models)
+                and _num_observations(found, self.shared) <= _num_observations(models, self.shared)
+            ):
                 return None
             errors = f"median {_median_error(found, self.shared):.2f} px now"
             evidence = f"reprojection errors tell ({errors}, {_shown(before)} before)"
@@ -308,10 +309,6 @@ class _CameraTrials:
             logger.warning("Cameras: %s", others.reason)
             self.build.take(others, trial)
             return others, found
-
-    def _explains_more(self, found: _Models, models: _Models) -> bool:
-        """True if models have more observations, though they have fewer photos."""
-        return _num_observations(found, self.shared) > _num_observations(models, self.shared)
 
     def _make(
         self, cameras: CameraGroups, trial: Workspace, limit: float, num_photos: int
