@@ -205,6 +205,22 @@ def write_files(
 RETRIEVED = [("q", "front0"), ("q", "front1")]
 
 
+def localized_beside(
+    tower: Tower, features: Path, matches: Path, local: Path | None = None
+) -> LocalizedQuery:
+    """Localize the query "q", with local features of the map beside, or without any."""
+    (found,) = localize_queries(
+        tower.model,
+        [Query("q", CAMERA)],
+        RETRIEVED,
+        features,
+        matches,
+        OPTIONS,
+        local_features=local,
+    )
+    return found
+
+
 @pytest.fixture
 def without_detector(tmp_path: Path) -> tuple[Tower, Path, Path, Path]:
     """A query of one side, matched with photos of the other one: the tower, keypoints, matches, and
@@ -227,16 +243,7 @@ def test_a_matcher_without_detector_has_features_beside(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     tower, features, matches, local = without_detector
-    local_features = local if beside else None
-    (found,) = localize_queries(
-        tower.model,
-        [Query("q", CAMERA)],
-        RETRIEVED,
-        features,
-        matches,
-        OPTIONS,
-        local_features=local_features,
-    )
+    found = localized_beside(tower, features, matches, local if beside else None)
     assert found.num_inliers > 50
     assert found.status is status
     assert ("sees elsewhere" in found.reason) == beside
@@ -290,9 +297,7 @@ def test_the_log_says_what_is_finally_true(
             if name not in ("front0", "front1"):
                 file[f"{name}/keypoints"] = described.keypoints.astype(np.float32) - 0.5
             file[f"{name}/descriptors"] = described.descriptors.astype(np.float32)
-    (found,) = localize_queries(
-        tower.model, [Query("q", CAMERA)], RETRIEVED, features, matches, OPTIONS
-    )
+    found = localized_beside(tower, features, matches)
     assert found.rival is not None
     assert found.status is status
     said = [line for line in caplog.messages if "low confidence" in line]
@@ -322,15 +327,7 @@ def test_photos_that_are_not_described_are_not_looked_at(
     tower, features, matches, local = without_detector
     with h5py.File(local, "a") as file:
         del file["front1"], file["back0"]
-    (found,) = localize_queries(
-        tower.model,
-        [Query("q", CAMERA)],
-        RETRIEVED,
-        features,
-        matches,
-        OPTIONS,
-        local_features=local,
-    )
+    found = localized_beside(tower, features, matches, local)
     assert found.status is DOUBTED
     assert "back1 sees elsewhere" in found.reason
 

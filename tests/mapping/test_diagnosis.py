@@ -115,6 +115,19 @@ def test_matches_that_no_geometry_explains(photos: Path, tmp_path: Path) -> None
     assert "no two-view geometry explains enough of them" in reason
 
 
+def run_pinhole(folder: Path, params: str) -> SfmResult:
+    """Reconstruct what lies in a folder's ``images``."""
+    return run(
+        SfmOptions(
+            folder / "images",
+            folder / "out",
+            "sift",
+            camera_model="SIMPLE_PINHOLE",
+            camera_params=params,
+        )
+    )
+
+
 @pytest.mark.parametrize("exif", [True, False])
 def test_a_camera_that_only_turns(tmp_path: Path, exif: bool) -> None:
     scene = make_scene(3, kind="room", texture_size=384)
@@ -123,15 +136,7 @@ def test_a_camera_that_only_turns(tmp_path: Path, exif: bool) -> None:
         turn = cv2.Rodrigues(np.array([0.02, 0.12, 0.01]) * index)[0]
         image = render(scene, CAMERA, turn @ first).image
         write(tmp_path / "images" / f"{index}.png", image[..., ::-1])
-    params = f"{CAMERA.fx},160,120" if exif else ""
-    options = SfmOptions(
-        tmp_path / "images",
-        tmp_path / "out",
-        "sift",
-        camera_model="SIMPLE_PINHOLE",
-        camera_params=params,
-    )
-    result = run(options)
+    result = run_pinhole(tmp_path, f"{CAMERA.fx},160,120" if exif else "")
     assert not result.models
     assert "the camera only turned" in reason_of(result)
     assert result.verdict.text.startswith("no model of 4 photos: the camera only turned; walk")
@@ -144,15 +149,7 @@ def test_two_photos_from_nearly_one_place(tmp_path: Path) -> None:
         pose = first.copy()
         pose[0, 3] += 0.6 * index
         write(tmp_path / "images" / f"{index}.png", render(scene, CAMERA, pose).image[..., ::-1])
-    params = f"{CAMERA.fx},160,120"
-    options = SfmOptions(
-        tmp_path / "images",
-        tmp_path / "out",
-        "sift",
-        camera_model="SIMPLE_PINHOLE",
-        camera_params=params,
-    )
-    result = run(options)
+    result = run_pinhole(tmp_path, f"{CAMERA.fx},160,120")
     assert not result.models
     reason = reason_of(result)
     assert "too little parallax, at most " in reason
