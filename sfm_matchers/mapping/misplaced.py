@@ -34,7 +34,7 @@ IntArray = NDArray[np.int64]
 
 MAX_ERROR = 4.0  # pixels, as COLMAP's bound of an observation
 # Share of its keypoints that a photo explains, over that of most photos of the model: rendered and
-# real photos in their places have 0.91 to 1.05, at wrong ones 0.2 to 0.81.
+# real photos in their places have 0.91 to 1.05, at wrong ones 0.37 to 0.81.
 MIN_SHARE = 0.85
 MIN_KEYPOINTS = 30  # that match points; of fewer the share tells nothing
 MAX_PHOTOS = 1 / 3  # of a model; where more are denied, nothing says which part of it is right

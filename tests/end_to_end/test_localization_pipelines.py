@@ -286,7 +286,7 @@ def test_a_map_without_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     result = localize_run.run(options)
     assert local_features == [outputs / "feats-sift.h5"]
-    assert result.model.num_points3D() > 30  # 47 to 55, as the processor rounds
+    assert result.model.num_points3D() > 40  # 47 where a processor has no bfloat16, else more
     assert [query.status for query in result.queries] == [Status.LOCALIZED]
     of_map = matched_points(outputs, "feats-jamma.h5", "pairs-db-covis2")
     assert all(len(keypoints) < 0.8 * len(points) for keypoints, points in of_map)
