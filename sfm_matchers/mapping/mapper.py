@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sfm_matchers.mapping.adjustment import adjust_robustly
 from sfm_matchers.mapping.database import is_undecoded
 from sfm_matchers.mapping.misplaced import place_again
 from sfm_matchers.mapping.models import write_model
+from sfm_matchers.mapping.registration import left_out, register_missing
 from sfm_matchers.mapping.wide_cameras import WIDE_SHAPES
 from sfm_matchers.photos.images import read_image
 
@@ -93,21 +94,40 @@ def reconstruct(
             if robust:
                 for model in models:
                     adjust_robustly(model, adjustment, fixed, is_draft=is_draft)
-                models = [
-                    place_again(
-                        model,
-                        database_path,
-                        model.cameras if fixed_intrinsics else fixed,
-                        num_threads=num_threads,
-                    )
-                    for model in models
-                ]
+                models = _with_all_photos(
+                    models, database_path, None if fixed_intrinsics else fixed, num_threads
+                )
         shutil.rmtree(work_dir)
         ordered = _largest_first(models)
         for index, model in enumerate(ordered):
             _color_points_of_undecoded(model, image_dir)
             write_model(model, temporary / str(index))
     return ordered
+
+
+def _with_all_photos(
+    models: Sequence[pycolmap.Reconstruction],
+    database_path: Path,
+    fixed_cameras: Collection[int] | None,
+    num_threads: int,
+) -> list[pycolmap.Reconstruction]:
+    """Give photos that are missing from all models, or at a wrong place in one, another try.
+
+    Args:
+        models: adjusted, so that more may fit than when COLMAP gave up.
+        database_path: with the matches that they are made of.
+        fixed_cameras: ids of cameras whose intrinsics are kept; None for all.
+        num_threads: of the adjustments.
+    """
+    missing = left_out(models, database_path)
+    found = []
+    for model in sorted(models, key=lambda model: -model.num_reg_images()):
+        fixed = list(model.cameras) if fixed_cameras is None else fixed_cameras
+        if missing:
+            model = register_missing(model, missing, database_path, fixed, num_threads=num_threads)
+            missing.difference_update(image.name for image in model.images.values())
+        found.append(place_again(model, database_path, fixed, num_threads=num_threads))
+    return found
 
 
 def _largest_first(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:

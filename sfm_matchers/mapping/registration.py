@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import pycolmap
@@ -15,6 +15,13 @@ from sfm_matchers.mapping.camera_models import complete_tracks
 logger = logging.getLogger(__name__)
 
 MAX_GROWTH = 1.3  # of the median error, beyond which a registered photo contradicts the model
+
+
+def left_out(models: Iterable[pycolmap.Reconstruction], database_path: Path) -> set[str]:
+    """Photos of a database that no model has."""
+    with pycolmap.Database.open(database_path) as database:
+        names = {image.name for image in database.read_all_images()}
+    return names.difference(image.name for model in models for image in model.images.values())
 
 
 def register_missing(

@@ -11,7 +11,7 @@ import pycolmap
 from sfm_matchers.errors import listed
 from sfm_matchers.mapping.camera_models import CameraChoice, choose_camera_models
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
-from sfm_matchers.mapping.registration import register_missing
+from sfm_matchers.mapping.registration import left_out, register_missing
 
 MAX_SHOWN = 3
 
@@ -36,7 +36,7 @@ def choose_for_models(
     Returns:
         The models, and the choices of the first one.
     """
-    unregistered = _unregistered(models, database_path)
+    unregistered = left_out(models, database_path)
     better, first = [], list[CameraChoice]()
     for index, model in enumerate(models):
         fixed = camera_ids(model, known)
@@ -60,13 +60,6 @@ def choose_for_models(
         better.append(chosen)
         first = first if index else choices
     return better, first
-
-
-def _unregistered(models: Sequence[pycolmap.Reconstruction], database_path: Path) -> set[str]:
-    """Photos of a database that no model has."""
-    with pycolmap.Database.open(database_path) as database:
-        names = {image.name for image in database.read_all_images()}
-    return names.difference(image.name for model in models for image in model.images.values())
 
 
 def camera_ids(model: pycolmap.Reconstruction, names: Collection[str]) -> set[int]:

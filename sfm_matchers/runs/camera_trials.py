@@ -245,14 +245,14 @@ class _CameraTrials:
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
             # one, they hardly fit anything, so that the median error tells nothing: what is right
             # explains more.
-            limit, parted, num_photos = MAX_LOSS * own.shared_error, set[str](), _num_photos(models)
-            if len(groups) < len(cameras.groups):
-                num_photos = math.ceil(MIN_PHOTOS_KEPT * num_photos)
-            elif own.contradicts:
-                limit = own.shared_error
-            else:
-                parted = _parted(cameras.groups, groups)
-            others = self._regrouped(cameras, groups, models, limit, num_photos, parted)
+            limit, parted = MAX_LOSS * own.shared_error, set[str]()
+            if len(groups) >= len(cameras.groups):
+                if own.contradicts:
+                    limit = own.shared_error
+                else:
+                    parted = _parted(cameras.groups, groups)
+            least = _num_photos(models)
+            others = self._regrouped(cameras, groups, models, limit, least, parted)
             if others is None:
                 return cameras, models, own if own.contradicts else None
             cameras, models = others
@@ -291,12 +291,6 @@ class _CameraTrials:
                 return None
             had = _num_observations(models, parted)
             if _num_observations(found, parted) < MIN_GAIN * had:
-                return None
-            if (
-                len(groups) < len(cameras.groups)
-                and _num_photos(found) < _num_photos(models)
-                and _num_observations(found, self.shared) <= _num_observations(models, self.shared)
-            ):
                 return None
             errors = f"median {_median_error(found, self.shared):.2f} px now"
             evidence = f"reprojection errors tell ({errors}, {_shown(before)} before)"

@@ -13,6 +13,9 @@ from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.mapping.registration import register_missing
 from sfm_matchers.runs.camera_models import choose_for_models
+from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.reconstruct import run
+from tests.mapping.test_shared_cameras import center_error, write_photos
 from tests.support.rendered_lenses import lens, place, write_database
 
 pytestmark = pytest.mark.slow
@@ -65,3 +68,24 @@ def test_photos_of_elsewhere_stay_out(tmp_path: Path) -> None:
         point.xy = rng.uniform(0, [1280, 960])
     write_database(tmp_path / "database.db", truth)
     assert register_missing(model, ["2.png"], tmp_path / "database.db") is model
+
+
+def test_the_mapper_tries_photos_again_that_colmap_gave_up(tmp_path: Path) -> None:
+    """Of three zooms by folder COLMAP leaves one photo out; adjusted, its model has room for it."""
+    centers = write_photos(tmp_path / "photos", (75, 55, 40), 12, "street", 12)
+    for path in sorted((tmp_path / "photos").iterdir()):
+        folder = tmp_path / "photos" / str(int(path.stem) % 3)
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    options = SfmOptions(
+        tmp_path / "photos",
+        tmp_path / "out",
+        "sift",
+        no_longer_tracks=True,
+        camera_mode="per_folder",
+    )
+    model = run(options).models[0]
+    assert model.num_reg_images() == 12
+    for image in model.images.values():
+        image.name = image.name.rpartition("/")[2]
+    assert center_error(model, centers) < 0.002
