@@ -244,7 +244,10 @@ FLAT = Cause(
     "photograph something beside it too, or give known intrinsics (--camera_params)",
 )
 NEAR = Cause("too little parallax", "walk further between photos")
-INTRINSICS = Cause("the intrinsics may be wrong", "give --camera_model or --camera_params")
+INTRINSICS = Cause(
+    "the intrinsics may be wrong",
+    "give --camera_model or --camera_params, or check those that are given, or leave them away",
+)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from sfm_matchers.mapping.diagnosis import (
 from sfm_matchers.mapping.misplaced import find_misplaced
 from sfm_matchers.mapping.shared_cameras import (
     BENT,
+    NEARLY_BENT,
     SAME_FOCAL_LENGTH,
+    are_pairs_uncalibrated,
     error_over_pairs,
     try_free_cameras,
 )
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
+from sfm_matchers.photos.intrinsics import GivenCamera
 from sfm_matchers.runs.camera_trials import SAFER_CAMERAS
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import Build
@@ -79,13 +82,9 @@ def look_into(
         logger.warning("%s", line)
     if explanation.reason:
         logger.log(logging.WARNING if models else logging.ERROR, "%s", explanation.reason)
-    database = job.workspace.database
-    contradiction = _against_given(models[0], database, cameras.fixed) if models else ""
     turned = photos_that_only_turned(models[0], cameras.fixed) if models else []
     if turned:
         logger.warning("%s at %s", ONLY_TURNED, listed(turned))
-    is_uncertain = SAFER_CAMERAS in groups.reason
-    denied = find_misplaced(models[0], database) if models else {}
     verdict = judge_model(
         models,
         sorted(job.photos),
@@ -93,16 +92,33 @@ def look_into(
         matcher=str(build.options.matcher),
         device=job.matching.device,
         faults=faults,
-        doubt=contradiction
-        or cameras.panoramas
-        or doubt_about_pairs(job.workspace)
-        or (f"its cameras are uncertain: {SAFER_CAMERAS}" * is_uncertain)
-        or _about_misplaced(denied),
+        doubt=_doubt(build, models, cameras, groups),
         turned=turned,
         cause=explanation.cause,
     )
     match_graph = describe_match_graph(job.workspace, models, graph)
     return Findings(faults, explanation, verdict, match_graph)
+
+
+def _doubt(
+    build: Build,
+    models: Sequence[pycolmap.Reconstruction],
+    cameras: KnownCameras,
+    groups: CameraGroups,
+) -> str:
+    """Why the first model may be wrong, or given intrinsics are if photos are missing; or ""."""
+    database = build.job.workspace.database
+    registered = {image.name for image in models[0].images.values()} if models else set()
+    doubt = _against_given(models[0], database, cameras) if models else ""
+    doubt = doubt or _given_denied_by_pairs(database, cameras, build.job.photos.keys() - registered)
+    if doubt or not models:
+        return doubt
+    return (
+        cameras.panoramas
+        or doubt_about_pairs(build.job.workspace)
+        or (f"its cameras are uncertain: {SAFER_CAMERAS}" * (SAFER_CAMERAS in groups.reason))
+        or _about_misplaced(find_misplaced(models[0], database))
+    )
 
 
 def _about_misplaced(denied: Mapping[str, float]) -> str:
@@ -118,12 +134,17 @@ def _about_misplaced(denied: Mapping[str, float]) -> str:
 
 
 def _against_given(
-    model: pycolmap.Reconstruction, database_path: Path, fixed: Collection[str]
+    model: pycolmap.Reconstruction, database_path: Path, cameras: KnownCameras
 ) -> str:
-    """Say that the given intrinsics are not those of the photos; "" if they may be."""
+    """Say that the given intrinsics are not those of the photos; "" if they may be.
+
+    Those that are only a start are looked at too: their principal point stays, and from a wrong
+    focal length not every way leads to the right one.
+    """
     photos: dict[int, list[str]] = {}
     for image in model.images.values():
-        if image.name in fixed and not model.cameras[image.camera_id].is_spherical():
+        is_given = bool(cameras.options.of(image.name).params)
+        if is_given and not model.cameras[image.camera_id].is_spherical():
             photos.setdefault(image.camera_id, []).append(image.name)
     if not photos:
         return ""
@@ -137,7 +158,9 @@ def _against_given(
     else:  # where a model is bent much, no adjustment leads out of it
         errors = {i: error_over_pairs(model, database_path, photos[i]) for i in photos}
         worst = max(errors, key=errors.__getitem__)
-        if errors[worst] <= BENT:
+        known = cameras.fixed.intersection(photos[worst])
+        is_denied = errors[worst] > NEARLY_BENT and are_pairs_uncalibrated(database_path, known)
+        if not is_denied and errors[worst] <= BENT:
             return ""
         names, error = sorted(photos[worst]), median_error(model, photos[worst])
         instead = f"{error / errors[worst]:.2f} px between two photos each"
@@ -148,6 +171,22 @@ def _against_given(
     )
     logger.warning("%s", text)
     return text
+
+
+def _given_denied_by_pairs(database_path: Path, cameras: KnownCameras, missing: Set[str]) -> str:
+    """Say that photos are missing whose verified pairs deny the given intrinsics; "" if none."""
+    photos: dict[GivenCamera, list[str]] = {}
+    for name in cameras.fixed:
+        photos.setdefault(cameras.options.of(name), []).append(name)
+    for names in photos.values():
+        if not missing.isdisjoint(names) and are_pairs_uncalibrated(database_path, names):
+            text = (
+                f"the given intrinsics contradict {listed(sorted(names))}: their verified pairs "
+                "fit better without them; check the parameters, or leave them away"
+            )
+            logger.warning("%s", text)
+            return text
+    return ""
 
 
 def _some_photos(names: Sequence[str], model: pycolmap.Reconstruction) -> str:

@@ -72,7 +72,7 @@ def judge_model(
         matcher: as the run's option names it.
         device: the run's.
         faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
-        doubt: why the model may be wrong although it has the photos; "" if nothing says so.
+        doubt: why the model may be wrong, or photos are missing; "" if nothing says so.
         turned: photos of the first model that have no parallax, from `turning`.
         cause: of there being no model, from `diagnosis.explain`.
     """
@@ -98,7 +98,7 @@ def judge_model(
         nothing = "between them, so that its places and all depths mean nothing"
         return Verdict("poor", f"{what}, but {TURNED.what} {nothing}: {TURNED.remedy}")
     if not models or found < POOR * total or (found < MIN_PHOTOS < total):
-        return Verdict("poor", f"{what}; {advice}" if advice else what)
+        return Verdict("poor", "; ".join(filter(None, [what, doubt, advice])))
     error = models[0].compute_mean_reprojection_error()
     if error > LARGE_ERROR:
         doubt = doubt or f"its mean error of {error:.1f} px is large: check cameras and intrinsics"

@@ -51,6 +51,14 @@ def test_few_photos_are_poor_and_a_matcher_is_named() -> None:
     )
 
 
+def test_a_doubt_is_the_likelier_reason_for_few_photos() -> None:
+    found = judge(Model(2), doubt="the given intrinsics contradict the photos")
+    assert found.level == "poor"
+    assert found.text.startswith(
+        "only 2 of 13 photos are in the model; the given intrinsics contradict the photos; try "
+    )
+
+
 def test_all_photos_are_good_and_calm() -> None:
     found = judge(Model(13, 0.4))
     assert (found.level, found.text) == (
