@@ -53,6 +53,10 @@ from sfm_matchers.photos.intrinsics import Intrinsics
 
 logger = logging.getLogger(__name__)
 
+# Relative difference of focal lengths below which it is something else that is wrong.
+SAME_FOCAL_LENGTH = 0.005
+CHECK_GIVEN = "; check those that are given, or leave them away"
+
 
 def localize_queries(
     model: pycolmap.Reconstruction,
@@ -396,7 +400,8 @@ def _choose_intrinsics(
         what = FREEDOMS[level - 1]
         is_wrong = estimate.moves_from(best) > WRONG_MOVE
         if not may_change:
-            return best, text, _contradiction(best, estimate, what) if is_wrong else ""
+            against = _contradiction(best, estimate, what) + CHECK_GIVEN
+            return best, text, against if is_wrong else ""
         if is_wrong and not query.focal_length_is_guess and not estimated:
             logger.warning(
                 "%s: %s: %s; they are estimated",
@@ -411,15 +416,21 @@ def _choose_intrinsics(
         return best, text, doubts
     is_assumed = not may_change or (query.is_expected and not level)
     focused = suspicion(best) if is_assumed else None
-    return best, text, _contradiction(best, focused, FREEDOMS[0]) if focused else ""
+    if focused is None:
+        return best, text, ""
+    against = _contradiction(best, focused, FREEDOMS[0])
+    return best, text, against if may_change else against + CHECK_GIVEN
 
 
 def _contradiction(solution: Solution, better: Solution, what: str) -> str:
     """One line: the matches contradict what of a solution's intrinsics, and what fits better."""
-    focal_lengths = [found.camera.mean_focal_length() for found in (better, solution)]
+    found, given = (one.camera.mean_focal_length() for one in (better, solution))
+    values = f"a focal length of {found:.0f} px", f"{given:.0f} px"
+    if abs(found - given) <= SAME_FOCAL_LENGTH * given:  # which is not what is wrong
+        what, values = "lens distortion or principal point", ("others", "these")
     return (
-        f"the matches contradict the {what} of its intrinsics: {better.summary()} with a focal "
-        f"length of {focal_lengths[0]:.0f} px, {solution.summary()} with {focal_lengths[1]:.0f} px"
+        f"the matches contradict the {what} of its intrinsics: {better.summary()} with "
+        f"{values[0]}, {solution.summary()} with {values[1]}"
     )
 
 

@@ -124,6 +124,9 @@ def judge_localization(queries: Sequence[LocalizedQuery], matcher: str) -> Verdi
         what += f", {unsure} with low confidence"
     stronger = f", or --matcher {STRONGER[matcher]}" if matcher in STRONGER else ""
     advice = f"try a larger --num_loc{stronger}; the report has a reason for each"
+    doubted = [q for q in queries if q.status is Status.LOW_CONFIDENCE and q.reason]
+    if doubted and found + len(doubted) == total:  # there are matches enough
+        advice = f"{doubted[0].name}: {doubted[0].reason}"
     level: Level = "poor" if found < POOR * total else "good" if found >= GOOD * total else "fair"
     return Verdict(level, f"{what}; {advice}" if level != "good" else what)
 

@@ -119,6 +119,17 @@ def test_known_intrinsics_that_the_matches_contradict_are_said(name: str, factor
     assert error < 0.5
 
 
+def test_what_is_not_the_focal_length_is_not_said_to_be() -> None:
+    wrong = scaled(LENSES["pinhole"], 1)
+    params = wrong.params.copy()
+    params[list(wrong.principal_point_idxs())] += (0.1 * wrong.width, -0.1 * wrong.width)
+    wrong.params = params
+    found, _ = localized(Query("q", wrong), matches_of(LENSES["pinhole"]))
+    assert found.status == Status.LOW_CONFIDENCE
+    assert "contradict the lens distortion or principal point of its intrinsics" in found.reason
+    assert found.reason.endswith("check those that are given, or leave them away")
+
+
 @pytest.mark.parametrize("factor", [0.6, 0.98, 1.02, 1.5])
 def test_exif_is_where_an_estimate_starts(factor: float) -> None:
     exif = lens("SIMPLE_RADIAL", 600 * factor)

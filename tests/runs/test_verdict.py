@@ -155,3 +155,10 @@ def test_localization() -> None:
         "1 of 3 queries localized, 1 with low confidence; try a larger --num_loc; "
         "the report has a reason for each"
     )
+    unsure_ones = queries(good, unsure)
+    unsure_ones[1].reason = "the matches contradict its focal length"
+    found = judge_localization(unsure_ones, "sift")
+    assert found.text == (
+        "1 of 2 queries localized, 1 with low confidence; "
+        "1.jpg: the matches contradict its focal length"
+    )
