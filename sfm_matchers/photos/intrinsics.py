@@ -149,7 +149,12 @@ def improbability(camera: pycolmap.Camera) -> str:
 
 def likely_mistake(camera: pycolmap.Camera) -> str:
     """The likely reason for parameters that cannot be, or are unlikely; "" if none is known."""
-    return _normalised(camera) or _other_order(camera) or _other_resolution(camera)
+    return (
+        _normalised(camera)
+        or _held_otherwise(camera)
+        or _other_order(camera)
+        or _other_resolution(camera)
+    )
 
 
 def _normalised(camera: pycolmap.Camera) -> str:
@@ -157,6 +162,18 @@ def _normalised(camera: pycolmap.Camera) -> str:
     if len(several) and 0 < np.abs(camera.params[several]).max() < 10 < camera.width / 5:
         return "they look normalised: give pixels"
     return ""
+
+
+def _held_otherwise(camera: pycolmap.Camera) -> str:
+    """The size of photos held upright, or the reverse, if the principal point is their middle."""
+    turned = copy.copy(camera)
+    turned.width, turned.height = camera.height, camera.width
+    if camera.width == camera.height or not _is_centred(turned) or _is_centred(camera):
+        return ""
+    return (
+        f"they look like those of photos of {turned.width} x {turned.height} pixels, held the "
+        "other way: swap cx and cy, fx and fy"
+    )
 
 
 def _other_order(camera: pycolmap.Camera) -> str:
@@ -374,9 +391,18 @@ def check_given(cameras: Sequence[GivenCamera], sizes: Mapping[str, Size]) -> No
             photos[found][name] = size
     unused = [camera for camera in cameras if camera not in photos]
     if len(unused) == len(cameras):
-        raise InputError(f"{cameras[0].where}: no photo is called or lies in {cameras[0].pattern}")
+        advice = ""
+        if all(camera.pattern.isdigit() and camera.size for camera in cameras):
+            advice = "; in COLMAP's cameras.txt, put names or patterns of photos in place of ids"
+        raise InputError(
+            f"{cameras[0].where}: no photo is called or lies in {cameras[0].pattern}{advice}"
+        )
     for camera in unused[:5]:
-        logger.warning("%s: no photo is meant by %s", camera.where, camera.pattern)
+        names = [name for name in sizes if camera.matches(name)]
+        said = f"no photo is meant by {camera.pattern}"
+        if names and (first := find_camera(cameras, names[0])) is not None:
+            said = f"{camera.pattern} is of no effect: its photos are meant by {first.where}"
+        logger.warning("%s: %s", camera.where, said)
     for camera, meant in photos.items():
         if not camera.params:
             continue

@@ -79,7 +79,7 @@ def test_unknown_models_are_named() -> None:
         ([1350, 1357, 780, 570], "far from the middle.*photos of 1536 x 1152"),
         ([900, 520, 905, 380], "look like fx,cx,fy,cy, COLMAP's order is fx,fy,cx,cy"),
         ([520, 380, 900, 905], "look like cx,cy,fx,fy"),
-        ([900, 905, 380, 520], "look like fx,fy,cy,cx"),
+        ([900, 905, 380, 520], "photos of 768 x 1024 pixels, held the other way"),
         ([0.88, 0.88, 0.5, 0.5], "outside the photo.*normalised"),
         ([28, 28, 512, 384], "0.0273 times the longer side"),
         ([20000, 20000, 512, 384], "19.5 times the longer side"),
@@ -201,6 +201,12 @@ def test_given_cameras_are_held_against_their_photos(
         check_given(cameras, {"left/a.jpg": SIZE, "left/b.jpg": SIZE[::-1]})
     with pytest.raises(InputError, match="no photo is called or lies in left"):
         check_given(cameras, {"a.jpg": SIZE})
+    path.write_text("* PINHOLE 900,905,520,380\na.jpg PINHOLE 910,915,520,380\n")
+    check_given(read_cameras(path), {"a.jpg": SIZE})
+    assert f"line 2: a.jpg is of no effect: its photos are meant by {path}, line 1" in caplog.text
+    path.write_text("1 PINHOLE 1024 768 900 905 520 380\n2 PINHOLE 1024 768 900 905 520 380\n")
+    with pytest.raises(InputError, match="names or patterns of photos in place of ids"):
+        check_given(read_cameras(path), {"a.jpg": SIZE})
     path.write_text("a.jpg PINHOLE 512 384 450,452,260,190\n")
     with pytest.raises(InputError, match=r"a.jpg has 1024 x 768 pixels, the line says 512 x 384"):
         check_given(read_cameras(path), {"a.jpg": SIZE})
