@@ -42,7 +42,8 @@ def photo_fingerprint(
         mask_dir, name, image_dir: see `mask_path`.
     """
     path = mask_path(mask_dir, name, image_dir)
-    return fingerprint(revisions.PHOTOS, content, None if path is None else content_hash(path))
+    mask = None if path is None else [revisions.MASKS, content_hash(path)]
+    return fingerprint(revisions.PHOTOS, content, mask)
 
 
 class StoredPhoto(NamedTuple):
@@ -185,7 +186,7 @@ def _is_note(note: Any, content: str) -> bool:
 
 
 def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPhoto]) -> None:
-    """Say how many photos have a mask, and how it lies on those that EXIF turns.
+    """Say how many photos have a mask, how much it ignores, and how it lies on turned photos.
 
     Args:
         mask_dir: see `images.mask_path`.
@@ -199,22 +200,37 @@ def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPho
     if not mask_dir.exists():
         raise InputError(f"{mask_dir} is neither a folder of masks nor a mask")
     names_by_way: dict[WayUp, list[str]] = {way_up: [] for way_up in WayUp}
+    ignored: dict[str, float] = {}
     for name, photo in photos.items():
         mask = read_mask_and_way_up(mask_dir, name, photo.size, image_dir)
         if mask is not None:
             names_by_way[mask.way_up].append(name)
-    masked = {name for names in names_by_way.values() for name in names}
-    without = sorted(photos.keys() - masked)
-    if photos and not masked:
+            ignored[name] = 1 - float(mask.usable.mean())
+    without = sorted(photos.keys() - ignored.keys())
+    if photos and not ignored:
         expected = " or ".join(str(mask_dir / mask) for mask in mask_names(without[0]))
         raise InputError(f"{mask_dir} holds no mask of any photo: expected for example {expected}")
     logger.info(
-        "%d of %d photos have a mask%s",
-        len(masked),
+        "%d of %d photos have a mask, which ignores %.0f %% of their pixels%s",
+        len(ignored),
         len(photos),
+        100 * np.mean(list(ignored.values())) if ignored else 0,
         f"; none: {listed(without)}" if without else "",
     )
+    _point_out_useless_masks(ignored)
     _explain_turned_masks(names_by_way, one_for_all=mask_dir.is_file())
+
+
+def _point_out_useless_masks(ignored: Mapping[str, float]) -> None:
+    """Warn of masks that ignore nothing, or all: name -> share of its pixels."""
+    if ignored and not any(ignored.values()):
+        logger.warning("the masks ignore nothing: black (0) is ignored, and none has any")
+    if everything := sorted(name for name, share in ignored.items() if share == 1):
+        logger.warning(
+            "%d mask(s) ignore the whole photo: %s: black is ignored, white is used",
+            len(everything),
+            listed(everything),
+        )
 
 
 def _explain_turned_masks(names_by_way: Mapping[WayUp, list[str]], *, one_for_all: bool) -> None:

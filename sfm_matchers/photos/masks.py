@@ -100,7 +100,7 @@ def read_mask_and_way_up(
     path = mask_path(mask_dir, name, image_dir)
     if path is None:
         return None
-    usable = decode_pixels(path, cv2.IMREAD_GRAYSCALE) > 0
+    usable = _not_black(path)
     opaque = read_opacity(path)
     if opaque is not None:
         usable &= opaque
@@ -112,7 +112,7 @@ def read_mask_and_way_up(
         turned_size = f", {size[1]}x{size[0]} set upright by EXIF" if upright != stored else ""
         raise InputError(
             f"{path} is {found[0]}x{found[1]}, but its photo {name} is "
-            f"{size[0]}x{size[1]}{turned_size}"
+            f"{size[0]}x{size[1]}{turned_size}: a mask has the size of its photo"
         )
     if orientation == 1:
         return Mask(usable, WayUp.SAME)
@@ -120,6 +120,18 @@ def read_mask_and_way_up(
         return Mask(usable, WayUp.STORED)
     way_up = WayUp.EITHER if upright == stored else WayUp.UPRIGHT
     return Mask(from_upright(usable, orientation), way_up)
+
+
+def _not_black(path: Path) -> np.ndarray:
+    """Where an image is not black, (H, W) bool.
+
+    Whatever is above 0, as COLMAP has it, and as masks of 0 and 1 need it. JPEG leaves a noise of
+    low levels beside edges, where black is all that is nearer to it than to the brightest level.
+    """
+    levels = decode_pixels(path, cv2.IMREAD_GRAYSCALE)
+    with open_photo(path) as photo:
+        is_jpeg = photo.format in ("JPEG", "MPO")
+    return np.asarray(levels > (levels.max() // 2 if is_jpeg else 0))
 
 
 def read_opacity(path: Path) -> np.ndarray | None:

@@ -197,6 +197,35 @@ def test_a_mask_that_does_not_fit_names_the_size_that_exif_makes(tmp_path: Path)
         read_mask(tmp_path / "masks", "a.jpg", (WIDTH, HEIGHT), tmp_path)
 
 
+def test_the_noise_of_a_jpeg_mask_is_black(tmp_path: Path) -> None:
+    """1.4 % of what this mask ignores was used, all around what it does not."""
+    usable = cv2.circle(np.zeros((300, 400), np.uint8), (260, 150), 100, 255, -1) > 0
+    path = tmp_path / "mask.jpg"
+    Image.fromarray(usable.astype(np.uint8) * 255).save(path, quality=75)
+    found = read_mask(path, "a.jpg", (400, 300))
+    assert found is not None
+    assert (found != usable).mean() < 1e-3
+    Image.fromarray(usable.astype(np.uint8)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", "a.jpg", (400, 300)), usable)
+
+
+@pytest.mark.parametrize(
+    ("usable", "said"), [(True, "the masks ignore nothing: black"), (False, "ignore the whole")]
+)
+def test_masks_that_ignore_nothing_or_all_are_said(
+    usable: bool, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT), "gray").save(tmp_path / "a.jpg")
+    mask = tmp_path / "masks" / "a.png"
+    write_mask(mask, np.full((HEIGHT, WIDTH), usable))
+    check_masks(mask.parent, tmp_path, check_photos(tmp_path, tmp_path / "out", mask_dir=mask))
+    assert said in caplog.text
+    caplog.clear()
+    write_mask(mask, left_half())
+    check_masks(mask.parent, tmp_path, check_photos(tmp_path, tmp_path / "out", mask_dir=mask))
+    assert said not in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------
 # Transparency
 
