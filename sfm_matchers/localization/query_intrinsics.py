@@ -15,6 +15,7 @@ from sfm_matchers.photos.intrinsics import (
     Size,
     camera_with,
     intrinsics_of_map,
+    may_be_of_exif,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,12 +69,13 @@ def query_of_map(
 
 
 def intrinsics_of_exif(path: Path) -> list[Intrinsics]:
-    """Those that COLMAP infers from a focal length in EXIF; none without it."""
+    """Those that COLMAP infers from a focal length in EXIF; none without one that may be."""
     try:
         camera = pycolmap.infer_camera_from_image(path)
     except (ValueError, RuntimeError):  # COLMAP reads fewer formats
         return []
-    return [Intrinsics(camera, "EXIF")] if camera.has_prior_focal_length else []
+    is_known = camera.has_prior_focal_length and may_be_of_exif(camera)
+    return [Intrinsics(camera, "EXIF")] if is_known else []
 
 
 def size_fault(query: Query, size: Size) -> str:

@@ -23,7 +23,7 @@ from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
 from sfm_matchers.photos import heif
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.images import open_photo
-from sfm_matchers.photos.intrinsics import GUESSED_FOCAL_LENGTH, camera_with
+from sfm_matchers.photos.intrinsics import GUESSED_FOCAL_LENGTH, camera_with, may_be_of_exif
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,31 @@ def create_database(
                 reader_options = options.reader_options(names[0])
                 reader_options.existing_camera_id = shared_id
                 _import_undecoded(database_path, image_dir, undecoded, reader_options)
-    _forget_focal_lengths(database_path, cameras.without_exif)
+    absurd = _absurd_focal_lengths(database_path, options)
+    _forget_focal_lengths(database_path, {*cameras.without_exif, *absurd})
+
+
+def _absurd_focal_lengths(database_path: Path, options: CameraOptions) -> list[str]:
+    """Photos whose focal length in EXIF is none, such as 0; they are named in the log."""
+    with pycolmap.Database.open(database_path) as database:
+        known = {c.camera_id: c for c in database.read_all_cameras() if c.has_prior_focal_length}
+        images = database.read_all_images()
+    absurd = {
+        image.name: known[image.camera_id].mean_focal_length()
+        for image in images
+        if image.camera_id in known
+        and not may_be_of_exif(known[image.camera_id])
+        and not options.of(image.name).params
+    }
+    if absurd:
+        first = min(absurd)
+        logger.warning(
+            "EXIF's focal length is none of %d photo(s), such as %s with %.4g px: it is estimated",
+            len(absurd),
+            first,
+            absurd[first],
+        )
+    return sorted(absurd)
 
 
 def _forget_focal_lengths(database_path: Path, names: Collection[str]) -> None:

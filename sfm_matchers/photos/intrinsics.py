@@ -30,6 +30,8 @@ Size = tuple[int, int]
 GUESSED_FOCAL_LENGTH = 1.2
 # Of the longer side. Below there is no lens; above there are few.
 FOCAL_LENGTHS = (0.1, 10.0)
+# The same where EXIF says so, and nobody else: beyond are damaged or invented tags only.
+EXIF_FOCAL_LENGTHS = (0.1, 50.0)
 # Of the photo's sides: how far from the middle principal points of whole photos lie at most.
 OFF_CENTRE = 0.15
 # Up to this difference of their sides' ratio two sizes are those of one camera, scaled and rounded.
@@ -123,6 +125,12 @@ def impossibility(camera: pycolmap.Camera) -> str:
     if (centre <= 0.01 * sides).any() or (centre >= 0.99 * sides).any():
         return f"the principal point {_point(centre)} lies outside the photo"
     return ""
+
+
+def may_be_of_exif(camera: pycolmap.Camera) -> bool:
+    """False of a focal length that EXIF states and no lens has."""
+    least, most = (share * max(camera.width, camera.height) for share in EXIF_FOCAL_LENGTHS)
+    return all(least <= camera.params[i] <= most for i in camera.focal_length_idxs())
 
 
 def improbability(camera: pycolmap.Camera) -> str:

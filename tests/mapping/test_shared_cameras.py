@@ -11,7 +11,10 @@ import pycolmap
 import pytest
 from PIL import ExifTags, Image
 
+from sfm_matchers.localization.query_intrinsics import intrinsics_of_exif
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
+from sfm_matchers.mapping.camera_options import CameraOptions
+from sfm_matchers.mapping.database import create_database, known_focal_lengths
 from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
     is_bent,
@@ -19,7 +22,7 @@ from sfm_matchers.mapping.shared_cameras import (
     try_free_cameras,
     try_own_cameras,
 )
-from sfm_matchers.photos.cameras import FILM_DIAGONAL
+from sfm_matchers.photos.cameras import FILM_DIAGONAL, CameraGroups
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
@@ -128,6 +131,20 @@ def test_a_focal_length_of_exif_that_the_photos_contradict_is_refused(
     again = run(options)
     assert (tmp_path / "out" / "sparse" / "0" / "points3D.bin").stat().st_mtime_ns == before
     assert again.summary["settings"]["cameras"] == said
+
+
+@pytest.mark.parametrize("millimetres", [1, 65535])
+def test_a_focal_length_of_exif_that_no_lens_has_is_not_used(
+    millimetres: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A focal length of 0 was a ZeroDivisionError; others took minutes to map in vain."""
+    write_photos(tmp_path / "photos", (65,), 2)
+    write_exif(tmp_path / "photos", millimetres / FILM_DIAGONAL * 400)
+    path, names = tmp_path / "database.db", ["0.png", "1.png"]
+    create_database(path, tmp_path / "photos", CameraGroups([names]), CameraOptions())
+    assert not known_focal_lengths(path)
+    assert "EXIF's focal length is none of 2 photo(s), such as 0.png with" in caplog.text
+    assert not intrinsics_of_exif(tmp_path / "photos" / "0.png")
 
 
 def test_a_right_focal_length_of_exif_costs_no_second_mapping(
