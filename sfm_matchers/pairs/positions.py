@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
 from sfm_matchers.files.text import read_text
 from sfm_matchers.geometry.coordinates import (
@@ -53,12 +53,16 @@ COLUMNS = {
 
 
 class GpsFix(NamedTuple):
-    """A place by GPS: degrees of WGS84; altitude and accuracy in metres, None if unknown."""
+    """A place by GPS: degrees of WGS84; altitude and accuracy in metres, None if unknown.
+
+    Where nothing says whether it lies north or south, east or west, it counts as north and east.
+    """
 
     latitude: float
     longitude: float
     altitude: float | None = None
     accuracy: float | None = None
+    is_signed: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,12 @@ def read_gps_fix(path: Path) -> GpsFix | None:
     drone = _read_drone_tags(path)
     latitude = _degrees(gps, ExifTags.GPS.GPSLatitude, "S")
     longitude = _degrees(gps, ExifTags.GPS.GPSLongitude, "W")
+    is_signed = all(
+        _reference(gps, tag)[:1] in tuple(signs)
+        for tag, signs in ((ExifTags.GPS.GPSLatitude, "NS"), (ExifTags.GPS.GPSLongitude, "EW"))
+    )
     if latitude is None or longitude is None:
+        is_signed = True
         latitude, longitude = drone.get("GpsLatitude"), drone.get("GpsLongitude")
     is_void = str(gps.get(ExifTags.GPS.GPSStatus, "A")).strip("\0 ").upper() == "V"
     if latitude is None or longitude is None or is_void or (latitude, longitude) == (0, 0):
@@ -102,7 +111,7 @@ def read_gps_fix(path: Path) -> GpsFix | None:
     altitude = _altitude(gps)
     if not altitude:  # or zero, as some drones write for want of better
         altitude = drone.get("AbsoluteAltitude", drone.get("RelativeAltitude", altitude))
-    return GpsFix(latitude, longitude, altitude, _accuracy(gps, drone))
+    return GpsFix(latitude, longitude, altitude, _accuracy(gps, drone), is_signed)
 
 
 def _number(value: Any) -> float | None:
@@ -114,14 +123,18 @@ def _number(value: Any) -> float | None:
 
 
 def _degrees(gps: Mapping[int, Any], tag: int, negative: str) -> float | None:
-    """Degrees of a tag; the next lower tag is its reference, N, S, E or W."""
+    """Degrees of a tag."""
     values = gps.get(tag)
     parts = [_number(part) for part in (values if isinstance(values, tuple) else (values,))]
     if not 1 <= len(parts) <= 3 or any(part is None for part in parts):
         return None
     degrees = sum(part / 60**power for power, part in enumerate(parts) if part is not None)
-    reference = str(gps.get(tag - 1, "")).strip("\0 ").upper()
-    return -degrees if reference == negative else degrees
+    return -abs(degrees) if _reference(gps, tag)[:1] == negative else degrees
+
+
+def _reference(gps: Mapping[int, Any], tag: int) -> str:
+    """N, S, E or W, which the next lower tag says of degrees; anything else where it does not."""
+    return str(gps.get(tag - 1, "")).strip("\0 ").upper()
 
 
 def _altitude(gps: Mapping[int, Any]) -> float | None:
@@ -203,6 +216,13 @@ def exif_positions(image_dir: Path, names: Iterable[str]) -> Positions:
     xyz, frame = local_from_geodetic(places)
     accuracy = {name: fix.accuracy for name, fix in fixes.items() if fix.accuracy is not None}
     source = "GPS in EXIF" if known else "GPS in EXIF, without altitudes"
+    if unsigned := [name for name, fix in fixes.items() if not fix.is_signed]:
+        source += f" and without N or S, E or W in {len(unsigned)}: taken for north and east"
+        logger.warning(
+            "GPS in EXIF does not say N or S, E or W: taken for north and east: %s; elsewhere the "
+            "model lies on its head: give --georeference FILE, or none",
+            listed(unsigned),
+        )
     return Positions(dict(zip(fixes, xyz, strict=True)), frame, source, accuracy)
 
 

@@ -54,6 +54,23 @@ def test_exif_tells_the_place(
     assert fix.accuracy is None
 
 
+def test_places_without_a_hemisphere_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tags = gps_tags(-33.5, 151.25, 4)
+    write_photo(tmp_path / "a.jpg", tags)
+    assert exif_positions(tmp_path, ["a.jpg"]).source == "GPS in EXIF"
+    assert not caplog.text
+    write_photo(
+        tmp_path / "b.jpg", {tag: value for tag, value in tags.items() if tag not in (1, 3)}
+    )
+    found = exif_positions(tmp_path, ["a.jpg", "b.jpg"])
+    assert "without N or S, E or W in 1: taken for north and east" in found.source
+    assert "north and east: b.jpg; elsewhere" in caplog.text
+    write_photo(tmp_path / "c.jpg", tags | {1: "South"})
+    assert read_gps_fix(tmp_path / "c.jpg") == read_gps_fix(tmp_path / "a.jpg")
+
+
 def test_exif_tells_the_accuracy(tmp_path: Path) -> None:
     tags = gps_tags(1, 2, 3)
     by_dilution = read_gps_fix(write_photo(tmp_path / "a.jpg", tags | {11: 2.0}))
@@ -97,7 +114,8 @@ def test_drones_tell_the_place_where_exif_does_not(tmp_path: Path) -> None:
         b"<drone-dji:GpsLongtitude>-11.5</drone-dji:GpsLongtitude>"
         b"<drone-dji:RelativeAltitude>+30.0</drone-dji:RelativeAltitude>"
     )
-    assert read_gps_fix(write_photo(tmp_path / "a.jpg", None, xmp)) == (48.5, -11.5, 30.0, None)
+    found = read_gps_fix(write_photo(tmp_path / "a.jpg", None, xmp))
+    assert found == (48.5, -11.5, 30.0, None, True)
 
 
 def test_times_sort(tmp_path: Path) -> None:
