@@ -101,6 +101,13 @@ def test_photos_at_fault_are_no_fault_of_the_matcher() -> None:
     assert "--matcher" not in found.text
 
 
+def test_masks_that_leave_nothing_are_no_reason_to_take_photos_again() -> None:
+    found = judge(faults={"00.jpg": "masked, or transparent, all over", "01.jpg": "mostly masked"})
+    assert "all over, mostly masked): check what is masked or transparent there;" in found.text
+    found = judge(faults={"00.jpg": "mostly masked", "01.jpg": "dark"})
+    assert "check what is masked or transparent there, or take them again;" in found.text
+
+
 def test_large_errors_and_doubts_are_fair() -> None:
     assert judge(Model(13, 3.0)).level == "fair"
     assert "3.0 px is large" in judge(Model(13, 3.0)).text
