@@ -20,7 +20,7 @@ from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.adjustment import adjust_robustly
 from sfm_matchers.mapping.database import is_undecoded
 from sfm_matchers.mapping.misplaced import place_again
-from sfm_matchers.mapping.models import write_model
+from sfm_matchers.mapping.models import largest_first, write_model
 from sfm_matchers.mapping.registration import left_out, register_missing
 from sfm_matchers.mapping.wide_cameras import WIDE_SHAPES
 from sfm_matchers.photos.images import read_image
@@ -90,7 +90,7 @@ def reconstruct(
                 num_threads,
                 mapper_options,
             )
-            models = [model for model in models if model.num_points3D()]
+            models = _usable(models)
             if robust:
                 for model in models:
                     adjust_robustly(model, adjustment, fixed, is_draft=is_draft)
@@ -98,7 +98,7 @@ def reconstruct(
                     models, database_path, None if fixed_intrinsics else fixed, num_threads
                 )
         shutil.rmtree(work_dir)
-        ordered = _largest_first(models)
+        ordered = _usable(models)
         for index, model in enumerate(ordered):
             _color_points_of_undecoded(model, image_dir)
             write_model(model, temporary / str(index))
@@ -130,10 +130,9 @@ def _with_all_photos(
     return found
 
 
-def _largest_first(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
-    """Order the models that have points; the adjustments may have left further ones too small."""
-    found = [model for model in models if model.num_points3D()]
-    found.sort(key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+def _usable(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
+    """Models that have points, the largest first; adjustments may leave further ones too small."""
+    found = largest_first(model for model in models if model.num_points3D())
     return found[:1] + [model for model in found[1:] if model.num_reg_images() >= MIN_MODEL_SIZE]
 
 

@@ -29,7 +29,7 @@ from sfm_matchers.mapping.adjustment import (
 from sfm_matchers.mapping.camera_models import complete_tracks
 from sfm_matchers.mapping.database import read_verified_matches
 from sfm_matchers.mapping.diagnosis import MatchGraph, count
-from sfm_matchers.mapping.models import points_of_keypoints
+from sfm_matchers.mapping.models import largest_first, points_of_keypoints
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def merge_models(
         The models, the largest first, those that could not be joined as they were; and a line about
         each two that were joined.
     """
-    models, lines = sorted(models, key=lambda model: -model.num_reg_images()), list[str]()
+    models, lines = largest_first(models), list[str]()
     matches = read_verified_matches(database_path)
     refused: set[tuple[int, int]] = set()
     while True:
@@ -105,7 +105,7 @@ def merge_models(
         )
         logger.info("%s", lines[-1])
         kept = [model for model in models if model is not first and model is not second]
-        models = sorted([joined, *kept], key=lambda model: -model.num_reg_images())
+        models = largest_first([joined, *kept])
 
 
 def find_link(
@@ -298,10 +298,9 @@ def _what_joins(first: set[str], other: set[str], graph: MatchGraph) -> str:
         f"({listed(sorted(other))})"
     )
     if not raw.any() and not verified.any():
-        return (
-            f"no pair between {who} has matches: more pairs (--pairs exhaustive), or photos taken "
-            "between them, would join them"
-        )
+        were_all_tried = crossing.sum() == len(first - other) * len(other - first)
+        more = "" if were_all_tried else "more pairs (--pairs exhaustive), or "
+        return f"no pair between {who} has matches: {more}photos taken between them would join them"
     best = int((verified if verified.any() else raw).argmax())
     pair = " and ".join(graph.names[row] for row in graph.edges[best])
     what = (

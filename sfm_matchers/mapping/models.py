@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,22 @@ def _check_as_tables(model: pycolmap.Reconstruction) -> None:
         except InputError as error:  # it names tables that only this function sees
             what = str(error).removeprefix(f"{folder}{os.sep}").replace(".bin ", " ", 1)
             raise InputError(f"its table {what}") from None
+
+
+def largest_first(models: Iterable[pycolmap.Reconstruction]) -> list[pycolmap.Reconstruction]:
+    """Order models of one database by their photos, without those that are beginnings of others.
+
+    A mapper begins anew where it does not get on, and keeps what it began: a model all of whose
+    photos are in a larger one tells nothing that this one does not.
+    """
+    kept: list[pycolmap.Reconstruction] = []
+    photos: list[set[int]] = []  # of those that are kept
+    for model in sorted(models, key=lambda one: (-one.num_reg_images(), -one.num_points3D())):
+        own = set(model.reg_image_ids())
+        if not any(own <= others for others in photos):
+            kept.append(model)
+            photos.append(own)
+    return kept
 
 
 def points_of_keypoints(model: pycolmap.Reconstruction) -> dict[int, np.ndarray]:

@@ -13,6 +13,7 @@ from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.mapping.database import write_inliers
 from sfm_matchers.mapping.diagnosis import read_match_graph
 from sfm_matchers.mapping.merging import merge_models, what_is_missing
+from sfm_matchers.mapping.models import largest_first
 from sfm_matchers.synthetic.cameras import Camera, look_at, project
 
 CAMERA = Camera.from_field_of_view(640, 480)
@@ -135,11 +136,28 @@ def test_what_does_not_agree_stays_apart_and_is_told(tmp_path: Path, mixed: bool
     merged, lines = merge_models(parts, path)
     assert lines == []
     assert all(new is old for new, old in zip(merged, parts, strict=True))
-    names = [f"{number}.jpg" for number in range(1, COUNT + 1)]
-    graph = read_match_graph(path, list(itertools.combinations(names, 2)), merged[0])
-    (line,) = what_is_missing(merged, graph)
+    pairs = [(f"{a}.jpg", f"{b}.jpg") for a, b in itertools.combinations(range(1, COUNT + 1), 2)]
+    (line,) = what_is_missing(merged, read_match_graph(path, pairs, merged[0]))
     if mixed:
         assert "are too few or do not agree: a photo taken between" in line
     else:
         assert line.startswith("no pair between the models of 4 photos (1.jpg, ")
-        assert "has matches: more pairs" in line
+        assert "has matches: photos taken between" in line
+        (line,) = what_is_missing(merged, read_match_graph(path, pairs[1:-1], merged[0]))
+        assert "has matches: photos taken between" in line
+        pairs.remove(("1.jpg", "8.jpg"))
+        (line,) = what_is_missing(merged, read_match_graph(path, pairs, merged[0]))
+        assert "has matches: more pairs (--pairs exhaustive), or photos taken between" in line
+
+
+def test_what_a_larger_model_has_is_no_model_of_its_own(tmp_path: Path) -> None:
+    truth = write_row(tmp_path / "database.db")
+    parts = [part(truth, ids) for ids in (range(3, 5), range(1, 5), range(4, 6))]
+    assert largest_first(parts) == [parts[1], parts[2]]
+    # A beginning that lies in two models lies in the one that they become.
+    parts = [part(truth, range(1, 5)), part(truth, range(5, 9), APART), part(truth, range(4, 6))]
+    parts[2].transform(pycolmap.Sim3d(7.0, pycolmap.Rotation3d(), np.zeros(3)))
+    for point_id in list(parts[2].point3D_ids())[20:]:
+        parts[2].delete_point3D(point_id)  # too few to link it
+    (model,), _ = merge_models(parts, tmp_path / "database.db")
+    assert model.num_reg_images() == COUNT
