@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 import pycolmap
 
 
+logger = logging.getLogger(__name__)
+
+
 @contextlib.contextmanager
 def quiet_colmap(least: pycolmap.logging.Level = pycolmap.logging.ERROR) -> Iterator[None]:
-    """Silence COLMAP's own log below a level."""
+    """Silence COLMAP's own log below a level, unless all that there is to say is wanted."""
     level = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = int(least)
+    if not logger.isEnabledFor(logging.DEBUG):
+        pycolmap.logging.minloglevel = int(least)
     try:
         yield
     finally:

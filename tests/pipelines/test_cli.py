@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
@@ -21,6 +22,7 @@ from pipelines.options import Parser, matcher_name
 from sfm_matchers import __version__
 from sfm_matchers.choices import SCENES
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.photos.folders import OUTPUT_MARKS
 from sfm_matchers.runs.workspace import Workspace
 from sfm_matchers.synthetic import KINDS
@@ -167,6 +169,15 @@ def test_how_much_is_said() -> None:
         assert parser().parse([*given, *extra]).keys() == {"image_dir", "outputs"}
         assert log.level == level
     assert len([one for one in log.handlers if isinstance(one, command._Stderr)]) == 1
+
+
+def test_colmaps_log_is_silent_unless_all_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pycolmap.logging, "minloglevel", 0)
+    for verbose, level in ((True, 0), (False, int(pycolmap.logging.ERROR))):
+        set_up_log(verbose=verbose)
+        with quiet_colmap():
+            assert pycolmap.logging.minloglevel == level
+    assert pycolmap.logging.minloglevel == 0
 
 
 def test_quiet_leaves_nothing_but_warnings(
