@@ -53,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return print_with_verdict(localize_inloc(options))
 
-    return run_command(options.outputs, job, name="inloc", options=options)
+    def check() -> None:
+        from sfm_matchers.runs.benchmarks import check_inloc
+
+        check_inloc(options)
+
+    return run_command(options.outputs, job, name="inloc", options=options, check=check)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return print_with_verdict(run(options))
 
-    return run_command(Path(options.outputs), job, name="localize", options=options)
+    def check() -> None:
+        from sfm_matchers.runs.localize import check_options
+
+        check_options(options)
+
+    return run_command(Path(options.outputs), job, name="localize", options=options, check=check)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from sfm_matchers.files.replacing import temporary_folder
 from sfm_matchers.files.space import writing
 from sfm_matchers.mapping.models import model_folder, read_model, write_model
 from sfm_matchers.photos import heif
-from sfm_matchers.photos.folders import is_output
+from sfm_matchers.photos.folders import check_folder, is_output
 
 logger = logging.getLogger("sfm_matchers.exports")
 
@@ -292,8 +292,7 @@ def export_model(
     if chosen != ("ply",):
         if image_dir is None:
             raise InputError("--image_dir: the folder of the model's photos is needed")
-        if not Path(image_dir).is_dir():
-            raise InputError(f"{image_dir} is not a folder of photos")
+        check_folder(image_dir)
     photos = None if image_dir is None else Path(image_dir)
     check_place(chosen, photos or Path(), output, model_dir=source)
     with _prepared(given, source, photos, output) as job:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pycolmap
 
-
 logger = logging.getLogger(__name__)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.names import check_name, name_fault
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.text import read_text, write_text
 
 Pair = tuple[str, str]
@@ -26,6 +27,12 @@ def name_faults(names: Iterable[str]) -> dict[str, str]:
                 f"the name is the same as {owner!r} in a match file, where '/' is written as '-'"
             )
     return faults
+
+
+def check_pair_file(path: str | Path) -> None:
+    """Raise InputError if there is no such file."""
+    if not Path(path).is_file():
+        raise InputError(f"{path} is not a file of pairs{nearest_path(path)}")
 
 
 def read_pairs(path: Path, known_names: Iterable[str] | None = None) -> list[Pair]:

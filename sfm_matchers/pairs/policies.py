@@ -12,7 +12,7 @@ import numpy as np
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.names import in_natural_order
-from sfm_matchers.files.pair_lists import Pair, read_pairs, unique_pairs
+from sfm_matchers.files.pair_lists import Pair, check_pair_file, read_pairs, unique_pairs
 from sfm_matchers.pairs.retrieval import most_similar
 
 if TYPE_CHECKING:
@@ -125,8 +125,7 @@ def pairs_from_file(path: Path, names: Sequence[str]) -> tuple[list[Pair], list[
         InputError: the file is missing or malformed, or no pair is of known photos.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file of pairs")
+    check_pair_file(path)
     known = set(names)
     listed = unique_pairs(read_pairs(path, known))
     pairs = [pair for pair in listed if known.issuperset(pair)]

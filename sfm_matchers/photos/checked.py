@@ -18,6 +18,7 @@ from sfm_matchers.photos.folders import find_images
 from sfm_matchers.photos.images import decoded_size, read_image, read_image_and_orientation
 from sfm_matchers.photos.masks import (
     WayUp,
+    check_mask_dir,
     mask_names,
     mask_path,
     read_mask_and_way_up,
@@ -197,8 +198,7 @@ def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPho
         InputError: there are no masks, none is of a photo, one does not fit its photo, or they do
             not tell whether they are of photos as stored or set upright.
     """
-    if not mask_dir.exists():
-        raise InputError(f"{mask_dir} is neither a folder of masks nor a mask")
+    check_mask_dir(mask_dir)
     names_by_way: dict[WayUp, list[str]] = {way_up: [] for way_up in WayUp}
     ignored: dict[str, float] = {}
     for name, photo in photos.items():

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.pair_lists import name_faults
 from sfm_matchers.photos import heif
 from sfm_matchers.photos.images import warn_of
@@ -37,6 +38,12 @@ def is_photo(path: str | Path) -> bool:
     return extension in IMAGE_EXTENSIONS or (extension in heif.EXTENSIONS and heif.can_read())
 
 
+def check_folder(path: str | Path) -> None:
+    """Raise InputError if a path is not a folder, which should hold photos."""
+    if not Path(path).is_dir():
+        raise InputError(f"{path} is not a folder of photos{nearest_path(path)}")
+
+
 def find_images(
     image_dir: str | Path,
     *,
@@ -59,8 +66,7 @@ def find_images(
         InputError: the folder does not exist.
     """
     image_dir = Path(image_dir)
-    if not image_dir.is_dir():
-        raise InputError(f"{image_dir} is not a folder of photos")
+    check_folder(image_dir)
     names = []
     others: Counter[str] = Counter()
     videos: list[Path] = []

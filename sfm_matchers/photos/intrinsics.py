@@ -19,6 +19,7 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.text import read_text
 
 logger = logging.getLogger(__name__)
@@ -342,7 +343,7 @@ def read_cameras(path: str | Path) -> list[GivenCamera]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is no file of cameras")
+        raise InputError(f"{path} is no file of cameras{nearest_path(path)}")
     cameras = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.photos.images import (
     decode_pixels,
     exif_orientation,
@@ -22,6 +23,14 @@ from sfm_matchers.photos.images import (
 def mask_names(name: str) -> tuple[str, str]:
     """Return what the mask of a photo may be called: COLMAP's ``a.jpg.png``, and ``a.png``."""
     return f"{name}.png", f"{PurePosixPath(name).with_suffix('')}.png"
+
+
+def check_mask_dir(mask_dir: str | Path) -> None:
+    """Raise InputError if there is nothing where masks should be."""
+    if not Path(mask_dir).exists():
+        raise InputError(
+            f"{mask_dir} is neither a folder of masks nor a mask{nearest_path(mask_dir)}"
+        )
 
 
 def mask_path(

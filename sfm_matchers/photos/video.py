@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfm_matchers.errors import InputError, MissingExtraError, one_line
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.machine.threads import num_threads
 
@@ -76,7 +77,7 @@ def check_readable(path: str | Path) -> None:
         InputError: the file is missing.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path} is missing")
+        raise InputError(f"{path} is missing{nearest_path(path)}")
     if importlib.util.find_spec("av") is None:
         raise MissingExtraError(f"{path} is a video: to take photos out of it {INSTALL}")
 

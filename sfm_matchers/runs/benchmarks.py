@@ -23,7 +23,7 @@ from sfm_matchers.pairs.policies import covisibility_pairs
 from sfm_matchers.photos.folders import find_images
 from sfm_matchers.runs.forecast import announce_localization
 from sfm_matchers.runs.maps import triangulated_map
-from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
+from sfm_matchers.runs.matching import Matching, MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AachenOptions, InlocOptions
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.results import BenchmarkResult
@@ -68,12 +68,7 @@ def localize_aachen(options: AachenOptions) -> BenchmarkResult:
         SfmMatchersError: an option or an input cannot be used.
     """
     dataset, workspace = Path(options.dataset), Workspace(options.outputs)
-    if options.version not in AACHEN:
-        known = ", ".join(AACHEN)
-        raise InputError(f"unknown version {options.version!r}, expected one of {known}")
-    name = f"Aachen Day-Night v{options.version}"
-    check_layout(dataset, name, AACHEN[options.version], ORIGIN_OF_AACHEN)
-    matching = choose_matching(options)
+    matching = check_aachen(options)
     queries = read_queries(dataset / QUERIES_OF_AACHEN, skip_bad_lines=True)
     reference = read_reference(dataset, options.version)
     database = sorted(image.name for image in reference.images.values())
@@ -112,8 +107,7 @@ def localize_inloc(options: InlocOptions) -> BenchmarkResult:
         SfmMatchersError: an option or an input cannot be used.
     """
     dataset, workspace = Path(options.dataset), Workspace(options.outputs)
-    check_layout(dataset, "InLoc", INLOC, ORIGIN_OF_INLOC)
-    matching = choose_matching(options)
+    matching = check_inloc(options)
     photos = find_images(dataset)
     database = [name for name in photos if name.startswith("database/cutouts/")]
     names = [name for name in photos if name.startswith("query/iphone7/")]
@@ -155,6 +149,30 @@ def _submit(
     }
     verdict = judge_localization(results, matcher)
     return BenchmarkResult(results, files, workspace.seconds, verdict)
+
+
+def check_aachen(options: AachenOptions) -> Matching:
+    """Look at the options and the data set; return how to match.
+
+    Raises:
+        InputError: one cannot be used.
+    """
+    if options.version not in AACHEN:
+        known = ", ".join(AACHEN)
+        raise InputError(f"unknown version {options.version!r}, expected one of {known}")
+    name = f"Aachen Day-Night v{options.version}"
+    check_layout(Path(options.dataset), name, AACHEN[options.version], ORIGIN_OF_AACHEN)
+    return choose_matching(options)
+
+
+def check_inloc(options: InlocOptions) -> Matching:
+    """Look at the options and the data set; return how to match.
+
+    Raises:
+        InputError: one cannot be used.
+    """
+    check_layout(Path(options.dataset), "InLoc", INLOC, ORIGIN_OF_INLOC)
+    return choose_matching(options)
 
 
 def check_layout(dataset: Path, name: str, layout: Mapping[str, str], origin: str) -> None:

@@ -11,6 +11,7 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.text import folder_written_whole
+from sfm_matchers.photos.folders import check_folder
 from sfm_matchers.photos.video import check_readable, is_video, write_frames
 from sfm_matchers.runs.options import LocalizeOptions, MatchOptions
 from sfm_matchers.runs.workspace import FRAMES_MARK, Workspace
@@ -18,15 +19,17 @@ from sfm_matchers.runs.workspace import FRAMES_MARK, Workspace
 Options = TypeVar("Options", bound=MatchOptions)
 
 
-def check_video(options: MatchOptions) -> None:
-    """Look at what the options say of a video, before anything takes time or is deleted.
+def check_source(options: MatchOptions) -> None:
+    """Look where the photos come from, before anything takes time, is made or is deleted.
 
     Raises:
-        SfmMatchersError: it is missing or needs an extra, or the number of frames makes no sense.
+        SfmMatchersError: there is no such folder or video, a video needs an extra, or the number of
+            frames makes no sense.
     """
     if not is_video(options.image_dir):
         if options.frames is not None:
             raise InputError(f"--frames is for a video, and {options.image_dir} is none")
+        check_folder(options.image_dir)
         return
     if options.frames is not None and options.frames < 2:
         raise InputError(f"--frames is {options.frames}: a model needs several")
@@ -37,9 +40,9 @@ def frames_instead_of_video(options: Options) -> Options:
     """Return options whose photos are frames, where they name a video; see `frames_of_video`.
 
     Raises:
-        SfmMatchersError: as `check_video` and `frames_of_video`.
+        SfmMatchersError: as `check_source` and `frames_of_video`.
     """
-    check_video(options)
+    check_source(options)
     if not is_video(options.image_dir):
         return options
     folder = frames_of_video(options.image_dir, Workspace(options.outputs), options.frames)

@@ -14,6 +14,7 @@ from sfm_matchers.choices import EXIF, NONE
 from sfm_matchers.errors import InputError
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.text import read_text
 from sfm_matchers.mapping.control_points import (
     ControlPoints,
@@ -31,6 +32,14 @@ from sfm_matchers.runs.matching import MatchingJob
 logger = logging.getLogger("sfm_matchers.sfm")
 
 
+def check_georeference(option: str | Path) -> None:
+    """Raise InputError if ``--georeference`` names nothing that is there."""
+    if str(option) not in (NONE, EXIF) and not Path(option).is_file():
+        raise InputError(
+            f"--georeference {option}: expected none, exif or a file{nearest_path(option)}"
+        )
+
+
 def read_places(
     option: str | Path, image_dir: Path, names: Sequence[str]
 ) -> Positions | ControlPoints | None:
@@ -43,9 +52,8 @@ def read_places(
         return None
     if str(option) == EXIF:
         return exif_positions(image_dir, names)
+    check_georeference(option)
     path = Path(option)
-    if not path.is_file():
-        raise InputError(f"--georeference {path}: expected none, exif or a file")
     if is_control_points(path):
         return read_control_points(path, names)
     return positions_from_file(path, names)

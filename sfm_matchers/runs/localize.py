@@ -12,7 +12,8 @@ from typing import Any
 import pycolmap
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.files.nearest import nearest_path
+from sfm_matchers.files.pair_lists import Pair, check_pair_file
 from sfm_matchers.localization.in_model import add_to_model, localize_queries
 from sfm_matchers.localization.map_folder import is_map
 from sfm_matchers.localization.poses import (
@@ -23,7 +24,7 @@ from sfm_matchers.localization.poses import (
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.pairs.policies import covisibility_pairs, pose_pairs
 from sfm_matchers.pairs.sequences import add_neighbours
-from sfm_matchers.photos.folders import find_images
+from sfm_matchers.photos.folders import check_folder, find_images
 from sfm_matchers.reports.localization import write_localization_report
 from sfm_matchers.runs.forecast import announce_localization
 from sfm_matchers.runs.frames import queries_instead_of_video
@@ -31,6 +32,7 @@ from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import LocalizeOptions, make_options
 from sfm_matchers.runs.queries import (
+    check_queries,
     given_cameras,
     make_queries,
     name_faults,
@@ -82,7 +84,7 @@ def localize(
         outputs=output,
         **options,
     )
-    with Workspace(output).alone():
+    with Workspace(output).alone(check=lambda: check_options(chosen)):
         return run(chosen)
 
 
@@ -92,16 +94,36 @@ def run(options: LocalizeOptions) -> LocalizeResult:
     Raises:
         SfmMatchersError: an option or an input cannot be used.
     """
-    in_map = is_map(options.map)
-    if not Path(options.map).is_dir():
-        raise InputError(f"{options.map} is no map and no COLMAP model: there is no such folder")
-    if options.map_images is None and not in_map:
-        raise InputError(
-            "--map_images is missing: the folder of the photos of the map; or make a map that "
-            "needs none by sfm-matchers map build"
-        )
+    check_options(options)
     options = queries_instead_of_video(options)
-    return run_in_map(options) if in_map else run_with_photos(options)
+    return run_in_map(options) if is_map(options.map) else run_with_photos(options)
+
+
+def check_options(options: LocalizeOptions) -> None:
+    """Look whether the inputs are there, before anything takes time or is made.
+
+    Raises:
+        SfmMatchersError: one is not, or an option cannot be used.
+    """
+    check_map(options.map)
+    if not is_map(options.map):
+        if options.map_images is None:
+            raise InputError(
+                "--map_images is missing: the folder of the photos of the map; or make a map that "
+                "needs none by sfm-matchers map build"
+            )
+        check_folder(options.map_images)
+        choose_matching(options)
+        if options.loc_pairs is not None:
+            check_pair_file(options.loc_pairs)
+    check_queries(options.queries)
+    given_cameras(options)
+
+
+def check_map(path: str | Path) -> None:
+    """Raise InputError if there is no folder that may hold a map."""
+    if not Path(path).is_dir():
+        raise InputError(f"{path} is no map and no COLMAP model{nearest_path(path)}")
 
 
 def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
@@ -272,8 +294,7 @@ def common_image_dir(map_images: str | Path, queries: str | Path) -> tuple[Path,
         InputError: one is not a folder, or they have no folder in common.
     """
     for folder in (map_images, queries):
-        if not Path(folder).is_dir():
-            raise InputError(f"{folder} is not a folder")
+        check_folder(folder)
     first, second = Path(map_images).resolve(), Path(queries).resolve()
     try:
         common = Path(os.path.commonpath([first, second]))

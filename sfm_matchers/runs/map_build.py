@@ -20,7 +20,8 @@ from sfm_matchers.files.text import written_whole
 from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.map_folder import MapSettings
 from sfm_matchers.mapping.models import model_folder, write_model
-from sfm_matchers.runs.localize import map_pairs, read_map
+from sfm_matchers.photos.folders import check_folder
+from sfm_matchers.runs.localize import check_map, map_pairs, read_map
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import (
     Matching,
@@ -68,18 +69,8 @@ def build(options: MapOptions) -> MapSettings:
         SfmMatchersError: an option or an input cannot be used.
     """
     start = time.monotonic()
-    matching = choose_matching(options)
-    conf = matching.conf
-    if not isinstance(conf, SparseConf):
-        raise InputError(
-            f"{conf.name} matches photos, which a map does not have: take a matcher with features "
-            "(sift, aliked+mambaglue), or sfm-matchers localize with --map_images"
-        )
+    matching, conf = check_options(options)
     output, image_dir = Path(options.output), Path(options.images)
-    if (output / "images.bin").exists() or Workspace(output).models.exists():
-        raise InputError(f"{output} holds a model: give the map a folder of its own")
-    if not image_dir.is_dir():
-        raise InputError(f"{image_dir} is not a folder")
     reference = read_map(options.model, image_dir, "")
     pairs, label = map_pairs(reference, options.num_covis)
     work = output / BUILD
@@ -102,6 +93,30 @@ def build(options: MapOptions) -> MapSettings:
     logger.info("Built in %.1f s: %s", time.monotonic() - start, steps)
     shutil.rmtree(work)
     return settings
+
+
+def check_options(options: MapOptions) -> tuple[Matching, SparseConf]:
+    """Look whether the inputs are there, before anything takes time or is made.
+
+    Returns:
+        How to match, and with which features.
+
+    Raises:
+        InputError: an option or an input cannot be used.
+    """
+    matching = choose_matching(options)
+    conf = matching.conf
+    if not isinstance(conf, SparseConf):
+        raise InputError(
+            f"{conf.name} matches photos, which a map does not have: take a matcher with features "
+            "(sift, aliked+mambaglue), or sfm-matchers localize with --map_images"
+        )
+    output = Path(options.output)
+    if (output / "images.bin").exists() or Workspace(output).models.exists():
+        raise InputError(f"{output} holds a model: give the map a folder of its own")
+    check_map(options.model)
+    check_folder(options.images)
+    return matching, conf
 
 
 def _earlier_map(output: Path) -> MapSettings | None:

@@ -12,7 +12,7 @@ from sfm_matchers.runs.frames import frames_instead_of_video
 from sfm_matchers.runs.matching import choose_matching
 from sfm_matchers.runs.options import MatchOptions, make_options
 from sfm_matchers.runs.pairs import make_pairs
-from sfm_matchers.runs.reconstruct import start_photos
+from sfm_matchers.runs.reconstruct import check_inputs, start_photos
 from sfm_matchers.runs.results import MatchResult
 from sfm_matchers.runs.workspace import Workspace
 
@@ -35,9 +35,9 @@ def extract(image_dir: str | Path, output: str | Path, **options: Any) -> Path:
     matching = choose_matching(chosen, detail=chosen.detail)
     if not isinstance(matching.conf, SparseConf):
         raise InputError(f"{chosen.matcher} matches photos without features: call match instead")
-    with Workspace(output).alone():
-        chosen = frames_instead_of_video(chosen)
-        job = start_photos(chosen, matching)
+    with Workspace(output).alone(check=lambda: check_inputs(chosen)):
+        with_photos = frames_instead_of_video(chosen)
+        job = start_photos(with_photos, matching)
         path = job.extract(matching.conf, sorted(job.photos))
         job.check_photos_unchanged()
     return path
@@ -56,10 +56,10 @@ def match(image_dir: str | Path, output: str | Path, **options: Any) -> MatchRes
     """
     chosen = make_options(MatchOptions, image_dir=image_dir, outputs=output, **options)
     matching = choose_matching(chosen, detail=chosen.detail)
-    with Workspace(output).alone():
-        chosen = frames_instead_of_video(chosen)
-        job = start_photos(chosen, matching)
-        pairs, label = make_pairs(chosen, job)
+    with Workspace(output).alone(check=lambda: check_inputs(chosen)):
+        with_photos = frames_instead_of_video(chosen)
+        job = start_photos(with_photos, matching)
+        pairs, label = make_pairs(with_photos, job)
         announce_matching(job, pairs, label, str(chosen.pairs), chosen.num_matched)
         features, matches = job.match(pairs, label)
     return MatchResult(pairs, features, matches, job.workspace.pairs(label))

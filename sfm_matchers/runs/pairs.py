@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.pair_lists import Pair, unique_pairs
+from sfm_matchers.files.pair_lists import Pair, check_pair_file, unique_pairs
 from sfm_matchers.geometry.coordinates import FloatArray
 from sfm_matchers.matchers import colmap_matching
 from sfm_matchers.pairs.automatic import auto_pairs
@@ -98,12 +99,23 @@ def is_fast(job: MatchingJob) -> bool:
     return job.matching.device != "cpu" or job.conf.matcher == colmap_matching.NAME
 
 
+def check_policy(pairs: str | Path) -> None:
+    """Raise InputError if ``--pairs`` names neither a policy nor a file that is there."""
+    if str(pairs) in POLICIES:
+        return
+    meant = difflib.get_close_matches(str(pairs).lower(), POLICIES, 1)
+    if meant and not Path(pairs).exists():
+        raise InputError(f"unknown --pairs {pairs}: did you mean {meant[0]}?")
+    check_pair_file(pairs)
+
+
 def make_pairs(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
     """Choose the pairs of photos to match and write them; return them and their label.
 
     Raises:
         InputError: the policy lacks what it needs, or there is no such file of pairs.
     """
+    check_policy(options.pairs)
     policy = POLICIES.get(str(options.pairs), _listed)
     pairs, label = policy(options, job)
     pairs, label = unique_pairs(pairs), f"pairs-{label}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pycolmap
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.localization.poses import (
     LocalizedQuery,
     Query,
@@ -31,10 +32,26 @@ from sfm_matchers.photos.intrinsics import (
     parse_params,
     read_cameras,
 )
+from sfm_matchers.photos.video import check_readable, is_video
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import LocalizeOptions
 
 logger = logging.getLogger("sfm_matchers.localize")
+
+
+def check_queries(queries: str | Path) -> None:
+    """Look whether there are photos or a video to localize.
+
+    Raises:
+        SfmMatchersError: there are not, or a video needs an extra.
+    """
+    path = Path(queries)
+    if is_video(path):
+        check_readable(path)
+    elif not path.is_dir() and not (path.is_file() and is_photo(path)):
+        raise InputError(
+            f"{queries} is no folder of photos, no photo and no video{nearest_path(path)}"
+        )
 
 
 def query_photos(queries: str | Path) -> tuple[Path, list[str]]:
@@ -43,12 +60,9 @@ def query_photos(queries: str | Path) -> tuple[Path, list[str]]:
     Raises:
         InputError: there is neither.
     """
+    check_queries(queries)
     path = Path(queries)
-    if path.is_file() and is_photo(path):
-        return path.parent, [path.name]
-    if not path.is_dir():
-        raise InputError(f"{queries} is no folder of photos, no photo and no video")
-    return path, find_images(path)
+    return (path, find_images(path)) if path.is_dir() else (path.parent, [path.name])
 
 
 def split_readable(

@@ -16,19 +16,20 @@ from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.mapper import check_mapper
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.folders import is_output
+from sfm_matchers.photos.masks import check_mask_dir
 from sfm_matchers.reports.reconstruction import write_report
 from sfm_matchers.runs.camera_models import describe_choices, describe_covariances
 from sfm_matchers.runs.camera_trials import make_and_check_cameras
 from sfm_matchers.runs.cameras import know_cameras, read_camera_options
 from sfm_matchers.runs.findings import look_into
 from sfm_matchers.runs.forecast import announce_matching
-from sfm_matchers.runs.frames import check_video, frames_instead_of_video
-from sfm_matchers.runs.georeference import georeference_models, read_places
+from sfm_matchers.runs.frames import check_source, frames_instead_of_video
+from sfm_matchers.runs.georeference import check_georeference, georeference_models, read_places
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.matcher_auto import match_again
 from sfm_matchers.runs.matching import Matching, MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import AUTO, AUTO_MATCHERS, MatchOptions, SfmOptions, make_options
-from sfm_matchers.runs.pairs import make_pairs
+from sfm_matchers.runs.pairs import check_policy, make_pairs
 from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.runs.summary import Settings, summarize
 from sfm_matchers.runs.workspace import Workspace
@@ -56,7 +57,7 @@ def reconstruct(image_dir: str | Path, output: str | Path, **options: Any) -> Sf
     chosen = make_options(SfmOptions, image_dir=image_dir, outputs=output, **options)
     if chosen.shard is not None:
         raise InputError("shard: a part of the matching gives no model; see docs/scale.md")
-    with Workspace(output).alone():
+    with Workspace(output).alone(check=lambda: check_options(chosen)):
         return run(chosen)
 
 
@@ -155,7 +156,7 @@ def run_shard(options: SfmOptions) -> None:
 
 
 def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
-    """Look at the options before anything takes time or is deleted.
+    """Look at the options before anything takes time, is made or is deleted.
 
     Returns:
         The formats to export, and how to match.
@@ -164,7 +165,7 @@ def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
         InputError: one cannot be used.
     """
     read_camera_options(options)
-    check_video(options)
+    check_inputs(options)
     check_mapper(options.mapper)
     image_dir, workspace = Path(options.image_dir), Workspace(options.outputs)
     formats = list(parse_formats(options.export))
@@ -190,6 +191,19 @@ def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
                     "--outputs, or rename the photo"
                 )
     return formats, matching
+
+
+def check_inputs(options: MatchOptions) -> None:
+    """Look whether what options name is there, before anything takes time, is made or is deleted.
+
+    Raises:
+        SfmMatchersError: it is not, or a video needs an extra.
+    """
+    check_source(options)
+    check_policy(options.pairs)
+    check_georeference(options.georeference)
+    if options.mask_dir is not None:
+        check_mask_dir(options.mask_dir)
 
 
 def start_photos(options: MatchOptions, matching: Matching) -> MatchingJob:

@@ -16,7 +16,7 @@ from sfm_matchers.errors import (
     InputError,
     MissingExtraError,
 )
-from sfm_matchers.files.pair_lists import Pair, read_pairs
+from sfm_matchers.files.pair_lists import Pair, check_pair_file, read_pairs
 from sfm_matchers.hloc import INSTALL, is_installed
 from sfm_matchers.localization.indexed_model import IndexedModel
 from sfm_matchers.localization.look_alikes import (
@@ -213,8 +213,7 @@ def listed_pairs(
         InputError: no such file, or no pair is of a query and a photo of the map.
     """
     path, queries, database = Path(path), set(queries), set(database)
-    if not path.is_file():
-        raise InputError(f"{path} is not a file of pairs")
+    check_pair_file(path)
     listed = read_pairs(path, queries | database)
     pairs = [pair for pair in listed if pair[0] in queries and pair[1] in database]
     if not pairs:

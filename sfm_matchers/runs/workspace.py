@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,13 +237,22 @@ class Workspace:
     # The folder as a whole.
 
     @contextlib.contextmanager
-    def alone(self, shard: str | None = None) -> Iterator[None]:
-        """Keep other runs out of the folder; see `files.locks.exclusive`.
+    def alone(
+        self, shard: str | None = None, *, check: Callable[[], object] = lambda: None
+    ) -> Iterator[None]:
+        """Keep other runs out of the folder, which is made; see `files.locks.exclusive`.
+
+        Args:
+            shard: what this run does beside others.
+            check: raises what is wrong with the input; where the folder is not there yet it is
+                made after that only, so that a mistyped path leaves none behind.
 
         Raises:
             InputError: another run works in it, it cannot be written to, or something lies in the
                 place of a file.
         """
+        if not self.path.exists():
+            check()
         with exclusive(self.path, shard):
             if shard is None:
                 is_marked = self.notes.is_file()

@@ -1,0 +1,85 @@
+"""A mistyped path is one line with the path that was meant, and leaves no folder behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sfm_matchers
+from pipelines import cli
+from sfm_matchers.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: two photos in ``photos``, and a folder ``model``."""
+    for name in "ab":
+        path = tmp_path / "photos" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+LOCALIZE = ["localize", "--map", "model", "--map_images", "photos", "--queries", "photos"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sfm", "--images", "photoz"], "did you mean photos?"),
+        (["sfm", "--images", "photos/a.png"], "is not a folder of photos"),
+        (["sfm", "--video", "clip.mp4"], "clip.mp4 is missing"),
+        (["sfm", "--images", "photos", "--matcher", "sitf"], "did you mean 'sift'?"),
+        (["sfm", "--images", "photos", "--camera_model", "HOLGA"], "unknown camera model"),
+        (["sfm", "--images", "photos", "--cameras", "camera.txt"], "camera.txt"),
+        (["sfm", "--images", "photos", "--mask_dir", "mask"], "mask"),
+        (["sfm", "--images", "photos", "--pairs", "pairs.txt"], "is not a file of pairs"),
+        (["sfm", "--images", "photos", "--pairs", "exhuastive"], "did you mean exhaustive?"),
+        (["sfm", "--images", "photos", "--georeference", "gps.csv"], "gps.csv"),
+        ([*LOCALIZE, "--map", "modle"], "did you mean model?"),
+        ([*LOCALIZE, "--map_images", "foto"], "foto is not a folder of photos"),
+        ([*LOCALIZE, "--queries", "photo"], "did you mean photos?"),
+        ([*LOCALIZE, "--loc_pairs", "pairs.txt"], "is not a file of pairs"),
+        ([*LOCALIZE, "--cameras", "camera.txt"], "is no file of cameras"),
+        ([*LOCALIZE, "--matcher", "sitf"], "did you mean 'sift'?"),
+        (["map", "build", "modle", "--images", "photos"], "did you mean model?"),
+        (["map", "build", "model", "--images", "photoz"], "did you mean photos?"),
+        (["aachen", "--dataset", "photos"], "photos is not Aachen"),
+        (["inloc", "--dataset", "photos"], "photos is not InLoc"),
+    ],
+)
+def test_a_mistake_leaves_no_folder(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*arguments, "--output", "new/out"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "photos"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sfm_matchers.reconstruct("photoz", "out"),
+        lambda: sfm_matchers.match("photoz", "out", matcher="sift"),
+        lambda: sfm_matchers.extract("photoz", "out", matcher="sift"),
+        lambda: sfm_matchers.localize("model", "photos", "photoz", "out"),
+    ],
+)
+def test_nor_does_one_in_python(folder: Path, call: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match=r"did you mean photos\?"):
+        call()
+    assert not (folder / "out").exists()
+
+
+def test_a_run_that_is_there_has_the_mistake_in_its_log(folder: Path) -> None:
+    (folder / "out").mkdir()
+    assert cli.main(["sfm", "--images", "photoz", "--output", "out"]) == 2
+    assert "did you mean photos?" in (folder / "out" / "log.txt").read_text(encoding="utf-8")
