@@ -13,6 +13,7 @@ import pycolmap
 
 from sfm_matchers.errors import InputError, OutputError, one_line
 from sfm_matchers.files.names import check_name
+from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.replacing import flush, move_files, temporary_beside
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import GOES_ON, writing
@@ -41,7 +42,7 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise InputError(f"{path} is not a COLMAP model: there is no such folder")
+        raise InputError(f"{path} is not a COLMAP model{nearest_path(path)}")
     try:
         folder = model_folder(folder)
         if folder != Path(path):

@@ -26,6 +26,7 @@ from sfm_matchers.matchers.protocols import (
 from sfm_matchers.networks.precision import default_precision
 from sfm_matchers.networks.table import NETWORKS, resolve
 from sfm_matchers.weights import load_network, weights_fingerprint
+from sfm_matchers.weights.loading import check_weights
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,12 @@ def _loader(
     except (ImportError, AttributeError) as error:
         raise InputError(f"conf {conf.name}: matcher {name!r} cannot be loaded: {error}") from error
     return load
+
+
+def check_matcher_weights(conf: Conf, weights: str) -> None:
+    """Raise WeightsError if there are no such weights for a conf that needs some."""
+    if conf.matcher in NETWORKS:
+        check_weights(conf.matcher, weights, conf.options.get("features"))
 
 
 def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:

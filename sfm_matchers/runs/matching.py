@@ -82,10 +82,15 @@ def choose_matching(
 
     Raises:
         InputError: unknown matcher or device, or options that contradict each other.
+        WeightsError: there are no such weights.
     """
     conf = with_detail(load_conf(str(options.matcher)), detail)
     if _is_colmaps(conf) and str(options.weights) != "bundled":
         raise InputError(f"--weights {options.weights}: {conf.name} has none, leave the option out")
+    if not _is_colmaps(conf):
+        from sfm_matchers.matchers.registry import check_matcher_weights
+
+        check_matcher_weights(conf, str(options.weights))
     device = _device(conf, options.device)
     executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
     return Matching(conf, str(options.weights), device, executor, detail)

@@ -176,6 +176,8 @@ def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
         if options.shard is not None or options.merge:
             raise InputError(f"shards need a --matcher other than {AUTO}, which decides on the way")
         # The weights are those of the second one.
+        if options.weights != MatchOptions.weights:
+            choose_matching(replace(options, matcher=AUTO_MATCHERS[1]))
         first = replace(options, matcher=AUTO_MATCHERS[0], weights=MatchOptions.weights)
     matching = choose_matching(
         first,

@@ -87,8 +87,9 @@ def judge_model(
         what = f"no model of {count(total, 'photo')}" + (f": {cause.what}" if cause else "")
     else:
         what = f"only {found} of {total} photos are in the model"
-        if others := sum(model.num_reg_images() for model in models[1:]):
-            what += f", {others} in further ones"
+        own, *further = (set(model.reg_image_ids()) for model in models)
+        if others := len(set().union(*further) - own):
+            what += f", {others} more in further ones"
     advice = ""
     if missing > 0:
         advice = (cause.remedy if cause else "") or _advice(names, pairs, matcher, device)

@@ -148,17 +148,31 @@ def find_weights(network: str, weights: str, features: str | None = None) -> Wei
         InputError: no such network.
         WeightsError: there is no such file and none can be had; the message says what to use.
     """
-    subject = subject_name(network, table_entry(network).features(features))
-    checkpoint = find_checkpoint(f"{subject}/{weights}")
+    checkpoint = check_weights(network, weights, features)
     if checkpoint is not None:
         return WeightsFile(fetch(checkpoint), checkpoint)
     path = Path(weights).expanduser()
-    if not path.is_file():
+    known = (entry for entry in OFFICIAL if entry.file_name == path.name)
+    return WeightsFile(path, next((entry for entry in known if entry.network == network), None))
+
+
+def check_weights(network: str, weights: str, features: str | None = None) -> Checkpoint | None:
+    """Look whether there are such weights, without a download; arguments as of `find_weights`.
+
+    Returns:
+        What the registry knows of them; None for a file.
+
+    Raises:
+        InputError: no such network.
+        WeightsError: there are none; the message says what to use.
+    """
+    subject = subject_name(network, table_entry(network).features(features))
+    checkpoint = find_checkpoint(f"{subject}/{weights}")
+    if checkpoint is None and not Path(weights).expanduser().is_file():
         raise WeightsError(
             f"{subject} has no weights {weights!r}, nor is that a file: {_alternatives(subject)}"
         )
-    known = (entry for entry in OFFICIAL if entry.file_name == path.name)
-    return WeightsFile(path, next((entry for entry in known if entry.network == network), None))
+    return checkpoint
 
 
 def _alternatives(subject: str) -> str:

@@ -95,7 +95,7 @@ def test_what_is_no_model_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a COLMAP model") as caught:
         read_model(tmp_path)
     assert ".cc:" not in str(caught.value)
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="there is no such file or folder"):
         read_model(tmp_path / "nowhere")
     for name in ("cameras.txt", "images.txt"):
         (tmp_path / name).write_text("this is\nno table\n")
