@@ -24,6 +24,7 @@ from sfm_matchers.reports.page import (
     run_html,
     scene_data,
     script_json,
+    still_html,
     tiles_html,
     verdict_html,
 )
@@ -91,6 +92,7 @@ def write_localization_report(
                 "tiles": _tiles(model, results),
                 "scene_note": _note(scene, results),
                 "click_note": CLICK_NOTE,
+                "still": attempted("the still picture", partial(_still, scene, results), ""),
                 "without": _without_pose(results),
                 "rows": "".join(_row(result) for result in results),
                 "figures": _figures(results, image_dir, model) if has_map_photos else "",
@@ -165,8 +167,7 @@ def _page_data(scene: _Scene, results: Sequence[LocalizedQuery]) -> dict[str, An
     number = len(scene.camera_names)
     kept = np.linspace(0, number - 1, min(number, MAX_MAP_CAMERAS)).astype(int)
     drawn = _drawn(results)
-    own = _query_frusta(scene, drawn)
-    far = np.linalg.norm(own[:, 0], axis=1)
+    own, far = _query_frusta(scene, drawn)
     order = np.argsort(far, kind="stable").tolist()  # those in view come first
     drawn, frusta = [drawn[i] for i in order], np.concatenate([scene.frusta[kept], own[order]])
     labels = [kind["label"] for kind in KINDS]
@@ -190,14 +191,24 @@ def _page_data(scene: _Scene, results: Sequence[LocalizedQuery]) -> dict[str, An
     }
 
 
-def _query_frusta(scene: _Scene, drawn: Sequence[LocalizedQuery]) -> np.ndarray:
+def _still(scene: _Scene, results: Sequence[LocalizedQuery]) -> str:
+    """The map and the photos in it, of which only these are coloured."""
+    own, far = _query_frusta(scene, _drawn(results))
+    own = own[far < FAR]
+    colors = [MAP_CAMERA_COLOR] * len(scene.frusta) + [CAMERA_COLOR] * len(own)
+    return still_html(scene, np.concatenate([scene.frusta, own]), np.array(colors))
+
+
+def _query_frusta(scene: _Scene, drawn: Sequence[LocalizedQuery]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frusta of photos, and how far each is from the middle of the map."""
     poses = [result.cam_from_world for result in drawn]
     world_from_cam = np.array([pose.inverse().matrix() for pose in poses if pose is not None])
     world_from_cam = world_from_cam.reshape(-1, 3, 4)
     size = 0.25 * scene.radius / np.sqrt(max(len(scene.frusta), 9))
     cameras = [result.camera for result in drawn]
     frusta = placed_frusta(cameras, world_from_cam[:, :, :3], world_from_cam[:, :, 3], size)
-    return scene.shown(frusta)
+    shown = scene.shown(frusta)
+    return shown, np.linalg.norm(shown[:, 0], axis=1)
 
 
 def _without_pose(results: Sequence[LocalizedQuery]) -> str:
@@ -264,7 +275,14 @@ def _figures(
     for row in drawn.tolist():
         draw = partial(_figure, row, results[row], image_dir, model)
         figures.append(attempted(f"a picture of {results[row].name}", draw, ""))
-    return "".join(figures)
+    if not any(figures):
+        return ""
+    some = f"<p>{len(drawn):,} of {len(results):,} photos, evenly spread.</p>"
+    return (
+        "<h2>Photos beside what supports them best</h2>"
+        f"{some if len(drawn) < len(results) else ''}"
+        f'<div class="wide many">{"".join(figures)}</div>'
+    )
 
 
 def _figure(

@@ -196,8 +196,11 @@ function startGraph() {
     for (let row = step - 1; row < rows; row += step) {
       const number = String(row * block + 1), center = (row + 0.5) * cell;
       const wide = context.measureText(number).width, size = rows * cell;
-      let name = data.names[row * block];
-      while (name && context.measureText(name + "  " + number).width > left - 12) name = name.slice(1);
+      const whole = data.names[row * block];  // of one that is too long the end is shown
+      let name = whole;
+      for (let cut = 2; name && context.measureText(name + "  " + number).width > left - 12; cut++) {
+        name = cut < whole.length ? "…" + whole.slice(cut) : "";
+      }
       context.textAlign = "right";
       context.fillText(name + "  " + number, left - 8, top + Math.min(center, size - 7));
       context.textAlign = "center";

@@ -20,12 +20,14 @@ import pycolmap
 
 import sfm_matchers
 from sfm_matchers.errors import one_line
-from sfm_matchers.reports.drawing import count_palette
+from sfm_matchers.reports.drawing import count_palette, draw_model
 from sfm_matchers.reports.model_in_3d import _Scene
+from sfm_matchers.reports.pictures import jpeg_url
 
 logger = logging.getLogger(__name__)
 
 LEVELS = ("good", "fair", "poor")  # of a verdict
+STILL_HEIGHT = 600  # pixels of the picture of a model where scripts do not run
 MAX_ERROR_SHOWN = 99  # percentile of the points' errors, at which the colours end
 
 Value = TypeVar("Value")
@@ -89,6 +91,23 @@ def scene_data(scene: _Scene, row_of: Mapping[str, int]) -> dict[str, Any]:
         },
         "palette": base64_of(count_palette(), "u1"),
     }
+
+
+def still_html(scene: _Scene, frusta: np.ndarray, colors: np.ndarray | None = None) -> str:
+    """Return a picture of a model, for where scripts do not run; "" where it has no cameras.
+
+    Args:
+        scene: the model.
+        frusta: of its cameras, as `draw_model` takes them.
+        colors: of the cameras.
+    """
+    if not len(frusta):
+        return ""
+    picture = draw_model(scene.points, scene.colors, frusta, STILL_HEIGHT, colors)
+    return (
+        f'<figure class=wide><img src="{jpeg_url(picture)}" alt="The model from the top and '
+        'obliquely"></figure>'
+    )
 
 
 def number(value: float, digits: int, unit: str = "") -> str:

@@ -44,6 +44,7 @@ from sfm_matchers.reports.page import (
     run_html,
     scene_data,
     script_json,
+    still_html,
     verdict_html,
 )
 from sfm_matchers.reports.pictures import (
@@ -69,7 +70,6 @@ MAX_THUMBNAILS = 300
 MAX_MATRIX = 300  # rows of the match graph; more photos are drawn in blocks
 MIN_HEIGHT, MAX_HEIGHT = 144, 480  # pixels of a photo on the page
 PICTURE_PIXELS = 10_000_000  # of all of them together: about 3 MB
-STILL_HEIGHT = 600  # pixels of the picture of the model where scripts do not run
 PAIR_HEIGHT = 640  # pixels of either photo of a drawn pair
 CLICK_NOTE = "Click a camera for its photo and the photos that it matches."
 
@@ -157,7 +157,7 @@ def _write_page(
         "tiles": model_tiles(graph, images, model),
         "scene_note": html.escape(_scene_note(scene, model)),
         "click_note": CLICK_NOTE,
-        "still": attempted("the still picture", partial(_still_html, scene), ""),
+        "still": attempted("the still picture", partial(still_html, scene, scene.frusta), ""),
         "unregistered": unregistered_html(graph, images, faults),
         "histograms": attempted("the histograms", histograms, ""),
         "cameras": attempted("the cameras", partial(cameras_html, model, graph, image_dir), ""),
@@ -201,16 +201,6 @@ def _page_data(
 def _sizes(graph: MatchGraph) -> dict[str, tuple[int, int]]:
     cameras = starting_cameras(graph)
     return {name: (camera.width, camera.height) for name, camera in cameras.items()}
-
-
-def _still_html(scene: _Scene) -> str:
-    if not len(scene.frusta):
-        return ""
-    picture = draw_model(scene.points, scene.colors, scene.frusta, STILL_HEIGHT)
-    return (
-        f'<figure class=wide><img src="{jpeg_url(picture)}" alt="The model from the top and '
-        'obliquely"></figure>'
-    )
 
 
 def _write_pictures(

@@ -10,6 +10,7 @@ import pytest
 from localization_page import ODD_NAME, make_results, write_page
 from report_page import Page, make_scene
 
+from sfm_matchers.reports import localization
 from sfm_matchers.reports.localization import KINDS, write_localization_report
 
 
@@ -86,3 +87,24 @@ def test_a_photo_at_the_other_end_of_the_world_does_not_shrink_the_view(tmp_path
 def test_without_any_query(tmp_path):
     page = Page(write_page(tmp_path, make_scene(tmp_path).model, []))
     assert "0 new photos" in page.text
+
+
+def test_without_scripts_there_is_a_picture_of_the_map(tmp_path):
+    scene = make_scene(tmp_path)
+    text = write_page(tmp_path, scene.model, make_results(scene.model)).read_text(encoding="utf-8")
+    assert '<noscript><figure class=wide><img src="data:image/jpeg;base64,' in text
+
+
+def test_photos_stand_beside_others_where_there_are_some(tmp_path, monkeypatch):
+    scene = make_scene(tmp_path)
+    results = make_results(scene.model)
+    heading = "Photos beside what supports them best"
+    assert heading not in Page(write_page(tmp_path, scene.model, results)).text
+    for result, name in zip(results, scene.names, strict=False):
+        result.name, result.database_names = name, scene.names[:1]
+    page = Page(write_page(tmp_path, scene.model, results))
+    assert heading in page.text
+    assert "evenly spread" not in page.text
+    monkeypatch.setattr(localization, "MAX_PICTURES", 2)
+    page = Page(write_page(tmp_path, scene.model, results))
+    assert "2 of 4 photos, evenly spread." in page.text
