@@ -98,8 +98,13 @@ def export_reconstruction(options: argparse.Namespace) -> int:
     """Write a model in the formats of other tools; return 1 if one of them was not possible."""
     from sfm_matchers.exports import export_model, parse_formats
     from sfm_matchers.files.locks import exclusive
+    from sfm_matchers.mapping.models import check_is_folder
+    from sfm_matchers.photos.folders import check_folder
 
     formats = parse_formats(options.formats)
+    check_is_folder(options.model)  # a mistake leaves no folder behind
+    if options.image_dir is not None:
+        check_folder(options.image_dir)
     with exclusive(options.output):  # deletes what a killed one has left
         exports = export_model(options.model, options.image_dir, options.output, formats)
     width = max((len(export.format) for export in exports), default=0)

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ logger = logging.getLogger("sfm_matchers.exports")
 
 PINHOLES = ("SIMPLE_PINHOLE", "PINHOLE")
 GSPLAT_CAMERAS = (*PINHOLES, "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE")
+UNDISTORTED = "undistorted"
 TAKE_UNDISTORTED = "take the export undistorted, whose cameras and photos every tool reads"
 
 # Inria's 3DGS takes the middle of a photo for its principal point: said from this share of a side.
@@ -46,11 +47,13 @@ class Export:
         format: its name in `FORMATS`.
         path: the file or folder to give to the tool; None if nothing was written.
         notes: for the user, a line each: what was left out, or why nothing was written.
+        instead: the format that serves where nothing was written, if there is one.
     """
 
     format: str
     path: Path | None
     notes: tuple[str, ...] = ()
+    instead: str = ""
 
     def described(self) -> str:
         """Return path and notes in one line."""
@@ -98,11 +101,11 @@ def export_ply(job: Job) -> Export:
 def export_gsplat(job: Job) -> Export:
     """Write ``images/`` beside ``sparse/0``: what gsplat, and for pinhole cameras Inria's, read."""
     if reason := _unread_photos(job):
-        return Export("gsplat", None, (reason,))
+        return Export("gsplat", None, (reason,), UNDISTORTED)
     cameras = job.camera_models()
     if unknown := cameras.difference(GSPLAT_CAMERAS):
         reason = f"gsplat reads no {', '.join(sorted(unknown))} cameras: {TAKE_UNDISTORTED}"
-        return Export("gsplat", None, (reason,))
+        return Export("gsplat", None, (reason,), UNDISTORTED)
     notes = []
     _write_images(job)
     name, output = "sparse/0", job.output
@@ -158,10 +161,10 @@ def export_undistorted(job: Job) -> Export:
 def export_nerfstudio(job: Job) -> Export:
     """Write ``transforms.json`` and ``sparse_pc.ply``, beside ``images/``."""
     if reason := _unread_photos(job):
-        return Export("nerfstudio", None, (reason,))
+        return Export("nerfstudio", None, (reason,), UNDISTORTED)
     kind, reason = nerfstudio.scene_kind(job.model)
     if not kind:
-        return Export("nerfstudio", None, (f"{reason}: {TAKE_UNDISTORTED}",))
+        return Export("nerfstudio", None, (f"{reason}: {TAKE_UNDISTORTED}",), UNDISTORTED)
     _write_images(job)
     output, source = job.output, job.photos_source
     points_name, name = "sparse_pc.ply", "transforms.json"
@@ -278,7 +281,7 @@ def export_model(
         formats: names in `FORMATS`.
 
     Returns:
-        What was written, in the order of `formats`.
+        What was written, in the order of `formats`, and what is to be taken instead of one of them.
 
     Raises:
         InputError: a format is unknown, there is no such model, no photo of it is there, or the
@@ -296,7 +299,13 @@ def export_model(
     photos = None if image_dir is None else Path(image_dir)
     check_place(chosen, photos or Path(), output, model_dir=source)
     with _prepared(given, source, photos, output) as job:
-        return [FORMATS[name].write(job) for name in chosen]
+        exports = [FORMATS[name].write(job) for name in chosen]
+        for name in dict.fromkeys(export.instead for export in exports):
+            if name and name not in chosen:
+                with suppress(InputError):  # other files are in its place, and nobody asked for it
+                    check_place([name], photos or Path(), output)
+                    exports.append(FORMATS[name].write(job))
+        return exports
 
 
 @contextmanager

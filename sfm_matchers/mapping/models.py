@@ -27,6 +27,12 @@ SUBFOLDERS = ("", "0", "sparse/0", "sparse")
 WORDS_OF_IMAGE = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; a name may have more
 
 
+def check_is_folder(path: str | Path) -> None:
+    """Raise InputError if there is no folder where a model should be."""
+    if not Path(path).is_dir():
+        raise InputError(f"{path} is not a COLMAP model{nearest_path(path)}")
+
+
 def read_model(path: str | Path) -> pycolmap.Reconstruction:
     """Read a COLMAP model; every command does it here.
 
@@ -40,9 +46,8 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
     Raises:
         InputError: there is no model, or it cannot be read.
     """
+    check_is_folder(path)
     folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"{path} is not a COLMAP model{nearest_path(path)}")
     try:
         folder = model_folder(folder)
         if folder != Path(path):

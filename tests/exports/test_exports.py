@@ -281,6 +281,19 @@ def test_cameras_that_a_tool_does_not_read_are_named(tmp_path):
     assert not (scene.output / "transforms.json").exists()
 
 
+def test_what_serves_instead_is_written_too(tmp_path):
+    scene = make_scene(tmp_path, "FULL_OPENCV")
+    folder = scene.output / "undistorted"
+    written = scene.export("nerfstudio", "gsplat")
+    assert written == {"nerfstudio": None, "gsplat": None, "undistorted": folder}
+    assert (folder / "sparse" / "0" / "images.bin").is_file()
+    assert set(make_scene(tmp_path / "other", "OPENCV").export("nerfstudio")) == {"nerfstudio"}
+    other = make_scene(tmp_path / "taken", "FULL_OPENCV")
+    (other.output / "undistorted").mkdir(parents=True)
+    (other.output / "undistorted" / "mine.txt").touch()
+    assert set(other.export("nerfstudio")) == {"nerfstudio"}
+
+
 def test_panoramas_have_no_undistorted_form_and_kinds_are_not_mixed(tmp_path):
     scene = make_scene(tmp_path, "EQUIRECTANGULAR", "PINHOLE")
     exports = export_model(scene.model_dir, scene.photos, scene.output)
