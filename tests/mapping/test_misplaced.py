@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pycolmap
 import pytest
 
+from sfm_matchers.mapping import misplaced
 from sfm_matchers.mapping.adjustment import median_error
 from sfm_matchers.mapping.misplaced import (
     find_misplaced,
@@ -81,6 +84,29 @@ def test_a_photo_at_a_wrong_place_is_placed_again(
     assert find_misplaced(better, database) == {}
     assert rendered_lenses.center_error(better, truth) < 0.1
     assert rendered_lenses.center_error(model, truth) > 1  # left as it was
+
+
+def test_few_matches_deny_no_place_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreeing = {f"{number}.png": (900, 1000) for number in range(5)}
+
+    def denied(explained: int, total: int) -> list[str]:
+        found = agreeing | {"other.png": (explained, total)}
+        images = [SimpleNamespace(name=name) for name in found]
+        monkeypatch.setattr(
+            misplaced,
+            "resections",
+            lambda *_: {
+                name: SimpleNamespace(num_keypoints=lambda total=total: total)
+                for name, (_, total) in found.items()
+            },
+        )
+        monkeypatch.setattr(misplaced, "_num_explained", lambda _, image, __: found[image.name][0])
+        model = SimpleNamespace(images=dict(enumerate(images)), num_reg_images=lambda: len(found))
+        return list(find_misplaced(cast(Any, model), Path()))
+
+    assert denied(73, 100) == []
+    assert denied(730, 1000) == ["other.png"]
+    assert denied(50, 100) == ["other.png"]
 
 
 def test_where_many_photos_are_denied_none_is_named(
