@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pycolmap
 
+from sfm_matchers.errors import listed
 from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robust_adjustment
 from sfm_matchers.mapping.camera_models import complete_tracks
@@ -65,7 +66,7 @@ def register_missing(
     if not kept > registered or median_error(larger) > MAX_GROWTH * median_error(model):
         return model
     larger.update_point_3d_errors()
-    logger.info("%d photos that were left out are registered now", len(kept - registered))
+    logger.info("left out before, registered now: %s", listed(sorted(kept - registered)))
     return larger
 
 

@@ -55,6 +55,7 @@ class Workspace:
         self.has_worked = False
         self._spent: dict[str, float] = {}  # seconds of this run
         self._new: set[str] = set()  # steps that did not find all done
+        self._made: set[str] = set()  # steps that this run has finished
         self._parent: Workspace | None = None  # of a trial
         # Of every run.
         self.photos = self.path / PHOTOS  # which can be decoded
@@ -195,7 +196,8 @@ class Workspace:
         if note is None:
             return False
         if note["source"] != source:
-            logger.info("%s: photos, matches or settings have changed, it is made again", name)
+            if name not in self._made:  # else this run itself goes on with more
+                logger.info("%s: photos, matches or settings have changed, it is made again", name)
         elif (changed := self._changed_file(note)) is not None:
             logger.warning("%s is missing or damaged: %s is made again", changed, name)
         else:
@@ -211,6 +213,7 @@ class Workspace:
             "results": [result.relative_to(self.path).as_posix() for result in results],
             "files": {file.relative_to(self.path).as_posix(): content_hash(file) for file in files},
         }
+        self._made.add(name)
         known = {**read_memory(self.notes), name: note}
         write_memory(self.notes, {**known, _SECONDS: self.seconds})
 

@@ -45,6 +45,17 @@ def test_no_two_files_of_a_conf_are_one(tmp_path: Path) -> None:
         assert workspace.matches(sparse, LABEL) != workspace.features(sparse)
 
 
+def test_a_run_does_not_say_that_it_changed_its_own_inputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    workspace = Workspace(tmp_path)
+    workspace.report.write_text("a")
+    workspace.set_done("report", "x", workspace.report)
+    assert not workspace.is_done("report", "y")
+    assert caplog.text == ""
+
+
 def test_what_is_done_is_known_by_what_it_was_made_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
