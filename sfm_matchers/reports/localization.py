@@ -78,10 +78,7 @@ def write_localization_report(
     path.unlink(missing_ok=True)  # nothing of an older run stays
 
     def write() -> None:
-        orientations = {
-            image.name: orientation_of(image_dir / image.name) if has_map_photos else 1
-            for image in model.images.values()
-        }
+        orientations = _orientations(model, image_dir) if has_map_photos else {}
         build = partial(build_scene, model, orientations)
         scene = attempted("the map", build, _no_scene())
         page = fill_page(
@@ -107,23 +104,31 @@ def write_localization_report(
 
 
 def draw_localized(
-    model: pycolmap.Reconstruction, queries: Collection[str], size: int
+    model: pycolmap.Reconstruction, queries: Collection[str], image_dir: Path
 ) -> np.ndarray:
     """Draw a map with new photos, from the top and obliquely; only these are coloured.
 
     Args:
         model: both.
         queries: names of the new photos.
-        size: of each of the two views, in pixels.
+        image_dir: the folder that names are relative to; where a photo is there, EXIF tells its way
+            up.
 
     Returns:
-        (size, 2 * size, 3) uint8 RGB.
+        The picture, as of `draw_model`.
     """
-    scene = build_scene(model)
+    scene = build_scene(model, _orientations(model, image_dir))
     is_new = np.array([name in queries for name in scene.camera_names], dtype=bool)
     colors = np.where(is_new[:, None], CAMERA_COLOR, MAP_CAMERA_COLOR)
     order = np.argsort(is_new, kind="stable")  # new ones on top
-    return draw_model(scene.points, scene.colors, scene.frusta[order], size, colors[order])
+    frusta, colors = scene.frusta[order], colors[order]
+    return draw_model(scene.points, scene.colors, frusta, camera_colors=colors)
+
+
+def _orientations(model: pycolmap.Reconstruction, image_dir: Path) -> dict[str, int]:
+    """EXIF's orientations of photos, by name."""
+    names = [image.name for image in model.images.values()]
+    return {name: orientation_of(image_dir / name) for name in names}
 
 
 def _subtitle(model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]) -> str:

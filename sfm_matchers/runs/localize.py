@@ -39,7 +39,7 @@ from sfm_matchers.runs.queries import (
     query_photos,
     split_readable,
 )
-from sfm_matchers.runs.results import LocalizeResult
+from sfm_matchers.runs.results import IMAGE_DIR, LocalizeResult
 from sfm_matchers.runs.retrieval import (
     choose_query_pairs,
     features_of_look_alikes,
@@ -233,7 +233,7 @@ def write_localization(
         "log of all queries": log_path,
         "map with the queries": workspace.extended_map,
         "report": report,
-        "names of photos are relative to": image_dir,
+        IMAGE_DIR: image_dir,
     }
     return LocalizeResult(results, extended, files, workspace.seconds, verdict)
 

@@ -19,6 +19,7 @@ from sfm_matchers.runs.verdict import Level, Verdict
 from sfm_matchers.runs.workspace import Workspace
 
 COLORS: dict[Level, str] = {"good": "#2e7d32", "fair": "#b26a00", "poor": "#b3261e"}
+IMAGE_DIR = "names of photos are relative to"  # among the files of a localization
 PICTURE_HEIGHT = 360  # pixels: notebooks stay small
 _TILE = "display:inline-block;margin:0 1.5em .6em 0;vertical-align:top"
 
@@ -112,7 +113,7 @@ class LocalizeResult:
             inliers = np.median([query.num_inliers for query in found])
             tiles["inliers of a localized photo (median)"] = f"{inliers:,.0f}"
             names = {query.name for query in found}
-            picture = draw_localized(self.model, names, PICTURE_HEIGHT)
+            picture = draw_localized(self.model, names, self.files[IMAGE_DIR])
         return _page(self.verdict, tiles, picture)
 
 

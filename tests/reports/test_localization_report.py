@@ -8,6 +8,7 @@ import numpy as np
 import pycolmap
 import pytest
 from localization_page import ODD_NAME, make_results, write_page
+from PIL import Image
 from report_page import Page, make_scene
 
 from sfm_matchers.reports import localization
@@ -108,3 +109,20 @@ def test_photos_stand_beside_others_where_there_are_some(tmp_path, monkeypatch):
     monkeypatch.setattr(localization, "MAX_PICTURES", 2)
     page = Page(write_page(tmp_path, scene.model, results))
     assert "2 of 4 photos, evenly spread." in page.text
+
+
+def test_the_picture_in_a_notebook_is_upright_by_exif(tmp_path, monkeypatch):
+    scene = make_scene(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    path = tmp_path / "images" / scene.names[0]
+    Image.open(path).save(path, exif=exif)
+    ways_up = []
+    build = localization.build_scene
+    monkeypatch.setattr(
+        localization, "build_scene", lambda model, ways: ways_up.append(ways) or build(model, ways)
+    )
+    for folder in ("images", "nowhere"):
+        localization.draw_localized(scene.model, scene.names[:1], tmp_path / folder)
+    upright = dict.fromkeys(scene.names, 1)
+    assert ways_up == [upright | {scene.names[0]: 3}, upright]
