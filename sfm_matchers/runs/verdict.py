@@ -147,13 +147,15 @@ def _advice(names: Sequence[str], pairs: Sequence[Pair], matcher: str, device: s
 
 def _about_faults(faults: Mapping[str, str]) -> str:
     kinds = sorted({fault for fault in faults.values() if fault})
-    seen = f" ({', '.join(kinds)})" if kinds else ""
+    without = f"{count(len(faults), 'photo')} without enough keypoints"
+    if not kinds:
+        return f"{without}: a larger --max_image_size, or take them again"
     by_mask = [kind for kind in kinds if "masked" in kind or "transparent" in kind]
     remedy = "take them again"
     if by_mask:
         rest = ", or take them again" if len(by_mask) < len(kinds) else ""
         remedy = f"check what is masked or transparent there{rest}"
-    return f"{count(len(faults), 'photo')} without enough keypoints{seen}: {remedy}"
+    return f"{without} ({', '.join(kinds)}): {remedy}"
 
 
 def _about_turned(turned: Collection[str]) -> str:

@@ -104,6 +104,8 @@ def test_photos_at_fault_are_no_fault_of_the_matcher() -> None:
     assert found.level == "fair"
     assert "2 photos without enough keypoints (dark): take them again" in found.text
     assert "--matcher" not in found.text
+    found = judge(Model(12), faults={"01.jpg": ""})  # nothing is wrong with the photo itself
+    assert "1 photo without enough keypoints: a larger --max_image_size, or" in found.text
 
 
 def test_masks_that_leave_nothing_are_no_reason_to_take_photos_again() -> None:
