@@ -226,7 +226,7 @@ def check_that_photos_are_localized(own_map: Path, tmp_path: Path, **options: bo
     assert "new/broken.jpg" not in names
     page = (tmp_path / "report.html").read_text()
     assert "3 localized, 0 low confidence, 0 fallback, 1 failed" in page
-    assert page.count("<img") == 3
+    assert page.count("<figure data-image=") == 3
 
 
 def test_mirrored_photos_and_another_place_are_not_localized_in_a_map_far_away(
