@@ -25,6 +25,7 @@ from sfm_matchers.mapping.adjustment import MIN_ROBUST_SCALE, median_error
 from sfm_matchers.mapping.control_points import (
     ControlPoint,
     ControlPoints,
+    check_pixels,
     pixel_residuals,
     triangulate_control_point,
     views_of,
@@ -228,13 +229,19 @@ def by_control_points(model: pycolmap.Reconstruction, known: ControlPoints) -> G
     """Find the place of a model by ground control points.
 
     Raises:
-        InputError: fewer than three are seen by two photos of the model each, or on a line.
+        InputError: fewer than three are seen by two photos of the model each, or on a line; or
+            their pixels are of photos of another size.
     """
+    check_pixels(known, model)
     seen: dict[str, tuple[ControlPoint, FloatArray]] = {}
     for point in known.points:
-        xyz = triangulate_control_point(views_of(point, model))
+        views = views_of(point, model)
+        xyz = triangulate_control_point(views)
         if xyz is None:
-            logger.warning("%s is left out: two photos from two places are needed", point.name)
+            reason = "two photos from two places are needed"
+            if len(views) > 1:
+                reason = "its marks do not meet in space, or are from one place"
+            logger.warning("%s is left out: %s", point.name, reason)
         else:
             name = point.name if point.name not in seen else f"{point.name} ({len(seen) + 1})"
             seen[name] = (point, xyz)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sfm_matchers.geometry.coordinates import WGS84, Frame, geodetic_from_local
 from sfm_matchers.mapping.control_points import (
     ControlPoint,
     ControlPoints,
+    check_pixels,
     is_control_points,
     read_control_points,
 )
@@ -240,6 +242,34 @@ def test_pixels_outside_of_the_photo_are_an_error(flight: pycolmap.Reconstructio
     next(iter(known.points[0].observations.values()))[:] = [1000, 1100]
     with pytest.raises(InputError, match=r"\(1000, 1100\) is outside of"):
         georeference(as_mapped(flight), known)
+
+
+@pytest.mark.parametrize(("factor", "size"), [(0.5, "600 x 450"), (4.0, "4800 x 3600")])
+def test_pixels_of_photos_of_another_size_are_named(
+    flight: pycolmap.Reconstruction, factor: float, size: str
+) -> None:
+    known = control_points(flight)
+    for point in known.points:
+        for pixel in point.observations.values():
+            pixel *= factor
+    with pytest.raises(InputError, match="only so do marks of one point meet") as error:
+        georeference(as_mapped(flight), known)
+    width, height = map(int, size.split(" x "))
+    told = re.search(r"of about (\d+) x (\d+) pixels, and these have 1200 x 900", str(error.value))
+    assert told is not None
+    assert [int(side) for side in told.groups()] == pytest.approx([width, height], rel=0.05)
+
+
+def test_random_marks_are_of_no_size(flight: pycolmap.Reconstruction) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        known = control_points(flight)
+        for point in known.points:
+            for name in list(point.observations)[2:]:  # the fewer, the more meets by chance
+                del point.observations[name]  # type: ignore[attr-defined]
+            for pixel in point.observations.values():
+                pixel[:] = rng.uniform((0, 0), (1200, 900))
+        check_pixels(known, flight)
 
 
 def write_gcp_list(path: Path, known: ControlPoints, header: str) -> None:
