@@ -8,9 +8,9 @@ from pathlib import Path
 import pycolmap
 
 from sfm_matchers.localization.poses import Query
+from sfm_matchers.photos.given_cameras import GivenCamera
 from sfm_matchers.photos.intrinsics import (
     GUESSED_FOCAL_LENGTH,
-    GivenCamera,
     Intrinsics,
     Size,
     camera_with,

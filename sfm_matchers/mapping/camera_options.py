@@ -9,11 +9,13 @@ from typing import Any
 import pycolmap
 
 from sfm_matchers.photos.cameras import CameraGroups
-from sfm_matchers.photos.intrinsics import (
+from sfm_matchers.photos.given_cameras import (
     GivenCamera,
-    Size,
     check_given,
     find_camera,
+)
+from sfm_matchers.photos.intrinsics import (
+    Size,
     format_params,
     parse_params,
 )

@@ -12,8 +12,8 @@ from sfm_matchers.errors import listed
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.mapper import check_mapper
 from sfm_matchers.photos.cameras import CameraGroups, group_photos, read_photo_header
+from sfm_matchers.photos.given_cameras import find_camera, read_cameras
 from sfm_matchers.photos.images import looks_like_panorama
-from sfm_matchers.photos.intrinsics import find_camera, read_cameras
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import AUTO, MAPPED_WITH, SfmOptions
 

@@ -30,7 +30,7 @@ from sfm_matchers.mapping.shared_cameras import (
 )
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
-from sfm_matchers.photos.intrinsics import GivenCamera
+from sfm_matchers.photos.given_cameras import GivenCamera
 from sfm_matchers.runs.camera_trials import SAFER_CAMERAS
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import Build

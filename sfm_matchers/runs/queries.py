@@ -25,13 +25,13 @@ from sfm_matchers.localization.query_intrinsics import (
 )
 from sfm_matchers.mapping.diagnosis import fault_of_photo
 from sfm_matchers.photos.folders import find_images, is_photo
-from sfm_matchers.photos.intrinsics import (
+from sfm_matchers.photos.given_cameras import (
     GivenCamera,
     check_given,
     find_camera,
-    parse_params,
     read_cameras,
 )
+from sfm_matchers.photos.intrinsics import parse_params
 from sfm_matchers.photos.video import check_readable, is_video
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import LocalizeOptions
