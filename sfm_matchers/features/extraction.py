@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from sfm_matchers.features.superpoint import SuperPointExtractor
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.staged import StagedFile
+from sfm_matchers.machine.memory import large_blocks_apart
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.photos.checked import read_photo
 from sfm_matchers.photos.decoding_budget import DECODING
@@ -105,7 +107,12 @@ def extract_features(
             preprocessing, extractor, image_dir, missing, mask_dir, image_fingerprints, unusable
         )
         label = f"Features ({front_end.name})"
-        with progress(total=len(missing), title=label, unit="photo") as bar:
+        # Those of a pyramid are large and few; a network's are many.
+        is_parallel = isinstance(extractor, ParallelFeatureExtractor)
+        with (
+            large_blocks_apart() if is_parallel else nullcontext(),
+            progress(total=len(missing), title=label, unit="photo") as bar,
+        ):
             for batch in _batches(photos, extractor):
                 staged.add(_extract_batch(extractor, batch), wanted)
                 bar.update(len(batch))

@@ -79,6 +79,41 @@ def test_large_blocks_are_kept_meanwhile_and_not_afterwards() -> None:
     assert kept < usual / 5
 
 
+OF_THREADS = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np
+from sfm_matchers.machine.memory import large_blocks_apart
+
+def resident_megabytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+def work(_):  # four blocks of 30 MB, and small ones that stay
+    large = [np.ones(30 << 17) for _ in range(4)]
+    return [np.ones(1000) for _ in large]
+
+work(0)
+before = resident_megabytes()
+with large_blocks_apart():
+    kept = []
+    for _ in range(6):
+        with ThreadPoolExecutor(2) as pool:
+            kept += pool.map(work, range(2))
+    print(resident_megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(memory._of_glibc("mallopt") is None, reason="the C library is not glibc")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc to measure it by")
+def test_threads_that_have_ended_keep_no_large_blocks() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", OF_THREADS], capture_output=True, text=True, check=True
+    )
+    assert float(ended.stdout) < 60  # 240 otherwise
+
+
 def test_systems_without_glibc_have_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: None) -> None:
         raise TypeError("Windows needs a name")
