@@ -14,6 +14,7 @@ from sfm_matchers.photos.images import points_to_upright
 from sfm_matchers.reports.drawing import robust_bounds
 
 MAX_POINTS = 60_000  # points in the 3D view
+FLAT = 0.12  # least spread of points over all of it: of land from a kite 0.06
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,9 @@ def _upright_rotation(
 
     Gravity is unknown. Photographers hold the camera upright, so up is the mean of the cameras'
     up axes where these agree; otherwise (photos straight down from the air) it is the direction in
-    which the points spread least, towards the cameras. The viewer looks along the mean viewing
-    direction where one exists, otherwise across the widest spread of the points.
+    which the points spread least, towards the cameras. Of photos down from the air that all have
+    much the same heading nothing tells. The viewer looks along the mean viewing direction where one
+    exists, otherwise across the widest spread of the points.
 
     Args:
         points: (N, 3).
@@ -190,12 +192,15 @@ def _upright_rotation(
     offsets = positions - np.median(positions, axis=0)
     distance = np.linalg.norm(offsets, axis=1)
     offsets = offsets[distance <= np.percentile(distance, 90)]
-    _, axes = np.linalg.eigh(offsets.T @ offsets)  # columns, least spread first
+    moments, axes = np.linalg.eigh(offsets.T @ offsets)  # columns, least spread first
 
     if ups is None:
         ups = np.tile([0.0, -1.0, 0.0], (len(rotations), 1))
     up = np.einsum("cij,cj->ci", rotations, ups).mean(axis=0) if len(rotations) else np.zeros(3)
-    if np.linalg.norm(up) < 0.5:
+    # Photos that look down at something from all around disagree too, and their mean is right.
+    agreement, is_flat = float(np.linalg.norm(up)), moments[0] < FLAT**2 * moments.sum()
+    is_from_above = is_flat and agreement < 0.9 and abs(axes[:, 0] @ up) < 0.5 * agreement
+    if agreement < 0.5 or is_from_above:
         side = (centers - np.median(positions, axis=0)).mean(axis=0) if len(centers) else axes[:, 0]
         up = axes[:, 0] if side @ axes[:, 0] >= 0 else -axes[:, 0]
     up = up / np.linalg.norm(up)
