@@ -114,14 +114,14 @@ def _with_all_photos(
     """Give photos that are missing from all models, or at a wrong place in one, another try.
 
     Args:
-        models: adjusted, so that more may fit than when COLMAP gave up.
+        models: the largest first; adjusted, so that more may fit than when COLMAP gave up.
         database_path: with the matches that they are made of.
         fixed_cameras: ids of cameras whose intrinsics are kept; None for all.
         num_threads: of the adjustments.
     """
     missing = left_out(models, database_path)
     found = []
-    for model in sorted(models, key=lambda model: -model.num_reg_images()):
+    for model in models:
         fixed = list(model.cameras) if fixed_cameras is None else fixed_cameras
         if missing:
             model = register_missing(model, missing, database_path, fixed, num_threads=num_threads)
