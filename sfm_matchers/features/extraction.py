@@ -107,7 +107,7 @@ def extract_features(
             preprocessing, extractor, image_dir, missing, mask_dir, image_fingerprints, unusable
         )
         label = f"Features ({front_end.name})"
-        # Those of a pyramid are large and few; a network's are many.
+        # Blocks of a pyramid are large and few; those of a network are many.
         is_parallel = isinstance(extractor, ParallelFeatureExtractor)
         with (
             large_blocks_apart() if is_parallel else nullcontext(),

@@ -54,7 +54,7 @@ from sfm_matchers.photos.intrinsics import Intrinsics
 logger = logging.getLogger(__name__)
 
 # Relative difference of focal lengths below which it is something else that is wrong.
-SAME_FOCAL_LENGTH = 0.005
+UNCHANGED_FOCAL_LENGTH = 0.005
 CHECK_GIVEN = "; check those that are given, or leave them away"
 
 
@@ -392,6 +392,7 @@ def _choose_intrinsics(
     text = f"{source} ({'; '.join([best.summary(), *others])})" if others else source
     if not options.check_intrinsics:
         return best, text, ""
+    advice = "" if may_change else CHECK_GIVEN
     level = int("estimated" in source)  # the focal length
     is_known = estimated and not query.focal_length_is_guess and source != "estimated"
     deviation = 0.0 if is_known else MIDDLE_DEVIATION
@@ -400,8 +401,7 @@ def _choose_intrinsics(
         what = FREEDOMS[level - 1]
         is_wrong = estimate.moves_from(best) > WRONG_MOVE
         if not may_change:
-            against = _contradiction(best, estimate, what) + CHECK_GIVEN
-            return best, text, against if is_wrong else ""
+            return best, text, _contradiction(best, estimate, what) + advice if is_wrong else ""
         if is_wrong and not query.focal_length_is_guess and not estimated:
             logger.warning(
                 "%s: %s: %s; they are estimated",
@@ -416,17 +416,14 @@ def _choose_intrinsics(
         return best, text, doubts
     is_assumed = not may_change or (query.is_expected and not level)
     focused = suspicion(best) if is_assumed else None
-    if focused is None:
-        return best, text, ""
-    against = _contradiction(best, focused, FREEDOMS[0])
-    return best, text, against if may_change else against + CHECK_GIVEN
+    return best, text, _contradiction(best, focused, FREEDOMS[0]) + advice if focused else ""
 
 
 def _contradiction(solution: Solution, better: Solution, what: str) -> str:
     """One line: the matches contradict what of a solution's intrinsics, and what fits better."""
     found, given = (one.camera.mean_focal_length() for one in (better, solution))
     values = f"a focal length of {found:.0f} px", f"{given:.0f} px"
-    if abs(found - given) <= SAME_FOCAL_LENGTH * given:  # which is not what is wrong
+    if abs(found - given) <= UNCHANGED_FOCAL_LENGTH * given:  # which is not what is wrong
         what, values = "lens distortion or principal point", ("others", "these")
     return (
         f"the matches contradict the {what} of its intrinsics: {better.summary()} with "

@@ -147,14 +147,11 @@ def views_of(point: ControlPoint, model: pycolmap.Reconstruction) -> list[View]:
 
 def _marks(point: ControlPoint, model: pycolmap.Reconstruction) -> dict[str, View]:
     """Registered photo -> where it shows a point, inside of it or not."""
+    images = {image.name: image for image in model.images.values() if image.has_pose}
     return {
-        image.name: View(
-            image.cam_from_world(),
-            model.cameras[image.camera_id],
-            point.observations[image.name],
-        )
-        for image in model.images.values()
-        if image.has_pose and image.name in point.observations
+        name: View(images[name].cam_from_world(), model.cameras[images[name].camera_id], pixel)
+        for name, pixel in point.observations.items()
+        if name in images
     }
 
 

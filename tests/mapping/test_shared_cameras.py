@@ -26,6 +26,7 @@ from sfm_matchers.photos.cameras import FILM_DIAGONAL, CameraGroups
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
+from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
 from tests.support.rendered_lenses import lens, place, write_database
 
@@ -236,6 +237,19 @@ RIGHT, HALF = "PINHOLE 251 251 160 120", "PINHOLE 125.5 125.5 160 120"
 OFF_CENTRE = "PINHOLE 125.5 125.5 80 60"
 
 
+def run_with_cameras(folder: Path, lines: str) -> SfmResult:
+    """Map `folder`/photos with a file of cameras."""
+    (folder / "cameras.txt").write_text(lines)
+    options = SfmOptions(
+        folder / "photos",
+        folder / "out",
+        "sift",
+        no_longer_tracks=True,
+        cameras=folder / "cameras.txt",
+    )
+    return run(options)
+
+
 @pytest.mark.parametrize(
     ("kind", "count", "lines", "named"),
     [
@@ -251,30 +265,14 @@ def test_given_cameras_that_are_wrong_are_named(
     kind: str, count: int, lines: str, named: str, tmp_path: Path
 ) -> None:
     write_photos(tmp_path / "photos", (65,), count, kind, 8 if kind == "courtyard" else 3)
-    (tmp_path / "cameras.txt").write_text(lines)
-    options = SfmOptions(
-        tmp_path / "photos",
-        tmp_path / "out",
-        "sift",
-        no_longer_tracks=True,
-        cameras=tmp_path / "cameras.txt",
-    )
-    verdict = run(options).verdict
+    verdict = run_with_cameras(tmp_path, lines).verdict
     assert verdict.level != "good"
     assert f"the given intrinsics contradict {named}" in verdict.text
 
 
 def test_a_given_start_that_is_only_inexact_is_no_contradiction(tmp_path: Path) -> None:
     centers = write_photos(tmp_path / "photos", (65,), 6)
-    (tmp_path / "cameras.txt").write_text("* PINHOLE 350 350 160 120 start")
-    options = SfmOptions(
-        tmp_path / "photos",
-        tmp_path / "out",
-        "sift",
-        no_longer_tracks=True,
-        cameras=tmp_path / "cameras.txt",
-    )
-    result = run(options)
+    result = run_with_cameras(tmp_path, "* PINHOLE 350 350 160 120 start")
     assert center_error(result.models[0], centers) < 0.005
     assert result.verdict.level == "good"
 
