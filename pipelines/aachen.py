@@ -56,12 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return print_with_verdict(localize_aachen(options), CONDITIONS)
 
-    def check() -> None:
-        from sfm_matchers.runs.benchmarks import check_aachen
-
-        check_aachen(options)
-
-    return run_command(options.outputs, job, name="aachen", options=options, check=check)
+    return run_command(options.outputs, job, name="aachen", options=options)
 
 
 if __name__ == "__main__":

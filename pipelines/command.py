@@ -174,7 +174,6 @@ def run_command(
     *,
     name: str = "",
     options: Any = None,
-    check: Callable[[], object] = lambda: None,
 ) -> int:
     """Run a command line that writes to `outputs`, alone there.
 
@@ -184,7 +183,6 @@ def run_command(
         shard: which part of the matching this run does, beside other runs.
         name: of the command, for the log in the folder.
         options: the dataclass of its options, for the log.
-        check: raises what is wrong with the input, see `Workspace.alone`.
 
     Returns:
         See `run_guarded`.
@@ -197,7 +195,7 @@ def run_command(
 
         workspace = Workspace(outputs)
         with (
-            workspace.alone(shard, check=check),
+            workspace.alone(shard),
             RunLog(workspace.log, name, options) as log,
         ):
             for _ in range(MAX_BEGINNINGS - 1):

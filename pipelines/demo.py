@@ -21,6 +21,7 @@ from pipelines.localize import print_localization
 from pipelines.options import Parser, matcher_name, program
 from pipelines.sfm import print_summary
 from sfm_matchers.choices import SCENES
+from sfm_matchers.errors import InputError
 from sfm_matchers.runs.options import AachenOptions, SfmOptions
 
 
@@ -42,9 +43,14 @@ def show(outputs: Path, options: Namespace) -> int:
     import pycolmap
 
     from sfm_matchers.evaluation.models import compare_models
+    from sfm_matchers.runs.matching import choose_matching
     from sfm_matchers.runs.reconstruct import run
     from sfm_matchers.synthetic import make_scene, write_photos
 
+    for name, number, least in (("count", options.count, 3), ("seed", options.seed, 0)):
+        if number < least:
+            raise InputError(f"--{name} {number}: expected {least} or more")
+    choose_matching(AachenOptions(outputs / "dataset", outputs / "aachen", options.matcher))
     photos = outputs / "photos"
     if not (photos / "truth" / "images.txt").exists():
         scene = make_scene(options.seed, kind=options.scene)

@@ -53,12 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return print_with_verdict(localize_inloc(options))
 
-    def check() -> None:
-        from sfm_matchers.runs.benchmarks import check_inloc
-
-        check_inloc(options)
-
-    return run_command(options.outputs, job, name="inloc", options=options, check=check)
+    return run_command(options.outputs, job, name="inloc", options=options)
 
 
 if __name__ == "__main__":

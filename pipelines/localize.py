@@ -146,12 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return print_with_verdict(run(options))
 
-    def check() -> None:
-        from sfm_matchers.runs.localize import check_options
-
-        check_options(options)
-
-    return run_command(Path(options.outputs), job, name="localize", options=options, check=check)
+    return run_command(Path(options.outputs), job, name="localize", options=options)
 
 
 if __name__ == "__main__":

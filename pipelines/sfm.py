@@ -222,14 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_summary(result)
         return 0 if result.models else 1
 
-    def check() -> None:
-        from sfm_matchers.runs.reconstruct import check_options
-
-        check_options(options)
-
-    return run_command(
-        Path(options.outputs), job, options.shard, name="sfm", options=options, check=check
-    )
+    return run_command(Path(options.outputs), job, options.shard, name="sfm", options=options)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, SfmMatchersError
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,27 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def unless_in_vain(folder: Path, traces: Sequence[str]) -> Iterator[None]:
+    """Delete a folder that the block has made and ended with an error of ours, if it is empty.
+
+    Args:
+        folder: the folder; those above it that the block has made go too.
+        traces: patterns of names of files that count as nothing.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except SfmMatchersError:
+        found = [file.name for file in files_below(folder)] if made else []
+        if made and all(any(fnmatch.fnmatch(name, trace) for trace in traces) for name in found):
+            _remove(folder)
+            with contextlib.suppress(OSError):
+                for path in made[1:]:
+                    path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from sfm_matchers.photos.folders import find_images
 from sfm_matchers.runs.forecast import announce_localization
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import Matching, MatchingJob, choose_matching, start_job
-from sfm_matchers.runs.options import AachenOptions, InlocOptions
+from sfm_matchers.runs.options import AachenOptions, InlocOptions, check_numbers
 from sfm_matchers.runs.queries import split_readable
 from sfm_matchers.runs.results import BenchmarkResult
 from sfm_matchers.runs.retrieval import (
@@ -81,12 +81,12 @@ def localize_aachen(options: AachenOptions) -> BenchmarkResult:
     workspace.write_pairs(label, pairs)
     num_described = num_photos_of_sift(job, len(readable), options)
     announce_localization(job, pairs, label, len(readable) * options.num_loc, num_described)
-    model, map_features = triangulated_map(job, reference, pairs, label)
 
-    loc_pairs, label = choose_query_pairs(
+    loc_pairs, loc_label = choose_query_pairs(
         job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
-    features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
+    model, map_features = triangulated_map(job, reference, pairs, label)
+    features, matches = job.match(loc_pairs, loc_label, map_features=map_features, existing="keep")
     local_features = features_of_look_alikes(job, model, loc_pairs, options)
     poses = LocalizationOptions(max_error=options.ransac_thresh)
     with workspace.timed("localization", always_works=True):
@@ -95,7 +95,7 @@ def localize_aachen(options: AachenOptions) -> BenchmarkResult:
         )
         results = [*failed, *_light(found)]
     name = f"Aachen-v{options.version}"
-    result = _submit(job, name, label, results, options.matcher)
+    result = _submit(job, name, loc_label, results, options.matcher)
     result.files["triangulated map"] = workspace.triangulated(job.conf)
     return result
 
@@ -157,6 +157,7 @@ def check_aachen(options: AachenOptions) -> Matching:
     Raises:
         InputError: one cannot be used.
     """
+    check_numbers(options)
     if options.version not in AACHEN:
         known = ", ".join(AACHEN)
         raise InputError(f"unknown version {options.version!r}, expected one of {known}")
@@ -171,6 +172,7 @@ def check_inloc(options: InlocOptions) -> Matching:
     Raises:
         InputError: one cannot be used.
     """
+    check_numbers(options)
     check_layout(Path(options.dataset), "InLoc", INLOC, ORIGIN_OF_INLOC)
     return choose_matching(options)
 

@@ -23,16 +23,14 @@ def check_source(options: MatchOptions) -> None:
     """Look where the photos come from, before anything takes time, is made or is deleted.
 
     Raises:
-        SfmMatchersError: there is no such folder or video, a video needs an extra, or the number of
-            frames makes no sense.
+        SfmMatchersError: there is no such folder or video, a video needs an extra, or frames are
+            asked for of photos.
     """
     if not is_video(options.image_dir):
         if options.frames is not None:
             raise InputError(f"--frames is for a video, and {options.image_dir} is none")
         check_folder(options.image_dir)
         return
-    if options.frames is not None and options.frames < 2:
-        raise InputError(f"--frames is {options.frames}: a model needs several")
     check_readable(options.image_dir)
 
 
@@ -40,9 +38,8 @@ def frames_instead_of_video(options: Options) -> Options:
     """Return options whose photos are frames, where they name a video; see `frames_of_video`.
 
     Raises:
-        SfmMatchersError: as `check_source` and `frames_of_video`.
+        SfmMatchersError: as `frames_of_video`.
     """
-    check_source(options)
     if not is_video(options.image_dir):
         return options
     folder = frames_of_video(options.image_dir, Workspace(options.outputs), options.frames)

@@ -30,7 +30,7 @@ from sfm_matchers.runs.forecast import announce_localization
 from sfm_matchers.runs.frames import queries_instead_of_video
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
-from sfm_matchers.runs.options import LocalizeOptions, make_options
+from sfm_matchers.runs.options import LocalizeOptions, check_numbers, make_options
 from sfm_matchers.runs.queries import (
     check_queries,
     given_cameras,
@@ -84,7 +84,7 @@ def localize(
         outputs=output,
         **options,
     )
-    with Workspace(output).alone(check=lambda: check_options(chosen)):
+    with Workspace(output).alone():
         return run(chosen)
 
 
@@ -105,6 +105,7 @@ def check_options(options: LocalizeOptions) -> None:
     Raises:
         SfmMatchersError: one is not, or an option cannot be used.
     """
+    check_numbers(options)
     check_map(options.map)
     if not is_map(options.map):
         if options.map_images is None:
@@ -146,15 +147,16 @@ def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
     workspace.write_pairs(label, pairs)
     num_described = num_photos_of_sift(job, len(readable), options)
     announce_localization(job, pairs, label, len(readable) * options.num_loc, num_described)
-    model, map_features = triangulated_map(job, reference, pairs, label)
 
-    loc_pairs, label = choose_query_pairs(
+    loc_pairs, loc_label = choose_query_pairs(
         job, readable, database, options.loc_pairs, options.num_loc, options.retrieval
     )
     if options.sequence:
-        loc_pairs, label = add_neighbours(loc_pairs, [q.name for q in readable]), f"{label}-seq"
-        workspace.write_pairs(label, loc_pairs)
-    features, matches = job.match(loc_pairs, label, map_features=map_features, existing="keep")
+        loc_pairs = add_neighbours(loc_pairs, [query.name for query in readable])
+        loc_label = f"{loc_label}-seq"
+        workspace.write_pairs(loc_label, loc_pairs)
+    model, map_features = triangulated_map(job, reference, pairs, label)
+    features, matches = job.match(loc_pairs, loc_label, map_features=map_features, existing="keep")
     local_features = features_of_look_alikes(job, model, loc_pairs, options)
     poses = LocalizationOptions(
         max_error=options.ransac_thresh, estimate_focal_length=options.estimate_focal_length

@@ -30,6 +30,7 @@ from sfm_matchers.runs.matching import (
     matcher_weights,
     start_job,
 )
+from sfm_matchers.runs.options import check_numbers
 from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.map")
@@ -104,6 +105,7 @@ def check_options(options: MapOptions) -> tuple[Matching, SparseConf]:
     Raises:
         InputError: an option or an input cannot be used.
     """
+    check_numbers(options)
     matching = choose_matching(options)
     conf = matching.conf
     if not isinstance(conf, SparseConf):

@@ -35,7 +35,8 @@ def extract(image_dir: str | Path, output: str | Path, **options: Any) -> Path:
     matching = choose_matching(chosen, detail=chosen.detail)
     if not isinstance(matching.conf, SparseConf):
         raise InputError(f"{chosen.matcher} matches photos without features: call match instead")
-    with Workspace(output).alone(check=lambda: check_inputs(chosen)):
+    with Workspace(output).alone():
+        check_inputs(chosen)
         with_photos = frames_instead_of_video(chosen)
         job = start_photos(with_photos, matching)
         path = job.extract(matching.conf, sorted(job.photos))
@@ -56,7 +57,8 @@ def match(image_dir: str | Path, output: str | Path, **options: Any) -> MatchRes
     """
     chosen = make_options(MatchOptions, image_dir=image_dir, outputs=output, **options)
     matching = choose_matching(chosen, detail=chosen.detail)
-    with Workspace(output).alone(check=lambda: check_inputs(chosen)):
+    with Workspace(output).alone():
+        check_inputs(chosen)
         with_photos = frames_instead_of_video(chosen)
         job = start_photos(with_photos, matching)
         pairs, label = make_pairs(with_photos, job)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sfm_matchers.choices import EXIF, SCAN_MAX_ERROR
 from sfm_matchers.confs import Detail, check_keys
+from sfm_matchers.errors import InputError
 
 # `--matcher auto`: where SIFT finds enough nothing is as exact for as little time; the photos that
 # it leaves out of the model are matched again by the second.
@@ -194,6 +196,32 @@ class InlocOptions(BenchmarkOptions):
     ransac_thresh: float = SCAN_MAX_ERROR
     pairs: Path | None = None
     skip_matches: int = 20
+
+
+# The least that options may be; what is seen of photos is looked at in `confs.detail`.
+_LEAST = {
+    "num_matched": 1,
+    "num_covis": 1,
+    "num_loc": 1,
+    "skip_matches": 0,
+    "frames": 2,
+    "mapper_threads": -1,
+}
+
+
+def check_numbers(options: object) -> None:
+    """Look at the numbers among the options of a run, before anything takes time.
+
+    Raises:
+        InputError: one makes no sense.
+    """
+    for name, least in _LEAST.items():
+        number = getattr(options, name, None)
+        if number is not None and number < least:
+            raise InputError(f"--{name} {number}: expected {least} or more")
+    error = getattr(options, "ransac_thresh", 1.0)
+    if not 0 < error < math.inf:
+        raise InputError(f"--ransac_thresh {error}: expected pixels, more than 0")
 
 
 Options = TypeVar("Options", MatchOptions, SfmOptions, LocalizeOptions)

@@ -68,7 +68,11 @@ def query_photos(queries: str | Path) -> tuple[Path, list[str]]:
 def split_readable(
     job: MatchingJob, queries: Sequence[Query]
 ) -> tuple[list[Query], list[LocalizedQuery]]:
-    """Queries whose photo can be decoded and has the size of its camera; the others, failed."""
+    """Queries whose photo can be decoded and has the size of its camera; the others, failed.
+
+    Raises:
+        InputError: none has; why is in the log.
+    """
     readable, unreadable = [], []
     for query in queries:
         reason = "its photo is missing or cannot be decoded"
@@ -79,6 +83,8 @@ def split_readable(
             log_outcome(unreadable[-1])
         else:
             readable.append(query)
+    if not readable:
+        raise InputError(f"none of {len(queries)} queries can be localized, see above")
     return readable, unreadable
 
 

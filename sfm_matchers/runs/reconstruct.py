@@ -28,7 +28,14 @@ from sfm_matchers.runs.georeference import check_georeference, georeference_mode
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.matcher_auto import match_again
 from sfm_matchers.runs.matching import Matching, MatchingJob, choose_matching, start_job
-from sfm_matchers.runs.options import AUTO, AUTO_MATCHERS, MatchOptions, SfmOptions, make_options
+from sfm_matchers.runs.options import (
+    AUTO,
+    AUTO_MATCHERS,
+    MatchOptions,
+    SfmOptions,
+    check_numbers,
+    make_options,
+)
 from sfm_matchers.runs.pairs import check_policy, make_pairs
 from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.runs.summary import Settings, summarize
@@ -57,7 +64,7 @@ def reconstruct(image_dir: str | Path, output: str | Path, **options: Any) -> Sf
     chosen = make_options(SfmOptions, image_dir=image_dir, outputs=output, **options)
     if chosen.shard is not None:
         raise InputError("shard: a part of the matching gives no model; see docs/scale.md")
-    with Workspace(output).alone(check=lambda: check_options(chosen)):
+    with Workspace(output).alone():
         return run(chosen)
 
 
@@ -201,6 +208,7 @@ def check_inputs(options: MatchOptions) -> None:
     Raises:
         SfmMatchersError: it is not, or a video needs an extra.
     """
+    check_numbers(options)
     check_source(options)
     check_policy(options.pairs)
     check_georeference(options.georeference)

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sfm_matchers.files.replacing import (
     make_way,
     remove_left_behind,
     temporary_folder,
+    unless_in_vain,
 )
 from sfm_matchers.files.text import written_whole
 from sfm_matchers.photos.checked import NOTE as PHOTOS
@@ -240,23 +241,19 @@ class Workspace:
     # The folder as a whole.
 
     @contextlib.contextmanager
-    def alone(
-        self, shard: str | None = None, *, check: Callable[[], object] = lambda: None
-    ) -> Iterator[None]:
+    def alone(self, shard: str | None = None) -> Iterator[None]:
         """Keep other runs out of the folder, which is made; see `files.locks.exclusive`.
+
+        A folder that is new goes again if the input proves wrong before anything is made of it.
 
         Args:
             shard: what this run does beside others.
-            check: raises what is wrong with the input; where the folder is not there yet it is
-                made after that only, so that a mistyped path leaves none behind.
 
         Raises:
             InputError: another run works in it, it cannot be written to, or something lies in the
                 place of a file.
         """
-        if not self.path.exists():
-            check()
-        with exclusive(self.path, shard):
+        with unless_in_vain(self.path, _TRACES), exclusive(self.path, shard):
             if shard is None:
                 is_marked = self.notes.is_file()
                 steps = read_memory(self.notes).values()
@@ -309,6 +306,7 @@ class Workspace:
 
 
 _SECONDS = "seconds"  # among the notes
+_TRACES = (".lock", "log.txt", PHOTOS, "pairs-*.txt")  # of a run that has only looked at its input
 _RESULTS = (
     f"frames/{FRAMES_MARK}",
     PHOTOS,

@@ -28,6 +28,7 @@ from sfm_matchers.photos.video import (
 )
 from sfm_matchers.runs.frames import frames_instead_of_video, queries_instead_of_video
 from sfm_matchers.runs.options import LocalizeOptions
+from sfm_matchers.runs.reconstruct import check_inputs
 from sfm_matchers.runs.workspace import Workspace
 
 pytest.importorskip("av", reason="needs the extra video")
@@ -221,14 +222,14 @@ def test_a_folder_of_somebody_else_stays(clip: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("frames", "name", "said"),
-    [(5, "photos", "--frames is for a video"), (1, "clip.mp4", "--frames is 1")],
+    [(5, "photos", "--frames is for a video"), (1, "clip.mp4", "--frames 1: expected 2 or more")],
 )
 def test_a_number_of_frames_that_makes_no_sense_is_said(
     clip: Path, tmp_path: Path, frames: int, name: str, said: str
 ) -> None:
     path = clip if name == clip.name else tmp_path
     with pytest.raises(InputError, match=said):
-        frames_instead_of_video(options(path, tmp_path / "out", frames))
+        check_inputs(options(path, tmp_path / "out", frames))
 
 
 def test_a_folder_of_photos_is_left_as_it_is(tmp_path: Path) -> None:

@@ -55,6 +55,17 @@ LOCALIZE = ["localize", "--map", "model", "--map_images", "photos", "--queries",
         (["export", "model", "model", "--image_dir", "photoz"], "did you mean photos?"),
         (["aachen", "--dataset", "photos"], "photos is not Aachen"),
         (["inloc", "--dataset", "photos"], "photos is not InLoc"),
+        (["sfm", "--images", "model"], "model holds 0 photo(s)"),
+        (["sfm", "--images", "photos", "--num_matched", "0"], "--num_matched 0: expected 1 or"),
+        (["sfm", "--images", "photos", "--mapper_threads", "-2"], "--mapper_threads -2: expected"),
+        ([*LOCALIZE, "--num_loc", "-1"], "--num_loc -1: expected 1 or more"),
+        ([*LOCALIZE, "--ransac_thresh", "nan"], "--ransac_thresh nan: expected pixels"),
+        (["map", "build", "model", "--images", "photos", "--num_covis", "0"], "--num_covis 0: exp"),
+        (["map", "build", "model", "--images", "photos"], "model is not a COLMAP model"),
+        (["inloc", "--skip_matches", "-1"], "--skip_matches -1: expected 0 or more"),
+        (["demo", "--count", "0"], "--count 0: expected 3 or more"),
+        (["demo", "--seed", "-1"], "--seed -1: expected 0 or more"),
+        (["demo", "--matcher", "sitf"], "did you mean 'sift'?"),
     ],
 )
 def test_a_mistake_leaves_no_folder(
@@ -65,6 +76,24 @@ def test_a_mistake_leaves_no_folder(
     assert error.startswith("error: ")
     assert message in error
     assert sorted(path.name for path in folder.iterdir()) == ["model", "photos"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "empty.txt"], "empty.txt holds no pair of two photos"),
+        (["--georeference", "empty.txt"], "empty.txt is empty"),
+        (["--pairs", "spatial"], "needs the positions of photos"),
+        (["--mask_dir", "model"], "model holds no mask of any photo"),
+    ],
+)
+def test_nor_does_input_that_proves_wrong(
+    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "empty.txt").touch()
+    assert cli.main(["sfm", "--images", "photos", *arguments, "--output", "new/out"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "new").exists()
 
 
 @pytest.mark.parametrize(
