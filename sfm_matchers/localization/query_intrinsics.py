@@ -13,6 +13,7 @@ from sfm_matchers.photos.intrinsics import (
     GUESSED_FOCAL_LENGTH,
     Intrinsics,
     Size,
+    camera_of_exif,
     camera_with,
     intrinsics_of_map,
     may_be_of_exif,
@@ -70,12 +71,8 @@ def query_of_map(
 
 def intrinsics_of_exif(path: Path) -> list[Intrinsics]:
     """Those that COLMAP infers from a focal length in EXIF; none without one that may be."""
-    try:
-        camera = pycolmap.infer_camera_from_image(path)
-    except (ValueError, RuntimeError):  # COLMAP reads fewer formats
-        return []
-    is_known = camera.has_prior_focal_length and may_be_of_exif(camera)
-    return [Intrinsics(camera, "EXIF")] if is_known else []
+    camera = camera_of_exif(path)
+    return [Intrinsics(camera, "EXIF")] if camera is not None and may_be_of_exif(camera) else []
 
 
 def size_fault(query: Query, size: Size) -> str:

@@ -60,26 +60,17 @@ def create_database(
 
 
 def _absurd_focal_lengths(database_path: Path, options: CameraOptions) -> list[str]:
-    """Photos whose focal length in EXIF is none, such as 0; they are named in the log."""
+    """Photos whose focal length in EXIF is none, such as 0; `runs.cameras` names them."""
     with pycolmap.Database.open(database_path) as database:
         known = {c.camera_id: c for c in database.read_all_cameras() if c.has_prior_focal_length}
         images = database.read_all_images()
-    absurd = {
-        image.name: known[image.camera_id].mean_focal_length()
+    return [
+        image.name
         for image in images
         if image.camera_id in known
         and not may_be_of_exif(known[image.camera_id])
         and not options.of(image.name).params
-    }
-    if absurd:
-        first = min(absurd)
-        logger.warning(
-            "EXIF's focal length is none of %d photo(s), such as %s with %.4g px: it is estimated",
-            len(absurd),
-            first,
-            absurd[first],
-        )
-    return sorted(absurd)
+    ]
 
 
 def _forget_focal_lengths(database_path: Path, names: Collection[str]) -> None:

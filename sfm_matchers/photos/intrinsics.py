@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pycolmap
@@ -122,6 +123,18 @@ def impossibility(camera: pycolmap.Camera) -> str:
     if (centre <= 0.01 * sides).any() or (centre >= 0.99 * sides).any():
         return f"the principal point {_point(centre)} lies outside the photo"
     return ""
+
+
+def camera_of_exif(path: Path) -> pycolmap.Camera | None:
+    """The camera that COLMAP infers from a focal length in EXIF, see `may_be_of_exif`.
+
+    None without one, and of photos that COLMAP does not decode.
+    """
+    try:
+        camera = pycolmap.infer_camera_from_image(path)
+    except (ValueError, RuntimeError):
+        return None
+    return camera if camera.has_prior_focal_length else None
 
 
 def may_be_of_exif(camera: pycolmap.Camera) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from sfm_matchers.mapping.mapper import check_mapper
 from sfm_matchers.photos.cameras import CameraGroups, group_photos, read_photo_header
 from sfm_matchers.photos.given_cameras import find_camera, read_cameras
 from sfm_matchers.photos.images import looks_like_panorama
+from sfm_matchers.photos.intrinsics import camera_of_exif, may_be_of_exif
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import AUTO, MAPPED_WITH, SfmOptions
 
@@ -92,9 +93,29 @@ def know_cameras(options: SfmOptions, job: MatchingJob) -> KnownCameras:
         for name, header in headers.items()
         if header.focal_length and not camera_options.of(name).params
     }
+    point_out_absurd_focal_lengths(job.image_dir, groups, told_by_exif)
     return KnownCameras(
         camera_options, groups, fixed, given, guessed, assumed, told_by_exif, panoramas
     )
+
+
+def point_out_absurd_focal_lengths(
+    image_dir: Path, cameras: CameraGroups, told_by_exif: Collection[str]
+) -> None:
+    """Name photos whose focal length in EXIF no lens has; databases are made without it."""
+    absurd: dict[str, float] = {}
+    for group in cameras.groups:
+        camera = camera_of_exif(image_dir / group[0]) if group[0] in told_by_exif else None
+        if camera is not None and not may_be_of_exif(camera):
+            absurd |= dict.fromkeys(group, float(camera.mean_focal_length()))
+    if absurd:
+        first = min(absurd)
+        logger.warning(
+            "EXIF's focal length is none of %d photo(s), such as %s with %.4g px: it is estimated",
+            len(absurd),
+            first,
+            absurd[first],
+        )
 
 
 def point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str]) -> str:

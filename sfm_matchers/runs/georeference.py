@@ -31,6 +31,9 @@ from sfm_matchers.runs.matching import MatchingJob
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
+Places = Positions | ControlPoints | None
+"""What is known of where photos were taken."""
+
 
 def check_georeference(option: str | Path) -> None:
     """Raise InputError if ``--georeference`` names nothing that is there."""
@@ -40,9 +43,7 @@ def check_georeference(option: str | Path) -> None:
         )
 
 
-def read_places(
-    option: str | Path, image_dir: Path, names: Sequence[str]
-) -> Positions | ControlPoints | None:
+def read_places(option: str | Path, image_dir: Path, names: Sequence[str]) -> Places:
     """Return what ``--georeference`` names: ``none``, ``exif`` or a file.
 
     Raises:
@@ -61,7 +62,7 @@ def read_places(
 
 def georeference_models(
     job: MatchingJob,
-    known: Positions | ControlPoints | None,
+    known: Places,
     models: Sequence[pycolmap.Reconstruction],
     fixed: Collection[str] = (),
 ) -> str:

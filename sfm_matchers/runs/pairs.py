@@ -24,7 +24,7 @@ from sfm_matchers.pairs.positions import (
     exif_positions,
     spatial_pairs,
 )
-from sfm_matchers.runs.georeference import read_places
+from sfm_matchers.runs.georeference import Places, read_places
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import MatchOptions
 from sfm_matchers.runs.retrieval import describe_with_vlad
@@ -33,37 +33,38 @@ logger = logging.getLogger("sfm_matchers.sfm")
 
 LabelledPairs = tuple[list[Pair], str]
 """Pairs, and what they are called in names of files."""
-Policy = Callable[[MatchOptions, MatchingJob], LabelledPairs]
+ReadPlaces = Callable[[], Places]
+Policy = Callable[[MatchOptions, MatchingJob, ReadPlaces], LabelledPairs]
 
 
-def _auto(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+def _auto(options: MatchOptions, job: MatchingJob, places: ReadPlaces) -> LabelledPairs:
     return auto_pairs(
         job.image_dir,
         sorted(job.photos),
         options.num_matched,
         is_fast=is_fast(job),
-        positions=partial(_positions, options, job),
+        positions=partial(_positions, job, places),
         describe=partial(describe_with_vlad, job),
     )
 
 
-def _exhaustive(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+def _exhaustive(options: MatchOptions, job: MatchingJob, places: ReadPlaces) -> LabelledPairs:
     return exhaustive_pairs(sorted(job.photos)), "exhaustive"
 
 
-def _sequential(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+def _sequential(options: MatchOptions, job: MatchingJob, places: ReadPlaces) -> LabelledPairs:
     count = options.num_matched
     return sequential_pairs(sorted(job.photos), count), f"sequential{count}"
 
 
-def _retrieval(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+def _retrieval(options: MatchOptions, job: MatchingJob, places: ReadPlaces) -> LabelledPairs:
     names, count = sorted(job.photos), options.num_matched
     return retrieval_pairs(names, describe_with_vlad(job, names), count), f"vlad{count}"
 
 
-def _spatial(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+def _spatial(options: MatchOptions, job: MatchingJob, places: ReadPlaces) -> LabelledPairs:
     """Raises InputError without positions."""
-    names, xyz = sorted(job.photos), _positions(options, job)
+    names, xyz = sorted(job.photos), _positions(job, places)
     without = [name for name in names if name not in xyz]
     if len(xyz) < 2:
         raise InputError(
@@ -88,10 +89,11 @@ POLICIES: dict[str, Policy] = {
 }
 
 
-def _positions(options: MatchOptions, job: MatchingJob) -> Mapping[str, FloatArray]:
-    names = sorted(job.photos)
-    known = read_places(options.georeference, job.image_dir, names)
-    return (known if isinstance(known, Positions) else exif_positions(job.image_dir, names)).xyz
+def _positions(job: MatchingJob, places: ReadPlaces) -> Mapping[str, FloatArray]:
+    known = places()
+    if not isinstance(known, Positions):
+        known = exif_positions(job.image_dir, sorted(job.photos))
+    return known.xyz
 
 
 def is_fast(job: MatchingJob) -> bool:
@@ -109,21 +111,30 @@ def check_policy(pairs: str | Path) -> None:
     check_pair_file(pairs)
 
 
-def make_pairs(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+def make_pairs(
+    options: MatchOptions, job: MatchingJob, places: ReadPlaces | None = None
+) -> LabelledPairs:
     """Choose the pairs of photos to match and write them; return them and their label.
+
+    Args:
+        options: which pairs.
+        job: the photos.
+        places: returns what `read_places` does, which is read where it is needed if None.
 
     Raises:
         InputError: the policy lacks what it needs, or there is no such file of pairs.
     """
     check_policy(options.pairs)
     policy = POLICIES.get(str(options.pairs), _listed)
-    pairs, label = policy(options, job)
+    if places is None:
+        places = partial(read_places, options.georeference, job.image_dir, sorted(job.photos))
+    pairs, label = policy(options, job, places)
     pairs, label = unique_pairs(pairs), f"pairs-{label}"
     job.workspace.write_pairs(label, pairs)
     return pairs, label
 
 
-def _listed(options: MatchOptions, job: MatchingJob) -> LabelledPairs:
+def _listed(options: MatchOptions, job: MatchingJob, places: ReadPlaces) -> LabelledPairs:
     """The pairs of a file."""
     path = Path(options.pairs)
     pairs, unknown = pairs_from_file(path, sorted(job.photos))

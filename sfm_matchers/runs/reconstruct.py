@@ -83,7 +83,7 @@ def run(options: SfmOptions) -> SfmResult:
     cameras = know_cameras(options, job)
     places = read_places(options.georeference, image_dir, sorted(job.photos))
 
-    pairs, label = make_pairs(options, job)
+    pairs, label = make_pairs(options, job, lambda: places)
     announce_matching(job, pairs, label, str(options.pairs), options.num_matched)
     features, matches = job.match(pairs, label)
     build = Build(options, job, cameras.options, cameras.fixed, pairs, features, matches)

@@ -136,7 +136,7 @@ def test_a_focal_length_of_exif_that_the_photos_contradict_is_refused(
 
 @pytest.mark.parametrize("millimetres", [1, 65535])
 def test_a_focal_length_of_exif_that_no_lens_has_is_not_used(
-    millimetres: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    millimetres: int, tmp_path: Path
 ) -> None:
     """A focal length of 0 was a ZeroDivisionError; others took minutes to map in vain."""
     write_photos(tmp_path / "photos", (65,), 2)
@@ -144,8 +144,17 @@ def test_a_focal_length_of_exif_that_no_lens_has_is_not_used(
     path, names = tmp_path / "database.db", ["0.png", "1.png"]
     create_database(path, tmp_path / "photos", CameraGroups([names]), CameraOptions())
     assert not known_focal_lengths(path)
-    assert "EXIF's focal length is none of 2 photo(s), such as 0.png with" in caplog.text
     assert not intrinsics_of_exif(tmp_path / "photos" / "0.png")
+
+
+def test_such_a_focal_length_is_named_once_however_often_models_are_made(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_photos(tmp_path / "photos", (65, 40), 8)
+    write_exif(tmp_path / "photos", 1 / FILM_DIAGONAL * 400)
+    run(SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True))
+    said = "EXIF's focal length is none of 8 photo(s), such as 0.png with"
+    assert caplog.text.count(said) == caplog.text.count("EXIF's focal length is none") == 1
 
 
 def test_a_right_focal_length_of_exif_costs_no_second_mapping(
