@@ -19,6 +19,7 @@ from sfm_matchers.files.space import check_space, disk_is_full
 from sfm_matchers.mapping.database import is_undecoded
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.photos.images import read_image
+from sfm_matchers.photos.orientation import show_as_stored
 from sfm_matchers.reports.drawing import write_image
 
 # Of what is cropped, which was written once already.
@@ -101,6 +102,8 @@ def undistort(
         model = without_images(model, missing)
     if _centre(model, folder / "images") or missing:
         write_model(model, folder / "sparse" / "0")
+    for name in set(names.values()).difference(missing):  # or some readers turn what poses fit
+        show_as_stored(folder / "images" / name)
 
 
 def _centre(model: pycolmap.Reconstruction, image_dir: Path) -> bool:

@@ -245,7 +245,7 @@ def test_crops_of_undistorted_photos_leave_the_photos_alone(tmp_path):
     folder = scene.export("undistorted")["undistorted"]
     with Image.open(folder / "images" / "überblick0.png") as crop:
         assert crop.size == (156, 118)
-        assert crop.getexif()[274] == 6
+        assert crop.getexif()[274] == 1
         shown = np.asarray(crop)
     whole = np.asarray(Image.open(scene.photos / "überblick0.png"))
     np.testing.assert_array_equal(shown, whole[:118, 4:])
