@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Metres, of one coordinate, where a photo by GPS says nothing of its accuracy.
 USUAL_ACCURACY = 3.0
+ABOUT = "georeference.json"  # beside the model in metres
 
 # Positions bend the model only where it is further from them than they tell to be exact: centres of
 # two strips of 24 photos, by RTK to 3 cm, are then 0.028 m off instead of 0.055 m. Where it is not,
@@ -340,7 +341,7 @@ def write_georeference(
     """
     with folder_written_whole(folder) as temporary:
         write_model(model, temporary)
-        write_text(temporary / "georeference.json", json.dumps(_as_json(place, text), indent=1))
+        write_text(temporary / ABOUT, json.dumps(_as_json(place, text), indent=1))
 
 
 def _as_json(place: Georeference, text: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class _Scene:
     upright: np.ndarray  # (3, 3) shown = (upright @ position - middle) / radius
     middle: np.ndarray  # (3,)
     radius: float
+    is_up_known: bool = False
 
     def shown(self, positions: np.ndarray) -> np.ndarray:
         """Return positions (..., 3) of the model as they are drawn."""
@@ -89,6 +90,7 @@ def build_scene(
     model: pycolmap.Reconstruction | None,
     orientations: Mapping[str, int] | None = None,
     max_points: int | None = None,
+    earth: np.ndarray | None = None,
 ) -> _Scene:
     """Return what is drawn of a model.
 
@@ -96,6 +98,7 @@ def build_scene(
         model: or None, of which nothing is drawn.
         orientations: EXIF's, of the photos that have one: the way up in which they were taken.
         max_points: of more, so many are drawn, evenly spread over their ids.
+        earth: (3, 3) east, north and up, a row each, in the model's world; None: unknown.
     """
     if model is None:
         return _no_scene()
@@ -108,7 +111,7 @@ def build_scene(
     images = [model.images[image_id] for image_id in sorted(model.reg_image_ids())]
     rotations, centers = _poses(images)
     ups = np.array([_up_in_camera((orientations or {}).get(image.name, 1)) for image in images])
-    upright = _upright_rotation(points, rotations, centers, ups.reshape(-1, 3))
+    upright = _upright_rotation(points, rotations, centers, ups.reshape(-1, 3), earth)
     low, high = robust_bounds(points @ upright.T, centers @ upright.T)
     middle, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-12)
     size = 0.25 * radius / np.sqrt(max(len(images), 9))
@@ -125,6 +128,7 @@ def build_scene(
         upright=upright,
         middle=middle,
         radius=radius,
+        is_up_known=earth is not None,
     )
 
 
@@ -170,25 +174,30 @@ def _up_in_camera(orientation: int) -> list[float]:
 
 
 def _upright_rotation(
-    points: np.ndarray, rotations: np.ndarray, centers: np.ndarray, ups: np.ndarray | None = None
+    points: np.ndarray,
+    rotations: np.ndarray,
+    centers: np.ndarray,
+    ups: np.ndarray | None = None,
+    earth: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the rotation (3, 3) from the model's arbitrary world to z up, y away from the viewer.
 
-    Gravity is unknown. Photographers hold the camera upright, so up is the mean of the cameras'
-    up axes where these agree; otherwise (photos straight down from the air) it is the direction in
-    which the points spread least, towards the cameras. Of photos down from the air that all have
-    much the same heading nothing tells. The viewer looks along the mean viewing direction where one
-    exists, otherwise across the widest spread of the points.
+    Where the earth is unknown, so is gravity. Photographers hold the camera upright, so up is the
+    mean of the cameras' up axes where these agree; otherwise (photos straight down from the air) it
+    is the direction in which the points spread least, towards the cameras. Of photos down from the
+    air that all have much the same heading nothing tells. The viewer looks along the mean viewing
+    direction where one exists, otherwise north, or across the widest spread of the points.
 
     Args:
         points: (N, 3).
         rotations: (C, 3, 3) from camera to world.
         centers: (C, 3).
         ups: (C, 3) what is up in each photo, in the camera's frame; None: against the y axis.
+        earth: see `build_scene`.
     """
     positions = points if len(points) >= 3 else np.concatenate([points, centers])
     if len(positions) == 0:
-        return np.eye(3)
+        return np.eye(3) if earth is None else earth
     offsets = positions - np.median(positions, axis=0)
     distance = np.linalg.norm(offsets, axis=1)
     offsets = offsets[distance <= np.percentile(distance, 90)]
@@ -200,14 +209,17 @@ def _upright_rotation(
     # Photos that look down at something from all around disagree too, and their mean is right.
     agreement, is_flat = float(np.linalg.norm(up)), moments[0] < FLAT**2 * moments.sum()
     is_from_above = is_flat and agreement < 0.9 and abs(axes[:, 0] @ up) < 0.5 * agreement
-    if agreement < 0.5 or is_from_above:
+    if earth is not None:
+        up = earth[2]
+    elif agreement < 0.5 or is_from_above:
         side = (centers - np.median(positions, axis=0)).mean(axis=0) if len(centers) else axes[:, 0]
         up = axes[:, 0] if side @ axes[:, 0] >= 0 else -axes[:, 0]
     up = up / np.linalg.norm(up)
 
     away = _perpendicular(rotations[:, :, 2].mean(axis=0), up) if len(rotations) else np.zeros(3)
     if np.linalg.norm(away) < 0.5:
-        away = np.cross(up, _perpendicular(axes[:, 2], up))
+        across = np.cross(up, _perpendicular(axes[:, 2], up))
+        away = across if earth is None else earth[1]
     if np.linalg.norm(away) < 1e-6:  # the points spread along the vertical only
         away = _perpendicular(axes[:, 1], up)
     away = away / np.linalg.norm(away)
@@ -223,4 +235,5 @@ def _scene_note(scene: _Scene, model: pycolmap.Reconstruction | None) -> str:
         return "No model was built, so there is nothing to show in 3D."
     shown, total = len(scene.points), scene.num_points_total
     share = f"{shown:,} points" if shown == total else f"{shown:,} of {total:,} points"
-    return f"{share}, {count(len(scene.frusta), 'camera')}. Up is estimated."
+    up = "as georeferenced" if scene.is_up_known else "estimated"
+    return f"{share}, {count(len(scene.frusta), 'camera')}. Up is {up}."

@@ -84,6 +84,7 @@ def write_report(
     database_path: Path,
     summary: Mapping[str, Any],
     faults: Mapping[str, str] | None = None,
+    earth: np.ndarray | None = None,
 ) -> Path:
     """Write ``report.html`` and its pictures into a folder, replacing older ones.
 
@@ -102,6 +103,7 @@ def write_report(
             key, ``seconds`` one of bars. ``verdict`` and its ``verdict_level`` (good, fair, poor)
             stand on top. All other values stand together in one table.
         faults: what is wrong with photos that have no keypoints, from `diagnosis.poor_photos`.
+        earth: axes of a georeferenced model, see `model_in_3d.build_scene`.
 
     Returns:
         The path of ``report.html``.
@@ -116,7 +118,7 @@ def write_report(
         old.unlink(missing_ok=True)
 
     files = _Files(image_dir, feature_path, match_path)
-    write = partial(_write_page, path, graph, model, files, summary, faults)
+    write = partial(_write_page, path, graph, model, files, summary, faults, earth)
     attempted("all but the summary", write, None)
     return path
 
@@ -135,13 +137,15 @@ def _write_page(
     files: _Files,
     summary: Mapping[str, Any],
     faults: Mapping[str, str] | None,
+    earth: np.ndarray | None,
 ) -> None:
     """Write the pictures beside the page, and the page."""
     image_dir = files.image_dir
     orientations = {name: orientation_of(image_dir / name) for name in graph.names}
     errors = model_errors(model)
     images = _image_statistics(graph, errors)
-    scene = attempted("the model", partial(build_scene, model, orientations), _no_scene())
+    build = partial(build_scene, model, orientations, earth=earth)
+    scene = attempted("the model", build, _no_scene())
     drawn_pairs = _draw_pairs(graph, image_dir, files.feature_path, files.match_path)
     matrix, block = _match_matrix(graph)
     _write_pictures(path.parent, graph.names[::block], matrix[0], scene, model, drawn_pairs)

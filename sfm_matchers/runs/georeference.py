@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 
 from sfm_matchers.choices import EXIF, NONE
@@ -16,18 +17,20 @@ from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.text import read_text
+from sfm_matchers.geometry.coordinates import FloatArray
 from sfm_matchers.mapping.control_points import (
     ControlPoints,
     is_control_points,
     read_control_points,
 )
-from sfm_matchers.mapping.georeference import describe, georeference, write_georeference
+from sfm_matchers.mapping.georeference import ABOUT, describe, georeference, write_georeference
 from sfm_matchers.pairs.positions import (
     Positions,
     exif_positions,
     positions_from_file,
 )
 from sfm_matchers.runs.matching import MatchingJob
+from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.sfm")
 
@@ -86,7 +89,7 @@ def georeference_models(
     parts = [workspace.model / f"{part}.bin" for part in ("images", "points3D")]
     content = [content_hash(part) for part in parts]
     source = fingerprint(revisions.GEOREFERENCE, repr(known), content)
-    written = folder / "georeference.json"
+    written = folder / ABOUT
     if workspace.is_done(folder.name, source):
         return str(json.loads(read_text(written))["summary"])
     try:
@@ -99,3 +102,13 @@ def georeference_models(
     write_georeference(folder, place, model, text)
     workspace.set_done(folder.name, source, folder)
     return text
+
+
+def earth_axes(workspace: Workspace) -> FloatArray | None:
+    """Return (3, 3) east, north and up in the world of the largest model, if its place is known."""
+    written = workspace.georeferenced / ABOUT
+    if not written.is_file():
+        return None
+    scaled = np.array(json.loads(read_text(written))["transform"])[:3, :3]
+    axes: FloatArray = scaled / np.cbrt(np.linalg.det(scaled))
+    return axes

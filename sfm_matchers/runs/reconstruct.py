@@ -24,7 +24,12 @@ from sfm_matchers.runs.cameras import know_cameras, read_camera_options
 from sfm_matchers.runs.findings import look_into
 from sfm_matchers.runs.forecast import announce_matching
 from sfm_matchers.runs.frames import check_source, frames_instead_of_video
-from sfm_matchers.runs.georeference import check_georeference, georeference_models, read_places
+from sfm_matchers.runs.georeference import (
+    check_georeference,
+    earth_axes,
+    georeference_models,
+    read_places,
+)
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.matcher_auto import match_again
 from sfm_matchers.runs.matching import Matching, MatchingJob, choose_matching, start_job
@@ -117,6 +122,7 @@ def run(options: SfmOptions) -> SfmResult:
         workspace.database,
         summary,
         findings.faults,
+        earth_axes(workspace),
     )
     if models and formats:  # the last step: the model is there whatever happens to them
         exports = export_model(workspace.model, image_dir, workspace.path, formats)

@@ -24,8 +24,10 @@ from sfm_matchers.geometry.coordinates import WGS84, Frame, geodetic_from_local
 from sfm_matchers.pairs import automatic as policies
 from sfm_matchers.pairs.automatic import auto_pairs, pairs_in_order
 from sfm_matchers.runs import forecast, verdict
+from sfm_matchers.runs.georeference import earth_axes
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
+from sfm_matchers.runs.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +84,13 @@ def test_a_run_with_gps_gives_a_model_in_metres(photos: Path, finished: Path) ->
     written = json.loads((finished / "georeferenced" / "georeference.json").read_text())
     assert written["reference"]["latitude"] == pytest.approx(60, abs=1e-3)
     assert f"{NUM_PHOTOS} of {NUM_PHOTOS} photos" in written["summary"]
+    axes = earth_axes(Workspace(finished))
+    assert axes is not None
+    assert axes @ axes.T == pytest.approx(np.eye(3))
+    apart = [pycolmap.Reconstruction(finished / kind) for kind in ("sparse/0", "georeferenced")]
+    before, after = (next(iter(one.images.values())).viewing_direction() for one in apart)
+    assert axes @ before == pytest.approx(after, abs=0.01)
+    assert "Up is as georeferenced" in (finished / "report.html").read_text()
 
 
 def test_a_second_run_does_not_georeference_again(photos: Path, finished: Path) -> None:

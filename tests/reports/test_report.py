@@ -309,6 +309,18 @@ def test_cameras_that_look_down_from_the_air_are_above_flat_ground(headings):
     assert upright[2] == pytest.approx([0, 0, 1], abs=0.05)
 
 
+def test_the_earth_tells_more_than_photos_down_from_the_air_of_one_heading():
+    rng = np.random.default_rng(0)
+    world = pycolmap.Rotation3d(np.array([0.1, -0.7, 0.4])).matrix()
+    points = rng.uniform(-1, 1, (300, 3)) * (3, 2, 0.5)
+    centers = np.array([[-1, 0, 4], [0, 0, 4], [1, 0, 4]], dtype=float)
+    rotations = np.array([camera_to_world([0, 0, -1], [0.6, -0.8, 0])] * 3)
+    upright = model_in_3d._upright_rotation(
+        points @ world.T, world @ rotations, centers @ world.T, earth=world.T
+    )
+    assert upright @ world == pytest.approx(np.eye(3), abs=1e-9)  # north lies behind
+
+
 def test_no_points_and_one_camera_still_give_a_rotation():
     rotations = np.array([camera_to_world([0, 1, 0], [0, 0, -1])])
     upright = model_in_3d._upright_rotation(np.zeros((0, 3)), rotations, np.zeros((1, 3)))
