@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.command import BAD_INPUT, prepare_process
-from pipelines.options import PROGRAM, nearest, version
+from pipelines.options import PROGRAM, did_you_mean, version
 
 COMMANDS = {
     "sfm": "photos to a COLMAP model",
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name = given[0].lower().replace("-", "_")
     if name not in COMMANDS:
-        is_option = given[0].startswith("-")
-        hint = nearest(given[0], ("--version", "--help")) if is_option else nearest(name, COMMANDS)
+        known = ("--version", "--help") if given[0].startswith("-") else tuple(COMMANDS)
+        hint = did_you_mean(given[0], known)
         print(f"error: unknown command {given[0]}{hint}\nhelp: {PROGRAM} --help", file=sys.stderr)
         return BAD_INPUT
     return int(importlib.import_module(f"pipelines.{name}").main(given[1:]))

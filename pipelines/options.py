@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import sfm_matchers
 from pipelines.command import set_up_log
 from sfm_matchers.choices import RETRIEVALS
+from sfm_matchers.errors import nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
             is_option = name.startswith("-")
             hint = ": quote a path with spaces, write a list with commas"
             if is_option:
-                hint = nearest(name, self._option_string_actions)
+                hint = did_you_mean(name, self._option_string_actions)
             self.error(f"unknown {'option' if is_option else 'argument'} {name}{hint}")
 
     def _spelled(self, arguments: Sequence[str]) -> list[str]:
@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += nearest(str(value), map(str, action.choices or ()))
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise
 
     def error(self, message: str) -> NoReturn:
@@ -131,10 +131,10 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``: did you mean X?`` where a known name is near, or nothing."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f": did you mean {near[0]}?" if near else ""
+    meant = nearest(name, known)
+    return f": did you mean {meant}?" if meant else ""
 
 
 def program(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -60,6 +61,20 @@ def printable(text: str) -> str:
     'a\\x1b[2Jb'
     """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that was probably meant, in letters of any case; None if none is near.
+
+    >>> nearest("Exhuastive", ["exhaustive", "sequential"])
+    'exhaustive'
+    >>> nearest("seq", ["exhaustive", "sequential"])
+    'sequential'
+    """
+    names = {one.lower(): one for one in known}
+    begun = [one for one in names if one.startswith(name.lower())]
+    near = difflib.get_close_matches(name.lower(), sorted(names), 1)
+    return names[begun[0]] if len(begun) == 1 else names[near[0]] if near else None
 
 
 def listed(names: Iterable[str]) -> str:

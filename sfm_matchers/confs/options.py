@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from sfm_matchers.errors import InputError, one_line
+from sfm_matchers.errors import InputError, nearest, one_line
 
 Made = TypeVar("Made")
 
@@ -79,7 +78,6 @@ def build(factory: Callable[..., Made], options: Mapping[str, Any], where: str) 
 def suggestion(key: str, allowed: Iterable[str]) -> str:
     """Return the end of an error message: which key was probably meant, or which there are."""
     allowed = list(allowed)
-    close = difflib.get_close_matches(str(key), allowed, n=1)
-    if close:
-        return f": did you mean {close[0]!r}?"
+    if meant := nearest(str(key), allowed):
+        return f": did you mean {meant!r}?"
     return f", expected one of {', '.join(allowed)}"

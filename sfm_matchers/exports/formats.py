@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pycolmap
 
+from sfm_matchers.confs.options import suggestion
 from sfm_matchers.errors import InputError, listed
 from sfm_matchers.exports import nerfstudio, undistorted
 from sfm_matchers.exports.images import link_photos, photo_faults, registered_names, without_images
@@ -224,9 +224,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     names = dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip())
     for name in names:
         if name not in FORMATS:
-            near = difflib.get_close_matches(name, FORMATS, 1, 0.5)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"no export is called {name!r}{meant}: there are {', '.join(FORMATS)}")
+            raise InputError(f"no export is called {name!r}{suggestion(name, FORMATS)}")
     return tuple(names)
 
 

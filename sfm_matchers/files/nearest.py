@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from pathlib import Path
 
-MIN_LIKENESS = 0.7  # of names, as of difflib
+from sfm_matchers.errors import nearest
 
 
 def nearest_path(path: str | Path) -> str:
@@ -21,12 +20,12 @@ def nearest_path(path: str | Path) -> str:
     for folder in path.parents:
         if not folder.is_dir():
             continue
-        names: dict[str, str] = {}
+        names: list[str] = []
         with contextlib.suppress(OSError):
-            names = {entry.name.lower(): entry.name for entry in folder.iterdir()}
+            names = [entry.name for entry in folder.iterdir()]
         first, *others = path.relative_to(folder).parts
-        for near in difflib.get_close_matches(first.lower(), sorted(names), 1, MIN_LIKENESS):
-            found = folder / names[near]
+        if near := nearest(first, names):
+            found = folder / near
             whole = found.joinpath(*others)
             return f": did you mean {whole if whole.exists() else found}?"
         break

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, nearest
 from sfm_matchers.files.pair_lists import Pair, check_pair_file, unique_pairs
 from sfm_matchers.geometry.coordinates import FloatArray
 from sfm_matchers.matchers import colmap_matching
@@ -105,9 +104,9 @@ def check_policy(pairs: str | Path) -> None:
     """Raise InputError if ``--pairs`` names neither a policy nor a file that is there."""
     if str(pairs) in POLICIES:
         return
-    meant = difflib.get_close_matches(str(pairs).lower(), POLICIES, 1)
+    meant = nearest(str(pairs), POLICIES)
     if meant and not Path(pairs).exists():
-        raise InputError(f"unknown --pairs {pairs}: did you mean {meant[0]}?")
+        raise InputError(f"unknown --pairs {pairs}: did you mean {meant}?")
     check_pair_file(pairs)
 
 

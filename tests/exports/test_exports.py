@@ -512,9 +512,9 @@ def test_georeferenced_points_keep_their_millimetres(tmp_path):
 def test_formats_are_read_from_a_list():
     assert parse_formats("ply,GSplat, ply") == ("ply", "gsplat")
     assert parse_formats("") == ()
-    with pytest.raises(InputError, match=r"'gsplats' \(did you mean gsplat\?\)"):
+    with pytest.raises(InputError, match=r"'gsplats': did you mean 'gsplat'\?"):
         parse_formats("ply,gsplats")
-    with pytest.raises(InputError, match=r"did you mean nerfstudio\?"):
+    with pytest.raises(InputError, match="did you mean 'nerfstudio'"):
         parse_formats("nerf")
 
 
