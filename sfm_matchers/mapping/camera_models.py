@@ -6,7 +6,7 @@ observations that were held out, a third of each longer track: points, poses and
 estimated without them, so that freedom without need does not pay. A camera keeps the simpler model
 unless the other one is better by a margin for each parameter, beyond chance, and is a lens that
 can be: rays and pixels one to one inside the photo, the principal point near the middle,
-observations near the border.
+observations near the border. Models of a few photos tell of radial distortion only.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ SIGNIFICANT, HIGHLY_SIGNIFICANT = 2.0, 3.0
 # Change of the cost, relative, at which a trial ends: far below the margin.
 TOLERANCE = 1e-5
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
+# In models of fewer photos only radial distortion is looked for: what shifts the picture (the
+# principal point, tangential distortion, another focal length along y) their poses take up as
+# well, and then it predicts their observations and is wrong.
+MIN_PHOTOS_BEYOND_RADIAL = 5
 SIMPLEST = {PERSPECTIVE[0], FISHEYE[0]}
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
 WORTH_A_SECOND_LOOK = 1.01
@@ -291,6 +295,7 @@ class _Trials:
         self.refines_centre = False
         self.originals = {i: copy.copy(model.cameras[i]) for i in self.camera_ids}
         self.num_images = Counter(image.camera_id for image in self.state.images.values())
+        self.has_enough_photos = self.state.num_reg_images() >= MIN_PHOTOS_BEYOND_RADIAL
         self.best: dict[int, _Best] = {}
         self.simple = self.state  # with two coefficients at most, before there are tangential ones
         # A richer model was better, even if by little or refused, or was chosen before.
@@ -308,7 +313,7 @@ class _Trials:
         self._measure()
         self._climb(PERSPECTIVE)
         self._climb(FISHEYE)
-        if self.is_hinted:
+        if self.is_hinted and self.has_enough_photos:
             self._try_principal_points()
         if self.is_hinted and any(map(self._may_be_fisheye, self.camera_ids)):
             self._try_fisheye()
@@ -331,7 +336,7 @@ class _Trials:
 
     def _climb(self, ladder: Sequence[str]) -> None:
         """Try the richer models of a ladder; the richest perspective one only if it is near."""
-        for model in ladder[1:]:
+        for model in ladder[1:] if self.has_enough_photos else ladder[1:2]:
             if model != PERSPECTIVE[-1] or PERSPECTIVE[-2] in self._models():
                 self._attempt(model)
 
@@ -391,7 +396,7 @@ class _Trials:
             self.state, self.simple = plain_state, plain_simple
         elif self.refines_centre:
             self._drop_principal_points()
-        else:
+        elif self.has_enough_photos:
             self._try_principal_points()
 
     def _problem(self, camera_id: int, camera: pycolmap.Camera) -> str:

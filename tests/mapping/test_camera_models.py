@@ -10,6 +10,7 @@ import pycolmap
 import pytest
 
 from sfm_matchers.evaluation.models import compare_models
+from sfm_matchers.exports.images import without_images
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.mapping.camera_models import choose_camera_models
 from sfm_matchers.mapping.held_out import split_observations
@@ -88,6 +89,17 @@ def test_a_simple_lens_stays_simple(distortion: float, seed: int) -> None:
     assert chosen is start
     assert not choice.has_changed
     assert choice.after == "SIMPLE_RADIAL"
+
+
+@pytest.mark.parametrize(("count", "right"), [(4, "RADIAL"), (10, "OPENCV")])
+def test_few_photos_tell_of_radial_distortion_only(count: int, right: str) -> None:
+    start = mapped(place(lens("OPENCV", 1000, 1000, 640, 480, -0.15, 0.06, 0.001, -0.001)))
+    names = sorted(image.name for image in start.images.values())
+    few = without_images(start, names[count:])
+    chosen, (choice,) = choose_camera_models(few)
+    assert choice.after == right
+    assert chosen.num_reg_images() == count
+    assert not choice.refines_principal_point
 
 
 def test_only_the_middle_tells_nothing_of_the_border() -> None:
