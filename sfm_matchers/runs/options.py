@@ -206,6 +206,10 @@ _LEAST = {
     "skip_matches": 0,
     "frames": 2,
     "mapper_threads": -1,
+    # Of training.
+    "steps": 1,
+    "batch_size": 1,
+    "validate_every": 1,
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.pair_lists import read_posed_pairs
 from sfm_matchers.networks.table import NETWORKS
+from sfm_matchers.runs.options import check_numbers
 from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.megadepth import load_megadepth
 from sfm_matchers.training.data.photographs import Photographs, list_photographs, load_photographs
@@ -30,9 +31,10 @@ def train(run: RunOptions, options: TrainingOptions) -> None:
         options: how the run goes.
 
     Raises:
-        InputError: unknown matcher, no photographs, a checkpoint of another run in the output, or a
-            teacher for a matcher of features.
+        InputError: unknown matcher, a number that makes no sense, no photographs, a checkpoint of
+            another run in the output, or a teacher for a matcher of features.
     """
+    check_numbers(options)
     if run.init is not None and not run.init.is_file():
         raise InputError(f"no file {run.init}: give a checkpoint or weights to start from")
     is_sparse = run.matcher in NETWORKS and NETWORKS[run.matcher].takes == "features"
