@@ -30,7 +30,7 @@ from sfm_matchers.mapping.adjustment import (
     robust_scale,
     solve_robustly,
 )
-from sfm_matchers.mapping.held_out import split_observations
+from sfm_matchers.mapping.held_out import HIGHLY_SIGNIFICANT, is_better, split_observations
 from sfm_matchers.mapping.lenses import (
     FISHEYE,
     LADDERS,
@@ -44,11 +44,6 @@ from sfm_matchers.mapping.lenses import (
 
 FloatArray = NDArray[np.float64]
 
-# Of the held-out error's square: what each additional parameter must gain. Systematic errors of a
-# fortieth of the noise gain as much.
-MARGIN = 0.0005
-# Standard errors of the mean gain: below, it may be chance.
-SIGNIFICANT, HIGHLY_SIGNIFICANT = 2.0, 3.0
 # Change of the cost, relative, at which a trial ends: far below the margin.
 TOLERANCE = 1e-5
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
@@ -463,10 +458,8 @@ class _Trials:
         return trial
 
     def _losses(self, trial: pycolmap.Reconstruction, camera_id: int) -> FloatArray:
-        """Cauchy's loss, which the few wrong observations hardly change."""
-        errors = self.held_out.errors(trial)[self.held_out.camera_ids == camera_id]
-        losses: FloatArray = self.scale**2 * np.log1p((errors / self.scale) ** 2)
-        return losses
+        mine = self.held_out.camera_ids == camera_id
+        return self.held_out.losses(trial, self.scale)[mine]
 
     def choices(self) -> list[CameraChoice]:
         """What came out, by camera."""
@@ -483,19 +476,3 @@ class _Trials:
             )
             for i, best in self.best.items()
         ]
-
-
-def is_better(
-    losses: FloatArray, before: FloatArray, num_more: float, significant: float = SIGNIFICANT
-) -> bool:
-    """True if a camera model is worth its additional parameters.
-
-    Args:
-        losses: (H,) of the held-out observations with it.
-        before: (H,) of the same ones with the model before.
-        num_more: additional parameters; below 0 where it has fewer: chance may speak for those.
-        significant: standard errors of the mean gain; below, it counts as chance.
-    """
-    gains = before - losses
-    chance = significant * float(gains.std()) / np.sqrt(len(gains)) if num_more >= 0 else 0.0
-    return float(gains.mean()) > max(chance, MARGIN * num_more * float(before.mean()))

@@ -18,6 +18,11 @@ Element = tuple[int, int]
 
 # With one of three observations held out, two are left to estimate the point from.
 MIN_TRACK_LENGTH = 3
+# Of the held-out error's square: what each additional parameter must gain. Systematic errors of a
+# fortieth of the noise gain as much.
+MARGIN = 0.0005
+# Standard errors of the mean gain: below, it may be chance.
+SIGNIFICANT, HIGHLY_SIGNIFICANT = 2.0, 3.0
 NOT_PROJECTED = 1e3  # pixels; the error of a point behind the camera
 # Observations of the part that is used: more hardly tell more, and cost.
 MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 12_000, 300
@@ -49,6 +54,14 @@ class HeldOut:
             projected = np.asarray(model.cameras[image.camera_id].img_from_cam(in_camera))
             errors[mine] = np.linalg.norm(projected - self.pixels[mine], axis=1)
         return np.nan_to_num(errors, nan=NOT_PROJECTED, posinf=NOT_PROJECTED)
+
+    def losses(self, model: pycolmap.Reconstruction, scale: float) -> FloatArray:
+        """Cauchy's loss (H,) of a scale in pixels, which the few wrong observations hardly change.
+
+        It is in square pixels.
+        """
+        losses: FloatArray = scale**2 * np.log1p((self.errors(model) / scale) ** 2)
+        return losses
 
 
 def split_observations(
@@ -113,3 +126,19 @@ def _with_tracks(
         point = model.points3D[point_id]
         part.add_point3D_with_id(point_id, pycolmap.Point3D(xyz=point.xyz, track=track))
     return part
+
+
+def is_better(
+    losses: FloatArray, before: FloatArray, num_more: float, significant: float = SIGNIFICANT
+) -> bool:
+    """True if other cameras are worth their additional parameters.
+
+    Args:
+        losses: (H,) of the held-out observations with them.
+        before: (H,) of the same ones with the cameras before.
+        num_more: additional parameters; below 0 where they have fewer: chance may speak for those.
+        significant: standard errors of the mean gain; below, it counts as chance.
+    """
+    gains = before - losses
+    chance = significant * float(gains.std()) / np.sqrt(len(gains)) if num_more >= 0 else 0.0
+    return float(gains.mean()) > max(chance, MARGIN * num_more * float(before.mean()))

@@ -21,7 +21,7 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.geometry.epipolar import sampson_distance
-from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robust_adjustment
+from sfm_matchers.mapping.adjustment import adjust_robustly, median_error
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
@@ -83,7 +83,7 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         model: it is left as it is.
         names: photos; those that are not registered have no part.
     """
-    own = _split_cameras(model, names)
+    own = split_cameras(model, names)
     shared_error = median_error(own, names)
     options = pycolmap.IncrementalPipelineOptions()
     options.num_threads = 1
@@ -103,58 +103,6 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         own_error,
         {name: float(camera.mean_focal_length()) for name, camera in cameras.items()},
     )
-
-
-@dataclass(frozen=True)
-class FreeCameras:
-    """A model adjusted with intrinsics free that were given: the camera whose photos gain most.
-
-    Attributes:
-        photos: its registered photos whose intrinsics were given.
-        given_error: their median reprojection error in pixels before.
-        free_error: afterwards.
-        given: mean focal length in pixels before.
-        found: the same afterwards.
-    """
-
-    photos: list[str]
-    given_error: float
-    free_error: float
-    given: float
-    found: float
-
-    @property
-    def contradicts(self) -> bool:
-        """True if the given intrinsics are not those of the photos."""
-        return self.free_error < MAX_ERROR_RATIO * self.given_error
-
-
-def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> FreeCameras:
-    """Adjust a copy of a model in which no intrinsics are kept.
-
-    Args:
-        model: it is left as it is.
-        names: photos whose intrinsics were given; some of them are registered.
-    """
-    free = _split_cameras(model, ())
-    photos: dict[int, list[str]] = {}
-    for image in free.images.values():
-        if image.name in names:
-            photos.setdefault(image.camera_id, []).append(image.name)
-    before = {i: float(free.cameras[i].mean_focal_length()) for i in photos}
-    errors = {i: median_error(free, mine) for i, mine in photos.items()}
-    adjust_robustly(free, robust_adjustment(1, refines_principal_point=True))
-    found = [
-        FreeCameras(
-            sorted(mine),
-            errors[i],
-            median_error(free, mine),
-            before[i],
-            float(free.cameras[i].mean_focal_length()),
-        )
-        for i, mine in sorted(photos.items())
-    ]
-    return min(found, key=lambda one: one.free_error / max(one.given_error, 1e-9))
 
 
 def focal_lengths_of(model: pycolmap.Reconstruction) -> dict[str, float]:
@@ -245,7 +193,7 @@ def two_view_error(database_path: Path, names: Collection[str], asked: Collectio
     return float(np.median(together)) if len(together) >= MIN_MATCHES else float("inf")
 
 
-def _split_cameras(
+def split_cameras(
     model: pycolmap.Reconstruction, names: Collection[str]
 ) -> pycolmap.Reconstruction:
     """Copy the registered images of a model and as many of its points as tell all; images of

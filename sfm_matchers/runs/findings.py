@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,15 @@ from sfm_matchers.mapping.diagnosis import (
     poor_photos,
     read_match_graph,
 )
+from sfm_matchers.mapping.given_intrinsics import FreeCameras, try_free_cameras
 from sfm_matchers.mapping.misplaced import find_misplaced
 from sfm_matchers.mapping.shared_cameras import (
     BENT,
+    MAX_ERROR_RATIO,
     NEARLY_BENT,
     SAME_FOCAL_LENGTH,
     are_pairs_uncalibrated,
     error_over_pairs,
-    try_free_cameras,
 )
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
@@ -148,13 +150,14 @@ def _against_given(
             photos.setdefault(image.camera_id, []).append(image.name)
     if not photos:
         return ""
+    effect = "the model is bent"
     free = try_free_cameras(model, {name for names in photos.values() for name in names})
     if free.contradicts:
-        what = "another distortion or principal point"
-        if abs(free.found / free.given - 1) > SAME_FOCAL_LENGTH:
-            what = f"a focal length of {free.found:.0f} instead of {free.given:.0f} px"
         names, error = free.photos, free.given_error
-        instead = f"{free.free_error:.2f} px with {what}"
+        if free.error_ratio >= MAX_ERROR_RATIO:  # turned as much, the photos fit nearly as well
+            degrees = math.degrees(math.atan2(free.centre_offset, free.given.mean_focal_length()))
+            effect = f"rotations are {degrees:.1f} degrees off"
+        instead = f"{free.free_error:.2f} px with {_what_fits(free)}"
     else:  # where a model is bent much, no adjustment leads out of it
         errors = {i: error_over_pairs(model, database_path, photos[i]) for i in photos}
         worst = max(errors, key=errors.__getitem__)
@@ -165,12 +168,24 @@ def _against_given(
         names, error = sorted(photos[worst]), median_error(model, photos[worst])
         instead = f"{error / errors[worst]:.2f} px between two photos each"
     text = (
-        f"the given intrinsics contradict {_some_photos(names, model)}, so that the model is bent: "
+        f"the given intrinsics contradict {_some_photos(names, model)}, so that {effect}: "
         f"the median error is {error:.2f} px, and {instead}; check the parameters, or leave them "
         "away"
     )
     logger.warning("%s", text)
     return text
+
+
+def _what_fits(free: FreeCameras) -> str:
+    """Say which intrinsics fit instead of given ones."""
+    given, found = free.given.mean_focal_length(), free.found.mean_focal_length()
+    parts = []
+    if abs(found / given - 1) > SAME_FOCAL_LENGTH:
+        parts.append(f"a focal length of {found:.0f} instead of {given:.0f} px")
+    if free.has_other_centre:
+        x, y = free.found.params[list(free.found.principal_point_idxs())]
+        parts.append(f"a principal point {free.centre_offset:.0f} px away, at ({x:.0f}, {y:.0f})")
+    return " and ".join(parts) or "another distortion or principal point"
 
 
 def _given_denied_by_pairs(database_path: Path, cameras: KnownCameras, missing: Set[str]) -> str:

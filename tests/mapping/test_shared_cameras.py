@@ -15,11 +15,11 @@ from sfm_matchers.localization.query_intrinsics import intrinsics_of_exif
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.database import create_database, known_focal_lengths
+from sfm_matchers.mapping.given_intrinsics import try_free_cameras
 from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
     is_bent,
     regrouped,
-    try_free_cameras,
     try_own_cameras,
 )
 from sfm_matchers.photos.cameras import FILM_DIAGONAL, CameraGroups
@@ -218,17 +218,18 @@ def test_one_camera_stays_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "contradicts"),
+    ("given", "contradicts", "offset"),
     [
-        (lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05), False),
-        (lens("SIMPLE_RADIAL", 1300, 640, 480, -0.05), True),
-        (lens("SIMPLE_RADIAL", 750, 640, 480, -0.05), True),
-        (lens("SIMPLE_RADIAL", 1000, 640, 480, -0.25), True),
-        (lens("SIMPLE_RADIAL", 1000, 700, 440, -0.05), True),
+        (lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05), False, 0),
+        (lens("SIMPLE_RADIAL", 1300, 640, 480, -0.05), True, 0),
+        (lens("SIMPLE_RADIAL", 750, 640, 480, -0.05), True, 0),
+        (lens("SIMPLE_RADIAL", 1000, 640, 480, -0.25), True, 0),
+        (lens("SIMPLE_RADIAL", 1000, 700, 440, -0.05), True, 72),
+        (lens("SIMPLE_RADIAL", 1000, 640, 525, -0.05), True, 45),
     ],
 )
 def test_given_intrinsics_are_held_against_the_model(
-    given: pycolmap.Camera, contradicts: bool
+    given: pycolmap.Camera, contradicts: bool, offset: float
 ) -> None:
     model = place(lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05))
     names = {image.name for image in model.images.values()}
@@ -236,14 +237,16 @@ def test_given_intrinsics_are_held_against_the_model(
     adjust_robustly(model, robust_adjustment(1), [1])
     free = try_free_cameras(model, names)
     assert free.contradicts == contradicts
-    assert free.given == given.params[0]
-    assert free.found == pytest.approx(1000, rel=0.01)
+    assert free.has_other_centre == (offset > 0)
+    assert free.centre_offset == pytest.approx(offset, abs=4)
+    assert free.given.params[0] == given.params[0]
+    assert free.found.params[0] == pytest.approx(1000, rel=0.01)
     np.testing.assert_array_equal(model.cameras[1].params, given.params)  # left as it was
 
 
 # Lines of --cameras for photos of 320 x 240 pixels, whose focal length is 251.
 RIGHT, HALF = "PINHOLE 251 251 160 120", "PINHOLE 125.5 125.5 160 120"
-OFF_CENTRE = "PINHOLE 125.5 125.5 80 60"
+OFF_CENTRE, TOO_LOW = "PINHOLE 125.5 125.5 80 60", "PINHOLE 251 251 160 149"
 
 
 def run_with_cameras(folder: Path, lines: str) -> SfmResult:
@@ -268,6 +271,8 @@ def run_with_cameras(folder: Path, lines: str) -> SfmResult:
         ("courtyard", 10, f"[0-4].png {HALF}\n* {RIGHT}", "0.png, 1.png"),
         # The focal length is only a start, but the principal point stays.
         ("room", 6, f"* {OFF_CENTRE} start", "the photos"),
+        # The model is 0.1 % off, and turned by 6.5 degrees.
+        ("courtyard", 10, f"* {TOO_LOW}", "the photos, so that rotations are 6."),
     ],
 )
 def test_given_cameras_that_are_wrong_are_named(
