@@ -8,7 +8,12 @@ import numpy as np
 import pycolmap
 from numpy.typing import NDArray
 
-from sfm_matchers.photos.intrinsics import copy_intrinsics, improbability
+from sfm_matchers.photos.intrinsics import (
+    NOT_MONOTONIC,
+    copy_intrinsics,
+    improbability,
+    is_monotonic,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -45,31 +50,8 @@ def implausibility(camera: pycolmap.Camera) -> str:
     if offset > MAX_CENTRE_OFFSET * max(camera.width, camera.height):
         return "the principal point is far from the middle of the photo"
     if not is_monotonic(camera):
-        return "the distortion is not monotonic inside the photo"
+        return NOT_MONOTONIC
     return ""
-
-
-def is_monotonic(camera: pycolmap.Camera) -> bool:
-    """True if, in every direction, pixels move outwards with the angle until they leave the photo.
-
-    Otherwise two rays have one pixel, or a part of the photo none.
-    """
-    widest = 178.0 if camera.is_perspective_fisheye() else 85.0
-    angles = np.radians(np.linspace(0.0, widest, 500))
-    centre = camera.params[list(camera.principal_point_idxs())]
-    size = np.array([camera.width, camera.height])
-    for direction in np.linspace(0, 2 * np.pi, 32, endpoint=False):
-        axis = np.array([np.cos(direction), np.sin(direction)])
-        rays = np.column_stack([np.sin(angles)[:, None] * axis, np.cos(angles)])
-        pixels = np.asarray(camera.img_from_cam(rays, check_cheirality=False))
-        outside = ~((pixels >= 0) & (pixels <= size)).all(axis=1)
-        end = int(outside.argmax()) if outside.any() else 0
-        if end == 0:
-            return False
-        distances = (pixels[: end + 1] - centre) @ axis
-        if not (np.diff(distances[np.isfinite(distances)]) > 0).all():
-            return False
-    return True
 
 
 def reaches_border(pixels: FloatArray, camera: pycolmap.Camera) -> bool:

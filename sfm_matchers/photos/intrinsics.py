@@ -10,7 +10,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,9 @@ USUAL_SCALES = (2, 4, 8, 1.5, 3, 4 / 3, 1.25, 1 / 2, 1 / 4, 1 / 8, 1 / 1.5, 1 / 
 # Lenses are off by a few percent, along either axis: where the principal point is further from the
 # middle than so, by the same share along both, it is the middle of photos of another size.
 RESCALED, SAME_SHARE = 0.12, 0.25
+# Of the photo, around the principal point: calibrations may fail near the border, but not within.
+MUST_NOT_FOLD = 0.5
+NOT_MONOTONIC = "the distortion is not monotonic inside the photo"
 
 
 def camera_models() -> list[str]:
@@ -108,7 +111,7 @@ def format_params(params: Iterable[float]) -> str:
 
 
 def impossibility(camera: pycolmap.Camera) -> str:
-    """Why there is no such camera: its focal length or principal point; "" where there may be."""
+    """Why there is no such camera; "" where there may be one."""
     focal_lengths = camera.params[list(camera.focal_length_idxs())]
     if (focal_lengths <= 0).any():
         return f"the focal length is {focal_lengths.min():g}, it must be above 0"
@@ -122,7 +125,40 @@ def impossibility(camera: pycolmap.Camera) -> str:
     # Exactly in a corner it is that of a photo twice as large.
     if (centre <= 0.01 * sides).any() or (centre >= 0.99 * sides).any():
         return f"the principal point {_point(centre)} lies outside the photo"
-    return ""
+    return NOT_MONOTONIC if _folds(camera, MUST_NOT_FOLD) else ""
+
+
+def is_monotonic(camera: pycolmap.Camera) -> bool:
+    """True if, in every direction, pixels move outwards with the angle until they leave the photo.
+
+    Otherwise two rays have one pixel, or a part of the photo none.
+    """
+    return all(leaves and moves for leaves, moves in _ways_out(camera))
+
+
+def _folds(camera: pycolmap.Camera, share: float = 1.0) -> bool:
+    """True if two rays have one pixel in a share of the photo around the principal point."""
+    if not len(camera.extra_params_idxs()):
+        return False
+    return not all(moves for _, moves in _ways_out(camera, share))
+
+
+def _ways_out(camera: pycolmap.Camera, share: float = 1.0) -> Iterator[tuple[bool, bool]]:
+    """Directions from the principal point: whether pixels leave a share of the photo there, and
+    whether they move outwards with the angle till then."""
+    widest = 89.5 if camera.is_perspective_fisheye() else 85.0  # COLMAP has no rays from behind
+    angles = np.radians(np.linspace(0.0, widest, 500))
+    centre = camera.params[list(camera.principal_point_idxs())]
+    low, high = (1 - share) * centre, centre + share * ([camera.width, camera.height] - centre)
+    for direction in np.linspace(0, 2 * np.pi, 32, endpoint=False):
+        axis = np.array([np.cos(direction), np.sin(direction)])
+        rays = np.column_stack([np.sin(angles)[:, None] * axis, np.cos(angles)])
+        pixels = np.asarray(camera.img_from_cam(rays, check_cheirality=False))
+        outside = ~((pixels >= low) & (pixels <= high)).all(axis=1)
+        end = int(outside.argmax()) if outside.any() else 0
+        distances = (pixels[: end + 1] - centre) @ axis if end else (pixels - centre) @ axis
+        moves = np.diff(distances[np.isfinite(distances)]) > 0
+        yield end > 0, bool(moves.all())
 
 
 def camera_of_exif(path: Path) -> pycolmap.Camera | None:
@@ -263,10 +299,10 @@ def check_camera(camera: pycolmap.Camera, what: str, *, is_deliberate: bool = Fa
         InputError: they cannot be, or are unlikely; the message names the likely mistake.
     """
     impossible = impossibility(camera)
-    unlikely = impossible or improbability(camera)
+    unlikely = impossible or improbability(camera) or (NOT_MONOTONIC if _folds(camera) else "")
     if not unlikely:
         return
-    mistake = likely_mistake(camera)
+    mistake = "" if unlikely == NOT_MONOTONIC else likely_mistake(camera)
     size = f"{camera.width} x {camera.height}"
     message = f"{what}: {unlikely} ({size} pixels)" + (f"; {mistake}" if mistake else "")
     if impossible or not is_deliberate:

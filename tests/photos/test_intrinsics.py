@@ -123,6 +123,60 @@ def test_what_is_unlikely_may_be_given_in_a_file(caplog: pytest.LogCaptureFixtur
         check_camera(camera([900, 905, 1800, 200]), "cameras.txt, line 1", is_deliberate=True)
 
 
+@pytest.mark.parametrize(
+    ("model", "extra"),
+    [
+        ("SIMPLE_RADIAL", [-300]),
+        ("OPENCV", [-300, 0, 0, 0]),
+        ("OPENCV", [0, -40, 0, 0]),
+        ("OPENCV_FISHEYE", [-30, 0, 0, 0]),
+    ],
+)
+def test_distortion_that_no_lens_has_is_refused(model: str, extra: list[float]) -> None:
+    for is_deliberate in (False, True):
+        with pytest.raises(InputError, match="not monotonic inside the photo"):
+            check_camera(distorted(model, extra), "cameras.txt", is_deliberate=is_deliberate)
+
+
+def test_distortion_that_fails_near_the_border_may_be_given_in_a_file(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fails = distorted("SIMPLE_RADIAL", [-0.9])
+    with pytest.raises(
+        InputError,
+        match=r"inside the photo \(1024 x 768 pixels\); if .* give them in a file, --cameras",
+    ):
+        check_camera(fails, "--camera_params")
+    check_camera(fails, "cameras.txt, line 1", is_deliberate=True)
+    assert "not monotonic" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "focal_length", "extra"),
+    [
+        ("SIMPLE_RADIAL", 900, [-0.3]),
+        ("SIMPLE_RADIAL", 900, [0.4]),
+        ("OPENCV", 700, [-0.28, 0.08, 0.001, -0.001]),
+        ("OPENCV_FISHEYE", 360, [-0.03, 0.01, -0.01, 0.002]),  # the corners are black
+        ("FOV", 360, [0.95]),
+        ("EUCM", 360, [0.65, 1.1]),
+        ("SIMPLE_DIVISION", 500, [-0.3]),
+    ],
+)
+def test_distortion_of_real_lenses_passes(
+    model: str, focal_length: float, extra: list[float]
+) -> None:
+    check_camera(distorted(model, extra, focal_length), "--camera_params")
+
+
+def distorted(model: str, extra: list[float], focal_length: float = 900) -> pycolmap.Camera:
+    one = camera_with(model, focal_length, SIZE)
+    params = one.params.copy()
+    params[list(one.extra_params_idxs())] = extra
+    one.params = params
+    return one
+
+
 def test_every_model_passes_as_colmap_makes_it() -> None:
     for model in camera_models():
         check_camera(camera_with(model, 900, SIZE), model)
