@@ -5,8 +5,9 @@ of wide or strongly distorting lenses, with the fisheye models. What counts is t
 observations that were held out, a third of each longer track: points, poses and intrinsics are
 estimated without them, so that freedom without need does not pay. A camera keeps the simpler model
 unless the other one is better by a margin for each parameter, beyond chance, and is a lens that
-can be: rays and pixels one to one inside the photo, the principal point near the middle,
-observations near the border. Models of a few photos tell of radial distortion only.
+can be: rays and pixels one to one inside the photo, the principal point near the middle (or of
+cropped photos, by a clear gain), observations near the border. Models of a few photos tell of
+radial distortion only.
 """
 
 from __future__ import annotations
@@ -30,13 +31,19 @@ from sfm_matchers.mapping.adjustment import (
     robust_scale,
     solve_robustly,
 )
-from sfm_matchers.mapping.held_out import HIGHLY_SIGNIFICANT, is_better, split_observations
+from sfm_matchers.mapping.held_out import (
+    HIGHLY_SIGNIFICANT,
+    is_better,
+    is_clearly_better,
+    split_observations,
+)
 from sfm_matchers.mapping.lenses import (
     FISHEYE,
     LADDERS,
     PERSPECTIVE,
     converted,
     implausibility,
+    is_off_centre,
     may_be_fisheye,
     num_refined,
     reaches_border,
@@ -308,7 +315,7 @@ class _Trials:
         self._measure()
         self._climb(PERSPECTIVE)
         self._climb(FISHEYE)
-        if self.is_hinted and self.has_enough_photos:
+        if self.has_enough_photos and (self.is_hinted or self._is_centre_hinted()):
             self._try_principal_points()
         if self.is_hinted and any(map(self._may_be_fisheye, self.camera_ids)):
             self._try_fisheye()
@@ -398,7 +405,7 @@ class _Trials:
         has_more = num_refined(camera) > num_refined(self.originals[camera_id])
         if (has_more or self.refines_centre) and not self.reaches_border[camera_id]:
             return "the observations cover the middle of the photos only"
-        return implausibility(camera)
+        return implausibility(camera, is_cropped=self.refines_centre and is_off_centre(camera))
 
     def _try_principal_points(self) -> None:
         """Try all again with principal points adjusted too.
@@ -419,13 +426,31 @@ class _Trials:
         for ladder in {LADDERS[model] for model in self._models()}:
             self._climb(ladder[1:])
         before, after = self._all_losses(plain), self._all_losses(self.best)
-        more = [
-            2 + num_refined(best.camera) - num_refined(plain[i].camera)
+        more = {
+            i: 2 + num_refined(best.camera) - num_refined(plain[i].camera)
             for i, best in self.best.items()
-        ]
-        is_plausible = not any(self._problem(i, best.camera) for i, best in self.best.items())
-        if not is_plausible or not is_better(after, before, float(np.mean(more))):
+        }
+        is_plausible = not any(
+            self._problem(i, best.camera) or self._is_hardly_cropped(i, plain[i], more[i])
+            for i, best in self.best.items()
+        )
+        if not is_plausible or not is_better(after, before, float(np.mean(list(more.values())))):
             self.refines_centre, self.state, self.best = False, plain_state, plain
+
+    def _is_hardly_cropped(self, camera_id: int, plain: _Best, num_more: float) -> bool:
+        """True if a principal point is far from the middle, as of cropped photos, for little."""
+        best = self.best[camera_id]
+        return is_off_centre(best.camera) and not is_clearly_better(
+            best.losses, plain.losses, num_more
+        )
+
+    def _is_centre_hinted(self) -> bool:
+        """True if other principal points are better, even if by little."""
+        self.refines_centre = True
+        trial = self._adjusted({i: best.camera for i, best in self.best.items()})
+        self.refines_centre = False
+        losses = np.concatenate([self._losses(trial, i) for i in self.camera_ids])
+        return is_better(losses, self._all_losses(self.best), 0, significant=HIGHLY_SIGNIFICANT)
 
     def _drop_principal_points(self) -> None:
         """Leave the principal points where they were, unless that is clearly worse."""

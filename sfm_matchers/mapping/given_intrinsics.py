@@ -23,13 +23,11 @@ from sfm_matchers.mapping.adjustment import (
     solve_robustly,
 )
 from sfm_matchers.mapping.camera_models import TOLERANCE
-from sfm_matchers.mapping.held_out import HIGHLY_SIGNIFICANT, is_better, split_observations
+from sfm_matchers.mapping.held_out import is_clearly_better, split_observations
 from sfm_matchers.mapping.shared_cameras import MAX_ERROR_RATIO, split_cameras
 
 # Of the longer side: up to this principal points are a lens's own, and turn photos by two degrees.
 MIN_CENTRE_OFFSET = 0.03
-# Of the held-out observations' mean loss: what other principal points gain at least.
-MIN_CENTRE_GAIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,7 @@ def _off_centre(model: pycolmap.Reconstruction, found: Mapping[int, pycolmap.Cam
     denied = set()
     for i in moved:
         before, after = (loss[held_out.camera_ids == i] for loss in losses)
-        has_gained = after.sum() < (1 - MIN_CENTRE_GAIN) * before.sum()
-        is_sure = has_gained and is_better(after, before, 2, HIGHLY_SIGNIFICANT)
-        if is_sure and _is_far(model.cameras[i], trial.cameras[i]):
+        if is_clearly_better(after, before, 2) and _is_far(model.cameras[i], trial.cameras[i]):
             denied.add(i)
     return denied
 

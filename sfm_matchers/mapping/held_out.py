@@ -23,6 +23,7 @@ MIN_TRACK_LENGTH = 3
 MARGIN = 0.0005
 # Standard errors of the mean gain: below, it may be chance.
 SIGNIFICANT, HIGHLY_SIGNIFICANT = 2.0, 3.0
+CLEAR_GAIN = 0.01  # of the mean loss: from what is rarely true to what explains it
 NOT_PROJECTED = 1e3  # pixels; the error of a point behind the camera
 # Observations of the part that is used: more hardly tell more, and cost.
 MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE = 12_000, 300
@@ -142,3 +143,9 @@ def is_better(
     gains = before - losses
     chance = significant * float(gains.std()) / np.sqrt(len(gains)) if num_more >= 0 else 0.0
     return float(gains.mean()) > max(chance, MARGIN * num_more * float(before.mean()))
+
+
+def is_clearly_better(losses: FloatArray, before: FloatArray, num_more: float) -> bool:
+    """True if cameras that are rare are worth their parameters; arguments as of `is_better`."""
+    has_gained = losses.sum() < (1 - CLEAR_GAIN) * before.sum()
+    return bool(has_gained) and is_better(losses, before, num_more, HIGHLY_SIGNIFICANT)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from sfm_matchers.photos.intrinsics import (
     NOT_MONOTONIC,
     copy_intrinsics,
+    impossibility,
     improbability,
+    improbable_focal_length,
     is_monotonic,
 )
 
@@ -38,20 +40,29 @@ def num_refined(camera: pycolmap.Camera) -> int:
     return len(camera.focal_length_idxs()) + len(camera.extra_params_idxs())
 
 
-def implausibility(camera: pycolmap.Camera) -> str:
-    """Why no lens is like that; "" where one may be."""
-    if problem := improbability(camera):
+def implausibility(camera: pycolmap.Camera, *, is_cropped: bool = False) -> str:
+    """Why no lens is like that; "" where one may be.
+
+    Args:
+        camera: of whole photos, or of parts of them.
+        is_cropped: of parts, whose principal point may be anywhere.
+    """
+    problem = improbable_focal_length(camera) if is_cropped else improbability(camera)
+    if problem or (problem := impossibility(camera)):
         return problem
     focal_lengths = camera.params[list(camera.focal_length_idxs())]
     if focal_lengths.max() > MAX_ANISOTROPY * focal_lengths.min():
         return "the focal lengths of the two axes are far apart"
+    if not is_cropped and is_off_centre(camera):
+        return "the principal point is far from the middle of the photo"
+    return "" if is_monotonic(camera) else NOT_MONOTONIC
+
+
+def is_off_centre(camera: pycolmap.Camera) -> bool:
+    """True if the principal point is further from the middle than those of lenses are."""
     centre = camera.params[list(camera.principal_point_idxs())]
     offset = np.abs(centre - np.array([camera.width, camera.height]) / 2).max()
-    if offset > MAX_CENTRE_OFFSET * max(camera.width, camera.height):
-        return "the principal point is far from the middle of the photo"
-    if not is_monotonic(camera):
-        return NOT_MONOTONIC
-    return ""
+    return bool(offset > MAX_CENTRE_OFFSET * max(camera.width, camera.height))
 
 
 def reaches_border(pixels: FloatArray, camera: pycolmap.Camera) -> bool:

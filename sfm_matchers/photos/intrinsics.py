@@ -181,6 +181,11 @@ def may_be_of_exif(camera: pycolmap.Camera) -> bool:
 
 def improbability(camera: pycolmap.Camera) -> str:
     """What is unusual about a camera that may exist; "" where nothing is."""
+    return improbable_focal_length(camera) or _improbable_centre(camera)
+
+
+def improbable_focal_length(camera: pycolmap.Camera) -> str:
+    """What is unusual about the focal lengths of a camera; "" where nothing is."""
     focal_lengths = camera.params[list(camera.focal_length_idxs())]
     if not len(focal_lengths):
         return ""
@@ -191,6 +196,12 @@ def improbability(camera: pycolmap.Camera) -> str:
         return f"the focal length is {sides:.3g} times the longer side of the photo"
     if focal_lengths.max() > 1.5 * focal_lengths.min():
         return f"the focal lengths {_point(focal_lengths)} of the two axes are far apart"
+    return ""
+
+
+def _improbable_centre(camera: pycolmap.Camera) -> str:
+    if not len(camera.focal_length_idxs()):
+        return ""
     centre = camera.params[list(camera.principal_point_idxs())]
     offset = np.abs(centre / [camera.width, camera.height] - 0.5)
     if (offset > OFF_CENTRE).any():

@@ -20,6 +20,7 @@ from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.mapping.adjustment import median_error
 from sfm_matchers.mapping.database import known_focal_lengths
+from sfm_matchers.mapping.given_intrinsics import try_free_cameras
 from sfm_matchers.mapping.misplaced import own_focal_lengths
 from sfm_matchers.mapping.shared_cameras import (
     MAX_ERROR_RATIO,
@@ -155,7 +156,7 @@ class _CameraTrials:
             first = models
             cameras, models = self._without_exif(cameras, models)
             is_doubted = is_doubted and (models is first or self._is_bent(models))
-        if not self.shared:
+        if not self.shared or (is_doubted and self._are_cropped(models)):
             return cameras, models
         first = models
         cameras, models, doubtful = self._split(cameras, models)
@@ -178,6 +179,19 @@ class _CameraTrials:
     def _is_bent(self, models: _Models) -> bool:
         database = self.build.job.workspace.database
         return not models or is_bent(models[0], database, self._doubted)
+
+    def _are_cropped(self, models: _Models, own: OwnCameras | None = None) -> bool:
+        """True if photos fit another principal point as well as cameras of their own, or better.
+
+        It is found when the camera models are chosen.
+        """
+        if not models or not self.shared.intersection(
+            image.name for image in models[0].images.values()
+        ):
+            return False
+        free = try_free_cameras(models[0], self.shared)
+        own = own or try_own_cameras(models[0], self.shared)
+        return free.has_other_centre and free.free_error <= own.own_error
 
     def _contradicts_exif(self, models: _Models) -> bool:
         """True if the model has other focal lengths, or is such that others may be better."""
@@ -235,6 +249,8 @@ class _CameraTrials:
                 break
             with self.build.job.workspace.timed("cameras"):
                 own = try_own_cameras(models[0], self.shared)
+                if own.contradicts and self._are_cropped(models, own):
+                    break
                 focal_lengths = dict(own.focal_lengths)
                 if not own.contradicts:  # else nothing in the model is right to estimate from
                     database = self.build.job.workspace.database

@@ -60,6 +60,17 @@ def test_the_lens_is_found(camera: pycolmap.Camera, right: set[str], tmp_path: P
     assert "instead of SIMPLE_RADIAL, held-out error" in choice.summary()
 
 
+def test_cropped_photos_have_their_principal_point_anywhere(tmp_path: Path) -> None:
+    truth = place(lens("SIMPLE_RADIAL", 1000, 880, 420, -0.05))
+    write_database(tmp_path / "database.db", truth)
+    start = mapped(truth)
+    chosen, (choice,) = choose_camera_models(start, database_path=tmp_path / "database.db")
+    assert choice.refines_principal_point
+    x, y = chosen.cameras[1].principal_point_x, chosen.cameras[1].principal_point_y
+    assert (x, y) == pytest.approx((880, 420), abs=3)
+    assert center_error(chosen, truth) < 0.2 * center_error(start, truth)
+
+
 @pytest.mark.parametrize(
     ("camera", "seed"),
     [

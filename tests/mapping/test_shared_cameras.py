@@ -217,6 +217,19 @@ def test_one_camera_stays_one(tmp_path: Path) -> None:
     assert len(result.models[0].cameras) == 1  # left as it was
 
 
+@pytest.mark.parametrize("kind", ["street", "room"])
+def test_photos_that_are_cropped_alike_are_of_one_camera(kind: str, tmp_path: Path) -> None:
+    centers = write_photos(tmp_path / "photos", (65,), 10, kind, 5)
+    for path in (tmp_path / "photos").iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path))[:, :240])
+    result = run(SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True))
+    assert center_error(result.models[0], centers) < 0.002
+    (camera,) = result.models[0].cameras.values()
+    assert camera.principal_point_x == pytest.approx(160, abs=3)
+    assert "with principal point" in result.summary["settings"]["camera models"]
+    assert result.verdict.level == "good"
+
+
 @pytest.mark.parametrize(
     ("given", "contradicts", "offset"),
     [
