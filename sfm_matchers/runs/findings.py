@@ -37,6 +37,7 @@ from sfm_matchers.runs.camera_trials import SAFER_CAMERAS
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.match_graph import describe_match_graph, doubt_about_pairs
+from sfm_matchers.runs.options import AUTO
 from sfm_matchers.runs.verdict import Verdict, judge_model
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -120,6 +121,7 @@ def _doubt(
         or doubt_about_pairs(build.job.workspace)
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * (SAFER_CAMERAS in groups.reason))
         or _about_misplaced(find_misplaced(models[0], database))
+        or _about_principal_points(models[0], build, cameras)
     )
 
 
@@ -133,6 +135,26 @@ def _about_misplaced(denied: Mapping[str, float]) -> str:
         "matches agree): give photos of another camera or zoom theirs by --cameras, or leave them "
         "out"
     )
+
+
+def _about_principal_points(
+    model: pycolmap.Reconstruction, build: Build, cameras: KnownCameras
+) -> str:
+    """Say that photos fit another principal point, which a named camera model keeps; "" if not."""
+    names = {
+        image.name
+        for image in model.images.values()
+        if image.name not in cameras.given and not model.cameras[image.camera_id].is_spherical()
+    }
+    if build.options.camera_model == AUTO or build.options.no_refine or not names:
+        return ""
+    free = try_free_cameras(model, names)
+    if not free.has_other_centre:
+        return ""
+    text = f"{_some_photos(free.photos, model)} fit {_what_fits(free)}: if they are cropped, "
+    text += f"--camera_model {AUTO} finds it"
+    logger.warning("%s", text)
+    return text
 
 
 def _against_given(

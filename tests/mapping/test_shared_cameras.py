@@ -217,11 +217,26 @@ def test_one_camera_stays_one(tmp_path: Path) -> None:
     assert len(result.models[0].cameras) == 1  # left as it was
 
 
+def write_cropped_photos(folder: Path, kind: str) -> np.ndarray:
+    """Write photos without their right quarter; return centres."""
+    centers = write_photos(folder, (65,), 10, kind, 5)
+    for path in folder.iterdir():
+        cv2.imwrite(str(path), cv2.imread(str(path))[:, :240])
+    return centers
+
+
+def test_a_named_camera_model_does_not_fit_cropped_photos_without_a_word(tmp_path: Path) -> None:
+    write_cropped_photos(tmp_path / "photos", "street")
+    options: dict[str, Any] = {"camera_model": "SIMPLE_RADIAL", "no_longer_tracks": True}
+    verdict = run(SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", **options)).verdict
+    assert verdict.level != "good"
+    assert "the photos fit a principal point 4" in verdict.text
+    assert "if they are cropped, --camera_model auto finds it" in verdict.text
+
+
 @pytest.mark.parametrize("kind", ["street", "room"])
 def test_photos_that_are_cropped_alike_are_of_one_camera(kind: str, tmp_path: Path) -> None:
-    centers = write_photos(tmp_path / "photos", (65,), 10, kind, 5)
-    for path in (tmp_path / "photos").iterdir():
-        cv2.imwrite(str(path), cv2.imread(str(path))[:, :240])
+    centers = write_cropped_photos(tmp_path / "photos", kind)
     result = run(SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True))
     assert center_error(result.models[0], centers) < 0.002
     (camera,) = result.models[0].cameras.values()
