@@ -80,14 +80,16 @@ def try_free_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> 
             photos.setdefault(image.camera_id, []).append(image.name)
     errors = {i: median_error(free, mine) for i, mine in photos.items()}
     adjust_robustly(free, robust_adjustment(1, refines_principal_point=True))
-    off_centre = _off_centre(model, {i: free.cameras[i] for i in photos})
+    # Cameras whose photos all fell out of the model on the way tell nothing.
+    cameras = {i: copy.copy((free if i in free.cameras else model).cameras[i]) for i in photos}
+    off_centre = _off_centre(model, cameras)
     found = [
         FreeCameras(
             sorted(mine),
             errors[i],
             median_error(free, mine),
             copy.copy(model.cameras[i]),
-            copy.copy(free.cameras[i]),
+            cameras[i],
             i in off_centre,
         )
         for i, mine in sorted(photos.items())

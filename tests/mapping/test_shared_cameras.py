@@ -20,6 +20,7 @@ from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
     is_bent,
     regrouped,
+    split_cameras,
     try_own_cameras,
 )
 from sfm_matchers.photos.cameras import FILM_DIAGONAL, CameraGroups
@@ -27,7 +28,14 @@ from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.results import SfmResult
-from sfm_matchers.synthetic import Camera, camera_path, make_scene, random_appearance, render
+from sfm_matchers.synthetic import (
+    Camera,
+    camera_path,
+    look_at,
+    make_scene,
+    random_appearance,
+    render,
+)
 from tests.support.rendered_lenses import lens, place, write_database
 
 pytestmark = pytest.mark.slow
@@ -270,6 +278,14 @@ def test_given_intrinsics_are_held_against_the_model(
     assert free.given.params[0] == given.params[0]
     assert free.found.params[0] == pytest.approx(1000, rel=0.01)
     np.testing.assert_array_equal(model.cameras[1].params, given.params)  # left as it was
+
+
+def test_a_photo_that_falls_out_of_the_model_tells_nothing_of_its_camera() -> None:
+    model = split_cameras(place(lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05)), {"9.png"})
+    (lost,) = [image for image in model.images.values() if image.name == "9.png"]
+    astray = pycolmap.Rigid3d(look_at(np.array([0.0, 90, 40]), np.zeros(3)))
+    lost.frame.set_cam_from_world(lost.camera_id, astray)
+    assert not try_free_cameras(model, {"9.png"}).contradicts
 
 
 # Lines of --cameras for photos of 320 x 240 pixels, whose focal length is 251.
