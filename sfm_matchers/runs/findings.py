@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from sfm_matchers.mapping.shared_cameras import (
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.given_cameras import GivenCamera
+from sfm_matchers.photos.intrinsics import improbable_focal_length
 from sfm_matchers.runs.camera_trials import SAFER_CAMERAS
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import Build
@@ -120,9 +121,24 @@ def _doubt(
         cameras.panoramas
         or doubt_about_pairs(build.job.workspace)
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * (SAFER_CAMERAS in groups.reason))
+        or about_absurd_cameras(models[0], cameras.given)
         or _about_misplaced(find_misplaced(models[0], database))
         or _about_principal_points(models[0], build, cameras)
     )
+
+
+def about_absurd_cameras(model: pycolmap.Reconstruction, given: Collection[str]) -> str:
+    """Say which photos' estimated focal lengths no lens has, so that the model is wrong; or ""."""
+    problems = {
+        image.name: improbable_focal_length(model.cameras[image.camera_id])
+        for image in model.images.values()
+        if image.name not in given
+    }
+    absurd = {name: problem for name, problem in problems.items() if problem}
+    if not absurd:
+        return ""
+    text = f"the model is wrong at {listed(sorted(absurd))}: {absurd[min(absurd)]}"
+    return f"{text}; give one camera to photos that share it (--camera_mode), or leave these out"
 
 
 def _about_misplaced(denied: Mapping[str, float]) -> str:

@@ -24,6 +24,7 @@ from sfm_matchers.mapping.shared_cameras import (
     try_own_cameras,
 )
 from sfm_matchers.photos.cameras import FILM_DIAGONAL, CameraGroups
+from sfm_matchers.runs.findings import about_absurd_cameras
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
@@ -286,6 +287,18 @@ def test_a_photo_that_falls_out_of_the_model_tells_nothing_of_its_camera() -> No
     astray = pycolmap.Rigid3d(look_at(np.array([0.0, 90, 40]), np.zeros(3)))
     lost.frame.set_cam_from_world(lost.camera_id, astray)
     assert not try_free_cameras(model, {"9.png"}).contradicts
+
+
+@pytest.mark.parametrize(("focal_length", "is_absurd"), [(1000, False), (3e6, True)])
+def test_focal_lengths_that_no_lens_has_are_no_good_model(
+    focal_length: float, is_absurd: bool
+) -> None:
+    model = split_cameras(place(lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05)), {"9.png"})
+    (camera_id,) = [image.camera_id for image in model.images.values() if image.name == "9.png"]
+    model.cameras[camera_id].params = [focal_length, 640, 480, 0]
+    said = "the model is wrong at 9.png: the focal length is 2.34e+03 times the longer side"
+    assert about_absurd_cameras(model, ()).startswith(said) == is_absurd
+    assert about_absurd_cameras(model, {"9.png"}) == ""
 
 
 # Lines of --cameras for photos of 320 x 240 pixels, whose focal length is 251.
