@@ -17,8 +17,11 @@ from sfm_matchers.errors import InputError, SfmMatchersError
 
 logger = logging.getLogger(__name__)
 
-# Of `temporary_beside`; SQLite puts files of its own beside a database.
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(-wal|-shm|-journal)?")
+_DATABASE = ".db"
+_MEMORY = "-shm"  # tells nothing without a log
+_LOGS = ("-wal", "-journal", _MEMORY)  # SQLite's own, beside a database
+
+_TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{8}}\.tmp({'|'.join(_LOGS)})?")  # of `temporary_beside`
 
 
 def temporary_beside(path: Path) -> Path:
@@ -82,6 +85,9 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         yield temporary
         if lasting:
             flush(temporary)
+        for log in _logs_of(path):
+            make_way(log)
+            log.unlink(missing_ok=True)
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
@@ -135,6 +141,25 @@ def files_below(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def has_unfinished_log(path: Path) -> bool:
+    """Return whether a log beside a database would change what is read of it, or prevent it.
+
+    A process that is killed leaves one, which whoever opens the database next takes over.
+    """
+    return any(
+        log.is_symlink()
+        or (log.exists() and not log.is_file())
+        or (log.is_file() and log.stat().st_size > 0 and not log.name.endswith(_MEMORY))
+        for log in _logs_of(path)
+    )
+
+
+def _logs_of(path: Path) -> list[Path]:
+    if path.suffix != _DATABASE:
+        return []
+    return [path.with_name(path.name + suffix) for suffix in _LOGS]
 
 
 def make_way(path: Path, *, is_told: bool = True) -> None:

@@ -20,6 +20,7 @@ from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair, write_pairs
 from sfm_matchers.files.replacing import (
     files_below,
+    has_unfinished_log,
     make_way,
     remove_left_behind,
     temporary_folder,
@@ -233,6 +234,8 @@ class Workspace:
             path = self.path / name
             try:
                 if not path.is_file() or content_hash(path) != known:  # a pipe never ends
+                    return path
+                if has_unfinished_log(path):
                     return path
             except OSError:
                 return path

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,35 @@ def test_folders_and_pipes_in_the_place_of_files_make_way(
     assert f"{outputs / 'steps.json'} is not a file, as it must be: move it away" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("note", ["kept", "gone"])
+def test_what_a_kill_left_beside_a_database_does_not_reach_it(
+    photos: Path, finished: Path, outputs: Path, tmp_path: Path, note: str
+) -> None:
+    copy = shutil.copyfile(outputs / "database.db", tmp_path / "database.db")
+    with contextlib.closing(sqlite3.connect(copy)) as database:
+        database.execute("DELETE FROM two_view_geometries")
+        database.commit()  # to the log beside it, which goes into the database when it is closed
+        shutil.copyfile(tmp_path / "database.db-wal", outputs / "database.db-wal")
+    if note == "gone":  # as where the kill came while the database was being changed
+        Workspace(outputs).forget("database.db")
+    run(SfmOptions(photos, outputs, "sift"))
+    assert tables(outputs) == tables(finished)
+    with pycolmap.Database.open(outputs / "database.db") as found:
+        assert len(found.read_two_view_geometries()[0]) > 0
+    assert not (outputs / "database.db-wal").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", os.mkdir)])
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+def test_what_is_no_file_of_a_database_makes_way(
+    photos: Path, finished: Path, outputs: Path, make: Callable[[Path], None], suffix: str
+) -> None:
+    make(outputs / f"database.db{suffix}")
+    run(SfmOptions(photos, outputs, "sift"))
+    assert tables(outputs) == tables(finished)
+    assert not (outputs / f"database.db{suffix}").exists()
 
 
 def test_a_note_does_not_outlive_its_result(
