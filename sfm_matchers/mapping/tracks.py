@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files.colmap_database import quiet_colmap
 from sfm_matchers.machine.memory import available_memory
 from sfm_matchers.machine.progress import progress
@@ -85,11 +85,12 @@ def lengthen_tracks(
         The new model, with new keypoints behind those that each image had, and what was done.
 
     Raises:
-        InputError: no photo is there, or one cannot be read or is not that of the model.
+        InputError: no photo is there, or one cannot be read or is not that of the model; or its
+            cameras, poses and points contradict each other, so that no point is left.
     """
     start = time.monotonic()
     before = model.compute_mean_track_length()
-    model = pycolmap.Reconstruction(model)
+    given, model = model, pycolmap.Reconstruction(model)
     done = LongerTracks((before, before))
     missing = _missing(model, image_dir)
     budget = min(BUDGET, (available_memory() or 4 * BUDGET) // 4)
@@ -104,6 +105,7 @@ def lengthen_tracks(
         done.joined += join_points(model, doubles)
         with quiet_colmap():
             adjust_robustly(model, adjustment or default_adjustment(), fixed_cameras)
+    _check_what_is_left(given, model)
     model.update_point_3d_errors()
     done.track_lengths = before, model.compute_mean_track_length()
     done.seconds = time.monotonic() - start
@@ -114,6 +116,25 @@ def lengthen_tracks(
 def default_adjustment() -> pycolmap.BundleAdjustmentOptions:
     """Return the options of COLMAP's last adjustment of all photos."""
     return pycolmap.IncrementalPipelineOptions().get_global_bundle_adjustment()
+
+
+def _check_what_is_left(given: pycolmap.Reconstruction, left: pycolmap.Reconstruction) -> None:
+    """Name the photos that an adjusted model has lost.
+
+    Raises:
+        InputError: it has no point any more.
+    """
+    if given.num_points3D() and not left.num_points3D():
+        raise InputError(
+            f"none of {given.num_points3D()} points is where the model's cameras and poses see it: "
+            "its tables are damaged, or of several models"
+        )
+    kept = {left.images[image_id].name for image_id in left.reg_image_ids()}
+    names = (given.images[image_id].name for image_id in given.reg_image_ids())
+    if lost := sorted(name for name in names if name not in kept):
+        logger.warning(
+            "no longer in the model, as its points are not where they see them: %s", listed(lost)
+        )
 
 
 def _missing(model: pycolmap.Reconstruction, image_dir: Path) -> set[str]:

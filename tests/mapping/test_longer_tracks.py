@@ -265,6 +265,29 @@ def test_a_model_without_points_stays_as_it_is(place: Place) -> None:
     assert longer.num_points3D() == done.added == 0
 
 
+def test_a_model_that_its_cameras_contradict_is_refused(place: Place) -> None:
+    model = pycolmap.Reconstruction(place.model)
+    model.cameras[1].params = [1e30 for _ in model.cameras[1].params]
+    with pytest.raises(InputError, match="points is where the model's cameras"):
+        lengthen_tracks(model, place.folder / "images")
+
+
+def test_a_photo_that_leaves_the_model_is_named(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = pycolmap.Reconstruction(place.model)
+    image = model.images[4]
+    image.frame.rig_from_world = pycolmap.Rigid3d(pycolmap.Rotation3d([0, 1, 0, 0]), np.ones(3))
+    random = np.random.default_rng(2)
+    for point in image.points2D:
+        point.xy = random.uniform(0, CAMERA.height, 2)
+    left, _ = lengthen_tracks(model, place.folder / "images")
+    assert left.num_reg_images() == NUM_PHOTOS - 1
+    (line,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert line.startswith("no longer in the model")
+    assert line.endswith(f": {image.name}")
+
+
 def test_photos_too_large_for_memory_are_reduced_and_tell_the_same(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
