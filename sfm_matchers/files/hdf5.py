@@ -229,7 +229,7 @@ class Hdf5File:
         Raises:
             InputError: the pair is not in the file or was never given ``matches0``, the file is
                 damaged there, scores are not finite, or a match is of a keypoint that does not
-                exist.
+                exist or cannot.
         """
         group, is_reversed = self.find_pair(name0, name1) or ("", False)
         matches0 = self.numbers(group, "matches0") if group else None
@@ -238,6 +238,11 @@ class Hdf5File:
         if matches0.dtype.kind not in "iu":
             raise InputError(f"{self.path}: matches0 of {group!r} are not whole numbers")
         matches0 = matches0.reshape(-1).astype(np.int64)
+        if len(matches0) and matches0.min() < -1:
+            raise InputError(
+                f"{self.path}: matches0 of {group!r} hold {matches0.min()}, which is no keypoint, "
+                "and not -1 for none: they are damaged, or of more keypoints than 16 bits count"
+            )
         scores0 = self.finite_numbers(group, "matching_scores0")
         if scores0 is None:
             scores0 = np.ones(len(matches0))

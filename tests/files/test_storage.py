@@ -214,6 +214,19 @@ def test_scores_that_are_not_finite_are_named(tmp_path: Path) -> None:
             file.correspondences("a.jpg", "b.jpg")
 
 
+def test_indices_that_16_bits_do_not_hold_are_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "matches.h5", "w") as file:
+        matches0 = np.array([-1, 40_000, 7]).astype(np.int16)
+        file[f"{names_to_pair('a.jpg', 'b.jpg')}/matches0"] = matches0
+    with (
+        open_h5(tmp_path / "matches.h5") as file,
+        pytest.raises(
+            InputError, match=r"'a.jpg/b.jpg' hold -25536, which is no keypoint.*16 bits"
+        ),
+    ):
+        file.matches("a.jpg", "b.jpg")
+
+
 @pytest.mark.parametrize("matches0", [np.array([0.0, -1.0]), np.array([False, True])])
 def test_matches_that_are_no_indices_are_refused(tmp_path: Path, matches0: np.ndarray) -> None:
     with h5py.File(tmp_path / "matches.h5", "w") as file:
