@@ -91,10 +91,24 @@ def load_conf(name: str) -> Conf:
     if len(text) > MAX_LETTERS:
         raise InputError(f"{path} is no conf: it has more than {MAX_LETTERS} letters")
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _UniqueKeys)  # a safe loader
     except (yaml.YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not valid YAML: {one_line(error)}") from error
     return parse_conf(path.stem, content, where=str(path))
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML wants each key once; PyYAML takes the last of several in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            keys.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def parse_conf(name: str, content: Any, where: str) -> Conf:

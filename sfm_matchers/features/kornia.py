@@ -9,6 +9,7 @@ from sfm_matchers.features.networks import (
     MAX_NUM_KEYPOINTS,
     NetworkExtractor,
     check_keypoint_limit,
+    check_least_score,
     load_extractor_weights,
     to_features,
 )
@@ -50,6 +51,7 @@ class AlikedExtractor(NetworkExtractor):
         from sfm_matchers.features.aliked import prepare
 
         check_keypoint_limit(max_num_keypoints)
+        check_least_score(detection_threshold)
         network = ALIKED(name, max_num_keypoints, detection_threshold)
         # A constant of kornia's detector, which the authors' file does not hold.
         load_extractor_weights(network, name, constants=("dkd.hw_grid",))

@@ -81,6 +81,12 @@ def check_keypoint_limit(limit: int, name: str = "max_num_keypoints") -> None:
         raise InputError(f"{name} is {limit}, it must be a whole number, 1 to {MAX_LIMIT}")
 
 
+def check_least_score(threshold: float) -> None:
+    """Raise InputError unless scores, which are 0 to 1, can be above a threshold."""
+    if not 0 <= threshold < 1:
+        raise InputError(f"detection_threshold is {threshold}, but scores are 0 to 1")
+
+
 def load_extractor_weights(network: nn.Module, name: str, constants: Iterable[str] = ()) -> None:
     """Fill a front-end with its bundled weights, else the authors' file.
 

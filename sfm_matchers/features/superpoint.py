@@ -14,6 +14,7 @@ from sfm_matchers.features.networks import (
     MAX_NUM_KEYPOINTS,
     NetworkExtractor,
     check_keypoint_limit,
+    check_least_score,
     load_extractor_weights,
     to_features,
     to_gray,
@@ -58,6 +59,7 @@ class SuperPointExtractor(NetworkExtractor):
         device: str = "cpu",
     ) -> None:
         check_keypoint_limit(max_num_keypoints)
+        check_least_score(detection_threshold)
         _require_superpoint_licence()
         try:
             from transformers import SuperPointConfig, SuperPointForKeypointDetection

@@ -330,6 +330,8 @@ def test_an_unknown_front_end_or_option_is_named() -> None:
         load_extractor({"name": "disk", "max_num_keypoint": 100})
     with pytest.raises(InputError, match="must be a whole number, 1 to"):
         load_extractor({"name": "aliked-n16", "max_num_keypoints": 0})
+    with pytest.raises(InputError, match="detection_threshold is 5, but scores are 0 to 1"):
+        load_extractor({"name": "aliked-n16rot", "detection_threshold": 5})
 
 
 @pytest.mark.parametrize("name", [name for name in conf_names() if "+mambaglue" in name])

@@ -67,6 +67,7 @@ BAD = {
     "a name that is no text": ("name: jamma", "name: [jamma]"),
     "a list that holds itself": ("max_error: 1", "max_error: &a [*a]"),
     "a bomb": ("kind:", f"{BOMB}kind:"),
+    "a key that is there twice": ("max_error: 1", "max_error: 1\nmax_error: 3"),
     "a tag that runs code": ("0.1", "!!python/object/apply:os.system [ls]"),
 }
 
