@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 BYTES_PER_PIXEL = 6  # at most, while a photo is decoded
+_FILE_BYTES_PER_PIXEL = 16  # of the least packed files: four channels of 32 bits
+_FILE_BYTES = 1 << 28  # of any photo: phones append videos
 
 # Of 16 bits: if the values lie closer together than this, they are stretched to 8 bits.
 _NARROW_RANGE = 1 << 15
@@ -115,8 +117,13 @@ def _decoding_bytes(header: _Header) -> int:
 
 
 def decode_pixels(path: Path, flags: int) -> np.ndarray:
-    """Decode by OpenCV, to its colours and 8 or 16 bits, as the file stores it."""
+    """Decode by OpenCV, to its colours and 8 or 16 bits, as the file stores it.
+
+    Raises:
+        InputError: it cannot be read or decoded, or is far longer than its pixels need.
+    """
     try:
+        _check_length(path)
         # Through memory, because OpenCV cannot open every path on Windows.
         encoded = np.fromfile(str(path), dtype=np.uint8)
     except OSError as error:
@@ -144,6 +151,19 @@ def decode_pixels(path: Path, flags: int) -> np.ndarray:
     if image is None or image.dtype not in (np.uint8, np.uint16):
         raise InputError(f"{path} {_UNDECODABLE}")
     return from_upright(image, orientation)
+
+
+def _check_length(path: Path) -> None:
+    """Raise InputError where a file would take gigabytes to read, whatever its picture takes."""
+    length = path.stat().st_size
+    if length <= _FILE_BYTES:
+        return
+    width, height = _header(path).size
+    if length > max(_FILE_BYTES, _FILE_BYTES_PER_PIXEL * width * height):
+        raise InputError(
+            f"{path} has {length // 1_000_000} MB for {width} x {height} pixels: it is damaged, "
+            "or holds more than a photo"
+        )
 
 
 def _has_whole_chunks(encoded: np.ndarray) -> bool:

@@ -206,6 +206,14 @@ def too_large(path: Path) -> str:
     return "has more than 178 megapixels: reduce it"
 
 
+def too_long(path: Path) -> str:
+    """A PNG with a gigabyte of zeros behind it, which take no place on the disk."""
+    image().save(path, "PNG")
+    with path.open("r+b") as file:
+        file.truncate(1 << 30)
+    return f"has 1073 MB for {WIDTH} x {HEIGHT} pixels"
+
+
 def link_to_nothing(path: Path) -> str:
     path.symlink_to("nowhere.jpg")
     return "is missing"
@@ -241,6 +249,7 @@ USELESS = {
     "WebP, half of it": cut_off(0.5, "WEBP"),
     "TIFF of floating point": floating_point_tiff,
     "too large": too_large,
+    "too long": too_long,
     "link to nothing": link_to_nothing,
     "link to itself": link_to_itself,
     "pipe": pipe,
