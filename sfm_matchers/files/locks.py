@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.files.replacing import (
-    remove_left_behind,
-)
+from sfm_matchers.files.replacing import make_way, remove_left_behind
 
 
 @contextlib.contextmanager
@@ -27,11 +25,14 @@ def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
             in, but no second one with this name.
 
     Raises:
-        InputError: another run is working in it, or it cannot be written to.
+        InputError: another run is working in it, it cannot be written to, or something lies in the
+            place of a lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [".lock"] if share is None else [".lock", f".lock-{share.replace('/', '-of-')}"]
+        for name in names:
+            make_way(folder / name)
         locks = [(folder / name).open("a+") for name in names]
     except OSError as error:
         exists = error.filename is not None and Path(error.filename).exists()

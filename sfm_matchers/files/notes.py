@@ -80,7 +80,10 @@ def _renew_copy(path: Path, entries: dict[str, Any]) -> None:
 
 
 def _intact_entries(path: Path, name: str) -> dict[str, Any] | None:
-    """What the note `name` says; None if it is not as it was written, or another note."""
+    """What the note `name` says; None if it is not as it was written, cannot be read, or another's.
+
+    Its folder is ours, as nobody could write there else: a note that cannot be read tells nothing.
+    """
     if not path.is_file():  # a pipe never ends
         return None
     try:
@@ -89,6 +92,6 @@ def _intact_entries(path: Path, name: str) -> dict[str, Any] | None:
         of_what = (name, entries) if "note" in content else (entries,)  # earlier ones: no name
         if isinstance(entries, dict) and content["checksum"] == fingerprint(*of_what):
             return entries
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     return None

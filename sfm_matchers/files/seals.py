@@ -35,7 +35,10 @@ def _seal(path: Path) -> None:
 
 def _is_sealed(path: Path) -> bool:
     seal = _seal_path(path)
-    return seal.exists() and seal.read_bytes() == content_hash(path).encode()
+    try:
+        return seal.exists() and seal.read_bytes() == content_hash(path).encode()
+    except OSError:  # a file that cannot be read is looked into, as a damaged one
+        return False
 
 
 def _checksum(name: str, source: str | None, arrays: Mapping[str, Any]) -> str:

@@ -142,10 +142,13 @@ def check(path: Path, settings: MapSettings, largest: float = np.inf) -> None:
         file = path / name
         if not file.is_file():
             raise InputError(f"{file} is missing: copy the map as a whole")
-        size = file.stat().st_size
-        is_same = size == known["bytes"]
-        if is_same and size <= largest:
-            is_same = content_hash(file) == known["hash"]
+        try:
+            size = file.stat().st_size
+            is_same = size == known["bytes"]
+            if is_same and size <= largest:
+                is_same = content_hash(file) == known["hash"]
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror}") from error
         if not is_same:
             raise InputError(f"{file} is not what the map was made with: copy or build it again")
 

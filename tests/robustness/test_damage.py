@@ -133,6 +133,7 @@ def test_folders_and_pipes_in_the_place_of_files_make_way(
 ) -> None:
     arguments = ["--image_dir", str(photos), "--outputs", str(outputs), "--matcher", "sift"]
     in_the_way = {
+        ".lock": Path.mkdir,
         "photos.json": Path.mkdir,
         FEATURES: os.mkfifo,
         f".{MATCHES}.sha256": Path.mkdir,
@@ -156,6 +157,50 @@ def test_folders_and_pipes_in_the_place_of_files_make_way(
     assert f"{outputs / 'steps.json'} is not a file, as it must be: move it away" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that cannot be read")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "steps.json",
+        "photos.json",
+        "camera_models.json",
+        f".{FEATURES}.sha256",
+        FEATURES,
+        MATCHES,
+        "database.db",
+        "sparse/0/images.bin",
+        "pairs-exhaustive.txt",
+    ],
+)
+def test_results_that_cannot_be_read_are_made_again(
+    photos: Path, finished: Path, outputs: Path, name: str
+) -> None:
+    (outputs / name).unlink()
+    (outputs / name).symlink_to("/proc/self/mem")  # opens, but cannot be read
+    run(SfmOptions(photos, outputs, "sift"))
+    assert tables(outputs) == tables(finished)
+    assert not (outputs / name).is_symlink()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that cannot be read")
+def test_maps_and_exports_that_cannot_be_read_are_made_again(
+    photos: Path, finished: Path, tmp_path: Path
+) -> None:
+    options = MapOptions(finished, photos, tmp_path / "map", matcher="sift")
+    build(options)
+    before = (tmp_path / "map" / "model" / "images.bin").read_bytes()
+    export_model(finished, photos, tmp_path / "exports", ["ply"])
+    points = (tmp_path / "exports" / "points3D.ply").read_bytes()
+    for name in ("map/model/images.bin", "exports/.exports.json.copy", "exports/exports.json"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("/proc/self/mem")  # opens, but cannot be read
+        build(options)
+        export_model(finished, photos, tmp_path / "exports", ["ply"])
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "map" / "model" / "images.bin").read_bytes() == before
+    assert (tmp_path / "exports" / "points3D.ply").read_bytes() == points
 
 
 @pytest.mark.parametrize("note", ["kept", "gone"])
