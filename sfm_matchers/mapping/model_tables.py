@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ TABLES = ("cameras", "images", "points3D")
 _NO_POINT = np.uint64(2**64 - 1)
 _MAX_ID = 2**31 - 2  # of an image: COLMAP makes one number of a pair of them
 _MAX_NAME = 4096  # bytes
+_MAX_NUMBER = 1e15  # of cameras and poses: a flipped bit makes larger ones
 _CAMERA = 0  # the kind of sensor
 _POINT2D = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = struct.Struct("<Q3d3BdQ")  # id, place, colour, error, length of the track that follows
@@ -131,15 +132,26 @@ def _open(path: Path) -> Iterator[_Table]:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
+class _Params(NamedTuple):
+    """The parameters of a camera model: how many, and which are focal lengths."""
+
+    number: int
+    focal_lengths: list[int]
+
+
 @cache
-def _num_params() -> dict[int, int]:
-    """Parameters of each camera model, by its number."""
-    numbers = {}
+def _params() -> dict[int, _Params]:
+    """Those of each camera model, by its number."""
+    found = {}
     for model in pycolmap.CameraModelId.__members__.values():
         if model.value >= 0:
             camera = pycolmap.Camera.create_from_model_id(1, model, 1.0, 1, 1)
-            numbers[int(model.value)] = len(camera.params)
-    return numbers
+            found[int(model.value)] = _Params(len(camera.params), list(camera.focal_length_idxs()))
+    return found
+
+
+def _is_measured(values: Sequence[float]) -> bool:
+    return all(abs(value) < _MAX_NUMBER for value in values)  # which no NaN is
 
 
 def _check_cameras(table: _Table) -> set[int]:
@@ -147,10 +159,12 @@ def _check_cameras(table: _Table) -> set[int]:
     ids: set[int] = set()
     for _ in range(table.count(24)):
         camera_id, model, width, height = table.take("IiQQ")
-        if model not in _num_params():
+        if model not in _params():
             raise table.fault(f"is damaged, or of a newer COLMAP: camera model {model} is unknown")
-        params = table.take(f"{_num_params()[model]}d")
-        if not (0 < width < 2**31 and 0 < height < 2**31 and np.isfinite(params).all()):
+        number, focal_lengths = _params()[model]
+        values = table.take(f"{number}d")
+        can_be = 0 < width < 2**31 and 0 < height < 2**31 and _is_measured(values)
+        if not (can_be and all(values[index] > 0 for index in focal_lengths)):
             raise table.fault(f"is damaged: camera {camera_id} cannot be")
         if camera_id in ids:
             raise table.fault(f"is damaged: it has two cameras {camera_id}")
@@ -172,7 +186,7 @@ def _read_images(table: _Table, cameras: set[int]) -> dict[int, tuple[int, int]]
             raise table.fault(f"has two images of the name {name!r}")
         if camera_id not in cameras:
             raise table.fault(f"is damaged: camera {camera_id} of {name!r} does not exist")
-        if not (np.isfinite(pose).all() and any(pose[:4])):
+        if not (_is_measured(pose) and any(pose[:4])):
             raise table.fault(f"is damaged: the pose of {name!r} is none")
         images[image_id] = (table.skip(count * _POINT2D.itemsize), count)
         names.add(name)
@@ -280,7 +294,7 @@ def _check_frames(
     found: set[int] = set()
     for _ in range(table.count(68)):
         frame_id, rig_id, *pose, num_data = table.take("II7dI")
-        if frame_id in frames or rig_id not in rigs or not np.isfinite(pose).all():
+        if frame_id in frames or rig_id not in rigs or not _is_measured(pose):
             raise table.fault(f"is damaged: frame {frame_id} cannot be")
         frames.add(frame_id)
         for _ in range(num_data):

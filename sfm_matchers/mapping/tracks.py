@@ -85,8 +85,8 @@ def lengthen_tracks(
         The new model, with new keypoints behind those that each image had, and what was done.
 
     Raises:
-        InputError: no photo is there, or one cannot be read or is not that of the model; or its
-            cameras, poses and points contradict each other, so that no point is left.
+        InputError: no photo is there, or one cannot be read or is not that of the model; or what
+            the model says contradicts itself, so that no point is left.
     """
     start = time.monotonic()
     before = model.compute_mean_track_length()
@@ -98,11 +98,13 @@ def lengthen_tracks(
     for _ in range(rounds):
         if not model.num_points3D():
             break
+        _check_tracks(model)
         scene = SparseScene.of(model)
         found = _search(scene, photos, missing, mask_dir)
         added, doubles = _add(model, scene, found)
         done.added += added
         done.joined += join_points(model, doubles)
+        _drop_unseen_points(model)
         with quiet_colmap():
             adjust_robustly(model, adjustment or default_adjustment(), fixed_cameras)
     _check_what_is_left(given, model)
@@ -116,6 +118,33 @@ def lengthen_tracks(
 def default_adjustment() -> pycolmap.BundleAdjustmentOptions:
     """Return the options of COLMAP's last adjustment of all photos."""
     return pycolmap.IncrementalPipelineOptions().get_global_bundle_adjustment()
+
+
+def _check_tracks(model: pycolmap.Reconstruction) -> None:
+    """Raise InputError unless images and points tell the same of who sees whom.
+
+    COLMAP notes it with both, and keeps what the files say of each.
+    """
+    of_points = sum(point.track.length() for point in model.points3D.values())
+    of_images = sum(image.num_points3D for image in model.images.values())
+    if of_points != of_images:
+        raise InputError(
+            f"the model's points are seen by {of_points} keypoints, of its images {of_images} see "
+            "points: its tables are damaged, or of several models"
+        )
+
+
+def _drop_unseen_points(model: pycolmap.Reconstruction) -> None:
+    """Delete the points that fewer than two photos see: nothing says where they are.
+
+    Raises:
+        InputError: no other one is there.
+    """
+    unseen = [key for key, point in model.points3D.items() if point.track.length() < 2]
+    if len(unseen) == model.num_points3D():
+        raise InputError("no point of the model is seen by two photos: triangulate them first")
+    for point_id in unseen:
+        model.delete_point3D(point_id)
 
 
 def _check_what_is_left(given: pycolmap.Reconstruction, left: pycolmap.Reconstruction) -> None:

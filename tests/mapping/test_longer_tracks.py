@@ -272,12 +272,26 @@ def test_a_model_that_its_cameras_contradict_is_refused(place: Place) -> None:
         lengthen_tracks(model, place.folder / "images")
 
 
+def test_points_that_one_photo_sees_leave_the_model(place: Place) -> None:
+    model = pycolmap.Reconstruction(place.model)
+    for point_id in sorted(model.points3D):
+        track = model.points3D[point_id].track
+        if point_id % 2:
+            model.delete_observation(track.elements[0].image_id, track.elements[0].point2D_idx)
+    left, _ = lengthen_tracks(model, place.folder / "images")
+    assert min(point.track.length() for point in left.points3D.values()) >= 2
+    for point in model.points3D.values():
+        point.track = pycolmap.Track()
+    with pytest.raises(InputError, match="points are seen by 0 keypoints, of its images"):
+        lengthen_tracks(model, place.folder / "images")
+
+
 def test_a_photo_that_leaves_the_model_is_named(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = pycolmap.Reconstruction(place.model)
     image = model.images[4]
-    image.frame.rig_from_world = pycolmap.Rigid3d(pycolmap.Rotation3d([0, 1, 0, 0]), np.ones(3))
+    image.frame.rig_from_world = pycolmap.Rigid3d(pycolmap.Rotation3d(), np.array([0, 0, -1e6]))
     random = np.random.default_rng(2)
     for point in image.points2D:
         point.xy = random.uniform(0, CAMERA.height, 2)

@@ -113,6 +113,30 @@ def test_rigs_without_frames_are_refused(model: pycolmap.Reconstruction, tmp_pat
         read_model(tmp_path)
 
 
+@pytest.mark.parametrize("write", ["write_text", "write_binary"])
+@pytest.mark.parametrize("params", [[60, -60, 32, 24], [0, 60, 32, 24], [60, 60, 1e300, 24]])
+def test_cameras_that_cannot_be_are_refused(
+    model: pycolmap.Reconstruction, tmp_path: Path, write: str, params: list[float]
+) -> None:
+    model.cameras[1].params = params
+    getattr(model, write)(tmp_path)
+    with pytest.raises(
+        InputError,
+        match="its table cameras is damaged: camera 1 cannot be|"
+        r"cameras\.bin is damaged: camera 1 cannot be",
+    ):
+        read_model(tmp_path)
+
+
+def test_poses_that_cannot_be_are_refused(model: pycolmap.Reconstruction, tmp_path: Path) -> None:
+    model.images[3].frame.rig_from_world = pycolmap.Rigid3d(
+        pycolmap.Rotation3d(), np.array([0, 1e300, 0])
+    )
+    model.write(tmp_path)
+    with pytest.raises(InputError, match="the pose of '0003' is none"):
+        read_model(tmp_path)
+
+
 def test_damage_of_text_is_said_of_the_users_model(
     model: pycolmap.Reconstruction, tmp_path: Path
 ) -> None:
