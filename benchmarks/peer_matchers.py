@@ -115,6 +115,7 @@ class XFeatExtractor:
     """XFeat's sparse features, best first, behind the call of a `FeatureExtractor`."""
 
     batch_pixels = 0
+    wants_upright = True
 
     def __init__(self, folder: Path, max_num_keypoints: int = 4096, device: str = "cpu") -> None:
         self.network = _import(folder, XFEAT).XFeat(top_k=max_num_keypoints)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from sfm_matchers.photos.resizing import to_original
+from sfm_matchers.photos.resizing import to_original, turned_points, turned_size, unturned
+
+UPRIGHT = "quarters_to_upright"  # dataset of a feature file, beside hloc's
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Features:
         scales = None if self.scales is None else self.scales * np.float32(np.mean(scale))
         return Features(keypoints, self.descriptors, self.scores, scales, self.orientations)
 
+    def unturned(self, quarters: int, size: tuple[int, int]) -> Features:
+        """Map features of an image that was turned back to it; `size` (width, height) is its own.
+
+        Only of front-ends that have no orientations, which would turn too.
+        """
+        return replace(self, keypoints=unturned(self.keypoints, quarters, size))
+
     def to_arrays(self, image_size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Return the datasets of a feature file, named as hloc names them."""
         arrays: dict[str, np.ndarray] = {
@@ -71,14 +80,32 @@ class Features:
         return arrays
 
 
+def set_upright(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keypoints and the size of an image as its front-end has seen it, upright.
+
+    Args:
+        arrays: datasets of a feature file, in pixels of the photo as stored.
+    """
+    keypoints, size = arrays["keypoints"], np.asarray(arrays["image_size"])
+    quarters = int(np.ravel(arrays.get(UPRIGHT, 0))[0])
+    if not quarters:
+        return keypoints, size
+    width, height = (int(side) for side in size)
+    upright = turned_points(keypoints, quarters, (width, height))
+    return upright, np.asarray(turned_size((width, height), quarters))
+
+
 class FeatureExtractor(Protocol):
     """A sparse front-end.
 
     Attributes:
         batch_pixels: photos of one size are given together up to so many pixels; 0: one by one.
+        wants_upright: its descriptors of photos that lie on their side differ, so that it sees
+            photos as EXIF sets them upright.
     """
 
     batch_pixels: int
+    wants_upright: bool
 
     def extract(self, images: np.ndarray) -> list[Features]:
         """Return the features of each of some RGB images of one size, (B, H, W, 3) uint8."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from sfm_matchers.confs import FrontEnd, Preprocessing, build
 from sfm_matchers.errors import InputError, PhotoChangedError, listed
-from sfm_matchers.features.base import FeatureExtractor, ParallelFeatureExtractor
+from sfm_matchers.features.base import UPRIGHT, FeatureExtractor, ParallelFeatureExtractor
 from sfm_matchers.features.kornia import AlikedExtractor, DiskExtractor
 from sfm_matchers.features.sift import PARALLEL_PIXELS, SiftExtractor
 from sfm_matchers.features.superpoint import SuperPointExtractor
@@ -26,11 +26,11 @@ from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.machine.memory import large_blocks_apart
 from sfm_matchers.machine.progress import progress
-from sfm_matchers.photos.checked import read_photo
+from sfm_matchers.photos.checked import StoredPhoto, read_photo
 from sfm_matchers.photos.decoding_budget import DECODING
-from sfm_matchers.photos.images import decoding_bytes
+from sfm_matchers.photos.images import decoding_bytes, quarters_to_upright
 from sfm_matchers.photos.masks import inside_mask
-from sfm_matchers.photos.resizing import ResizedImage, network_size, resize_image
+from sfm_matchers.photos.resizing import ResizedImage, network_size, resize_image, turned
 
 logger = logging.getLogger(__name__)
 
@@ -144,25 +144,35 @@ def extract_image(
     preprocessing: Preprocessing,
     image: np.ndarray,
     mask: np.ndarray | None = None,
+    orientation: int = 1,
 ) -> dict[str, np.ndarray]:
     """Return the datasets of a feature file for one photo.
 
     Args:
         extractor: the front-end.
         preprocessing: how it gets the photo.
-        image: RGB (H, W, 3) uint8.
+        image: RGB (H, W, 3) uint8, as stored.
         mask: (H, W) bool, False where features are dropped.
+        orientation: of EXIF.
     """
-    photo = _prepare_photo(preprocessing, extractor, "image", image, mask)
+    stored = StoredPhoto(image, mask, orientation)
+    photo = _prepare_photo(preprocessing, extractor, "image", stored)
     return _extract_batch(extractor, [photo])[photo.name]
 
 
 @dataclass(frozen=True)
 class _Photo:
-    """A photo as a front-end sees it, and what leads back from there."""
+    """A photo as a front-end sees it, and what leads back from there.
+
+    Attributes:
+        size: (width, height) as stored.
+        quarters: that it was turned by, counter-clockwise, before it was resized.
+        mask: of the photo as stored.
+    """
 
     name: str
     size: tuple[int, int]
+    quarters: int
     resized: ResizedImage
     mask: np.ndarray | None
 
@@ -183,11 +193,17 @@ def _read_photos(
     def read(name: str) -> _Photo | None:
         with DECODING.share(decoding_bytes(image_dir / name)):
             try:
-                pixels = read_photo(image_dir, name, mask_dir, image_fingerprints[name])
+                stored = read_photo(
+                    image_dir,
+                    name,
+                    mask_dir,
+                    image_fingerprints[name],
+                    with_orientation=extractor.wants_upright,
+                )
             except InputError as error:
                 unusable[name] = str(error)
                 return None
-            photo = _prepare_photo(preprocessing, extractor, name, pixels.image, pixels.mask)
+            photo = _prepare_photo(preprocessing, extractor, name, stored)
         if max(photo.resized.pixels.shape) < min(max(photo.size), preprocessing.resize_max or 0):
             reduced.append(name)
         return photo
@@ -218,12 +234,13 @@ def _prepare_photo(
     preprocessing: Preprocessing,
     extractor: FeatureExtractor,
     name: str,
-    image: np.ndarray,
-    mask: np.ndarray | None,
+    stored: StoredPhoto,
 ) -> _Photo:
-    size = (image.shape[1], image.shape[0])
-    resized = resize_image(image, seen_size(preprocessing, size, extractor))
-    return _Photo(name, size, resized, mask)
+    size = (stored.image.shape[1], stored.image.shape[0])
+    quarters = quarters_to_upright(stored.orientation) if extractor.wants_upright else 0
+    image = turned(stored.image, quarters)
+    seen = seen_size(preprocessing, (image.shape[1], image.shape[0]), extractor)
+    return _Photo(name, size, quarters, resize_image(image, seen), stored.mask)
 
 
 def _batches(photos: Iterable[_Photo], extractor: FeatureExtractor) -> Iterator[list[_Photo]]:
@@ -256,7 +273,13 @@ def _extract_batch(
     else:
         found = extractor.extract(np.stack(images))
     for photo, features in zip(photos, found, strict=True):
-        features = features.to_original(photo.resized.scale)
+        features = features.to_original(photo.resized.scale).unturned(photo.quarters, photo.size)
         chosen = inside_mask(features.keypoints, photo.mask)
-        entries[photo.name] = features.select(chosen).to_arrays(photo.size)
+        entry = features.select(chosen).to_arrays(photo.size)
+        entries[photo.name] = entry | _way_up(photo.quarters)
     return entries
+
+
+def _way_up(quarters: int) -> dict[str, np.ndarray]:
+    """Return what a feature file says of a photo that lies on its side."""
+    return {UPRIGHT: np.array([quarters % 4])} if quarters % 4 else {}

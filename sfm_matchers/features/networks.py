@@ -49,6 +49,7 @@ class NetworkExtractor(ABC):
     """
 
     descriptor_dim: ClassVar[int]
+    wants_upright = True
 
     def __init__(self, network: nn.Module, device: str) -> None:
         import torch

@@ -47,6 +47,7 @@ class SiftExtractor:
     """
 
     batch_pixels = 0
+    wants_upright = False  # it turns each descriptor itself
     max_pixels = LARGEST_PIXELS
 
     def __init__(

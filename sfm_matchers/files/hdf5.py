@@ -191,6 +191,7 @@ class Hdf5File:
             raise InputError(f"{self.path} holds no descriptors for image {name!r}")
         count, dimension = len(arrays["keypoints"]), len(np.atleast_1d(arrays["descriptors"]))
         shapes = {"descriptors": (dimension, count), "image_size": (2,)}
+        shapes["quarters_to_upright"] = (1,)
         shapes |= dict.fromkeys(("scores", "keypoint_scores", "scales", "oris"), (count,))
         for key in arrays.keys() & shapes.keys():
             self._check_numbers(name, key, arrays[key])

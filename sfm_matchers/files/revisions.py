@@ -9,7 +9,7 @@ from __future__ import annotations
 FRAMES = 1  # which frames of a video are photos
 PHOTOS = 2  # how photos and masks are decoded, and thus everything
 MASKS = 1  # what masks ignore, and thus everything of photos that have one
-FEATURES = 2
+FEATURES = 3
 MATCHES = 1  # of features and of images
 TURNS = 1  # how photos lie whose images are matched, from some of their pairs
 KEYPOINTS = 1  # made of detector-free matches

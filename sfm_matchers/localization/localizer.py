@@ -50,7 +50,7 @@ from sfm_matchers.matchers.registry import (
 from sfm_matchers.matching.engine import matched_features
 from sfm_matchers.pairs.retrieval import mutual_neighbours, ranked_by_votes
 from sfm_matchers.pairs.sequences import with_neighbours
-from sfm_matchers.photos.images import decoded_size, read_image
+from sfm_matchers.photos.images import decoded_size, read_image_and_orientation
 from sfm_matchers.photos.resizing import network_size, turned, unturned
 
 FIRST_PHOTOS = 2  # matched before anything is estimated, where few may be enough
@@ -269,15 +269,19 @@ class Localizer:
 
     def _look(self, query: Query, image: Photo) -> _Seen | LocalizedQuery:
         """A query with its local features, or failed where its intrinsics are of another size."""
-        pixels = image if isinstance(image, np.ndarray) else read_image(Path(image))
+        if isinstance(image, np.ndarray):
+            pixels, orientation = image, 1
+        else:
+            pixels, orientation = read_image_and_orientation(Path(image))
         if fault := size_fault(query, (pixels.shape[1], pixels.shape[0])):
             return failed_query(query, fault, [], None)
         with self._networks:
-            return _Seen(query, pixels, self._extract(pixels))
+            return _Seen(query, pixels, self._extract(pixels, orientation))
 
-    def _extract(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
-        """Local features of a photo; the lock is held."""
-        return extract_image(self._extractor, self.conf.features.preprocessing, pixels)
+    def _extract(self, pixels: np.ndarray, orientation: int = 1) -> dict[str, np.ndarray]:
+        """Local features of a photo of an EXIF orientation; the lock is held."""
+        preprocessing = self.conf.features.preprocessing
+        return extract_image(self._extractor, preprocessing, pixels, orientation=orientation)
 
     def _retrieve(self, seen: _Seen | LocalizedQuery) -> list[str]:
         if isinstance(seen, LocalizedQuery):

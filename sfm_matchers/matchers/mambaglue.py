@@ -10,6 +10,7 @@ import torch
 
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
+from sfm_matchers.features.base import set_upright
 from sfm_matchers.matchers.batching import batch_size_on
 from sfm_matchers.matchers.protocols import (
     Arrays,
@@ -73,6 +74,7 @@ class MambaGlueMatcher:
         needed = ("keypoints", "descriptors", "image_size")
         if any(name not in image for image in images for name in needed):
             raise InputError(f"MambaGlue needs {', '.join(needed)} of each photo")
+        images = [_as_seen(image) for image in images]
         counts = torch.tensor([len(image["keypoints"]) for image in images], device=self.device)
 
         def stacked(name: str, transposed: bool = False) -> torch.Tensor:
@@ -99,6 +101,12 @@ class MambaGlueMatcher:
             scores=tensor("keypoint_scores") if scores is None else scores,
             num_keypoints=counts,
         )
+
+
+def _as_seen(image: Arrays) -> Arrays:
+    """Features in the frame that the front-end has seen, as the network looks at directions."""
+    keypoints, size = set_upright(image)
+    return {**image, "keypoints": keypoints, "image_size": size}
 
 
 def load(network: MambaGlue, conf: SparseConf, device: str) -> MambaGlueMatcher:

@@ -111,7 +111,9 @@ class FeaturePhotoMatcher(PhotoMatcher):
         )
 
     def _features(self, photo: _Given) -> Arrays:
-        return extract_image(self._extractor, self._preprocessing, photo.image, photo.mask)
+        return extract_image(
+            self._extractor, self._preprocessing, photo.image, photo.mask, photo.orientation
+        )
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,16 @@ def unturned(points: np.ndarray, quarter_turns: int, size: tuple[int, int]) -> n
     return np.stack(columns[quarter_turns % 4], axis=1)
 
 
+def turned_points(points: np.ndarray, quarters: int, size: tuple[int, int]) -> np.ndarray:
+    """Map points (N, 2) of an image of `size` (width, height) to the image after `turned`."""
+    return unturned(points, -quarters, turned_size(size, quarters))
+
+
+def turned_size(size: tuple[int, int], quarters: int) -> tuple[int, int]:
+    """Return the (width, height) after `turned` of an image of `size`."""
+    return (size[1], size[0]) if quarters % 2 else size
+
+
 def network_size(
     size: tuple[int, int], resize_max: int, multiple: int, *, enlarge: bool = False
 ) -> tuple[int, int]:

@@ -22,6 +22,7 @@ import pytest
 import safetensors.torch
 import torch
 from kornia.feature import ALIKED, DISK
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from sfm_matchers.confs import (
@@ -34,7 +35,7 @@ from sfm_matchers.confs import (
 )
 from sfm_matchers.errors import InputError, MissingExtraError, PhotoChangedError, WeightsError
 from sfm_matchers.features import extraction, sift
-from sfm_matchers.features.base import Features, ParallelFeatureExtractor
+from sfm_matchers.features.base import UPRIGHT, Features, ParallelFeatureExtractor, set_upright
 from sfm_matchers.features.extraction import (
     EXTRACTORS,
     extract_features,
@@ -50,6 +51,8 @@ from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.photos import decoding_budget, images
 from sfm_matchers.photos.checked import photo_fingerprint
+from sfm_matchers.photos.masks import inside_mask
+from sfm_matchers.photos.resizing import turned, unturned
 from sfm_matchers.weights import cache_dir, find_checkpoint, registry
 
 pytestmark = pytest.mark.slow
@@ -445,6 +448,51 @@ def test_superpoint_of_a_tiny_photo_is_empty() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
+# Photos that lie on their side
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+@pytest.mark.parametrize(("orientation", "quarters"), [(3, 2), (6, 3), (8, 1)])
+def test_front_ends_see_photos_as_exif_sets_them_upright(
+    name: str, orientation: int, quarters: int
+) -> None:
+    if name != "sift":
+        put_random_weights(name)
+    extractor, upright = load_extractor({"name": name}), texture((96, 80))
+    stored = turned(upright, -quarters)
+    height, width = stored.shape[:2]
+    mask = np.ones((height, width), bool)
+    mask[:, : width // 2] = False
+    expected = extract_image(extractor, Preprocessing(), upright)
+    arrays = extract_image(extractor, Preprocessing(), stored, mask, orientation)
+    assert arrays["image_size"].tolist() == [width, height]
+    assert (arrays["keypoints"][:, 0] >= width // 2 - 0.5).all()
+    if name == "sift":  # which does not care, and has orientations in the photo as stored
+        assert UPRIGHT not in arrays
+        return
+    keypoints = unturned(expected["keypoints"], quarters, (width, height))
+    chosen = inside_mask(keypoints, mask)
+    assert 0 < chosen.sum() < len(chosen)
+    np.testing.assert_allclose(arrays["keypoints"], keypoints[chosen], atol=1e-4)
+    np.testing.assert_array_equal(arrays["descriptors"], expected["descriptors"][:, chosen])
+    seen, size = set_upright(arrays)
+    np.testing.assert_allclose(seen, expected["keypoints"][chosen], atol=1e-4)
+    assert size.tolist() == expected["image_size"].tolist()
+
+
+def test_exif_of_photos_in_a_folder_is_looked_at(tmp_path: Path) -> None:
+    put_random_weights("disk")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(texture((96, 80))).save(tmp_path / "a.png", exif=exif)
+    wanted = {"a.png": photo_fingerprint(content_hash(tmp_path / "a.png"), None, "a.png")}
+    front_end = load_conf("disk+mambaglue").features
+    extract_features(front_end, tmp_path, wanted, tmp_path / "features.h5")
+    with open_h5(tmp_path / "features.h5") as file:
+        assert file.features("a.png")[UPRIGHT].tolist() == [3]
+
+
+# ---------------------------------------------------------------------------------------------
 # Extraction to a file
 
 
@@ -452,6 +500,7 @@ class FakeExtractor:
     """Two keypoints a photo, and a record of the batches; fails once `fail_at` photos are done."""
 
     batch_pixels = 0
+    wants_upright = False
     batches: list[tuple[int, ...]]
     fail_at: int
 
@@ -703,9 +752,9 @@ def test_large_photos_are_not_decoded_beside_the_pyramid_of_sift(
         time.sleep(0.1)
         at_work.clear()
 
-    def reading(*arguments: Any) -> Any:
+    def reading(*arguments: Any, **options: Any) -> Any:
         assert not at_work
-        return read(*arguments)
+        return read(*arguments, **options)
 
     monkeypatch.setattr(pycolmap, "extract_features", working)
     monkeypatch.setattr(extraction, "read_photo", reading)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
 from sfm_matchers.confs import CONF_DIR, load_conf
 from sfm_matchers.errors import InputError
@@ -20,6 +21,7 @@ from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTR, EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMa, JamMaConfig
 from sfm_matchers.networks.mambaglue import MambaGlue, MambaGlueConfig
+from sfm_matchers.photos.resizing import turned, unturned
 
 
 def photo(width: int, height: int, seed: int) -> np.ndarray:
@@ -215,3 +217,20 @@ def test_unknown_matcher_and_device_are_named() -> None:
         load_matcher("jama")
     with pytest.raises(InputError, match="abacus"):
         load_matcher("sift", device="abacus")
+
+
+@pytest.mark.slow
+def test_features_of_a_photo_that_exif_says_lies_on_its_side_match_as_upright_ones(
+    tmp_path: Path,
+) -> None:
+    upright, stored = photo(320, 240, 0), turned(photo(320, 240, 0), 1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(stored).save(tmp_path / "stored.png", exif=exif)
+    matcher = load_matcher("aliked+mambaglue", device="cpu")
+    expected = matcher.match(upright, upright)
+    matches = matcher.match(upright, tmp_path / "stored.png")
+    assert len(matches) >= 100
+    assert len(matches) == len(expected)
+    back = unturned(matches.keypoints0, 3, (240, 320))
+    assert np.median(np.linalg.norm(matches.keypoints1 - back, axis=1)) < 0.01

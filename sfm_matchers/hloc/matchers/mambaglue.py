@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from hloc.utils.base_model import BaseModel
 
+from sfm_matchers.features.base import UPRIGHT
 from sfm_matchers.hloc.options import load_sparse
 
-PREFIXES = ("keypoints", "descriptors", "scores", "keypoint_scores", "scales", "oris", "image_size")
+PREFIXES = (
+    *("keypoints", "descriptors", "scores", "keypoint_scores", "scales", "oris"),
+    *("image_size", UPRIGHT),
+)
 
 
 class MambaGlue(BaseModel):
