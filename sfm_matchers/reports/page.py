@@ -26,6 +26,7 @@ from sfm_matchers.reports.pictures import jpeg_url
 
 logger = logging.getLogger(__name__)
 
+OPTION = re.compile(r"--\w+")  # a line must not end within it
 LEVELS = ("good", "fair", "poor")  # of a verdict
 STILL_HEIGHT = 600  # pixels of the picture of a model where scripts do not run
 MAX_ERROR_SHOWN = 99  # percentile of the points' errors, at which the colours end
@@ -129,7 +130,8 @@ def verdict_html(summary: Mapping[str, Any]) -> str:
         return ""
     level = summary.get("verdict_level")
     kind = level if level in LEVELS else "fair"
-    return f'<p class="verdict {kind}" role="status">{html.escape(str(verdict))}</p>'
+    text = OPTION.sub(r'<span class="option">\g<0></span>', html.escape(str(verdict)))
+    return f'<p class="verdict {kind}" role="status">{text}</p>'
 
 
 def run_html(image_dir: Path) -> str:

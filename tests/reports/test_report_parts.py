@@ -44,6 +44,13 @@ def test_the_verdict_stands_in_a_box_of_its_level(scene, level):
     assert not any(row[0].startswith("verdict") for row in Page(path).rows if row)
 
 
+def test_a_line_of_the_verdict_does_not_end_within_an_option(scene):
+    scene.summary = {"verdict": "2 of 6 photos; try --matcher jamma", "verdict_level": "poor"}
+    text = scene.write().read_text(encoding="utf-8")
+    assert 'try <span class="option">--matcher</span> jamma</p>' in text
+    assert ".option { white-space: nowrap; }" in text
+
+
 def test_without_a_verdict_there_is_no_box(scene):
     assert 'class="verdict' not in scene.write().read_text(encoding="utf-8")
 
