@@ -33,6 +33,10 @@ class PhotoMatcher(ABC):
     """A matcher of either kind behind one call that takes two photos."""
 
     matcher: SparseMatcher | DetectorFreeMatcher
+    name: str  # of its conf
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
 
     def match(
         self,
@@ -74,7 +78,7 @@ class ImagePhotoMatcher(PhotoMatcher):
     """
 
     def __init__(self, matcher: DetectorFreeMatcher, conf: DetectorFreeConf) -> None:
-        self.matcher = matcher
+        self.matcher, self.name = matcher, conf.name
         self._pair_matcher = PairMatcher(matcher, conf.preprocessing)
 
     def _match(self, photo0: _Given, photo1: _Given) -> Matches:
@@ -98,6 +102,7 @@ class FeaturePhotoMatcher(PhotoMatcher):
         self, extractor: FeatureExtractor, matcher: SparseMatcher, conf: SparseConf
     ) -> None:
         self.matcher = self._sparse = matcher
+        self.name = conf.name
         self._extractor, self._preprocessing = extractor, conf.features.preprocessing
 
     def _match(self, photo0: _Given, photo1: _Given) -> Matches:

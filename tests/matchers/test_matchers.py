@@ -234,3 +234,9 @@ def test_features_of_a_photo_that_exif_says_lies_on_its_side_match_as_upright_on
     assert len(matches) == len(expected)
     back = unturned(matches.keypoints0, 3, (240, 320))
     assert np.median(np.linalg.norm(matches.keypoints1 - back, axis=1)) < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sift", "eloftr"])
+def test_a_matcher_says_its_name(name: str) -> None:
+    assert f"({name!r})" in repr(load_matcher(name, device="cpu"))
