@@ -298,6 +298,9 @@ def export_model(
     check_place(chosen, photos or Path(), output, model_dir=source)
     with _prepared(given, source, photos, output) as job:
         exports = [FORMATS[name].write(job) for name in chosen]
+        for export in exports:
+            if export.path is None:
+                logger.warning("export %s: %s", export.format, export.described())
         for name in dict.fromkeys(export.instead for export in exports):
             if name and name not in chosen:
                 with suppress(InputError):  # other files are in its place, and nobody asked for it

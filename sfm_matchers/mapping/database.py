@@ -114,7 +114,7 @@ def _import_undecoded(
     database_path: Path, image_dir: Path, names: list[str], options: pycolmap.ImageReaderOptions
 ) -> None:
     """Add photos that COLMAP does not decode: it is shown black ones of their size and EXIF."""
-    logger.info("%d photos, such as %s, are not decoded by COLMAP, but here", len(names), names[0])
+    logger.debug("%d photos, such as %s, are not decoded by COLMAP, but here", len(names), names[0])
     with scratch_folder() as folder:
         for name in names:
             stand_in = folder / name

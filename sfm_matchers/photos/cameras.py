@@ -175,7 +175,9 @@ def _group_automatically(names: Sequence[str], headers: Mapping[str, PhotoHeader
             )
         else:
             shared = [[name] for name in without_exif]
-            reasons.append(f"{len(without_exif)} photos without EXIF and of mixed sizes: one each")
+            reasons.append(
+                f"{len(without_exif)} photo(s) without EXIF and of mixed sizes: one each"
+            )
         groups += shared
     return CameraGroups(groups, "; ".join(reasons))
 

@@ -128,7 +128,7 @@ def test_heic_named_jpg_is_read_once_the_extra_is_there(
     assert list(check_photos(tmp_path, tmp_path / "out")) == ["a.jpg"]
 
 
-def test_tools_that_read_no_heic_get_png(tmp_path: Path) -> None:
+def test_tools_that_read_no_heic_get_png(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = pycolmap.Reconstruction()
     camera = pycolmap.Camera.create_from_model_id(
         1, pycolmap.CameraModelId.PINHOLE, 100, WIDTH, HEIGHT
@@ -148,3 +148,4 @@ def test_tools_that_read_no_heic_get_png(tmp_path: Path) -> None:
     for export in others:
         assert export.path is None
         assert "no HEIC photos: take the export undistorted" in export.notes[0]
+        assert f"export {export.format}: not written; " in caplog.text  # a quiet run says it too
