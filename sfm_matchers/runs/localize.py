@@ -225,7 +225,7 @@ def write_localization(
     log_path = write_results(workspace.poses, results, keep_folders=True)
     extended = add_to_model(model, results)
     write_model(extended, workspace.extended_map)
-    verdict = judge_localization(results, job.conf.name)
+    verdict = judge_localization(results, job.conf.name, model.num_reg_images())
     summary = {"verdict": verdict.text, "verdict_level": verdict.level}
     report = write_localization_report(
         workspace.report, image_dir, model, results, summary, has_map_photos=has_map_photos

@@ -113,8 +113,16 @@ def judge_model(
     return Verdict("good", f"{what}, with a mean error of {error:.2f} px")
 
 
-def judge_localization(queries: Sequence[LocalizedQuery], matcher: str) -> Verdict:
-    """Judge the poses of queries, made with a matcher as the run's option names it."""
+def judge_localization(
+    queries: Sequence[LocalizedQuery], matcher: str, num_photos: int | None = None
+) -> Verdict:
+    """Judge the poses of queries.
+
+    Args:
+        queries: with what became of them.
+        matcher: as the run's option names it.
+        num_photos: of the map, where it may be so small that queries were matched with all of it.
+    """
     total = len(queries)
     found = sum(query.status is Status.LOCALIZED for query in queries)
     unsure = sum(query.status is Status.LOW_CONFIDENCE for query in queries)
@@ -123,8 +131,12 @@ def judge_localization(queries: Sequence[LocalizedQuery], matcher: str) -> Verdi
         return Verdict("good", what)
     if unsure:
         what += f", {unsure} with low confidence"
-    stronger = f", or --matcher {STRONGER[matcher]}" if matcher in STRONGER else ""
-    advice = f"try a larger --num_loc{stronger}; the report has a reason for each"
+    tried = max(len(query.database_names) for query in queries)
+    options = ["a larger --num_loc"] if num_photos is None or tried < num_photos else []
+    if matcher in STRONGER:
+        options.append(f"--matcher {STRONGER[matcher]}")
+    options = options or ["a map of more photos"]
+    advice = f"try {', or '.join(options)}; the report has a reason for each"
     doubted = [q for q in queries if q.status is Status.LOW_CONFIDENCE and q.reason]
     if doubted and found + len(doubted) == total:  # there are matches enough
         advice = f"{doubted[0].name}: {doubted[0].reason}"

@@ -176,3 +176,14 @@ def test_localization() -> None:
         "1 of 2 queries localized, 1 with low confidence; "
         "1.jpg: the matches contradict its focal length"
     )
+
+
+def test_more_photos_of_the_map_are_advised_only_where_it_has_more() -> None:
+    missing = queries(Status.LOCALIZED, Status.FALLBACK)
+    missing[1].database_names = ["a.jpg", "b.jpg", "c.jpg"]
+    for matcher, num_photos, advice in [
+        ("sift", 4, "try a larger --num_loc, or --matcher jamma;"),
+        ("sift", 3, "try --matcher jamma;"),
+        ("jamma", 3, "try a map of more photos;"),
+    ]:
+        assert advice in judge_localization(missing, matcher, num_photos).text
