@@ -22,6 +22,6 @@ LONGER_TRACKS = 4  # points found in more photos
 CAMERAS = 7  # which photos share one, as the model tells
 CAMERA_MODELS = 4  # chosen after mapping, and the adjustment with them
 TRIANGULATION = 1
-JOINED = 1  # matches of two matchers
+JOINED = 2  # matches of two matchers
 GEOREFERENCE = 1
 EXPORTS = 2  # models for other tools
