@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sfm_matchers.networks.processor import cpu_capabilities
+from sfm_matchers.networks.processor import cpu_capabilities, is_amd
 
 EXPLICIT_SCORES = 1 << 20  # per head; more would fill the memory until the backward pass
 WORTHWHILE = 1 << 20  # multiplications; fewer take less time than oneDNN's preparations
@@ -26,12 +26,10 @@ ATTENTION_ROWS = 512  # scores of so many queries stay in the cache
 
 def is_faster() -> bool:
     """Are oneDNN's products faster on this machine: AMD's processors with AVX-512."""
-    capabilities = cpu_capabilities()
-    is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
     available = torch.backends.mkldnn.is_available() and hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     )
-    return bool(is_amd and capabilities.get("avx512_f") and available)
+    return bool(is_amd() and cpu_capabilities().get("avx512_f") and available)
 
 
 class _Exchange(TorchFunctionMode):

@@ -12,7 +12,7 @@ import torch
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks import onednn
-from sfm_matchers.networks.processor import cpu_capabilities
+from sfm_matchers.networks.processor import cpu_capabilities, is_amd
 
 PRECISIONS = ("float32", "float16", "bfloat16")
 FIRST_WITH_BFLOAT16 = (8, 0)  # compute capability: A100, RTX 30
@@ -42,14 +42,18 @@ def check_precision(precision: str) -> None:
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Is bfloat16 arithmetic of the hardware: GPUs since Ampere, CPUs with AVX512-BF16 or AMX."""
+    """Is bfloat16 faster than float32: on GPUs since Ampere, CPUs with AMX, AMD's with AVX512-BF16.
+
+    Intel's AVX512-BF16 does as much a cycle as float32 does, and converting comes on top: without
+    AMX, as on many rented machines, convolutions and products take half as long again.
+    """
     device = torch.device(device)
     if device.type == "cuda":  # torch emulates it on older ones
         return torch.cuda.get_device_capability(device) >= FIRST_WITH_BFLOAT16
     if device.type != "cpu":
         return False
     capabilities = cpu_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return bool(capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and is_amd()))
 
 
 def default_precision(device_type: str) -> str:

@@ -70,15 +70,16 @@ def test_mambaglue_matches_in_half_precision(precision: str) -> None:
 @pytest.mark.parametrize(
     ("name", "capabilities", "expected"),
     [
-        ("jamma", {"avx512_bf16": True}, "bfloat16"),
+        ("jamma", {"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bfloat16"),
         ("eloftr", {"amx_bf16": True}, "bfloat16"),
-        ("sift+mambaglue", {"avx512_bf16": True}, "bfloat16"),
+        ("sift+mambaglue", {"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bfloat16"),
+        ("sift+mambaglue", {"cpu_name": "Intel Xeon", "avx512_bf16": True}, "float32"),
         ("sift+mambaglue", {"avx512_f": True, "avx512_bf16": False}, "float32"),
         ("sift+mambaglue", {}, "float32"),
     ],
 )
 def test_a_conf_takes_bfloat16_where_the_cpu_has_it(
-    name: str, capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+    name: str, capabilities: dict[str, bool | str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     conf = load_conf(name)
@@ -92,7 +93,7 @@ def test_an_onnx_graph_is_in_float32_on_every_cpu(monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxscript", reason="needs the extra onnx")
     from sfm_matchers.onnx.graphs import load_graph
 
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     assert load_graph("jamma", size=(64, 64)).network.config.precision == "float32"  # type: ignore
 
 
@@ -118,6 +119,24 @@ def test_bfloat16_is_fast_on_gpus_that_have_it(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert has_fast_bfloat16("cuda:1") is expected
     assert not has_fast_bfloat16("mps")
+
+
+@pytest.mark.parametrize(
+    ("cpu_name", "instructions", "expected"),
+    [
+        ("AMD EPYC", {"avx512_bf16"}, True),
+        ("AMD EPYC", {"avx512_f"}, False),
+        ("Intel Xeon", {"avx512_bf16"}, False),
+        ("Intel Xeon", {"avx512_bf16", "amx_bf16"}, True),
+        ("", set(), False),
+    ],
+)
+def test_bfloat16_is_fast_on_cpus_with_units_for_it(
+    cpu_name: str, instructions: set[str], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capabilities = {"cpu_name": cpu_name} | dict.fromkeys(instructions, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert has_fast_bfloat16("cpu") is expected
 
 
 def test_float32_is_not_rounded_in_convolutions_of_a_gpu() -> None:
