@@ -21,8 +21,7 @@ from pipelines.localize import print_localization
 from pipelines.options import Parser, matcher_name, program
 from pipelines.sfm import print_summary
 from sfm_matchers.choices import SCENES
-from sfm_matchers.errors import InputError
-from sfm_matchers.runs.options import AachenOptions, SfmOptions
+from sfm_matchers.runs.options import AachenOptions, SfmOptions, check_least
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,9 +46,8 @@ def show(outputs: Path, options: Namespace) -> int:
     from sfm_matchers.runs.reconstruct import run
     from sfm_matchers.synthetic import make_scene, write_photos
 
-    for name, number, least in (("count", options.count, 3), ("seed", options.seed, 0)):
-        if number < least:
-            raise InputError(f"--{name} {number}: expected {least} or more")
+    check_least("count", options.count, 3)
+    check_least("seed", options.seed, 0)
     choose_matching(AachenOptions(outputs / "dataset", outputs / "aachen", options.matcher))
     photos = outputs / "photos"
     if not (photos / "truth" / "images.txt").exists():

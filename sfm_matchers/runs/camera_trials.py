@@ -190,8 +190,10 @@ class _CameraTrials:
         ):
             return False
         free = try_free_cameras(models[0], self.shared)
+        if not free.has_other_centre:
+            return False
         own = own or try_own_cameras(models[0], self.shared)
-        return free.has_other_centre and free.free_error <= own.own_error
+        return free.free_error <= own.own_error
 
     def _contradicts_exif(self, models: _Models) -> bool:
         """True if the model has other focal lengths, or is such that others may be better."""

@@ -221,11 +221,17 @@ def check_numbers(options: object) -> None:
     """
     for name, least in _LEAST.items():
         number = getattr(options, name, None)
-        if number is not None and number < least:
-            raise InputError(f"--{name} {number}: expected {least} or more")
+        if number is not None:
+            check_least(name, number, least)
     error = getattr(options, "ransac_thresh", 1.0)
     if not 0 < error < math.inf:
         raise InputError(f"--ransac_thresh {error}: expected pixels, more than 0")
+
+
+def check_least(name: str, number: int, least: int) -> None:
+    """Raise InputError if the number of an option is less than it may be."""
+    if number < least:
+        raise InputError(f"--{name} {number}: expected {least} or more")
 
 
 Options = TypeVar("Options", MatchOptions, SfmOptions, LocalizeOptions)

@@ -120,7 +120,7 @@ def test_long_names_leave_the_reasons_of_missing_photos_in_sight(scene):
     })()"""
     overflow, share = look(path, script, 375)
     assert overflow <= 0
-    assert share >= 0.45
+    assert share >= 0.5
 
 
 @pytest.mark.parametrize("width", [1280, 375])
