@@ -13,7 +13,9 @@ and two rules that pick pairs of cells (a third, without softmax, is a variant o
 - `match_mutual_maximum` (LoFTR, Efficient LoFTR): P01 * P10 above the threshold and the largest of
   both its row and its column.
 
-S is never held whole, and is formed in bfloat16 where the features are (similarity.py).
+S is never held whole, and is formed in bfloat16 where the features are (similarity.py). A pair that
+is alone is compared without its padded cells: where it is a portrait and a landscape, in half the
+time.
 Of values that are exactly equal one is picked.
 """
 
@@ -55,6 +57,35 @@ class CoarseMatches:
     scores: Tensor
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of one image that are compared.
+
+    Attributes:
+        features: (B, L, C).
+        mask: (B, h, w) bool, False in padded cells; None if none of them are padded.
+        in_grid: (L,) int64, which cells of the grid they are; None for all in their order.
+    """
+
+    features: Tensor
+    mask: Tensor | None
+    in_grid: Tensor | None
+
+    @classmethod
+    def of(cls, features: Tensor, mask: Tensor | None) -> _Cells:
+        """All of a batch, and of a single image those that are not padded."""
+        if mask is None or mask.all():
+            return cls(features, None, None)
+        if len(features) > 1 or not mask.any():
+            return cls(features, mask, None)
+        in_grid = mask.flatten().nonzero()[:, 0]
+        return cls(features[:, in_grid], None, in_grid)
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Which cells of the grid the given ones are."""
+        return ids if self.in_grid is None else self.in_grid[ids]
+
+
 @torch.no_grad()
 def match_either_maximum(
     features0: Tensor,
@@ -84,7 +115,8 @@ def match_either_maximum(
     Returns:
         The matches; `scores` are max(P01, P10).
     """
-    blocks = SimilarityBlocks(features0, features1, temperature, mask0, mask1)
+    cells0, cells1 = _Cells.of(features0, mask0), _Cells.of(features1, mask1)
+    blocks = _blocks(cells0, cells1, temperature)
     found: list[tuple[Tensor, Tensor]] = []
 
     def keep_best_of_rows(rows: Rows) -> None:
@@ -101,13 +133,15 @@ def match_either_maximum(
         torch.cat([ids for ids, _ in found], 1),
         torch.cat([values for _, values in found]),
     )
-    ids, values = _sort_unique(ids, values, features0.shape[1], features1.shape[1])
-    keep = inside_border(ids, grid0, grid1, border, mask0, mask1)
+    ids, values = _sort_unique(ids, values, rows.sum.shape[1], columns.sum.shape[1])
+    in_grid = _in_grid(ids, cells0, cells1)
+    keep = inside_border(in_grid, grid0, grid1, border, mask0, mask1)
     (batch_ids, ids0, ids1), values = ids[:, keep], values[keep]
     scores = torch.maximum(
         rows.probability_of(values, batch_ids, ids0),
         columns.probability_of(values, batch_ids, ids1),
     )
+    batch_ids, ids0, ids1 = in_grid[:, keep]
     return CoarseMatches(batch_ids, ids0, ids1, values, scores)
 
 
@@ -138,7 +172,8 @@ def match_mutual_maximum(
     Returns:
         The matches, at most one per cell; `scores` are P01 * P10, or S without softmax.
     """
-    blocks = SimilarityBlocks(features0, features1, temperature, mask0, mask1)
+    cells0, cells1 = _Cells.of(features0, mask0), _Cells.of(features1, mask1)
+    blocks = _blocks(cells0, cells1, temperature)
     if not softmax:
         ids = _mutual_maxima(blocks, threshold)
         values = blocks.at(ids)
@@ -149,15 +184,26 @@ def match_mutual_maximum(
         lowest = 0.5 * math.log(threshold) - ROUNDING if threshold > 0 else -math.inf
         ids = _mutual_maxima(blocks, lowest, (rows.log_sum / 2, columns.log_sum / 2))
         values = blocks.at(ids)
-    inside = inside_border(ids, grid0, grid1, border, mask0, mask1)
-    ids, values = ids[:, inside], values[inside]
+    in_grid = _in_grid(ids, cells0, cells1)
+    inside = inside_border(in_grid, grid0, grid1, border, mask0, mask1)
+    ids, in_grid, values = ids[:, inside], in_grid[:, inside], values[inside]
     scores = values
     if softmax:
         scores = rows.probability_of(values, ids[0], ids[1])
         scores = scores * columns.probability_of(values, ids[0], ids[2])
     keep = scores > threshold
-    (batch_ids, ids0, ids1), values, scores = ids[:, keep], values[keep], scores[keep]
-    return CoarseMatches(batch_ids, ids0, ids1, values, scores)
+    batch_ids, ids0, ids1 = in_grid[:, keep]
+    return CoarseMatches(batch_ids, ids0, ids1, values[keep], scores[keep])
+
+
+def _blocks(cells0: _Cells, cells1: _Cells, temperature: float) -> SimilarityBlocks:
+    masks = cells0.mask, cells1.mask
+    return SimilarityBlocks(cells0.features, cells1.features, temperature, *masks)
+
+
+def _in_grid(ids: Tensor, cells0: _Cells, cells1: _Cells) -> Tensor:
+    """Return pairs (3, M) of compared cells as pairs of cells of the grids."""
+    return torch.stack((ids[0], cells0.places(ids[1]), cells1.places(ids[2])))
 
 
 def _mutual_maxima_of_likely(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
+from sfm_matchers.networks import coarse_matching
 from sfm_matchers.networks import similarity as similarities
 from sfm_matchers.networks.coarse_matching import (
     CoarseMatches,
@@ -38,7 +41,13 @@ def masks() -> tuple[Tensor, Tensor]:
     return mask0, mask1
 
 
-def match(rule: str, mask0: Tensor | None, mask1: Tensor | None) -> CoarseMatches:
+def match(
+    rule: str,
+    mask0: Tensor | None,
+    mask1: Tensor | None,
+    items: slice = slice(None),
+) -> CoarseMatches:
+    features0, features1 = (both[items] for both in features())
     options = {
         "threshold": RULES[rule],
         "border": BORDER,
@@ -47,8 +56,9 @@ def match(rule: str, mask0: Tensor | None, mask1: Tensor | None) -> CoarseMatche
         "mask1": mask1,
     }
     if rule == "either":
-        return match_either_maximum(*features(), GRID0, GRID1, **options)
-    return match_mutual_maximum(*features(), GRID0, GRID1, softmax=rule == "mutual", **options)
+        return match_either_maximum(features0, features1, GRID0, GRID1, **options)
+    options["softmax"] = rule == "mutual"
+    return match_mutual_maximum(features0, features1, GRID0, GRID1, **options)
 
 
 def expected_matches(rule: str, mask0: Tensor | None, mask1: Tensor | None) -> CoarseMatches:
@@ -94,6 +104,31 @@ def test_blocks_agree_with_the_whole_matrix(
     assert torch.equal(found.ids1, expected.ids1)
     torch.testing.assert_close(found.similarities, expected.similarities, rtol=0, atol=5e-5)
     torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("item", [0, 1])
+@pytest.mark.parametrize("rule", list(RULES))
+def test_a_pair_alone_is_compared_without_its_padded_cells(
+    rule: str, item: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = 0
+
+    class Counted(similarities.SimilarityBlocks):
+        def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+            nonlocal entries
+            for rows, block in super().__iter__():
+                entries += block.numel()
+                yield rows, block
+
+    both, of_item = match(rule, *masks()), slice(item, item + 1)
+    mask0, mask1 = (mask[of_item] for mask in masks())
+    monkeypatch.setattr(coarse_matching, "SimilarityBlocks", Counted)
+    alone = match(rule, mask0, mask1, of_item)
+    assert entries == mask0.sum() * mask1.sum() < 0.7 * mask0.numel() * mask1.numel()
+    chosen = both.batch_ids == item
+    assert torch.equal(alone.ids0, both.ids0[chosen])
+    assert torch.equal(alone.ids1, both.ids1[chosen])
+    torch.testing.assert_close(alone.scores, both.scores[chosen], rtol=0, atol=5e-5)
 
 
 def test_either_rule_gives_many_cells_one_partner() -> None:
