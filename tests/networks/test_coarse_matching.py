@@ -89,11 +89,17 @@ def inner_cells(grid: tuple[int, int], mask: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("block_entries", [1 << 20, 3000])
+@pytest.mark.parametrize("largest", [0.0, 70.0])  # beyond it rows are shifted to their maxima
 @pytest.mark.parametrize("with_masks", [False, True])
 @pytest.mark.parametrize("rule", list(RULES))
 def test_blocks_agree_with_the_whole_matrix(
-    rule: str, with_masks: bool, block_entries: int, monkeypatch: pytest.MonkeyPatch
+    rule: str,
+    with_masks: bool,
+    largest: float,
+    block_entries: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(similarities, "MAX_IN_FLOAT32", largest)
     monkeypatch.setattr(similarities, "BLOCK_ENTRIES_CPU", block_entries)
     monkeypatch.setattr(similarities, "MIN_ROWS", 1)
     mask0, mask1 = masks() if with_masks else (None, None)
@@ -114,9 +120,9 @@ def test_a_pair_alone_is_compared_without_its_padded_cells(
     entries = 0
 
     class Counted(similarities.SimilarityBlocks):
-        def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        def _products(self, *features: Tensor) -> Iterator[tuple[slice, Tensor]]:
             nonlocal entries
-            for rows, block in super().__iter__():
+            for rows, block in super()._products(*features):
                 entries += block.numel()
                 yield rows, block
 
