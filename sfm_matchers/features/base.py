@@ -8,9 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from sfm_matchers.files.hdf5 import UPRIGHT
 from sfm_matchers.photos.resizing import to_original, turned_points, turned_size, unturned
-
-UPRIGHT = "quarters_to_upright"  # dataset of a feature file, beside hloc's
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ import numpy as np
 
 from sfm_matchers.confs import FrontEnd, Preprocessing, build
 from sfm_matchers.errors import InputError, PhotoChangedError, listed
-from sfm_matchers.features.base import UPRIGHT, FeatureExtractor, ParallelFeatureExtractor
+from sfm_matchers.features.base import FeatureExtractor, ParallelFeatureExtractor
 from sfm_matchers.features.kornia import AlikedExtractor, DiskExtractor
 from sfm_matchers.features.sift import PARALLEL_PIXELS, SiftExtractor
 from sfm_matchers.features.superpoint import SuperPointExtractor
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import fingerprint
+from sfm_matchers.files.hdf5 import UPRIGHT
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.machine.memory import large_blocks_apart
 from sfm_matchers.machine.progress import progress

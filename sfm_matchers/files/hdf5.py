@@ -16,6 +16,7 @@ from sfm_matchers.files.names import checked_names
 from sfm_matchers.files.pair_lists import Pair, names_to_pair
 
 UNKNOWN_SIDE = 1 << 17  # pixels; no photo has more
+UPRIGHT = "quarters_to_upright"  # dataset of a feature file, beside hloc's
 CROWD, PLACES_OF_CROWD = 16, 4  # so many keypoints do not share fewer places
 
 COMPRESSED_FROM = 2048  # bytes; smaller arrays do not become smaller
@@ -190,8 +191,7 @@ class Hdf5File:
         if "descriptors" not in arrays:
             raise InputError(f"{self.path} holds no descriptors for image {name!r}")
         count, dimension = len(arrays["keypoints"]), len(np.atleast_1d(arrays["descriptors"]))
-        shapes = {"descriptors": (dimension, count), "image_size": (2,)}
-        shapes["quarters_to_upright"] = (1,)
+        shapes = {"descriptors": (dimension, count), "image_size": (2,), UPRIGHT: (1,)}
         shapes |= dict.fromkeys(("scores", "keypoint_scores", "scales", "oris"), (count,))
         for key in arrays.keys() & shapes.keys():
             self._check_numbers(name, key, arrays[key])

@@ -35,7 +35,7 @@ from sfm_matchers.confs import (
 )
 from sfm_matchers.errors import InputError, MissingExtraError, PhotoChangedError, WeightsError
 from sfm_matchers.features import extraction, sift
-from sfm_matchers.features.base import UPRIGHT, Features, ParallelFeatureExtractor, set_upright
+from sfm_matchers.features.base import Features, ParallelFeatureExtractor, set_upright
 from sfm_matchers.features.extraction import (
     EXTRACTORS,
     extract_features,
@@ -47,7 +47,7 @@ from sfm_matchers.features.networks import MIN_SIDE
 from sfm_matchers.features.sift import SiftExtractor
 from sfm_matchers.features.superpoint import SUPERPOINT_VARIABLE
 from sfm_matchers.files.fingerprints import content_hash
-from sfm_matchers.files.hdf5 import list_groups, open_h5
+from sfm_matchers.files.hdf5 import UPRIGHT, list_groups, open_h5
 from sfm_matchers.networks.mambaglue import MambaGlueConfig
 from sfm_matchers.photos import decoding_budget, images
 from sfm_matchers.photos.checked import photo_fingerprint

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hloc.utils.base_model import BaseModel
 
-from sfm_matchers.features.base import UPRIGHT
+from sfm_matchers.files.hdf5 import UPRIGHT
 from sfm_matchers.hloc.options import load_sparse
 
 PREFIXES = (
