@@ -51,7 +51,7 @@ def rivalry(solution: Solution) -> np.ndarray | None:
 def is_elsewhere(rival: Solution, solution: Solution) -> bool:
     """Whether two poses are of two places, not one pose and its errors."""
     is_near = rival.moves_from(solution) < RIVAL_DISTANCE
-    return not (is_near and _turn(rival, solution) < RIVAL_TURN)
+    return not (is_near and rival.turns_from(solution) < RIVAL_TURN)
 
 
 def is_certain(
@@ -99,10 +99,4 @@ def _agrees(solution: Solution, enough: int) -> bool:
     if refined is None:
         return False
     alone = Solution(solution.camera, refined["cam_from_world"], solution.matches)
-    return alone.moves_from(solution) <= MAX_MOVE and _turn(alone, solution) <= MAX_TURN
-
-
-def _turn(first: Solution, second: Solution) -> float:
-    """Degrees between two orientations."""
-    turn = first.cam_from_world * second.cam_from_world.inverse()
-    return float(np.rad2deg(turn.rotation.angle()))
+    return alone.moves_from(solution) <= MAX_MOVE and alone.turns_from(solution) <= MAX_TURN

@@ -36,6 +36,8 @@ MIN_INLIERS = 16
 # estimated ones are worth little where the camera's standard deviation with them is above 0.6 %:
 # on rendered maps errors are 0.6 times as large (root mean square), and 1 % is 2.8 times that.
 WRONG_MOVE, MAX_UNCERTAINTY = 0.01, 0.006
+# Degrees by which freer intrinsics may turn the camera that fit better than noise explains.
+MAX_TURN = 1.0
 # Of a photo's longer side, the standard deviation of the principal point of a lens that is not
 # known: those of phones and of photos that are cut are so far from the middle.
 MIDDLE_DEVIATION = 0.01
@@ -158,6 +160,22 @@ class Solution:
         """True if its intrinsics are to be believed although those of `other` are preferred."""
         return self.support - other.support > max(MIN_GAIN, GAIN_PER_INLIER * self.num_inliers)
 
+    def turns_from(self, other: Solution) -> float:
+        """Degrees between the two orientations."""
+        turn = self.cam_from_world * other.cam_from_world.inverse()
+        return float(np.rad2deg(turn.rotation.angle()))
+
+    def contradicts(self, other: Solution) -> bool:
+        """True if the intrinsics of `other` are wrong, whether or not these are right: clearly
+        worse, or worse than by noise and with another pose."""
+        if self.is_clearly_better(other):
+            return True
+        is_noise = self.support - other.support <= max(
+            MIN_GAIN, NOISE_PER_INLIER * self.num_inliers
+        )
+        is_there = self.moves_from(other) <= MAX_UNCERTAINTY and self.turns_from(other) <= MAX_TURN
+        return not (is_noise or is_there)
+
     def summary(self) -> str:
         """Inliers and their median error."""
         return f"{self.num_inliers} inliers, {self.median_error:.1f} px"
@@ -229,7 +247,7 @@ def guesses(matches: Matches, size: tuple[int, int], trials: int | None = None) 
 
 
 def better_intrinsics(start: Solution) -> tuple[Solution, int] | None:
-    """Intrinsics that the matches support clearly better than those of a solution, if there are.
+    """Intrinsics that contradict those of a solution, if there are.
 
     Of these the ones with the least freedom: the focal length alone, with the lens distortion,
     with the principal point too.
@@ -244,7 +262,7 @@ def better_intrinsics(start: Solution) -> tuple[Solution, int] | None:
     some = np.concatenate([_evenly(half, MAX_MATCHES // 2) for half in halves])
     start = replace(start, matches=every.some(some))
     found = freed(start, len(FREEDOMS))
-    if not found.is_clearly_better(start) and coherence(start) < MAX_COHERENCE:
+    if not found.contradicts(start) and coherence(start) < MAX_COHERENCE:
         return None
     # Something is wrong. It is worth other starts.
     size = (start.camera.width, start.camera.height)
@@ -255,9 +273,9 @@ def better_intrinsics(start: Solution) -> tuple[Solution, int] | None:
         shifted.append(freed(linear, 3))
     levels = [_most_supported(chances) for chances in (focal, distorted, shifted)]
     best = _most_supported(levels)
-    if not best.is_clearly_better(start):
+    if not best.contradicts(start):
         return None
-    level = next(i for i, solution in enumerate(levels) if not best.is_clearly_better(solution))
+    level = next(i for i, solution in enumerate(levels) if not best.contradicts(solution))
     return _refined(replace(levels[level], matches=every)), level + 1
 
 
