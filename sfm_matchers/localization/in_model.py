@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -302,14 +303,15 @@ def estimate_pose(
     if chosen is None:
         result.reason = f"no pose fits its {len(keypoints)} matches with 3D points"
         return result
-    found, intrinsics, doubts = chosen
+    found, doubts = chosen.solution, chosen.doubt
     if options.check_intrinsics:
         doubts = doubts or imprecision(found)
     inliers = _seen_inliers(found, observers, origin)
     if reason := implausibility(found, inliers):
         result.reason = reason
         return result
-    result.camera, result.intrinsics, result.reason = found.camera, intrinsics, doubts
+    result.camera, result.intrinsics, result.reason = found.camera, chosen.source, doubts
+    result.contradiction = chosen.contradiction
     result.cam_from_world = found.cam_from_world * pycolmap.Rigid3d(pycolmap.Rotation3d(), -origin)
     result.inliers, result.covariance = inliers, centre_covariance(found)
     _judge(result, found, options)
@@ -318,7 +320,7 @@ def estimate_pose(
 
 def _judge(result: LocalizedQuery, found: Solution, options: LocalizationOptions) -> None:
     """Set the status of a query with a pose; its `reason` says what speaks against intrinsics."""
-    confident = _is_confident(result.inliers, options) and not result.reason
+    confident = options.is_confident(result.inliers) and not result.reason
     rival = rivalry(found) if options.check_intrinsics and not result.reason else None
     if rival is not None:
         result.reason = (
@@ -327,6 +329,8 @@ def _judge(result: LocalizedQuery, found: Solution, options: LocalizationOptions
         )
         result.rival = rival if confident else None
     localized = confident and rival is None
+    if not localized and not result.reason:
+        result.reason = options.weakness(result.inliers)
     result.status = Status.LOCALIZED if localized else Status.LOW_CONFIDENCE
 
 
@@ -356,20 +360,27 @@ def _seen_inliers(
     return inliers
 
 
-def _is_confident(inliers: np.ndarray, options: LocalizationOptions) -> bool:
-    count = int(inliers.sum())
-    return count >= options.confident_inliers and count >= options.confident_ratio * len(inliers)
+@dataclass(frozen=True)
+class _Choice:
+    """A pose and its intrinsics.
+
+    Attributes:
+        solution: both.
+        source: whence the intrinsics come, and why.
+        doubt: what speaks against them, or "".
+        contradiction: which others the matches contradict, in one line, or "".
+    """
+
+    solution: Solution
+    source: str
+    doubt: str = ""
+    contradiction: str = ""
 
 
 def _choose_intrinsics(
     query: Query, matches: Matches, options: LocalizationOptions
-) -> tuple[Solution, str, str] | None:
-    """The pose for the intrinsics that the matches support best.
-
-    Returns:
-        The solution; whence its intrinsics come, and why; and what speaks against them, or "".
-        None where there is no pose.
-    """
+) -> _Choice | None:
+    """The pose for the intrinsics that the matches support best; None where there is no pose."""
     estimated = options.estimate_focal_length
     may_change = query.may_change or query.focal_length_is_guess or estimated
     solved: list[tuple[str, Solution]] = []
@@ -380,7 +391,7 @@ def _choose_intrinsics(
             source = candidate.source + (", focal length estimated" if is_guess else "")
             solved.append((source, found))
     best = best_of(found for _, found in solved)
-    is_good = best and _is_confident(best.inliers, options)
+    is_good = best and options.is_confident(best.inliers)
     if may_change and options.check_intrinsics and not is_good:
         size = (query.camera.width, query.camera.height)
         solved += [("estimated", guess) for guess in guesses(matches, size)]
@@ -391,32 +402,29 @@ def _choose_intrinsics(
     others = [f"{name}: {found.summary()}" for name, found in solved if found is not best]
     text = f"{source} ({'; '.join([best.summary(), *others])})" if others else source
     if not options.check_intrinsics:
-        return best, text, ""
+        return _Choice(best, text)
     advice = "" if may_change else CHECK_GIVEN
     level = int("estimated" in source)  # the focal length
     is_known = estimated and not query.focal_length_is_guess and source != "estimated"
-    deviation = 0.0 if is_known else MIDDLE_DEVIATION
+    deviation, contradiction = 0.0 if is_known else MIDDLE_DEVIATION, ""
     if (better := better_intrinsics(best)) is not None:
         estimate, level = better
         what = FREEDOMS[level - 1]
         is_wrong = estimate.moves_from(best) > WRONG_MOVE
         if not may_change:
-            return best, text, _contradiction(best, estimate, what) + advice if is_wrong else ""
+            doubts = _contradiction(best, estimate, what) + advice if is_wrong else ""
+            return _Choice(best, text, doubts)
         if is_wrong and not query.focal_length_is_guess and not estimated:
-            logger.warning(
-                "%s: %s: %s; they are estimated",
-                query.name,
-                source,
-                _contradiction(best, estimate, what),
-            )
+            contradiction = f"{source}: {_contradiction(best, estimate, what)}"
         others = [f"{name}: {found.summary()}" for name, found in solved]
         best, deviation = estimate, MIDDLE_DEVIATION
         text = f"{what} estimated ({'; '.join([best.summary(), *others])})"
     if may_change and (doubts := doubt(best, level, deviation) or unverified(best)):
-        return best, text, doubts
+        return _Choice(best, text, doubts, contradiction)
     is_assumed = not may_change or (query.is_expected and not level)
     focused = suspicion(best) if is_assumed else None
-    return best, text, _contradiction(best, focused, FREEDOMS[0]) + advice if focused else ""
+    doubts = _contradiction(best, focused, FREEDOMS[0]) + advice if focused else ""
+    return _Choice(best, text, doubts, contradiction)
 
 
 def _contradiction(solution: Solution, better: Solution, what: str) -> str:

@@ -17,6 +17,7 @@ import pycolmap
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.names import check_name
 from sfm_matchers.files.text import read_text, write_text
+from sfm_matchers.mapping.diagnosis import fault_of_photo
 from sfm_matchers.photos.intrinsics import Intrinsics
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,22 @@ class LocalizationOptions:
         if not self.max_error > 0:
             raise InputError(f"the largest error of an inlier must be positive: {self.max_error}")
 
+    def is_confident(self, inliers: np.ndarray) -> bool:
+        """Whether inliers (N,) bool are so many, and such a share, that a pose may be believed."""
+        return not self.weakness(inliers)
+
+    def weakness(self, inliers: np.ndarray) -> str:
+        """Why they are not, or ""."""
+        number = int(inliers.sum())
+        if number < self.confident_inliers:
+            return f"{number} matches fit its pose, at least {self.confident_inliers} are asked for"
+        if number < self.confident_ratio * len(inliers):
+            return (
+                f"{number} of its {len(inliers)} matches fit its pose, at least "
+                f"{self.confident_ratio:.0%} are asked for"
+            )
+        return ""
+
 
 @dataclass
 class LocalizedQuery:
@@ -106,6 +123,7 @@ class LocalizedQuery:
         covariance: (6, 6) of the pose for errors of a pixel: rotation in radians and centre, along
             the camera's axes; or None.
         intrinsics: whence the camera's come, and why.
+        contradiction: which others the matches contradict, so that these were estimated; or "".
     """
 
     name: str
@@ -122,6 +140,7 @@ class LocalizedQuery:
     rival: np.ndarray | None = None
     covariance: np.ndarray | None = None
     intrinsics: str = ""
+    contradiction: str = ""
 
     def __repr__(self) -> str:
         """Return what became of it, in one line."""
@@ -202,11 +221,21 @@ def failed_query(
     )
 
 
+def name_fault(result: LocalizedQuery, path: Path) -> None:
+    """Add to the reason of a query without a pose of its own what is wrong with its photo."""
+    if result.status not in (Status.FAILED, Status.FALLBACK):
+        return
+    if fault := fault_of_photo(path.parent, path.name):
+        result.reason = f"{result.reason}; the photo is {fault}" if result.reason else fault
+
+
 def log_outcome(result: LocalizedQuery) -> None:
     """Log why a query is not localized, or what speaks against its pose.
 
     For who hands results out: a later estimate or look at the map may overrule an earlier one.
     """
+    if result.contradiction:
+        logger.warning("%s: %s; they are estimated", result.name, result.contradiction)
     if result.status is Status.LOW_CONFIDENCE and result.reason:
         logger.warning("%s: low confidence: %s", result.name, result.reason)
     elif result.status in (Status.FALLBACK, Status.FAILED):

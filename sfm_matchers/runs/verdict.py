@@ -12,7 +12,7 @@ import pycolmap
 
 from sfm_matchers.errors import listed
 from sfm_matchers.files.pair_lists import Pair
-from sfm_matchers.localization.poses import LocalizedQuery, Status
+from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Status
 from sfm_matchers.mapping.diagnosis import TURNED, Cause, count
 
 Level = Literal["good", "fair", "poor"]
@@ -137,11 +137,16 @@ def judge_localization(
         options.append(f"--matcher {STRONGER[matcher]}")
     options = options or ["a map of more photos"]
     advice = f"try {', or '.join(options)}; the report has a reason for each"
-    doubted = [q for q in queries if q.status is Status.LOW_CONFIDENCE and q.reason]
+    doubted = [q for q in queries if q.status is Status.LOW_CONFIDENCE and _is_enough(q)]
     if doubted and found + len(doubted) == total:  # there are matches enough
         advice = f"{doubted[0].name}: {doubted[0].reason}"
     level: Level = "poor" if found < POOR * total else "good" if found >= GOOD * total else "fair"
     return Verdict(level, f"{what}; {advice}" if level != "good" else what)
+
+
+def _is_enough(query: LocalizedQuery) -> bool:
+    """Whether a query has matches enough, so that more would not help."""
+    return bool(query.reason) and LocalizationOptions().is_confident(query.inliers)
 
 
 def _advice(names: Sequence[str], pairs: Sequence[Pair], matcher: str, device: str) -> str:

@@ -273,14 +273,17 @@ def test_low_confidence_is_what_the_options_say(
     half[:100] = rng.permutation(half[:100])
     rewrite(matches, f"{names_to_pair('good.jpg', 'db/1.jpg')}/matches0", half)
 
-    def status(**options: float) -> Status:
+    def found(**options: float) -> LocalizedQuery:
         given = LocalizationOptions(**options)
-        return localize(model, files, ["good.jpg"], ["db/1.jpg"], given)["good.jpg"].status
+        return localize(model, files, ["good.jpg"], ["db/1.jpg"], given)["good.jpg"]
 
-    assert status() == Status.LOCALIZED
-    assert status(confident_inliers=100, confident_ratio=0.5) == Status.LOCALIZED
-    assert status(confident_inliers=150) == Status.LOW_CONFIDENCE
-    assert status(confident_ratio=0.75) == Status.LOW_CONFIDENCE
+    for sure in (found(), found(confident_inliers=100, confident_ratio=0.5)):
+        assert (sure.status, sure.reason) == (Status.LOCALIZED, "")
+    few, small = found(confident_inliers=150), found(confident_ratio=0.75)
+    assert few.status == small.status == Status.LOW_CONFIDENCE
+    number = few.num_inliers
+    assert few.reason == f"{number} matches fit its pose, at least 150 are asked for"
+    assert small.reason == f"{number} of its 200 matches fit its pose, at least 75% are asked for"
 
 
 def test_results_repeat(

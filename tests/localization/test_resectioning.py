@@ -285,9 +285,7 @@ def map_of(*cameras: pycolmap.Camera) -> pycolmap.Reconstruction:
 
 @pytest.mark.parametrize("zoom", [1.05, 1.3, 1.5, 2, 3])
 @pytest.mark.parametrize("names", [("pinhole",), ("wide",), ("pinhole", "long")])
-def test_a_zoomed_photo_is_not_of_the_maps_camera(
-    names: tuple[str, ...], zoom: float, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_zoomed_photo_is_not_of_the_maps_camera(names: tuple[str, ...], zoom: float) -> None:
     """Cut out of the middle and enlarged to the size that it had."""
     model = map_of(*(LENSES[name] for name in names))
     query = query_of_map("q", SIZE, None, model, camera_from_map=True)
@@ -295,8 +293,7 @@ def test_a_zoomed_photo_is_not_of_the_maps_camera(
     assert found.status == Status.LOCALIZED
     assert error < 1.5
     assert "estimated (" in found.intrinsics
-    assert "the matches contradict the" in caplog.text
-    assert "they are estimated" in caplog.text
+    assert "the matches contradict the" in found.contradiction
 
 
 @pytest.mark.parametrize("name", LENSES)

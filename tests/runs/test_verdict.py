@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,7 +171,11 @@ def test_localization() -> None:
         "the report has a reason for each"
     )
     unsure_ones = queries(good, unsure)
+    unsure_ones[1].reason = "12 matches fit its pose, at least 20 are asked for"
+    unsure_ones[1].inliers = np.ones(12, dtype=bool)
+    assert "a larger --num_loc" in judge_localization(unsure_ones, "sift").text
     unsure_ones[1].reason = "the matches contradict its focal length"
+    unsure_ones[1].inliers = np.ones(20, dtype=bool)
     found = judge_localization(unsure_ones, "sift")
     assert found.text == (
         "1 of 2 queries localized, 1 with low confidence; "
