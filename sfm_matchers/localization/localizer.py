@@ -21,6 +21,7 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.features.base import UPRIGHT
 from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.files.hdf5 import Hdf5File
 from sfm_matchers.localization import map_folder
@@ -36,9 +37,9 @@ from sfm_matchers.localization.poses import (
     Status,
     failed_query,
     log_outcome,
+    name_fault,
 )
 from sfm_matchers.localization.query_intrinsics import query_of_map, size_fault
-from sfm_matchers.mapping.diagnosis import fault_of_photo
 from sfm_matchers.mapping.models import read_model
 from sfm_matchers.matchers import colmap_matching
 from sfm_matchers.matchers.quarter_turns import MIN_TURN_RATIO
@@ -81,6 +82,11 @@ class _Seen:
     pixels: np.ndarray
     features: dict[str, np.ndarray]
     quarters: int = 0
+
+    @property
+    def tried(self) -> int:
+        """After how many quarter turns the front-end saw the photo: EXIF may set it upright."""
+        return int(self.features.get(UPRIGHT, [self.quarters])[0])
 
     @property
     def keypoints(self) -> np.ndarray:
@@ -260,10 +266,8 @@ class Localizer:
                 results = list(threads.map(work, range(len(queries))))
         found = [result for result in results if result is not None]
         for result, image in zip(found, images, strict=True):
-            if result.status is Status.FAILED and not isinstance(image, np.ndarray):
-                fault = fault_of_photo(Path(image).parent, Path(image).name)
-                if fault:
-                    result.reason = f"{result.reason}; the photo is {fault}"
+            if not isinstance(image, np.ndarray):
+                name_fault(result, Path(image))
             log_outcome(result)
         return found
 
@@ -318,16 +322,17 @@ class Localizer:
         if found.status is Status.LOCALIZED or self.conf.matcher == colmap_matching.NAME:
             return found
         with self._networks:
-            quarters = self._way_up(seen.pixels)
-            if not quarters:
+            quarters = self._way_up(seen.pixels, seen.tried)
+            if quarters is None:
                 return found
             features = self._extract(turned(seen.pixels, quarters))
         again = replace(seen, features=features, quarters=quarters)
         other = self._localize(again, self._retrieve(again))
         return other if other.num_inliers > found.num_inliers else found
 
-    def _way_up(self, pixels: np.ndarray) -> int:
-        """Quarter turns after which a photo shares clearly most with the map; the lock is held."""
+    def _way_up(self, pixels: np.ndarray, tried: int) -> int | None:
+        """Quarter turns after which a photo shares clearly more with the map than after those that
+        were tried, if there are; the lock is held."""
         height, width = pixels.shape[:2]
         size = network_size((width, height), TURNED_SIDE, multiple=1)
         small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
@@ -337,7 +342,8 @@ class Localizer:
             counts = sorted(count for count, _ in ranked)
             votes.append(sum(counts[-FIRST_PHOTOS:]))
         best = int(np.argmax(votes))
-        return best if votes[best] >= max(MIN_TURNED_VOTES, MIN_TURN_RATIO * votes[0]) else 0
+        enough = max(MIN_TURNED_VOTES, MIN_TURN_RATIO * votes[tried])
+        return best if best != tried and votes[best] >= enough else None
 
     def _localize(self, seen: _Seen, names: list[str]) -> LocalizedQuery:
         """Localize a query, and doubt a pose that rests on what the map has elsewhere too."""

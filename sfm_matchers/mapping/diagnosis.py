@@ -36,6 +36,7 @@ MIN_USABLE = 0.02
 # of the levels. Sharp photos have 0.04 and more; blurred by 6 pixels of 1024, less than 0.01.
 BLURRED = 0.02
 LOOKED_AT_SIZE = 1024  # pixels of the longer side
+TINY = 200  # pixels of the longer side, in which hardly a front-end finds what others show too
 
 # A homography is that of a camera that only turns if it becomes a rotation up to so much.
 NEARLY_A_ROTATION = 0.03
@@ -146,6 +147,8 @@ def fault_of_photo(image_dir: Path, name: str, mask_dir: Path | None = None) -> 
         return ""
     if usable is not None and usable.mean() < MIN_USABLE:
         return "masked, or transparent, all over" if mask_dir else "transparent all over"
+    if max(image.shape) < TINY:
+        return "tiny"
     step = -(-max(image.shape) // LOOKED_AT_SIZE)  # all pixels of a large photo take gigabytes
     few = image[::step, ::step]
     levels = few if usable is None else few[usable[::step, ::step]]

@@ -14,16 +14,15 @@ from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.localization.poses import (
     LocalizedQuery,
     Query,
-    Status,
     failed_query,
     log_outcome,
+    name_fault,
 )
 from sfm_matchers.localization.query_intrinsics import (
     query_of_given_camera,
     query_of_map,
     size_fault,
 )
-from sfm_matchers.mapping.diagnosis import fault_of_photo
 from sfm_matchers.photos.folders import find_images, is_photo
 from sfm_matchers.photos.given_cameras import (
     GivenCamera,
@@ -152,5 +151,4 @@ def make_queries(
 def name_faults(results: Iterable[LocalizedQuery], image_dir: Path) -> None:
     """Add to the reasons of queries without a pose what is wrong with the photo itself."""
     for result in results:
-        if result.status is Status.FAILED and (fault := fault_of_photo(image_dir, result.name)):
-            result.reason = f"{result.reason}; the photo is {fault}" if result.reason else fault
+        name_fault(result, image_dir / result.name)

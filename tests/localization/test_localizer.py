@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pycolmap
 import pytest
+from PIL import Image
 from rendered_room import photograph_room
 
 import sfm_matchers
@@ -25,6 +26,9 @@ from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import LocalizeOptions
 
 pytestmark = pytest.mark.slow
+
+
+EXIF_ORIENTATION = 0x0112
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,19 @@ def test_estimates_are_those_of_the_pipeline(
     with ThreadPoolExecutor(4) as threads:
         for found, query in zip(threads.map(localizer.localize, paths), expected, strict=True):
             assert_same(found, query)
+
+
+def test_why_intrinsics_are_estimated_is_said_once(
+    place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many photos of the map a query is matched with, one after the other."""
+    photo = read_image(sorted((place / "new").glob("*.jpg"))[0])
+    height, width = photo.shape[:2]
+    middle = photo[height // 6 : -(height // 6), width // 6 : -(width // 6)]
+    with Localizer(place / "ready", enough_inliers=10**6) as all_in_turn:
+        found = all_in_turn.localize(cv2.resize(middle, (width, height)))
+    assert found.contradiction
+    assert len([line for line in caplog.messages if "they are estimated" in line]) == 1
 
 
 def test_a_copied_map_needs_no_photos(
@@ -202,5 +219,13 @@ def test_turned_photos_are_localized_by_a_matcher_that_knows_the_world_upright(
             assert found.status is Status.LOCALIZED
             centre = found.cam_from_world.inverse().translation
             assert np.linalg.norm(centre - image.projection_center()) < 0.1
+        # EXIF says that what is upright lies on its side.
+        wrong = Image.Exif()
+        wrong[EXIF_ORIENTATION] = 6
+        Image.fromarray(upright).save(tmp_path / "wrong.jpg", exif=wrong, quality=95)
+        found = localizer.localize(tmp_path / "wrong.jpg")
+        assert found.status is Status.LOCALIZED
+        centre = found.cam_from_world.inverse().translation
+        assert np.linalg.norm(centre - image.projection_center()) < 0.1
         blank = localizer.localize(np.full((240, 320, 3), 127, np.uint8))
         assert blank.status is Status.FALLBACK

@@ -41,10 +41,11 @@ def spoilt(photo: np.ndarray) -> dict[str, np.ndarray]:
         "blurred": cv2.GaussianBlur(photo, None, 12),
         "blank": np.full_like(photo, 120),
         "overexposed": (230 + photo * 0.09).astype(np.uint8),
+        "tiny": cv2.resize(photo, (160, 120), interpolation=cv2.INTER_AREA),
     }
 
 
-@pytest.mark.parametrize("fault", ["dark", "blurred", "blank", "overexposed"])
+@pytest.mark.parametrize("fault", ["dark", "blurred", "blank", "overexposed", "tiny"])
 def test_what_is_wrong_with_a_photo(photos: Path, tmp_path: Path, fault: str) -> None:
     good = cv2.imread(str(photos / "0000.jpg"))
     write(tmp_path / "a.png", spoilt(good)[fault])
@@ -56,7 +57,7 @@ def test_what_is_wrong_with_a_photo(photos: Path, tmp_path: Path, fault: str) ->
 def test_photos_of_any_shape_are_looked_at(tmp_path: Path, size: tuple[int, int]) -> None:
     levels = np.random.default_rng(0).integers(0, 255, size)
     write(tmp_path / "a.png", levels.astype(np.uint8))
-    assert fault_of_photo(tmp_path, "a.png") in ("", "blank", "blurred")
+    assert fault_of_photo(tmp_path, "a.png") in ("", "blank", "blurred", "tiny")
 
 
 def test_masked_photos_are_said_to_be(photos: Path, tmp_path: Path) -> None:
@@ -209,13 +210,18 @@ def test_groups_say_what_lies_between_them() -> None:
 
 
 def test_queries_without_a_pose_are_told_what_is_wrong_with_the_photo(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "dark.png"), np.full((64, 80, 3), 3, np.uint8))
-    noise = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "dark.png"), np.full((240, 320, 3), 3, np.uint8))
+    noise = np.random.default_rng(0).integers(0, 255, (240, 320, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "fine.png"), noise)
-    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", 80.0, 80, 64)
-    results = [
-        LocalizedQuery(name, Status.FAILED, camera, reason="0 matches")
-        for name in ("dark.png", "fine.png")
-    ]
-    name_faults(results, tmp_path)
-    assert [result.reason for result in results] == ["0 matches; the photo is dark", "0 matches"]
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", 300.0, 320, 240)
+    for status, spoken in (
+        (Status.FAILED, "0 matches; the photo is dark"),
+        (Status.FALLBACK, "0 matches; the photo is dark"),
+        (Status.LOW_CONFIDENCE, "0 matches"),
+    ):
+        results = [
+            LocalizedQuery(name, status, camera, reason="0 matches")
+            for name in ("dark.png", "fine.png")
+        ]
+        name_faults(results, tmp_path)
+        assert [result.reason for result in results] == [spoken, "0 matches"]
