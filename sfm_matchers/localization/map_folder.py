@@ -60,6 +60,7 @@ class MapSettings:
         num_points: 3D points.
         files: path relative to the map -> {"bytes": ..., "hash": ...}.
         format: of the folder.
+        earth: (3, 3) east, north and up, a row each, in the model's world; None: unknown.
     """
 
     matcher: str
@@ -71,6 +72,7 @@ class MapSettings:
     num_points: int
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
+    earth: Sequence[Sequence[float]] | None = None
 
     def load_conf(self, where: str) -> SparseConf:
         """The conf of features and matcher."""

@@ -16,7 +16,13 @@ from sfm_matchers.files.text import write_text
 from sfm_matchers.localization.poses import LocalizedQuery, Status, count_by_status
 from sfm_matchers.mapping.diagnosis import count
 from sfm_matchers.reports.drawing import CAMERA_COLOR, draw_matches, draw_model
-from sfm_matchers.reports.model_in_3d import _no_scene, _Scene, build_scene, placed_frusta
+from sfm_matchers.reports.model_in_3d import (
+    _no_scene,
+    _Scene,
+    about_up,
+    build_scene,
+    placed_frusta,
+)
 from sfm_matchers.reports.page import (
     attempted,
     base64_of,
@@ -61,6 +67,7 @@ def write_localization_report(
     summary: Mapping[str, Any] | None = None,
     *,
     has_map_photos: bool = True,
+    earth: np.ndarray | None = None,
 ) -> Path:
     """Write the page, which needs no other file.
 
@@ -71,6 +78,7 @@ def write_localization_report(
         results: of all queries; pictures are drawn for `MAX_PICTURES` of them, evenly spread.
         summary: its ``verdict`` and ``verdict_level`` (good, fair or poor) stand on top.
         has_map_photos: they are there; otherwise queries are not shown beside them.
+        earth: axes of a georeferenced map, see `model_in_3d.build_scene`.
 
     Returns:
         The path.
@@ -79,7 +87,7 @@ def write_localization_report(
 
     def write() -> None:
         orientations = _orientations(model, image_dir) if has_map_photos else {}
-        build = partial(build_scene, model, orientations)
+        build = partial(build_scene, model, orientations, earth=earth)
         scene = attempted("the map", build, _no_scene())
         page = fill_page(
             "localization.html",
@@ -104,7 +112,10 @@ def write_localization_report(
 
 
 def draw_localized(
-    model: pycolmap.Reconstruction, queries: Collection[str], image_dir: Path
+    model: pycolmap.Reconstruction,
+    queries: Collection[str],
+    image_dir: Path,
+    earth: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw a map with new photos, from the top and obliquely; only these are coloured.
 
@@ -113,11 +124,12 @@ def draw_localized(
         queries: names of the new photos.
         image_dir: the folder that names are relative to; where a photo is there, EXIF tells its way
             up.
+        earth: see `write_localization_report`.
 
     Returns:
         The picture, as of `draw_model`.
     """
-    scene = build_scene(model, _orientations(model, image_dir))
+    scene = build_scene(model, _orientations(model, image_dir), earth=earth)
     is_new = np.array([name in queries for name in scene.camera_names], dtype=bool)
     colors = np.where(is_new[:, None], CAMERA_COLOR, MAP_CAMERA_COLOR)
     order = np.argsort(is_new, kind="stable")  # new ones on top
@@ -151,7 +163,7 @@ def _tiles(model: pycolmap.Reconstruction, results: Sequence[LocalizedQuery]) ->
 def _note(scene: _Scene, results: Sequence[LocalizedQuery]) -> str:
     drawn = len(_drawn(results))
     num_hidden = len(results) - drawn
-    note = f"{count(drawn, 'new photo')} in the map. Up is estimated."
+    note = f"{count(drawn, 'new photo')} in the map. {about_up(scene)}"
     if num_hidden:
         note += f" {num_hidden:,} without a pose of their own are not drawn."
     if len(scene.camera_names) > MAX_MAP_CAMERAS:

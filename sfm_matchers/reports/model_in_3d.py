@@ -235,5 +235,9 @@ def _scene_note(scene: _Scene, model: pycolmap.Reconstruction | None) -> str:
         return "No model was built, so there is nothing to show in 3D."
     shown, total = len(scene.points), scene.num_points_total
     share = f"{shown:,} points" if shown == total else f"{shown:,} of {total:,} points"
-    up = "as georeferenced" if scene.is_up_known else "estimated"
-    return f"{share}, {count(len(scene.frusta), 'camera')}. Up is {up}."
+    return f"{share}, {count(len(scene.frusta), 'camera')}. {about_up(scene)}"
+
+
+def about_up(scene: _Scene) -> str:
+    """A sentence: whence it is known what is up."""
+    return f"Up is {'as georeferenced' if scene.is_up_known else 'estimated'}."

@@ -12,7 +12,7 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.choices import EXIF, NONE
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, one_line
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.nearest import nearest_path
@@ -24,6 +24,7 @@ from sfm_matchers.mapping.control_points import (
     read_control_points,
 )
 from sfm_matchers.mapping.georeference import ABOUT, describe, georeference, write_georeference
+from sfm_matchers.mapping.models import model_folder
 from sfm_matchers.pairs.positions import (
     Positions,
     exif_positions,
@@ -104,11 +105,27 @@ def georeference_models(
     return text
 
 
+def earth_axes_of(path: str | Path) -> FloatArray | None:
+    """Return the same in the world of the model that a path names, if its place is known.
+
+    It is one in metres, or the largest of a run that wrote it in metres too.
+    """
+    folder = model_folder(Path(path))
+    if (folder / ABOUT).is_file():
+        return np.eye(3)
+    run = Workspace(folder.parent.parent)
+    return earth_axes(run) if run.model == folder else None
+
+
 def earth_axes(workspace: Workspace) -> FloatArray | None:
     """Return (3, 3) east, north and up in the world of the largest model, if its place is known."""
     written = workspace.georeferenced / ABOUT
     if not written.is_file():
         return None
-    scaled = np.array(json.loads(read_text(written))["transform"])[:3, :3]
-    axes: FloatArray = scaled / np.cbrt(np.linalg.det(scaled))
+    try:
+        scaled = np.array(json.loads(read_text(written))["transform"], dtype=np.float64)[:3, :3]
+        axes: FloatArray = scaled / np.cbrt(np.linalg.det(scaled))
+    except (InputError, ValueError, KeyError, IndexError, TypeError) as error:
+        logger.warning("%s is damaged, what is up is estimated: %s", written, one_line(error))
+        return None
     return axes

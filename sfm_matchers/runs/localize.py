@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError
@@ -28,6 +29,7 @@ from sfm_matchers.photos.folders import check_folder, find_images
 from sfm_matchers.reports.localization import write_localization_report
 from sfm_matchers.runs.forecast import announce_localization
 from sfm_matchers.runs.frames import queries_instead_of_video
+from sfm_matchers.runs.georeference import earth_axes_of
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import MatchingJob, choose_matching, start_job
 from sfm_matchers.runs.options import LocalizeOptions, check_numbers, make_options
@@ -170,7 +172,7 @@ def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
     workspace.keep_seconds()
     results = [*failed, *found]
     name_faults(results, image_dir)
-    return write_localization(job, model, results)
+    return write_localization(job, model, results, earth_axes_of(options.map))
 
 
 def run_in_map(options: LocalizeOptions) -> LocalizeResult:
@@ -210,17 +212,24 @@ def run_in_map(options: LocalizeOptions) -> LocalizeResult:
         found = localizer.localize_queries(readable, paths, sequence=options.sequence)
     job.check_photos_unchanged()
     workspace.keep_seconds()
-    return write_localization(job, localizer.model, [*failed, *found], has_map_photos=False)
+    earth = localizer.settings.earth
+    axes = None if earth is None else np.array(earth, dtype=np.float64)
+    results = [*failed, *found]
+    return write_localization(job, localizer.model, results, axes, has_map_photos=False)
 
 
 def write_localization(
     job: MatchingJob,
     model: pycolmap.Reconstruction,
     results: list[LocalizedQuery],
+    earth: np.ndarray | None = None,
     *,
     has_map_photos: bool = True,
 ) -> LocalizeResult:
-    """Write the poses, the log, the map with the queries and the report."""
+    """Write the poses, the log, the map with the queries and the report.
+
+    `earth` has east, north and up in the map's world, a row each, where they are known.
+    """
     image_dir, workspace = job.image_dir, job.workspace
     log_path = write_results(workspace.poses, results, keep_folders=True)
     extended = add_to_model(model, results)
@@ -228,7 +237,13 @@ def write_localization(
     verdict = judge_localization(results, job.conf.name, model.num_reg_images())
     summary = {"verdict": verdict.text, "verdict_level": verdict.level}
     report = write_localization_report(
-        workspace.report, image_dir, model, results, summary, has_map_photos=has_map_photos
+        workspace.report,
+        image_dir,
+        model,
+        results,
+        summary,
+        has_map_photos=has_map_photos,
+        earth=earth,
     )
     files = {
         "poses": workspace.poses,
@@ -237,7 +252,7 @@ def write_localization(
         "report": report,
         IMAGE_DIR: image_dir,
     }
-    return LocalizeResult(results, extended, files, workspace.seconds, verdict)
+    return LocalizeResult(results, extended, files, workspace.seconds, verdict, earth)
 
 
 def new_photos(

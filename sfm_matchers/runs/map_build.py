@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pycolmap
 
 from sfm_matchers.confs import SparseConf
@@ -21,6 +22,7 @@ from sfm_matchers.localization import map_folder
 from sfm_matchers.localization.map_folder import MapSettings
 from sfm_matchers.mapping.models import model_folder, write_model
 from sfm_matchers.photos.folders import check_folder
+from sfm_matchers.runs.georeference import earth_axes_of
 from sfm_matchers.runs.localize import check_map, map_pairs, read_map
 from sfm_matchers.runs.maps import triangulated_map
 from sfm_matchers.runs.matching import (
@@ -89,7 +91,8 @@ def build(options: MapOptions) -> MapSettings:
         shutil.rmtree(work)
         logger.info("%s is complete, and of these inputs", output)
         return earlier
-    settings = _finish(output, job, conf, source, pairs, label, reference)
+    earth = earth_axes_of(options.model)
+    settings = _finish(output, job, conf, source, pairs, label, reference, earth)
     steps = ", ".join(f"{name} {seconds:.1f}" for name, seconds in workspace.seconds.items())
     logger.info("Built in %.1f s: %s", time.monotonic() - start, steps)
     shutil.rmtree(work)
@@ -142,6 +145,7 @@ def _finish(
     pairs: list[Pair],
     label: str,
     reference: pycolmap.Reconstruction,
+    earth: np.ndarray | None,
 ) -> MapSettings:
     """Do what is missing, and put the parts in their places, map.json last."""
     known = sorted(job.photos)
@@ -165,6 +169,7 @@ def _finish(
         source,
         model.num_reg_images(),
         model.num_points3D(),
+        earth=None if earth is None else earth.tolist(),
     )
     map_folder.write_settings(output, settings)
     return map_folder.read_settings(output)

@@ -91,6 +91,7 @@ class LocalizeResult:
         files: what it is -> where it is.
         seconds: of the steps.
         verdict: how good it is, and what to try next.
+        earth: (3, 3) east, north and up, a row each, in the map's world; None: unknown.
     """
 
     queries: list[LocalizedQuery]
@@ -98,6 +99,7 @@ class LocalizeResult:
     files: dict[str, Path]
     seconds: dict[str, float]
     verdict: Verdict
+    earth: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """Return the verdict, and where the report is."""
@@ -113,7 +115,7 @@ class LocalizeResult:
             inliers = np.median([query.num_inliers for query in found])
             tiles["inliers of a localized photo (median)"] = f"{inliers:,.0f}"
             names = {query.name for query in found}
-            picture = draw_localized(self.model, names, self.files[IMAGE_DIR])
+            picture = draw_localized(self.model, names, self.files[IMAGE_DIR], self.earth)
         return _page(self.verdict, tiles, picture)
 
 

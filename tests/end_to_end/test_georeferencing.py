@@ -24,7 +24,9 @@ from sfm_matchers.geometry.coordinates import WGS84, Frame, geodetic_from_local
 from sfm_matchers.pairs import automatic as policies
 from sfm_matchers.pairs.automatic import auto_pairs, pairs_in_order
 from sfm_matchers.runs import forecast, verdict
-from sfm_matchers.runs.georeference import earth_axes
+from sfm_matchers.runs.georeference import earth_axes, earth_axes_of
+from sfm_matchers.runs.localize import localize
+from sfm_matchers.runs.map_build import MapOptions, build
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.workspace import Workspace
@@ -91,6 +93,35 @@ def test_a_run_with_gps_gives_a_model_in_metres(photos: Path, finished: Path) ->
     before, after = (next(iter(one.images.values())).viewing_direction() for one in apart)
     assert axes @ before == pytest.approx(after, abs=0.01)
     assert "Up is as georeferenced" in (finished / "report.html").read_text()
+
+
+@pytest.mark.parametrize("named", ["", "sparse/0", "georeferenced"])
+def test_a_report_of_new_photos_has_up_where_the_map_knows_it(
+    finished: Path, photos: Path, tmp_path: Path, named: str
+) -> None:
+    axes = earth_axes_of(finished / named)
+    expected = np.eye(3) if named == "georeferenced" else earth_axes(Workspace(finished))
+    assert axes == pytest.approx(expected)
+    options = MapOptions(finished / named, photos / "images", tmp_path / "map", "sift")
+    assert build(options).earth == pytest.approx(expected)
+    photograph_room(tmp_path / "other", 1, seed=2)
+    new = tmp_path / "other" / "images"
+    result = localize(tmp_path / "map", None, new, tmp_path / "out")
+    assert "Up is as georeferenced" in result.files["report"].read_text()
+    assert result.earth == pytest.approx(expected)
+    if not named:
+        result = localize(finished, photos / "images", new, tmp_path / "out2", matcher="sift")
+        assert "Up is as georeferenced" in result.files["report"].read_text()
+
+
+def test_up_is_not_known_of_other_models(photos: Path, finished: Path, tmp_path: Path) -> None:
+    assert earth_axes_of(photos / "truth") is None
+    shutil.copytree(finished / "sparse", tmp_path / "out" / "sparse")
+    (tmp_path / "out" / "georeferenced").mkdir()
+    written = tmp_path / "out" / "georeferenced" / "georeference.json"
+    for text in ("{}", "no json", '{"transform": [1, 2]}'):
+        written.write_text(text)
+        assert earth_axes_of(tmp_path / "out") is None
 
 
 def test_a_second_run_does_not_georeference_again(photos: Path, finished: Path) -> None:

@@ -120,7 +120,9 @@ def test_the_picture_in_a_notebook_is_upright_by_exif(tmp_path, monkeypatch):
     ways_up = []
     build = localization.build_scene
     monkeypatch.setattr(
-        localization, "build_scene", lambda model, ways: ways_up.append(ways) or build(model, ways)
+        localization,
+        "build_scene",
+        lambda model, ways, **_: ways_up.append(ways) or build(model, ways),
     )
     for folder in ("images", "nowhere"):
         localization.draw_localized(scene.model, scene.names[:1], tmp_path / folder)
