@@ -136,10 +136,10 @@ def judge_localization(
     if matcher in STRONGER:
         options.append(f"--matcher {STRONGER[matcher]}")
     options = options or ["a map of more photos"]
-    advice = f"try {', or '.join(options)}; the report has a reason for each"
+    advice = "the report has a reason for each"  # which the log says too
     doubted = [q for q in queries if q.status is Status.LOW_CONFIDENCE and _is_enough(q)]
-    if doubted and found + len(doubted) == total:  # there are matches enough
-        advice = f"{doubted[0].name}: {doubted[0].reason}"
+    if not doubted or found + len(doubted) < total:  # otherwise there are matches enough
+        advice = f"try {', or '.join(options)}; {advice}"
     level: Level = "poor" if found < POOR * total else "good" if found >= GOOD * total else "fair"
     return Verdict(level, f"{what}; {advice}" if level != "good" else what)
 

@@ -178,8 +178,7 @@ def test_localization() -> None:
     unsure_ones[1].inliers = np.ones(20, dtype=bool)
     found = judge_localization(unsure_ones, "sift")
     assert found.text == (
-        "1 of 2 queries localized, 1 with low confidence; "
-        "1.jpg: the matches contradict its focal length"
+        "1 of 2 queries localized, 1 with low confidence; the report has a reason for each"
     )
 
 
