@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pycolmap
@@ -42,6 +43,11 @@ RESCALED, SAME_SHARE = 0.12, 0.25
 # Of the photo, around the principal point: calibrations may fail near the border, but not within.
 MUST_NOT_FOLD = 0.5
 NOT_MONOTONIC = "the distortion is not monotonic inside the photo"
+# How many times further from the middle than without distortion lenses show something at most:
+# pincushion distortion moves corners by a tenth or two, the FOV model of 115 degrees by 0.56.
+MAX_STRETCH = 1.6
+# Of the photo, around the principal point: what the picture of any fisheye reaches at least.
+MUST_BE_SEEN = 0.25
 
 
 def camera_models() -> list[str]:
@@ -125,7 +131,13 @@ def impossibility(camera: pycolmap.Camera) -> str:
     # Exactly in a corner it is that of a photo twice as large.
     if (centre <= 0.01 * sides).any() or (centre >= 0.99 * sides).any():
         return f"the principal point {_point(centre)} lies outside the photo"
-    return NOT_MONOTONIC if _folds(camera, MUST_NOT_FOLD) else ""
+    if not len(camera.extra_params_idxs()):
+        return ""
+    if _folds(camera, MUST_NOT_FOLD):
+        return NOT_MONOTONIC
+    if not any(way.leaves for way in _ways_out(camera, MUST_BE_SEEN)):
+        return "the distortion keeps all rays in the middle of the photo"
+    return _excessive_stretch(camera, MUST_NOT_FOLD)
 
 
 def is_monotonic(camera: pycolmap.Camera) -> bool:
@@ -133,32 +145,62 @@ def is_monotonic(camera: pycolmap.Camera) -> bool:
 
     Otherwise two rays have one pixel, or a part of the photo none.
     """
-    return all(leaves and moves for leaves, moves in _ways_out(camera))
+    return all(way.leaves and way.moves_outwards for way in _ways_out(camera))
 
 
 def _folds(camera: pycolmap.Camera, share: float = 1.0) -> bool:
     """True if two rays have one pixel in a share of the photo around the principal point."""
     if not len(camera.extra_params_idxs()):
         return False
-    return not all(moves for _, moves in _ways_out(camera, share))
+    return not all(way.moves_outwards for way in _ways_out(camera, share))
 
 
-def _ways_out(camera: pycolmap.Camera, share: float = 1.0) -> Iterator[tuple[bool, bool]]:
-    """Directions from the principal point: whether pixels leave a share of the photo there, and
-    whether they move outwards with the angle till then."""
+def _excessive_stretch(camera: pycolmap.Camera, share: float = 1.0) -> str:
+    """Say how far distortion moves pixels of a share of the photo, where no lens does; or ""."""
+    if not len(camera.extra_params_idxs()):
+        return ""
+    stretch = max(way.stretch for way in _ways_out(camera, share))
+    if stretch <= MAX_STRETCH:
+        return ""
+    return f"the distortion moves pixels {stretch:.3g} times as far from the middle as they were"
+
+
+class _WayOut(NamedTuple):
+    """One direction from the principal point.
+
+    Attributes:
+        leaves: pixels leave a share of the photo there.
+        moves_outwards: they move outwards with the angle till then.
+        stretch: how many times further they are than without distortion, at most.
+    """
+
+    leaves: bool
+    moves_outwards: bool
+    stretch: float
+
+
+def _ways_out(camera: pycolmap.Camera, share: float = 1.0) -> Iterator[_WayOut]:
+    """Directions all around, as far as pixels lie within a share of the photo."""
     widest = 89.5 if camera.is_perspective_fisheye() else 85.0  # COLMAP has no rays from behind
     angles = np.radians(np.linspace(0.0, widest, 500))
+    undistorted = angles if camera.is_perspective_fisheye() else np.tan(angles)
+    focal_lengths = np.resize(camera.params[list(camera.focal_length_idxs())], 2)
     centre = camera.params[list(camera.principal_point_idxs())]
     low, high = (1 - share) * centre, centre + share * ([camera.width, camera.height] - centre)
     for direction in np.linspace(0, 2 * np.pi, 32, endpoint=False):
         axis = np.array([np.cos(direction), np.sin(direction)])
         rays = np.column_stack([np.sin(angles)[:, None] * axis, np.cos(angles)])
         pixels = np.asarray(camera.img_from_cam(rays, check_cheirality=False))
-        outside = ~((pixels >= low) & (pixels <= high)).all(axis=1)
+        outside = ((pixels < low) | (pixels > high)).any(axis=1)  # not where there is no pixel
         end = int(outside.argmax()) if outside.any() else 0
         distances = (pixels[: end + 1] - centre) @ axis if end else (pixels - centre) @ axis
         moves = np.diff(distances[np.isfinite(distances)]) > 0
-        yield end > 0, bool(moves.all())
+        # The last one is outside, and may be so by far.
+        stretches = distances[1 : max(end, 2)] / (
+            undistorted[1 : max(end, 2)] * (axis**2 @ focal_lengths)
+        )
+        stretch = np.nanmax(stretches, initial=0.0)
+        yield _WayOut(end > 0, bool(moves.all()), float(stretch))
 
 
 def camera_of_exif(path: Path) -> pycolmap.Camera | None:
@@ -181,7 +223,9 @@ def may_be_of_exif(camera: pycolmap.Camera) -> bool:
 
 def improbability(camera: pycolmap.Camera) -> str:
     """What is unusual about a camera that may exist; "" where nothing is."""
-    return improbable_focal_length(camera) or _improbable_centre(camera)
+    return (
+        improbable_focal_length(camera) or _improbable_centre(camera) or _excessive_stretch(camera)
+    )
 
 
 def improbable_focal_length(camera: pycolmap.Camera) -> str:

@@ -138,6 +138,39 @@ def test_distortion_that_no_lens_has_is_refused(model: str, extra: list[float]) 
             check_camera(distorted(model, extra), "cameras.txt", is_deliberate=is_deliberate)
 
 
+@pytest.mark.parametrize(
+    ("model", "extra", "message"),
+    [
+        ("SIMPLE_RADIAL", [300], "moves pixels [0-9.]+ times as far"),
+        ("RADIAL", [0, 3000], "moves pixels"),
+        ("OPENCV", [40, 0, 0, 0], "moves pixels"),
+        ("FULL_OPENCV", [0, 0, 0, 0, 0, -300, 0, 0], "moves pixels"),
+        ("OPENCV_FISHEYE", [300, 0, 0, 0], "moves pixels"),
+        ("THIN_PRISM_FISHEYE", [0, 0, 0, 0, 0, 3e6, 0, 0], "moves pixels"),
+        ("RAD_TAN_THIN_PRISM_FISHEYE", [300, *[0] * 11], "moves pixels"),
+        ("SIMPLE_DIVISION", [300], "in the middle"),
+        ("SIMPLE_DIVISION", [-300], "in the middle"),
+        ("FOV", [3.1], "moves pixels"),
+    ],
+)
+def test_distortion_that_stretches_beyond_any_lens_is_refused(
+    model: str, extra: list[float], message: str
+) -> None:
+    for is_deliberate in (False, True):
+        with pytest.raises(InputError, match=message):
+            check_camera(distorted(model, extra), "cameras.txt", is_deliberate=is_deliberate)
+
+
+def test_distortion_that_stretches_the_border_alone_may_be_given_in_a_file(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stretched = distorted("SIMPLE_RADIAL", [5])
+    with pytest.raises(InputError, match=r"moves pixels 1\.7.* give them in a file, --cameras"):
+        check_camera(stretched, "--camera_params")
+    check_camera(stretched, "cameras.txt, line 1", is_deliberate=True)
+    assert "moves pixels" in caplog.text
+
+
 def test_distortion_that_fails_near_the_border_may_be_given_in_a_file(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
