@@ -18,6 +18,8 @@ from sfm_matchers.photos.images import open_photo
 # Photos without EXIF are taken for one camera's if at least this share of them has one size.
 # Internet collections, of many cameras, lie far below; photos of one camera lie at 1.
 SAME_SIZE_SHARE = 0.6
+# So are those of a few sizes, each of which has so many photos at least.
+MIN_PHOTOS_OF_A_SIZE = 3
 
 FILM_DIAGONAL = math.hypot(36, 24)  # millimetres
 _MILLIMETRES = {2: 25.4, 3: 10.0}  # of EXIF's units of resolution: inch, centimetre
@@ -132,7 +134,7 @@ def group_photos(headers: Mapping[str, PhotoHeader], mode: str = "auto") -> Came
         headers: image name -> header.
         mode: ``single``, ``per_folder``, ``per_image`` as in COLMAP; ``auto`` gives one camera to
             photos that share EXIF make, model, lens, focal length and size, and, among photos
-            without EXIF, to those of one size if most have that size.
+            without EXIF, to those of one size if most have that size, or several have each.
 
     Raises:
         InputError: unknown mode, or ``single`` for photos of different sizes.
@@ -167,7 +169,8 @@ def _group_automatically(names: Sequence[str], headers: Mapping[str, PhotoHeader
         # A camera held upright swaps the sides: still the same camera.
         sizes = Counter(tuple(sorted(headers[name].size)) for name in without_exif)
         share = sizes.most_common(1)[0][1] / len(without_exif)
-        if len(without_exif) > 1 and share >= SAME_SIZE_SHARE:
+        is_common = share >= SAME_SIZE_SHARE or min(sizes.values()) >= MIN_PHOTOS_OF_A_SIZE
+        if len(without_exif) > 1 and is_common:
             shared = _grouped(without_exif, lambda name: headers[name].size)
             reasons.append(
                 f"{len(without_exif)} photos without EXIF, {share:.0%} of one size: taken for one "

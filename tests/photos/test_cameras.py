@@ -28,6 +28,15 @@ def test_mixed_sizes_without_exif_are_many_cameras() -> None:
     assert len(group_photos(headers).groups) == 6
 
 
+def test_a_few_sizes_of_several_photos_each_are_a_few_cameras() -> None:
+    sizes = {f"{index}.jpg": PhotoHeader(((400, 300), (360, 300))[index % 2]) for index in range(7)}
+    found = group_photos(sizes)
+    assert sorted(map(len, found.groups)) == [3, 4]
+    assert "57% of one size: taken for one camera per size, 2 camera(s)" in found.reason
+    del sizes["1.jpg"], sizes["2.jpg"], sizes["4.jpg"]  # two of each left
+    assert sorted(map(len, group_photos(sizes).groups)) == [1, 1, 1, 1]
+
+
 def test_upright_photos_get_a_camera_of_their_own() -> None:
     headers = {"a.jpg": PhotoHeader((640, 480)), "b.jpg": PhotoHeader((480, 640))}
     assert sorted(group_photos(headers).groups) == [["a.jpg"], ["b.jpg"]]
