@@ -6,7 +6,7 @@ observations that were held out, a third of each longer track: points, poses and
 estimated without them, so that freedom without need does not pay. A camera keeps the simpler model
 unless the other one is better by a margin for each parameter, beyond chance, and is a lens that
 can be: rays and pixels one to one inside the photo, the principal point near the middle (or of
-cropped photos, by a clear gain), observations near the border. Models of a few photos tell of
+cropped photos, by a clear gain), observations near the border. A few photos of a camera tell of
 radial distortion only.
 """
 
@@ -54,10 +54,11 @@ FloatArray = NDArray[np.float64]
 # Change of the cost, relative, at which a trial ends: far below the margin.
 TOLERANCE = 1e-5
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
-# In models of fewer photos only radial distortion is looked for: what shifts the picture (the
+# Of cameras of fewer photos only radial distortion is looked for: what shifts the picture (the
 # principal point, tangential distortion, another focal length along y) their poses take up as
 # well, and then it predicts their observations and is wrong.
 MIN_PHOTOS_BEYOND_RADIAL = 5
+MOST = 0.75  # of the photos: for principal points, which all cameras get or none
 SIMPLEST = {PERSPECTIVE[0], FISHEYE[0]}
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
 WORTH_A_SECOND_LOOK = 1.01
@@ -297,7 +298,9 @@ class _Trials:
         self.refines_centre = False
         self.originals = {i: copy.copy(model.cameras[i]) for i in self.camera_ids}
         self.num_images = Counter(image.camera_id for image in self.state.images.values())
-        self.has_enough_photos = self.state.num_reg_images() >= MIN_PHOTOS_BEYOND_RADIAL
+        self.beyond_radial = {  # cameras
+            i for i in self.camera_ids if self.num_images[i] >= MIN_PHOTOS_BEYOND_RADIAL
+        }
         self.best: dict[int, _Best] = {}
         self.simple = self.state  # with two coefficients at most, before there are tangential ones
         # A richer model was better, even if by little or refused, or was chosen before.
@@ -315,7 +318,7 @@ class _Trials:
         self._measure()
         self._climb(PERSPECTIVE)
         self._climb(FISHEYE)
-        if self.has_enough_photos and (self.is_hinted or self._is_centre_hinted()):
+        if self._may_have_centres() and (self.is_hinted or self._is_centre_hinted()):
             self._try_principal_points()
         if self.is_hinted and any(map(self._may_be_fisheye, self.camera_ids)):
             self._try_fisheye()
@@ -338,7 +341,7 @@ class _Trials:
 
     def _climb(self, ladder: Sequence[str]) -> None:
         """Try the richer models of a ladder; the richest perspective one only if it is near."""
-        for model in ladder[1:] if self.has_enough_photos else ladder[1:2]:
+        for model in ladder[1:]:
             if model != PERSPECTIVE[-1] or PERSPECTIVE[-2] in self._models():
                 self._attempt(model)
 
@@ -369,7 +372,13 @@ class _Trials:
         camera = self.best[camera_id].camera
         ladder = LADDERS[camera.model.name]
         is_next = model in ladder and ladder.index(model) > ladder.index(camera.model.name)
+        is_next = is_next and (camera_id in self.beyond_radial or model in ladder[:2])
         return converted(camera, model) if is_next else camera
+
+    def _may_have_centres(self) -> bool:
+        """True if most photos are of cameras with enough of them for principal points."""
+        photos = {i: self.num_images[i] for i in self.camera_ids}
+        return sum(photos[i] for i in self.beyond_radial) >= MOST * sum(photos.values())
 
     def _may_be_fisheye(self, camera_id: int) -> bool:
         camera = self.best[camera_id].camera
@@ -398,7 +407,7 @@ class _Trials:
             self.state, self.simple = plain_state, plain_simple
         elif self.refines_centre:
             self._drop_principal_points()
-        elif self.has_enough_photos:
+        elif self._may_have_centres():
             self._try_principal_points()
 
     def _problem(self, camera_id: int, camera: pycolmap.Camera) -> str:

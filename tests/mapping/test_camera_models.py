@@ -14,8 +14,15 @@ from sfm_matchers.exports.images import without_images
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.mapping.camera_models import choose_camera_models
 from sfm_matchers.mapping.held_out import split_observations
-from sfm_matchers.mapping.lenses import converted, implausibility, is_monotonic, reaches_border
+from sfm_matchers.mapping.lenses import (
+    PERSPECTIVE,
+    converted,
+    implausibility,
+    is_monotonic,
+    reaches_border,
+)
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
+from sfm_matchers.mapping.shared_cameras import split_cameras
 from tests.support.rendered_lenses import (
     HEIGHT,
     WIDTH,
@@ -111,6 +118,17 @@ def test_few_photos_tell_of_radial_distortion_only(count: int, right: str) -> No
     assert choice.after == right
     assert chosen.num_reg_images() == count
     assert not choice.refines_principal_point
+
+
+def test_a_few_photos_of_a_camera_tell_of_radial_distortion_only() -> None:
+    start = mapped(place(lens("OPENCV", 1000, 1000, 640, 480, -0.15, 0.06, 0.001, -0.001)))
+    names = sorted(image.name for image in start.images.values())
+    _, choices = choose_camera_models(split_cameras(start, names[6:]))
+    chosen = {choice.num_images: choice.after for choice in choices}
+    assert chosen[6] == "OPENCV"
+    assert all(choice.after in PERSPECTIVE[:2] for choice in choices if choice.num_images == 1)
+    assert len(choices) > 1
+    assert not any(choice.refines_principal_point for choice in choices)
 
 
 def test_only_the_middle_tells_nothing_of_the_border() -> None:
