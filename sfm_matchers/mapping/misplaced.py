@@ -27,6 +27,7 @@ from sfm_matchers.mapping.adjustment import adjust_robustly, point_positions, ro
 from sfm_matchers.mapping.database import read_verified_matches
 from sfm_matchers.mapping.models import points_of_keypoints
 from sfm_matchers.mapping.registration import register_missing
+from sfm_matchers.mapping.shared_cameras import regrouped
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ MAX_PHOTOS = 1 / 3  # of a model; where more are denied, nothing says which part
 MIN_GAIN = 1.1  # keypoints explained at the new place over those at the old one
 # Of another focal length: keypoints explained over those with the shared one, and of all.
 MIN_FOCAL_GAIN, MIN_OWN_SHARE = 1.15, 0.7
+# Keypoints explained, and median errors, of a focal length that is as good as another one.
+AS_MANY, AS_EXACT = 0.95, 1.3
 NO_POINTS = np.zeros(0, np.int64)
 
 
@@ -66,19 +69,37 @@ class Resection:
 
     def num_explained(self, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> int:
         """How many keypoints lie where one of their points appears, at a pose."""
+        is_near = self._errors(camera, cam_from_world) < MAX_ERROR
+        return len(np.unique(self.keypoints[is_near]))
+
+    def _errors(self, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> FloatArray:
+        """Pixels (N,) from each keypoint to its point; infinite where that is behind the camera."""
         pose = cam_from_world.matrix()
         in_camera = self.points @ pose[:, :3].T + pose[:, 3]
         projected = camera.img_from_cam(in_camera, check_cheirality=False)
-        is_near = np.linalg.norm(projected - self.keypoints_xy, axis=1) < MAX_ERROR
-        if not camera.is_spherical():
-            is_near &= in_camera[:, 2] > 0
-        return len(np.unique(self.keypoints[is_near]))
+        errors: FloatArray = np.linalg.norm(projected - self.keypoints_xy, axis=1)
+        is_seen = np.isfinite(errors) & (camera.is_spherical() | (in_camera[:, 2] > 0))
+        return np.where(is_seen, errors, np.inf)
+
+    def median_error(self, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> float:
+        """Pixels from a keypoint to where its point appears at a pose; of some, to the nearest."""
+        errors = self._errors(camera, cam_from_world)
+        order = np.lexsort((errors, self.keypoints))
+        first = np.unique(self.keypoints[order], return_index=True)[1]
+        return float(np.median(errors[order][first]))
 
     def solve(
         self, camera: pycolmap.Camera, *, estimate_focal_length: bool = False
     ) -> tuple[pycolmap.Camera, int]:
         """Return the camera, with its focal length estimated if asked, and how many keypoints the
         best pose explains."""
+        camera, pose = self.find_pose(camera, estimate_focal_length=estimate_focal_length)
+        return camera, 0 if pose is None else self.num_explained(camera, pose)
+
+    def find_pose(
+        self, camera: pycolmap.Camera, *, estimate_focal_length: bool = False
+    ) -> tuple[pycolmap.Camera, pycolmap.Rigid3d | None]:
+        """Return the camera, with its focal length estimated if asked, and the best pose."""
         camera = copy.copy(camera)
         estimation = pycolmap.AbsolutePoseEstimationOptions()
         estimation.ransac.max_error = MAX_ERROR
@@ -88,7 +109,7 @@ class Resection:
         found = pycolmap.estimate_and_refine_absolute_pose(
             self.keypoints_xy, self.points, camera, estimation, refinement
         )
-        return camera, self.num_explained(camera, found["cam_from_world"]) if found else 0
+        return camera, found["cam_from_world"] if found else None
 
 
 def resections(
@@ -223,6 +244,52 @@ def own_focal_lengths(
         own, after = resection.solve(shared, estimate_focal_length=True)
         if after >= max(MIN_FOCAL_GAIN * before, MIN_OWN_SHARE * resection.num_keypoints()):
             found[name] = float(own.mean_focal_length())
+    return found
+
+
+def open_focal_lengths(
+    model: pycolmap.Reconstruction, database_path: Path, names: Collection[str]
+) -> dict[str, tuple[float, float]]:
+    """Find the photos whose own focal length is not told by what they see.
+
+    Such a photo fits the model as well with the camera of most others of its size, from elsewhere:
+    as where it sees a few points of one wall. Photos of another zoom fit that four times as badly.
+
+    Args:
+        model: with cameras that are of one photo each.
+        database_path: the database that the model was mapped from.
+        names: photos with a camera of their own that was estimated.
+
+    Returns:
+        Photo -> its focal length, and that of the others, in pixels.
+    """
+    images = {image.name: image for image in model.images.values() if image.name in names}
+    cameras = {name: model.cameras[image.camera_id] for name, image in images.items()}
+    sizes: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, camera in sorted(cameras.items()):
+        if not camera.is_spherical():
+            sizes[camera.width, camera.height].append(name)
+    focal_lengths = {name: float(camera.mean_focal_length()) for name, camera in cameras.items()}
+    others: dict[str, str] = {}  # photo -> one with the camera of most
+    for of_size in sizes.values():
+        most = max(regrouped([of_size], focal_lengths), key=len)
+        if len(most) > 1:
+            middle = sorted(most, key=focal_lengths.__getitem__)[len(most) // 2]
+            others |= dict.fromkeys(set(of_size).difference(most), middle)
+    if not others:
+        return {}
+    found = {}
+    for name, resection in resections(model, database_path, others.keys()).items():
+        if resection.num_keypoints() < MIN_KEYPOINTS:
+            continue
+        other, pose = resection.find_pose(cameras[others[name]])
+        own = cameras[name], images[name].cam_from_world()
+        if pose is None or resection.num_explained(other, pose) < (
+            AS_MANY * resection.num_explained(*own)
+        ):
+            continue
+        if resection.median_error(other, pose) <= AS_EXACT * resection.median_error(*own):
+            found[name] = focal_lengths[name], focal_lengths[others[name]]
     return found
 
 

@@ -21,7 +21,8 @@ from sfm_matchers.mapping.diagnosis import (
     read_match_graph,
 )
 from sfm_matchers.mapping.given_intrinsics import FreeCameras, try_free_cameras
-from sfm_matchers.mapping.misplaced import find_misplaced
+from sfm_matchers.mapping.misplaced import find_misplaced, open_focal_lengths, own_focal_lengths
+from sfm_matchers.mapping.pair_fit import Misfit, find_misfit
 from sfm_matchers.mapping.shared_cameras import (
     BENT,
     MAX_ERROR_RATIO,
@@ -29,6 +30,8 @@ from sfm_matchers.mapping.shared_cameras import (
     SAME_FOCAL_LENGTH,
     are_pairs_uncalibrated,
     error_over_pairs,
+    is_bent,
+    try_own_cameras,
 )
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
@@ -121,8 +124,11 @@ def _doubt(
         cameras.panoramas
         or doubt_about_pairs(build.job.workspace)
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * (SAFER_CAMERAS in groups.reason))
+        or _about_named_cameras(models[0], database, cameras, groups)
         or about_absurd_cameras(models[0], cameras.given)
+        or _about_own_cameras(models[0], database, cameras, groups)
         or _about_misplaced(find_misplaced(models[0], database))
+        or _about_misfit(find_misfit(models[0], database))
         or _about_principal_points(models[0], build, cameras)
     )
 
@@ -139,6 +145,58 @@ def about_absurd_cameras(model: pycolmap.Reconstruction, given: Collection[str])
         return ""
     text = f"the model is wrong at {listed(sorted(absurd))}: {absurd[min(absurd)]}"
     return f"{text}; give one camera to photos that share it (--camera_mode), or leave these out"
+
+
+def _about_named_cameras(
+    model: pycolmap.Reconstruction, database_path: Path, cameras: KnownCameras, groups: CameraGroups
+) -> str:
+    """Say that photos which share a camera because the user says so are of several; "" if not."""
+    named = {name for group in groups.groups if len(group) > 1 for name in group}
+    named -= cameras.assumed | cameras.given
+    of_named = {image.camera_id for image in model.images.values() if image.name in named}
+    if not of_named or any(model.cameras[i].is_spherical() for i in of_named):
+        return ""
+    own = try_own_cameras(model, named)
+    if own.contradicts or (own.are_several(groups.groups) and is_bent(model, database_path, named)):
+        evidence = (
+            f"the median error is {own.shared_error:.2f} px, and {own.own_error:.2f} px with a "
+            "camera for each photo"
+        )
+    elif zoomed := own_focal_lengths(model, database_path, named):
+        evidence = f"{listed(sorted(zoomed))} fit another focal length much better"
+    else:
+        return ""
+    text = f"photos that share a camera are of several, so that the model is wrong: {evidence}; "
+    text += "leave away --camera_mode, or try --camera_mode per_image"
+    logger.warning("%s", text)
+    return text
+
+
+def _about_own_cameras(
+    model: pycolmap.Reconstruction, database_path: Path, cameras: KnownCameras, groups: CameraGroups
+) -> str:
+    """Say that photos with a camera each see too little to estimate it from; "" if none."""
+    own = {group[0] for group in groups.groups if len(group) == 1} - cameras.given
+    remedy = "give one camera to photos that share it (--camera_mode), or leave these out"
+    if found := open_focal_lengths(model, database_path, own):
+        mine, others = found[min(found)]
+        return (
+            f"probably at a wrong place: {listed(sorted(found))}, whose matches fit a focal length "
+            f"of {others:.0f} px as well as {mine:.0f} px: {remedy}"
+        )
+    return ""
+
+
+def _about_misfit(misfit: Misfit | None) -> str:
+    """Say that verified pairs contradict a model; "" if none do."""
+    if misfit is None:
+        return ""
+    return (
+        f"the model is probably bent: {100 * misfit.share:.0f} % of the matches are of pairs that "
+        f"fit it much worse than each other ({' and '.join(misfit.worst)}: {misfit.error:.2f} px, "
+        f"{misfit.own_error:.2f} px by themselves): check what is said of cameras, try --mapper "
+        "global, or photos between those"
+    )
 
 
 def _about_misplaced(denied: Mapping[str, float]) -> str:

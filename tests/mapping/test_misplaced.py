@@ -15,6 +15,7 @@ from sfm_matchers.mapping import misplaced
 from sfm_matchers.mapping.adjustment import median_error
 from sfm_matchers.mapping.misplaced import (
     find_misplaced,
+    open_focal_lengths,
     own_focal_lengths,
     place_again,
     resections,
@@ -159,3 +160,32 @@ def test_one_zoomed_photo_of_many_is_told_apart(tmp_path: Path) -> None:
     assert center_error(result.models[0], centers) < 0.005
     assert all(model.num_reg_images() > 2 for model in result.models)  # one was of two
     assert "of focal lengths 250 px (11), 50" in result.summary["settings"]["cameras"]
+
+
+def test_photos_whose_focal_length_nothing_tells_are_named(tmp_path: Path) -> None:
+    """One that sees 53 points has 381 px instead of 642, and is 11 % off."""
+    write_photos(tmp_path / "photos", (28,), 9, "courtyard", 30)
+    options = SfmOptions(
+        tmp_path / "photos",
+        tmp_path / "out",
+        "sift",
+        no_longer_tracks=True,
+        camera_mode="per_image",
+    )
+    text = run(options).verdict.text
+    assert "probably at a wrong place: 2.png, whose matches fit a focal length of 6" in text
+
+
+def test_photos_of_another_zoom_tell_their_focal_length(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", (65, 50), 12, "room", 8)
+    options = SfmOptions(
+        tmp_path / "photos",
+        tmp_path / "out",
+        "sift",
+        no_longer_tracks=True,
+        camera_mode="per_image",
+    )
+    result = run(options)
+    assert result.verdict.level == "good"
+    names = {image.name for image in result.models[0].images.values()}
+    assert open_focal_lengths(result.models[0], tmp_path / "out" / "database.db", names) == {}
