@@ -58,7 +58,9 @@ MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
 # principal point, tangential distortion, another focal length along y) their poses take up as
 # well, and then it predicts their observations and is wrong.
 MIN_PHOTOS_BEYOND_RADIAL = 5
-MOST = 0.75  # of the photos: for principal points, which all cameras get or none
+# Of the photos: where fewer are of such cameras, principal points, which all cameras get or none,
+# must be clearly better, as those of cropped photos are.
+MOST = 0.75
 SIMPLEST = {PERSPECTIVE[0], FISHEYE[0]}
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
 WORTH_A_SECOND_LOOK = 1.01
@@ -318,7 +320,8 @@ class _Trials:
         self._measure()
         self._climb(PERSPECTIVE)
         self._climb(FISHEYE)
-        if self._may_have_centres() and (self.is_hinted or self._is_centre_hinted()):
+        has_photos = self.state.num_reg_images() >= MIN_PHOTOS_BEYOND_RADIAL
+        if has_photos and (self.is_hinted or self._is_centre_hinted()):
             self._try_principal_points()
         if self.is_hinted and any(map(self._may_be_fisheye, self.camera_ids)):
             self._try_fisheye()
@@ -375,7 +378,7 @@ class _Trials:
         is_next = is_next and (camera_id in self.beyond_radial or model in ladder[:2])
         return converted(camera, model) if is_next else camera
 
-    def _may_have_centres(self) -> bool:
+    def _tell_centres(self) -> bool:
         """True if most photos are of cameras with enough of them for principal points."""
         photos = {i: self.num_images[i] for i in self.camera_ids}
         return sum(photos[i] for i in self.beyond_radial) >= MOST * sum(photos.values())
@@ -407,7 +410,7 @@ class _Trials:
             self.state, self.simple = plain_state, plain_simple
         elif self.refines_centre:
             self._drop_principal_points()
-        elif self._may_have_centres():
+        elif self.state.num_reg_images() >= MIN_PHOTOS_BEYOND_RADIAL:
             self._try_principal_points()
 
     def _problem(self, camera_id: int, camera: pycolmap.Camera) -> str:
@@ -443,7 +446,8 @@ class _Trials:
             self._problem(i, best.camera) or self._is_hardly_cropped(i, plain[i], more[i])
             for i, best in self.best.items()
         )
-        if not is_plausible or not is_better(after, before, float(np.mean(list(more.values())))):
+        is_worth = is_better if self._tell_centres() else is_clearly_better
+        if not is_plausible or not is_worth(after, before, float(np.mean(list(more.values())))):
             self.refines_centre, self.state, self.best = False, plain_state, plain
 
     def _is_hardly_cropped(self, camera_id: int, plain: _Best, num_more: float) -> bool:
