@@ -70,13 +70,16 @@ def find_misfit(model: pycolmap.Reconstruction, database_path: Path) -> Misfit |
                 np.asarray(database.read_keypoints(i), np.float64)[matches[few, side], :2]
                 for side, i in enumerate((first, second))
             ]
-            found = _errors(model, images[first], images[second], pixels[0], pixels[1])
-            if found is None:
+            error = _error_in_model(model, images[first], images[second], pixels[0], pixels[1])
+            if error is None:
                 continue
             total += len(matches)
-            if found[0] > MUCH_WORSE * max(found[1], LEAST_ERROR):
+            if error <= MUCH_WORSE * LEAST_ERROR:
+                continue
+            own_error = _own_error(pixels[0], pixels[1])
+            if error > MUCH_WORSE * max(own_error, LEAST_ERROR):
                 names = images[first].name, images[second].name
-                misfits.append((len(matches), names, *found))
+                misfits.append((len(matches), names, error, own_error))
     share = sum(misfit[0] for misfit in misfits) / max(total, 1)
     if share < MIN_SHARE:
         return None
@@ -84,15 +87,15 @@ def find_misfit(model: pycolmap.Reconstruction, database_path: Path) -> Misfit |
     return Misfit(share, worst, error, own_error)
 
 
-def _errors(
+def _error_in_model(
     model: pycolmap.Reconstruction,
     first: pycolmap.Image,
     second: pycolmap.Image,
     pixels0: FloatArray,
     pixels1: FloatArray,
-) -> tuple[float, float] | None:
-    """Median distances in pixels of two photos' matches (N, 2) from epipolar lines: of a model, and
-    of the best fundamental matrix; None where few are seen in front."""
+) -> float | None:
+    """Median distance in pixels of two photos' matches (N, 2) from epipolar lines of a model; None
+    where few are seen in front."""
     cameras = [model.cameras[image.camera_id] for image in (first, second)]
     rays0, rays1 = (
         np.asarray(camera.cam_ray_from_img(pixels))
@@ -102,10 +105,6 @@ def _errors(
     seen &= (rays0[:, 2] > 0.1) & (rays1[:, 2] > 0.1)
     if seen.sum() < MIN_MATCHES:
         return None
-    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_ERROR)
-    own = pycolmap.estimate_fundamental_matrix(pixels0[seen], pixels1[seen], options)
-    if own is None:
-        return None
     pose = second.cam_from_world() * first.cam_from_world().inverse()
     distances = sampson_distance(
         rays0[seen, :2] / rays0[seen, 2:],
@@ -113,5 +112,13 @@ def _errors(
         pycolmap.essential_matrix_from_pose(pose),
     )
     focal_length = float(np.mean([camera.mean_focal_length() for camera in cameras]))
-    own_distances = sampson_distance(pixels0[seen], pixels1[seen], own["F"])
-    return focal_length * float(np.median(distances)), float(np.median(own_distances))
+    return focal_length * float(np.median(distances))
+
+
+def _own_error(pixels0: FloatArray, pixels1: FloatArray) -> float:
+    """Median distance in pixels of matches (N, 2) from lines of their best fundamental matrix."""
+    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_ERROR)
+    found = pycolmap.estimate_fundamental_matrix(pixels0, pixels1, options)
+    if found is None:
+        return float("inf")
+    return float(np.median(sampson_distance(pixels0, pixels1, found["F"])))
