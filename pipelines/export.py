@@ -27,7 +27,7 @@ COMMANDS = ("model", "onnx")
 def build_parser() -> Parser:
     """Return the command line of this pipeline."""
     parser = Parser(prog=program("export"), description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="model | onnx")
     _add_model(commands.add_parser("model", help="a COLMAP model and its photos for other tools"))
     _add_onnx(commands.add_parser("onnx", help="a matcher as ONNX file, for what reads ONNX"))
     return parser
@@ -96,15 +96,13 @@ def export_matcher(options: argparse.Namespace) -> int:
 
 def export_reconstruction(options: argparse.Namespace) -> int:
     """Write a model in the formats of other tools; return 1 if one of them was not possible."""
-    from sfm_matchers.exports import export_model, parse_formats
+    from sfm_matchers.exports import check_image_dir, export_model, parse_formats
     from sfm_matchers.files.locks import exclusive
     from sfm_matchers.mapping.models import check_is_folder
-    from sfm_matchers.photos.folders import check_folder
 
     formats = parse_formats(options.formats)
     check_is_folder(options.model)  # a mistake leaves no folder behind
-    if options.image_dir is not None:
-        check_folder(options.image_dir)
+    check_image_dir(formats, options.image_dir)
     with exclusive(options.output):  # deletes what a killed one has left
         exports = export_model(options.model, options.image_dir, options.output, formats)
     width = max((len(export.format) for export in exports), default=0)

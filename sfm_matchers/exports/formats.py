@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -92,10 +93,17 @@ class Job:
 
 def export_ply(job: Job) -> Export:
     """Write ``points3D.ply``: the points with their colours."""
-    name = "points3D.ply"
-    with job.output.file(name, "") as path:
-        write_ply(path, *model_points(job.whole))
+    name, source = "points3D.ply", _points_source(job)
+    if not job.output.is_current(name, source):
+        with job.output.file(name, source) as path:
+            write_ply(path, *model_points(job.whole))
     return Export("ply", job.output.path / name)
+
+
+def _points_source(job: Job) -> str:
+    """What ``points3D.ply`` is made of: the photos have no part in it."""
+    hashes = (hashlib.sha256(array.tobytes()).hexdigest() for array in model_points(job.whole))
+    return fingerprint(revisions.EXPORTS, *hashes)
 
 
 def export_gsplat(job: Job) -> Export:
@@ -228,6 +236,14 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_image_dir(formats: Sequence[str], image_dir: str | Path | None) -> None:
+    """Raise InputError if the photos that formats need are not given, or not there."""
+    if image_dir is not None:
+        check_folder(image_dir)
+    elif set(formats) != {"ply"}:
+        raise InputError("--image_dir: the folder of the model's photos is needed")
+
+
 def check_place(
     formats: Iterable[str],
     image_dir: Path,
@@ -290,10 +306,7 @@ def export_model(
     output = Path(output)
     given = model if isinstance(model, pycolmap.Reconstruction) else read_model(model)
     source = None if isinstance(model, pycolmap.Reconstruction) else model_folder(Path(model))
-    if chosen != ("ply",):
-        if image_dir is None:
-            raise InputError("--image_dir: the folder of the model's photos is needed")
-        check_folder(image_dir)
+    check_image_dir(chosen, image_dir)
     photos = None if image_dir is None else Path(image_dir)
     check_place(chosen, photos or Path(), output, model_dir=source)
     with _prepared(given, source, photos, output) as job:
@@ -309,9 +322,38 @@ def export_model(
         return exports
 
 
+def outdated_formats(model: str | Path, image_dir: str | Path, output: str | Path) -> list[str]:
+    """Return the formats that were exported to a folder, but of another model or other photos.
+
+    Args:
+        model: folder of the COLMAP model as it is now.
+        image_dir: its photos.
+        output: the folder of the exports.
+    """
+    output, given = Path(output), read_model(model)
+    noted = OutputFolder(output).noted()
+    if not noted or len(photo_faults(given, Path(image_dir))) == given.num_reg_images():
+        return []
+    with _prepared(given, None, Path(image_dir), output, is_told=False) as job:
+        source_of = dict.fromkeys(noted, job.photos_source) | {"points3D.ply": _points_source(job)}
+        names = registered_names(job.model)
+    differ = {name for name, source in noted.items() if source != source_of[name]}
+    differ -= {"images", "sparse/0"}  # these are the photos, and may be the model itself
+    outdated = {name for name in FORMATS if differ.intersection(FORMATS[name].writes)}
+    is_whole = "images" not in noted or all((output / "images" / name).exists() for name in names)
+    if not (is_whole or "nerfstudio" in outdated):
+        outdated.add("gsplat")
+    return [name for name in FORMATS if name in outdated]
+
+
 @contextmanager
 def _prepared(
-    whole: pycolmap.Reconstruction, source: Path | None, image_dir: Path | None, output: Path
+    whole: pycolmap.Reconstruction,
+    source: Path | None,
+    image_dir: Path | None,
+    output: Path,
+    *,
+    is_told: bool = True,
 ) -> Iterator[Job]:
     """Give the job: what remains of a model without images that have no photo, written once."""
     skipped = photo_faults(whole, image_dir) if image_dir else {}
@@ -322,7 +364,7 @@ def _prepared(
     if not model.num_reg_images():
         why = f": {notes[0]}" if notes else ""
         raise InputError(f"no image of the model can be exported{why}")
-    for note in notes:
+    for note in notes if is_told else ():
         logger.warning("%s", note)
     with temporary_folder(output / PREPARED) as written:
         with writing(output / "sparse"):

@@ -53,12 +53,17 @@ class OutputFolder:
             logger.warning("%s is missing or damaged: it is exported again", path)
         return is_whole
 
+    def noted(self) -> dict[str, str]:
+        """Return the exports that are there, and what each was made of."""
+        sources = {name: note.partition(" ")[0] for name, note in self._sources.items()}
+        return {name: one for name, one in sources.items() if one and (self.path / name).exists()}
+
     def check(self, name: str) -> None:
         """Raise InputError if `name` is there and is no export."""
         if (self.path / name).exists() and name not in self._sources:
             raise InputError(
-                f"{self.path / name} is there already and was not written by an export: give "
-                "another folder as --output"
+                f"{self.path / name} is there already and was not written by an export: move it "
+                "away, or give another folder"
             )
 
     @contextlib.contextmanager

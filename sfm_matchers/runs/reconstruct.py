@@ -10,7 +10,7 @@ from typing import Any
 
 from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
-from sfm_matchers.exports import check_place, export_model, parse_formats
+from sfm_matchers.exports import check_place, export_model, outdated_formats, parse_formats
 from sfm_matchers.files.hdf5 import mean_layers_run
 from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.mapper import check_mapper
@@ -127,7 +127,20 @@ def run(options: SfmOptions) -> SfmResult:
     if models and formats:  # the last step: the model is there whatever happens to them
         exports = export_model(workspace.model, image_dir, workspace.path, formats)
         summary["exports"] = {export.format: export.described() for export in exports}
+    if models:
+        warn_of_outdated_exports(workspace, image_dir)
     return SfmResult(models, summary, report)
+
+
+def warn_of_outdated_exports(workspace: Workspace, image_dir: Path) -> None:
+    """Say which exports of earlier runs are not of the model as it is now."""
+    if outdated := outdated_formats(workspace.model, image_dir, workspace.path):
+        formats = ",".join(outdated)
+        logger.warning(
+            "exports of an earlier model, or other photos: %s: --export %s makes them of this one",
+            formats.replace(",", ", "),
+            formats,
+        )
 
 
 def _settings(

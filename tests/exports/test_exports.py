@@ -17,7 +17,14 @@ from PIL import Image
 
 from pipelines import export as command
 from sfm_matchers.errors import InputError, OutputError
-from sfm_matchers.exports import FORMATS, export_model, parse_formats, remove_exports, undistorted
+from sfm_matchers.exports import (
+    FORMATS,
+    export_model,
+    outdated_formats,
+    parse_formats,
+    remove_exports,
+    undistorted,
+)
 from sfm_matchers.exports import images as exported_images
 from sfm_matchers.files import space
 from sfm_matchers.files.notes import write_memory
@@ -415,6 +422,33 @@ def test_exports_are_replaced_when_something_has_changed_and_kept_otherwise(tmp_
     assert sorted(read_inria(scene.output / "undistorted")) == ["opencv-shot 1.v1.jpg"]
     assert not (scene.output / "images/left over.png").exists()
     assert [path.name for path in scene.output.glob(".*")] == [".exports.json.copy"]
+
+
+def test_exports_of_another_model_are_known(tmp_path):
+    scene = make_scene(tmp_path, "OPENCV")
+
+    def outdated() -> list[str]:
+        return outdated_formats(scene.model_dir, scene.photos, scene.output)
+
+    assert outdated() == []
+    scene.export("nerfstudio", "undistorted", "ply")
+    assert outdated() == []
+    first = next(iter(scene.model.points3D))
+    scene.model.points3D[first].xyz = scene.model.points3D[first].xyz + 0.1
+    scene.model.write(scene.model_dir)
+    assert outdated() == ["nerfstudio", "undistorted", "ply"]
+    scene.export("ply", "nerfstudio")
+    assert outdated() == ["undistorted"]
+
+
+def test_linked_photos_are_outdated_where_the_model_has_others(tmp_path):
+    scene = make_scene(tmp_path, "OPENCV")
+    scene.export("gsplat")
+    scene.model.points3D[next(iter(scene.model.points3D))].error = 3
+    scene.model.write(scene.model_dir)
+    assert outdated_formats(scene.model_dir, scene.photos, scene.output) == []
+    next(path for path in (scene.output / "images").rglob("*.png")).unlink()
+    assert outdated_formats(scene.model_dir, scene.photos, scene.output) == ["gsplat"]
 
 
 @pytest.mark.parametrize("name", ["images", "undistorted", "sparse/0", "transforms.json"])
