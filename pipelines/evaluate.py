@@ -32,7 +32,9 @@ from sfm_matchers.files.text import write_text
 def build_parser() -> Parser:
     """Return the command line of this pipeline."""
     parser = Parser(prog=program("evaluate"), description=__doc__)
-    tasks = parser.add_subparsers(dest="task", required=True)
+    tasks = parser.add_subparsers(
+        dest="task", required=True, metavar="pairs | homographies | poses"
+    )
     pairs = tasks.add_parser("pairs", help="relative poses of pairs with known truth")
     homographies = tasks.add_parser("homographies", help="homographies of HPatches")
     poses = tasks.add_parser("poses", help="absolute poses of localized photos")

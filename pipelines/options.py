@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import sfm_matchers
 from pipelines.command import set_up_log
 from sfm_matchers.choices import RETRIEVALS
-from sfm_matchers.errors import nearest
+from sfm_matchers.errors import EMPTY_PATH, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -116,6 +116,12 @@ class Parser(argparse.ArgumentParser):
             return ()
         actions = self._subparsers._group_actions
         return [str(name) for action in actions for name in action.choices or ()]
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """As of argparse; an empty path, which `pathlib` takes for the folder at hand, is none."""
+        if action.type is Path and not arg_string:
+            raise argparse.ArgumentError(action, EMPTY_PATH)
+        return super()._get_value(action, arg_string)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As of argparse; the nearest choice is named."""

@@ -63,6 +63,9 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+EMPTY_PATH = "an empty path: is a variable empty? The folder you are in is ."
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that was probably meant, in letters of any case; None if none is near.
 

@@ -70,14 +70,14 @@ def conf_names() -> list[str]:
 
 
 def load_conf(name: str) -> Conf:
-    """Load a conf by name, or from a YAML file of the user's.
+    """Load a conf by name, in letters of any case, or from a YAML file of the user's.
 
     Raises:
         InputError: there is no such conf, or it has an unknown, missing or ill-typed key.
     """
     is_file = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_file else CONF_DIR / f"{name}.yaml"
-    if not is_file and name not in conf_names():
+    path = Path(name) if is_file else CONF_DIR / f"{name.lower()}.yaml"
+    if not is_file and name.lower() not in conf_names():
         raise InputError(f"unknown matcher {name!r}{suggestion(name, conf_names())}")
     try:
         if not path.is_file():  # a pipe would never answer

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pycolmap
 
+from sfm_matchers.confs.options import suggestion
 from sfm_matchers.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -62,8 +63,7 @@ def camera_with(model: str, focal_length: float, size: Size) -> pycolmap.Camera:
         InputError: unknown model.
     """
     if model not in camera_models():
-        known = ", ".join(camera_models())
-        raise InputError(f"unknown camera model {model!r}, expected one of {known}")
+        raise InputError(f"unknown camera model {model!r}{suggestion(model, camera_models())}")
     return pycolmap.Camera.create_from_model_name(1, model, focal_length, *size)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sfm_matchers.choices import EXIF, SCAN_MAX_ERROR
 from sfm_matchers.confs import Detail, check_keys
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import EMPTY_PATH, InputError
 
 # `--matcher auto`: where SIFT finds enough nothing is as exact for as little time; the photos that
 # it leaves out of the model are matched again by the second.
@@ -241,7 +241,10 @@ def make_options(kind: type[Options], **given: Any) -> Options:
     """Return options; an unknown name is an error with the one that was probably meant.
 
     Raises:
-        InputError: there is no such option.
+        InputError: there is no such option, or a path is empty.
     """
     check_keys(given, [field.name for field in fields(kind)], f"options of {kind.__name__}")
+    for field in fields(kind):
+        if "Path" in str(field.type) and given.get(field.name) == "":
+            raise InputError(f"{field.name}: {EMPTY_PATH}")
     return kind(**given)

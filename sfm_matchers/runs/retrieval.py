@@ -12,6 +12,7 @@ import pycolmap
 
 from sfm_matchers.choices import RETRIEVALS
 from sfm_matchers.confs import SparseConf, load_conf, with_detail
+from sfm_matchers.confs.options import suggestion
 from sfm_matchers.errors import (
     InputError,
     MissingExtraError,
@@ -74,11 +75,8 @@ def retrieve(
     if is_descriptor_file(retrieval):
         kind = Path(retrieval).stem
     elif retrieval not in RETRIEVALS:
-        known = ", ".join(RETRIEVALS)
-        raise InputError(
-            f"unknown retrieval {retrieval!r}, expected one of {known}, or a file of global "
-            "descriptors (.h5)"
-        )
+        which = suggestion(retrieval, [*RETRIEVALS, "a file of global descriptors (.h5)"])
+        raise InputError(f"unknown retrieval {retrieval!r}{which}")
     names = [*database, *queries]
     descriptor_path = _describe(job, names, database, retrieval)
     pairs = query_pairs(queries, database, descriptor_path, num_matched)

@@ -127,6 +127,10 @@ def test_so_it_is_in_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         (["sfm", "--images", "My", "photos", "--out", "b"], "quote a path with spaces"),
         (["export", "model", "a", "--out", "b", "--formats", "ply", "gsplat"], "list with commas"),
         (["--verison"], "did you mean --version?"),
+        (["export"], "are required: model | onnx"),
+        (["evaluate"], "are required: pairs | homographies | poses"),
+        (["sfm", "--image_dir", "", "--outputs", "b"], "--image_dir: an empty path"),
+        (["export", "model", "a", "--output="], "--output: an empty path"),
     ],
 )
 def test_what_was_probably_meant_is_said(

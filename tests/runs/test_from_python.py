@@ -14,6 +14,7 @@ from rendered_room import photograph_room
 
 import sfm_matchers
 from sfm_matchers import Matches
+from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.runs.results import LocalizeResult, SfmResult
@@ -21,6 +22,12 @@ from sfm_matchers.runs.verdict import Verdict
 from sfm_matchers.synthetic import Camera
 
 pytestmark = pytest.mark.slow
+
+
+def test_an_empty_path_is_none_and_matchers_are_named_in_any_case(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^outputs: an empty path"):
+        sfm_matchers.reconstruct(tmp_path, "")
+    assert load_conf("Aliked+MambaGlue").name == "aliked+mambaglue"
 
 
 @pytest.fixture(scope="module")
