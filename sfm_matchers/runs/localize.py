@@ -234,7 +234,9 @@ def write_localization(
     log_path = write_results(workspace.poses, results, keep_folders=True)
     extended = add_to_model(model, results)
     write_model(extended, workspace.extended_map)
-    verdict = judge_localization(results, job.conf.name, model.num_reg_images())
+    verdict = judge_localization(
+        results, job.conf.name, model.num_reg_images(), has_map_photos=has_map_photos
+    )
     summary = {"verdict": verdict.text, "verdict_level": verdict.level}
     report = write_localization_report(
         workspace.report,

@@ -114,7 +114,11 @@ def judge_model(
 
 
 def judge_localization(
-    queries: Sequence[LocalizedQuery], matcher: str, num_photos: int | None = None
+    queries: Sequence[LocalizedQuery],
+    matcher: str,
+    num_photos: int | None = None,
+    *,
+    has_map_photos: bool = True,
 ) -> Verdict:
     """Judge the poses of queries.
 
@@ -122,6 +126,7 @@ def judge_localization(
         queries: with what became of them.
         matcher: as the run's option names it.
         num_photos: of the map, where it may be so small that queries were matched with all of it.
+        has_map_photos: they can be matched again; a map that is ready has one matcher.
     """
     total = len(queries)
     found = sum(query.status is Status.LOCALIZED for query in queries)
@@ -134,19 +139,25 @@ def judge_localization(
     tried = max(len(query.database_names) for query in queries)
     options = ["a larger --num_loc"] if num_photos is None or tried < num_photos else []
     if matcher in STRONGER:
-        options.append(f"--matcher {STRONGER[matcher]}")
+        other = f"--matcher {STRONGER[matcher]}"
+        its_model = f"the model as --map, with --map_images and {other}"
+        options.append(other if has_map_photos else its_model)
     options = options or ["a map of more photos"]
     advice = "the report has a reason for each"  # which the log says too
-    doubted = [q for q in queries if q.status is Status.LOW_CONFIDENCE and _is_enough(q)]
-    if not doubted or found + len(doubted) < total:  # otherwise there are matches enough
+    if any(_may_gain_by_matches(query) for query in queries):
         advice = f"try {', or '.join(options)}; {advice}"
     level: Level = "poor" if found < POOR * total else "good" if found >= GOOD * total else "fair"
     return Verdict(level, f"{what}; {advice}" if level != "good" else what)
 
 
-def _is_enough(query: LocalizedQuery) -> bool:
-    """Whether a query has matches enough, so that more would not help."""
-    return bool(query.reason) and LocalizationOptions().is_confident(query.inliers)
+def _may_gain_by_matches(query: LocalizedQuery) -> bool:
+    """Whether more or other matches may give a query its place.
+
+    Not where it has enough of them, and not where its photo could not be matched at all.
+    """
+    if query.status is Status.LOW_CONFIDENCE and query.reason:
+        return not LocalizationOptions().is_confident(query.inliers)
+    return query.status is not Status.LOCALIZED and bool(query.database_names)
 
 
 def _advice(names: Sequence[str], pairs: Sequence[Pair], matcher: str, device: str) -> str:

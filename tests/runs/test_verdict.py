@@ -157,7 +157,10 @@ def test_more_photos_are_never_worse(found: int, error: float, matcher: str) -> 
 
 
 def queries(*statuses: Status) -> list[Any]:
-    return [LocalizedQuery(f"{index}.jpg", status, None) for index, status in enumerate(statuses)]
+    found = [LocalizedQuery(f"{index}.jpg", status, None) for index, status in enumerate(statuses)]
+    for query in found:
+        query.database_names = ["map.jpg"]
+    return found
 
 
 def test_localization() -> None:
@@ -180,6 +183,19 @@ def test_localization() -> None:
     assert found.text == (
         "1 of 2 queries localized, 1 with low confidence; the report has a reason for each"
     )
+
+
+def test_no_matcher_is_advised_for_what_is_no_photo() -> None:
+    found = queries(Status.LOCALIZED, Status.FAILED)
+    found[1].database_names = []
+    expected = "1 of 2 queries localized; the report has a reason for each"
+    assert judge_localization(found, "sift").text == expected
+
+
+def test_a_map_that_is_ready_takes_no_other_matcher() -> None:
+    found = queries(Status.LOCALIZED, Status.FAILED)
+    text = judge_localization(found, "sift", 1, has_map_photos=False).text
+    assert "try the model as --map, with --map_images and --matcher jamma;" in text
 
 
 def test_more_photos_of_the_map_are_advised_only_where_it_has_more() -> None:
