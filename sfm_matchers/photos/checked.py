@@ -28,6 +28,7 @@ from sfm_matchers.photos.masks import (
 logger = logging.getLogger("sfm_matchers.pipelines")
 
 NOTE = "photos.json"  # of an output folder: which photos can be decoded
+MANY = 10  # photos with one fault, from which on they have no line each
 
 
 def photo_fingerprint(
@@ -161,9 +162,7 @@ def check_photos(
     with ThreadPoolExecutor() as executor:
         found = dict(zip(names, executor.map(check, names), strict=True))
     write_memory(cache_path, {**cache, **found})
-    for name in names:
-        if "unreadable" in found[name]:
-            logger.warning("left out: %s", found[name]["unreadable"])
+    _name_unreadable(image_dir, {k: v["unreadable"] for k, v in found.items() if "unreadable" in v})
     return {
         name: CheckedPhoto(
             tuple(found[name]["size"]),
@@ -173,6 +172,20 @@ def check_photos(
         for name in names
         if "unreadable" not in found[name]
     }
+
+
+def _name_unreadable(image_dir: Path, faults: Mapping[str, str]) -> None:
+    """Name photos that are left out, a line each; where many have one fault, one line for them."""
+    names_of: dict[str, list[str]] = {}
+    for name, fault in faults.items():
+        names_of.setdefault(fault.replace(str(image_dir / name), "").strip(), []).append(name)
+    for fault, names in names_of.items():
+        if len(names) > MANY:
+            kind = f"{len(names)} files of {image_dir}: each {fault}"
+            logger.warning("left out: %s: %s (%s names all)", kind, listed(names), NOTE)
+            continue
+        for name in names:
+            logger.warning("left out: %s", faults[name])
 
 
 def _is_note(note: Any, content: str) -> bool:

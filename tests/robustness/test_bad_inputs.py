@@ -568,3 +568,20 @@ def test_a_folder_full_of_bad_photos_gives_the_model_of_the_good_ones(
             camera = database.read_camera(database.read_image_with_name(name).camera_id)
             assert camera.has_prior_focal_length
     assert all(point.color.any() for point in model.points3D.values())
+
+
+def test_many_files_that_are_no_photos_take_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(30):
+        (images / f"{index:02}.jpg").write_text("no photo")
+    (images / "30.jpg").touch()
+    assert check_photos(images, tmp_path / "out") == {}
+    many, one = caplog.messages
+    assert many == (
+        f"left out: 30 files of {images}: each is not an image: 00.jpg, 01.jpg, 02.jpg, 03.jpg, "
+        "... 26 more (photos.json names all)"
+    )
+    assert one == f"left out: {images / '30.jpg'} is empty"
