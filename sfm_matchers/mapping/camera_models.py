@@ -327,6 +327,7 @@ class _Trials:
             self._try_fisheye()
         if len(self._models()) > 1:
             self._measure()
+            self._drop_what_gains_nothing()
 
     def _models(self) -> set[str]:
         return {best.camera.model.name for best in self.best.values()}
@@ -341,6 +342,17 @@ class _Trials:
                 self.best[i] = replace(self.best[i], camera=camera, losses=losses)
             else:
                 self.best[i] = _Best(camera, losses, float(losses.mean()))
+
+    def _drop_what_gains_nothing(self) -> None:
+        """Undo models that were better only as long as other cameras had other ones too."""
+        if self.refines_centre:  # of all cameras or none, which has been weighed over all of them
+            return
+        for i, best in self.best.items():
+            original, name = self.originals[i], best.camera.model.name
+            if name != original.model.name and best.losses.mean() >= best.first_loss:
+                reason = f"{name} refused: it predicts no better beside the other cameras"
+                self.best[i] = replace(best, camera=original, reason=reason)
+                self._measure()
 
     def _climb(self, ladder: Sequence[str]) -> None:
         """Try the richer models of a ladder; the richest perspective one only if it is near."""

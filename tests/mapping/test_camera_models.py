@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.exports.images import without_images
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
-from sfm_matchers.mapping.camera_models import choose_camera_models
+from sfm_matchers.mapping.camera_models import _Trials, choose_camera_models
 from sfm_matchers.mapping.held_out import split_observations
 from sfm_matchers.mapping.lenses import (
     PERSPECTIVE,
@@ -129,6 +130,20 @@ def test_a_few_photos_of_a_camera_tell_of_radial_distortion_only() -> None:
     assert all(choice.after in PERSPECTIVE[:2] for choice in choices if choice.num_images == 1)
     assert len(choices) > 1
     assert not any(choice.refines_principal_point for choice in choices)
+
+
+def test_a_model_stays_only_if_it_gains_beside_those_of_the_other_cameras() -> None:
+    start = mapped(place(lens("SIMPLE_RADIAL", 1000, 640, 480, 0)))
+    trials = _Trials(start, [1], 1)
+    trials._measure()
+    best = trials.best[1]
+    richer = replace(best, camera=converted(best.camera, "RADIAL"))
+    for gain, right in ((-1e-9, "SIMPLE_RADIAL"), (1e-9, "RADIAL")):
+        trials.best = {1: replace(richer, first_loss=float(best.losses.mean()) + gain)}
+        trials._drop_what_gains_nothing()
+        (choice,) = trials.choices()
+        assert choice.after == right
+        assert ("RADIAL refused: it predicts no better" in choice.reason) == (gain < 0)
 
 
 def test_only_the_middle_tells_nothing_of_the_border() -> None:
