@@ -142,7 +142,9 @@ class OneOf:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise InputError(f"there is no shard {self.number} of {self.count}")
+            raise InputError(
+                f"there is no shard {self.number} of {self.count}: they count from 1 to N"
+            )
 
     @classmethod
     def parse(cls, text: str) -> OneOf:
