@@ -330,9 +330,11 @@ def outdated_formats(model: str | Path, image_dir: str | Path, output: str | Pat
         image_dir: its photos.
         output: the folder of the exports.
     """
-    output, given = Path(output), read_model(model)
-    noted = OutputFolder(output).noted()
-    if not noted or len(photo_faults(given, Path(image_dir))) == given.num_reg_images():
+    output = Path(output)
+    if not (noted := OutputFolder(output).noted()):
+        return []
+    given = read_model(model)
+    if len(photo_faults(given, Path(image_dir))) == given.num_reg_images():
         return []
     with _prepared(given, None, Path(image_dir), output, is_told=False) as job:
         source_of = dict.fromkeys(noted, job.photos_source) | {"points3D.ply": _points_source(job)}
