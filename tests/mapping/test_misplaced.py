@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +23,7 @@ from sfm_matchers.mapping.misplaced import (
 )
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
+from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.synthetic import look_at
 from tests.mapping.test_shared_cameras import center_error, write_photos
 from tests.support import rendered_lenses
@@ -162,30 +164,21 @@ def test_one_zoomed_photo_of_many_is_told_apart(tmp_path: Path) -> None:
     assert "of focal lengths 250 px (11), 50" in result.summary["settings"]["cameras"]
 
 
+def run_with_own_cameras(folder: Path) -> SfmResult:
+    options = SfmOptions(folder / "photos", folder / "out", "sift", no_longer_tracks=True)
+    return run(replace(options, camera_mode="per_image"))
+
+
 def test_photos_whose_focal_length_nothing_tells_are_named(tmp_path: Path) -> None:
     """One that sees 53 points has 381 px instead of 642, and is 11 % off."""
     write_photos(tmp_path / "photos", (28,), 9, "courtyard", 30)
-    options = SfmOptions(
-        tmp_path / "photos",
-        tmp_path / "out",
-        "sift",
-        no_longer_tracks=True,
-        camera_mode="per_image",
-    )
-    text = run(options).verdict.text
+    text = run_with_own_cameras(tmp_path).verdict.text
     assert "probably at a wrong place: 2.png, whose matches fit a focal length of 6" in text
 
 
 def test_photos_of_another_zoom_tell_their_focal_length(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", (65, 50), 12, "room", 8)
-    options = SfmOptions(
-        tmp_path / "photos",
-        tmp_path / "out",
-        "sift",
-        no_longer_tracks=True,
-        camera_mode="per_image",
-    )
-    result = run(options)
+    result = run_with_own_cameras(tmp_path)
     assert result.verdict.level == "good"
     names = {image.name for image in result.models[0].images.values()}
     assert open_focal_lengths(result.models[0], tmp_path / "out" / "database.db", names) == {}
