@@ -16,7 +16,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipelines.options import add_executor_options
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import EMPTY_PATH, InputError
 from sfm_matchers.hloc.steps.executors import ExecutorOptions
 
 
@@ -69,11 +69,18 @@ def _types(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _without_none(kind: Any) -> Any:
-    """The type itself, of ``X | None`` X, of ``str | Path`` str."""
+    """The type itself, of ``X | None`` X, of ``str | Path`` text that is not empty."""
     if get_origin(kind) not in (Union, UnionType):
         return kind
     kinds = [one for one in get_args(kind) if one is not NoneType]
-    return str if set(kinds) == {str, Path} else kinds[0]
+    return _path if set(kinds) == {str, Path} else kinds[0]
+
+
+def _path(text: str) -> str:
+    """The text itself: some steps take a name in place of a path."""
+    if not text:
+        raise argparse.ArgumentTypeError(EMPTY_PATH)
+    return text
 
 
 def _argument(kind: Any, parameter: inspect.Parameter, text: str) -> dict[str, Any]:

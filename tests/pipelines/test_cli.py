@@ -130,6 +130,10 @@ def test_so_it_is_in_a_step(capsys: pytest.CaptureFixture[str]) -> None:
         (["export"], "are required: model | onnx"),
         (["evaluate"], "are required: pairs | homographies | poses"),
         (["sfm", "--image_dir", "", "--outputs", "b"], "--image_dir: an empty path"),
+        (
+            ["hloc", "extract_features", "--image_dir", "", "--export_dir", "b"],
+            "--image_dir: an empty path",
+        ),
         (["export", "model", "a", "--output="], "--output: an empty path"),
     ],
 )
