@@ -76,7 +76,8 @@ def find_misfit(model: pycolmap.Reconstruction, database_path: Path) -> Misfit |
             total += len(matches)
             if error <= MUCH_WORSE * LEAST_ERROR:
                 continue
-            own_error = _own_error(pixels[0], pixels[1])
+            own_errors = distances_in_own_geometry(pixels[0], pixels[1], MAX_ERROR)
+            own_error = float(np.median(own_errors)) if len(own_errors) else float("inf")
             if error > MUCH_WORSE * max(own_error, LEAST_ERROR):
                 names = images[first].name, images[second].name
                 misfits.append((len(matches), names, error, own_error))
@@ -115,10 +116,11 @@ def _error_in_model(
     return focal_length * float(np.median(distances))
 
 
-def _own_error(pixels0: FloatArray, pixels1: FloatArray) -> float:
-    """Median distance in pixels of matches (N, 2) from lines of their best fundamental matrix."""
-    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_ERROR)
+def distances_in_own_geometry(
+    pixels0: FloatArray, pixels1: FloatArray, max_error: float
+) -> FloatArray:
+    """Distances (N,) in pixels of matches (N, 2) from the epipolar lines of the fundamental matrix
+    that most of them agree with, up to `max_error`; empty where there is none."""
+    options = pycolmap.RANSACOptions(random_seed=0, max_error=max_error)
     found = pycolmap.estimate_fundamental_matrix(pixels0, pixels1, options)
-    if found is None:
-        return float("inf")
-    return float(np.median(sampson_distance(pixels0, pixels1, found["F"])))
+    return np.zeros(0) if found is None else sampson_distance(pixels0, pixels1, found["F"])

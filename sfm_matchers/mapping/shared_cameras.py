@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from sfm_matchers.geometry.epipolar import sampson_distance
 from sfm_matchers.mapping.adjustment import adjust_robustly, median_error
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
+from sfm_matchers.mapping.pair_fit import distances_in_own_geometry
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
 MAX_ERROR_RATIO = 0.7
@@ -181,14 +181,11 @@ def two_view_error(database_path: Path, names: Collection[str], asked: Collectio
         if image_ids.issuperset(pair[:2]) and not asked_ids.isdisjoint(pair[:2])
     ]
     errors = [np.zeros(0)]
-    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_PAIR_ERROR)
     for first, second, matches in sorted(pairs, key=lambda pair: -len(pair[2]))[:MAX_PAIRS]:
         some = np.linspace(0, len(matches) - 1, min(MAX_PAIR_MATCHES, len(matches))).astype(int)
         matches = matches[some]
         points = keypoints[first][matches[:, 0]], keypoints[second][matches[:, 1]]
-        found = pycolmap.estimate_fundamental_matrix(*points, options)
-        if found is not None:
-            errors.append(sampson_distance(*points, found["F"]))
+        errors.append(distances_in_own_geometry(*points, MAX_PAIR_ERROR))
     together = np.concatenate(errors)
     return float(np.median(together)) if len(together) >= MIN_MATCHES else float("inf")
 
