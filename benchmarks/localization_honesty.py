@@ -222,6 +222,8 @@ def main() -> None:
                 if result.is_wrong:
                     where = f"{matcher}, {kind} {seed}, {condition}"
                     print(f"WRONG: {where}: {result}, {text}", flush=True)
+        for matcher, table in tables.items():
+            print(f"{matcher}, {index + 1} of {options.maps} maps: {_verdict(table)}", flush=True)
     for matcher, table in tables.items():
         print(matcher)
         _print(table)
@@ -268,10 +270,14 @@ def _print(table: dict[str, list[Outcome]]) -> None:
                 f"{np.max(metres):.3f} m, {np.max(degrees):.2f} degrees"
             )
         print(f"| {condition} | {' | '.join(cells)} | {errors} |")
+    print(_verdict(table))
+
+
+def _verdict(table: dict[str, list[Outcome]]) -> str:
     every = [one for results in table.values() for one in results]
     count = sum(one.status is Status.LOCALIZED for one in every)
     wrong = sum(one.is_wrong for one in every)
-    print(f"{len(every)} cases: {wrong} of {count} localized are wrong")
+    return f"{len(every)} cases: {wrong} of {count} localized are wrong"
 
 
 if __name__ == "__main__":
