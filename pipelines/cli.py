@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from pipelines.command import BAD_INPUT, prepare_process
+from pipelines.command import BAD_INPUT, answer, prepare_process
 from pipelines.options import PROGRAM, did_you_mean, version
 
 COMMANDS = {
@@ -39,11 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_process()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0 if given else BAD_INPUT
+        return answer(f"{_help()}\n", 0 if given else BAD_INPUT)
     if given[0] in ("--version", "-V"):
-        print(version())
-        return 0
+        return answer(f"{version()}\n")
     name = given[0].lower().replace("-", "_")
     if name not in COMMANDS:
         known = ("--version", "--help") if given[0].startswith("-") else tuple(COMMANDS)

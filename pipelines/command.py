@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import logging
 import os
@@ -146,25 +145,58 @@ def _open_streams() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
+    if not isinstance(sys.stdout, _Answering):
+        sys.stdout = _Answering(sys.stdout)
 
 
-class _Forgiving:
-    """A stream for messages: one that cannot be written is no reason to stop."""
+class _Stream:
+    """A stream around another one; those that follow say what is done where it cannot be written.
+
+    What else it can do is that of the other one.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
+        with self._failing():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._failing():
             self._stream.flush()
+
+    def _failing(self) -> contextlib.AbstractContextManager[None]:
+        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Forgiving(_Stream):
+    """For messages: one that cannot be written is no reason to stop."""
+
+    def _failing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.suppress(OSError)
+
+
+class _Answering(_Stream):
+    """For what was asked for: where it cannot be written, files that are written are not blamed."""
+
+    def _failing(self) -> contextlib.AbstractContextManager[None]:
+        return _blaming_stdout()
+
+
+@contextlib.contextmanager
+def _blaming_stdout() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenPipeError, OutputError):
+        raise
+    except OSError as error:
+        _drop_output()
+        raise OutputError(f"the output cannot be written: {error.strerror}") from error
 
 
 def run_command(
@@ -233,7 +265,7 @@ def run_guarded(job: Callable[[], int]) -> int:
         with _stopped_by_signals():
             _quiet_colmap()
             status = job()
-            return _flush(status)
+            return answer("", status)
     except SfmMatchersError as error:
         return _fail(str(error))
     except _Stopped as stopped:
@@ -256,20 +288,23 @@ def run_guarded(job: Callable[[], int]) -> int:
 
 def _fail(reason: str) -> int:
     print(f"error: {printable(reason)}", file=sys.stderr)
-    with contextlib.suppress(OSError):
-        _flush(BAD_INPUT)
+    answer("")
     return BAD_INPUT
 
 
-def _flush(status: int) -> int:
-    """Write what was printed; a summary that nobody gets is an error."""
+def answer(text: str, status: int = 0) -> int:
+    """Print a text, and all that was printed before; return the exit status.
+
+    A summary that nobody gets is an error.
+    """
     try:
-        sys.stdout.flush()
-    except OSError as error:
+        with _blaming_stdout():
+            print(text, end="", flush=True)
+    except BrokenPipeError:
         _drop_output()
-        if error.errno == errno.EPIPE:
-            return PIPE_CLOSED
-        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return PIPE_CLOSED
+    except OutputError as error:
+        print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     return status
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sfm_matchers
-from pipelines.command import set_up_log
+from pipelines.command import answer, set_up_log
 from sfm_matchers.choices import RETRIEVALS
 from sfm_matchers.errors import EMPTY_PATH, nearest
 
@@ -130,6 +130,11 @@ class Parser(argparse.ArgumentParser):
         except argparse.ArgumentError as error:
             error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """As of argparse, for which help that cannot be written is no error."""
+        if status := answer(message):
+            raise SystemExit(status)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where help is, in two lines; ends with status 2."""

@@ -91,6 +91,32 @@ def test_streams_that_cannot_be_written(
     assert (tmp_path / "pairs.txt").read_text() == "a.jpg b.jpg"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize("command", ["--help", "--version", "sfm --help", "sfm --version", None])
+def test_what_stdout_cannot_take_is_not_blamed_on_other_files(
+    tmp_path: Path, command: str | None, buffering: str
+) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from pipelines.command import prepare_process, run_command\n"
+        "prepare_process()\n"
+        "raise SystemExit(run_command(Path('out'), lambda: print(9999 * 'a', flush=True) or 0))\n"
+    )
+    given = ["-c", script] if command is None else ["-m", "sfm_matchers", *command.split()]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, *given],
+            env={**os.environ, "PYTHONUNBUFFERED": buffering, "PYTHONPATH": str(Path.cwd())},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+    message = "error: the output cannot be written: No space left on device\n"
+    assert (result.returncode, result.stderr) == (2, message)
+
+
 def test_a_reader_that_leaves_is_no_error(pairs_command: str) -> None:
     command = f"({pairs_command}; echo $? >&2) | true"
     result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
