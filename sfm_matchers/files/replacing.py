@@ -85,14 +85,19 @@ def replacing(path: Path, *, lasting: bool = True) -> Iterator[Path]:
         yield temporary
         if lasting:
             flush(temporary)
-        for log in _logs_of(path):
-            make_way(log)
-            log.unlink(missing_ok=True)
-        temporary.replace(path)
+        _take_place(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             for left in path.parent.glob(glob.escape(temporary.name) + "*"):
                 left.unlink(missing_ok=True)
+
+
+def _take_place(source: Path, path: Path) -> None:
+    """Move a file to where it belongs; logs beside it, which would change it, go before."""
+    for log in _logs_of(path):
+        make_way(log)
+        log.unlink(missing_ok=True)
+    source.replace(path)
 
 
 @contextlib.contextmanager
@@ -196,7 +201,7 @@ def move_files(source: Path, folder: Path) -> None:
     """
     for file in sorted(source.iterdir()):
         make_way(folder / file.name)
-        file.replace(folder / file.name)
+        _take_place(file, folder / file.name)
 
 
 def remove_left_behind(folder: Path) -> None:
