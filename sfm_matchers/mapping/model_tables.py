@@ -24,7 +24,7 @@ TABLES = ("cameras", "images", "points3D")
 _NO_POINT = np.uint64(2**64 - 1)
 _MAX_ID = 2**31 - 2  # of an image: COLMAP makes one number of a pair of them
 _MAX_NAME = 4096  # bytes
-_MAX_NUMBER = 1e15  # of cameras and poses: a flipped bit makes larger ones
+_MAX_NUMBER = 1e15  # of cameras, poses and places: a flipped bit makes larger ones
 _CAMERA = 0  # the kind of sensor
 _POINT2D = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = struct.Struct("<Q3d3BdQ")  # id, place, colour, error, length of the track that follows
@@ -150,8 +150,8 @@ def _params() -> dict[int, _Params]:
     return found
 
 
-def _is_measured(values: Sequence[float]) -> bool:
-    return all(abs(value) < _MAX_NUMBER for value in values)  # which no NaN is
+def _is_measured(values: Sequence[float] | np.ndarray) -> bool:
+    return bool((np.abs(values) < _MAX_NUMBER).all())  # which no NaN is
 
 
 def _check_cameras(table: _Table) -> set[int]:
@@ -203,8 +203,8 @@ def _check_points(table: _Table, images: dict[int, tuple[int, int]]) -> np.ndarr
     ids = np.sort(heads["id"])
     if (ids[1:] == ids[:-1]).any() or (ids == _NO_POINT).any():
         raise table.fault("is damaged: a point's id occurs twice, or cannot be")
-    if not np.isfinite(heads["xyz"]).all():
-        raise table.fault("is damaged: points are not finite")
+    if not _is_measured(heads["xyz"]):
+        raise table.fault("is damaged: points are nowhere")
     known = np.array(sorted(images), np.int64)
     counts = np.array([images[image_id][1] for image_id in known.tolist()], np.int64)
     rows = np.searchsorted(known, elements["image"]).clip(0, max(len(known) - 1, 0))
@@ -256,11 +256,13 @@ def _gather(data: np.ndarray, starts: np.ndarray, layout: np.dtype) -> np.ndarra
 def _check_seen_points(
     table: _Table, images: dict[int, tuple[int, int]], point_ids: np.ndarray
 ) -> None:
-    """Keypoints must be of points that exist, or of none."""
+    """Keypoints must have a place, and be of points that exist, or of none."""
     for start, count in images.values():
         if not count:
             continue
         keypoints = np.frombuffer(table.data, _POINT2D, count, start)
+        if not _is_measured(keypoints["xy"]):
+            raise table.fault("is damaged: keypoints are nowhere")
         seen = keypoints["point"][keypoints["point"] != _NO_POINT]
         rows = np.searchsorted(point_ids, seen).clip(0, max(len(point_ids) - 1, 0))
         if len(seen) and not (len(point_ids) and (point_ids[rows] == seen).all()):
@@ -275,7 +277,7 @@ def _read_rigs(table: _Table, cameras: set[int]) -> dict[int, set[tuple[int, int
         sensors: set[tuple[int, int]] = set()
         for number in range(num_sensors):
             sensor = table.take("iI")
-            if number and table.take("B")[0] and not np.isfinite(table.take("7d")).all():
+            if number and table.take("B")[0] and not _is_measured(table.take("7d")):
                 raise table.fault(f"is damaged: the poses of rig {rig_id} are none")
             if sensor[0] == _CAMERA and sensor[1] not in cameras:
                 raise table.fault(f"is damaged: camera {sensor[1]} does not exist")

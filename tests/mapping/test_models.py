@@ -150,3 +150,18 @@ def test_damage_of_text_is_said_of_the_users_model(
         f"{tmp_path} is not a COLMAP model: its table images is damaged: "
         "keypoints are of points that do not exist"
     )
+
+
+@pytest.mark.parametrize("suffix", ["binary", "text"])
+@pytest.mark.parametrize("table", ["keypoints", "points"])
+def test_places_that_no_photo_shows_are_refused(
+    model: pycolmap.Reconstruction, tmp_path: Path, table: str, suffix: str
+) -> None:
+    if table == "points":
+        next(iter(model.points3D.values())).xyz = np.array([1e200, 0, 0])
+    else:
+        model.images[2].points2D[1].xy = np.array([1e200, 0])
+    write = model.write_text if suffix == "text" else model.write_binary
+    write(tmp_path)
+    with pytest.raises(InputError, match=rf"{tmp_path} is not a COLMAP model: .* are nowhere"):
+        read_model(tmp_path)
