@@ -105,6 +105,8 @@ def _check_arguments(reference: pycolmap.Reconstruction, verification: str) -> N
     unposed = [image.name for image in reference.images.values() if not image.has_pose]
     if unposed:
         raise InputError(f"the model has no pose of {unposed[0]}: leave it out of the model")
+    if reference.num_reg_images() < 2:
+        raise InputError("the model has no two photos with poses: points need two")
 
 
 def _verify(

@@ -246,3 +246,12 @@ def test_epipolar_errors_are_distances_from_lines(
     np.testing.assert_allclose(errors1, [shift], atol=1e-6)
     errors0, _ = epipolar_errors(cam1_from_cam0.inverse(), (near + shift * across)[None], ray0)
     np.testing.assert_allclose(errors0, [shift], atol=1e-6)
+
+
+def test_a_model_of_one_photo_is_refused(inputs: Inputs, tmp_path: Path) -> None:
+    for image_id in list(inputs.reference.images)[1:]:
+        inputs.reference.deregister_frame(inputs.reference.images[image_id].frame_id)
+    inputs.reference.write(tmp_path)  # as a file holds it: without photos that have no pose
+    inputs.reference = pycolmap.Reconstruction(tmp_path)
+    with pytest.raises(InputError, match="no two photos with poses"):
+        inputs.triangulate(tmp_path / "out")
