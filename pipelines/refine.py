@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines.command import run_guarded, say
 from pipelines.options import Parser, program
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, about
 
 
 def build_parser() -> Parser:
@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model = read_model(options.model)
         if not model.num_points3D():
             raise InputError(f"{options.model} has no points: triangulate them first")
-        model, done = lengthen_tracks(
-            model,
-            options.image_dir,
-            mask_dir=options.mask_dir,
-            rounds=options.rounds,
-            fixed_cameras=list(model.cameras) if options.fixed_intrinsics else (),
-        )
+        with about(options.model):
+            model, done = lengthen_tracks(
+                model,
+                options.image_dir,
+                mask_dir=options.mask_dir,
+                rounds=options.rounds,
+                fixed_cameras=list(model.cameras) if options.fixed_intrinsics else (),
+            )
         write_model(model, options.output)
         say(f"{options.output}: {done}, in {done.seconds:.0f} s")
         return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 
 class SfmMatchersError(Exception):
@@ -13,6 +15,21 @@ class SfmMatchersError(Exception):
 
 class InputError(SfmMatchersError, ValueError):
     """A file, a folder, an option or an array given by the user cannot be used."""
+
+
+@contextlib.contextmanager
+def about(path: str | Path) -> Iterator[None]:
+    """Let what is wrong with input inside the ``with`` block begin with the name of its file.
+
+    >>> with about("sparse/0"):
+    ...     raise InputError("the model has no points")
+    Traceback (most recent call last):
+    sfm_matchers.errors.InputError: sparse/0: the model has no points
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 class MissingExtraError(SfmMatchersError, ImportError):

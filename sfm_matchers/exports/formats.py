@@ -364,8 +364,9 @@ def _prepared(
     skipped |= dict.fromkeys(sorted(also), "it was taken together with one that is left out")
     notes = _describe_skipped(skipped)
     if not model.num_reg_images():
-        why = f": {notes[0]}" if notes else ""
-        raise InputError(f"no image of the model can be exported{why}")
+        why = notes[0] if notes else "none has a pose"
+        where = f"{source}: " if source else ""
+        raise InputError(f"{where}no image of the model can be exported: {why}")
     for note in notes if is_told else ():
         logger.warning("%s", note)
     with temporary_folder(output / PREPARED) as written:

@@ -374,7 +374,8 @@ def test_names_without_folders_are_not_mixed_up(tmp_path):
 def test_without_any_photo_nothing_is_written(tmp_path):
     scene = make_scene(tmp_path, "OPENCV")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no image of the model can be exported.* is not in"):
+    fault = rf"^{scene.model_dir}.*: no image of the model can be exported.* is not in"
+    with pytest.raises(InputError, match=fault):
         export_model(scene.model_dir, tmp_path / "empty", scene.output)
     with pytest.raises(InputError, match="not a folder of photos"):
         export_model(scene.model_dir, tmp_path / "nowhere", scene.output)
