@@ -54,7 +54,8 @@ class Hdf5File:
         try:
             self._file = h5py.File(self.path, "r")
         except Exception as error:  # damage can make h5py fail in any way, here and below
-            raise InputError(f"{path} is not readable HDF5 ({one_line(error)})") from error
+            fault = f"{path} is not readable HDF5: make it again ({one_line(error)})"
+            raise InputError(fault) from error
 
     def close(self) -> None:
         """Close it."""
@@ -173,9 +174,10 @@ class Hdf5File:
         if keypoints is None:
             raise InputError(f"{self.path} holds no keypoints for image {name!r}")
         if size is None:
-            stored = self.numbers(name, "image_size")
-            if stored is not None and stored.shape == (2,) and (stored >= 1).all():
-                size = (int(stored[0]), int(stored[1]))
+            stored = self.finite_numbers(name, "image_size")
+            sides = [] if stored is None else stored.reshape(-1).tolist()
+            if len(sides) == 2 and all(1 <= side <= UNKNOWN_SIDE for side in sides):
+                size = (int(sides[0]), int(sides[1]))
         check_points(keypoints, size, f"{self.path}: keypoints of {name!r}")
         return keypoints
 
