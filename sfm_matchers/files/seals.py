@@ -91,6 +91,25 @@ def _sound_entries(path: Path, *, is_ours: bool) -> tuple[dict[str, str | None],
     return sound, num_damaged
 
 
+def tell_changed(path: Path) -> None:
+    """Warn of entries that are not as they were written, for whoever reads a file and not makes it.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if _is_sealed(path):
+        return
+    sound, num_changed = _sound_entries(path, is_ours=False)
+    if num_changed:
+        logger.warning(
+            "%s is not as it was written: %d of %d entries have changed; if no other tool "
+            "did that, make it again",
+            path,
+            num_changed,
+            num_changed + len(sound),
+        )
+
+
 def _intact_entries(path: Path) -> dict[str, str | None]:
     """Return the entries of a file, and what each was computed from.
 

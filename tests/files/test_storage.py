@@ -33,6 +33,7 @@ from sfm_matchers.files.pair_lists import (
     unique_pairs,
     write_pairs,
 )
+from sfm_matchers.files.seals import tell_changed
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.files.text import read_text, write_text
 from sfm_matchers.localization.poses import read_poses
@@ -198,6 +199,36 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path, key: str) -> Non
         pytest.raises(InputError, match=f"{key} of 'a.jpg' are not all finite"),
     ):
         file.features("a.jpg")
+
+
+@pytest.mark.parametrize("size", [(np.inf, 48.0), (64.0, np.nan)])
+def test_sizes_that_are_not_finite_are_named(tmp_path: Path, size: tuple[float, float]) -> None:
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        file["a.jpg/keypoints"] = np.ones((2, 2))
+        file["a.jpg/image_size"] = np.array(size)
+    with (
+        open_h5(tmp_path / "features.h5") as file,
+        pytest.raises(InputError, match=r"image_size of 'a.jpg' are not all finite"),
+    ):
+        file.keypoints("a.jpg")
+
+
+def test_entries_that_have_changed_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "features.h5"
+    staged = StagedFile(path)
+    names = ("a.jpg", "b.jpg")
+    arrays = {"keypoints": np.ones((20, 2), np.float32)}
+    staged.add(dict.fromkeys(names, arrays), dict.fromkeys(names, "source"))
+    staged.commit()
+    tell_changed(path)
+    assert not caplog.text
+    with h5py.File(path, "r+") as file:
+        file["a.jpg/keypoints"][3, 1] = 1.5
+        file.create_group("c.jpg")["keypoints"] = np.ones((2, 2))  # of another tool
+    tell_changed(path)
+    assert f"{path} is not as it was written: 1 of 3 entries have changed" in caplog.text
 
 
 def test_scores_that_are_not_finite_are_named(tmp_path: Path) -> None:

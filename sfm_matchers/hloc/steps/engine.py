@@ -12,6 +12,7 @@ from sfm_matchers.features.extraction import extract_features
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.files.locks import exclusive, one_at_a_time
 from sfm_matchers.files.pair_lists import Pair, read_pairs, unique_pairs
+from sfm_matchers.files.seals import tell_changed
 from sfm_matchers.files.staged import remove_staged
 from sfm_matchers.hloc import default_weights
 from sfm_matchers.hloc.steps.executors import ExecutorOptions
@@ -54,6 +55,7 @@ def match_sparse(
     """Match features; return True if the match file is whole, False if other shards are left."""
     weights, device = weights or default_weights(conf.model), default_device()
     executor = _executor(sharing, device, overwrite=overwrite)
+    tell_changed(feature_path)
     pairs = unique_pairs(read_pairs(pair_list, list_groups(feature_path)))
     with exclusive(match_path.parent, sharing.shard):
         if overwrite:

@@ -15,6 +15,7 @@ from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
 from sfm_matchers.files.pair_lists import Pair, read_pairs
 from sfm_matchers.files.replacing import remove_left_behind
+from sfm_matchers.files.seals import tell_changed
 from sfm_matchers.hloc.steps.inputs import read_mapper_options
 from sfm_matchers.localization.in_depth_scans import (
     ScanOptions,
@@ -82,7 +83,7 @@ def reconstruction(
     camera_options, cameras = _cameras(Path(image_dir), Path(features), camera_mode, image_options)
     folder.mkdir(parents=True, exist_ok=True)
     remove_left_behind(folder)
-    known_pairs = read_pairs(Path(pairs), list_groups(Path(features)))
+    known_pairs = _pairs_of(pairs, features, matches)
     build_database(
         database_path,
         Path(image_dir),
@@ -101,6 +102,13 @@ def reconstruction(
         raise InputError(f"no model came out: {_reason(database_path, known_pairs, image_dir)}")
     write_model(models[0], folder)
     return models[0]
+
+
+def _pairs_of(pair_list: str | Path, features: str | Path, matches: str | Path) -> list[Pair]:
+    """Return the pairs of a list; say what has changed in the files that tell of them."""
+    for path in (features, matches):
+        tell_changed(Path(path))
+    return read_pairs(Path(pair_list), list_groups(Path(features)))
 
 
 def _cameras(
@@ -162,7 +170,7 @@ def triangulation(
         read_model(reference_model),
         Path(sfm_dir),
         Path(image_dir),
-        read_pairs(Path(pairs), list_groups(Path(features))),
+        _pairs_of(pairs, features, matches),
         Path(features),
         Path(matches),
         verification=verification,
@@ -207,7 +215,7 @@ def localize_sfm(
     localized = localize_queries(
         read_model(reference_sfm),
         read_queries(queries),
-        read_pairs(Path(retrieval), list_groups(Path(features))),
+        _pairs_of(retrieval, features, matches),
         Path(features),
         Path(matches),
         options,
@@ -240,7 +248,7 @@ def localize_inloc(
     Returns:
         A result for each query, those that cannot be read first.
     """
-    pairs = read_pairs(Path(retrieval), list_groups(Path(features)))
+    pairs = _pairs_of(retrieval, features, matches)
     queries, unreadable = [], []
     for name in dict.fromkeys(query for query, _ in pairs):
         try:
