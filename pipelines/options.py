@@ -133,7 +133,9 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """As of argparse, for which help that cannot be written is no error."""
-        if status := answer(message):
+        if file is sys.stderr:
+            super()._print_message(message, file)
+        elif status := answer(message):
             raise SystemExit(status)
 
     def error(self, message: str) -> NoReturn:
