@@ -36,7 +36,8 @@ from sfm_matchers.confs import Conf, DetectorFreeConf, SparseConf, load_conf
 from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.matchers.batching import is_out_of_memory
-from sfm_matchers.matchers.match_refinement import match_refinements
+from sfm_matchers.matchers.least_squares_matching import least_squares_matching
+from sfm_matchers.matchers.overlap import first_looks, match_overlap
 from sfm_matchers.matchers.quarter_turns import QuarterTurns
 from sfm_matchers.matchers.registry import load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.networks.precision import PRECISIONS
@@ -251,15 +252,19 @@ def stages(run: Run, names: Sequence[str]) -> Iterator[str]:
         matcher = load(conf, run.device, "float32")
         pair = prepared(name, matcher, side, run.device)
         turns = QuarterTurns(matcher)
-        refinements = match_refinements(matcher, conf.preprocessing)
         found, both = matcher.match_encoded(*pair), photos(side)
+        (look,) = first_looks(matcher, [pair])
         work: dict[str, Callable[[], Any]] = {
             "encoding two photos": lambda both=both, m=matcher: [m.encode(one) for one in both],
             "quarter turns": functools.partial(turns.between, *both),
             "matching": functools.partial(matcher.match_encoded, *pair),
         }
-        for refine in refinements:
-            work[refine.func.__name__] = functools.partial(refine, *both, found)
+        if conf.preprocessing.match_overlap:
+            work["match_overlap"] = functools.partial(match_overlap, matcher, *both, look)
+        if conf.preprocessing.least_squares_matching:
+            work["least_squares_matching"] = functools.partial(
+                least_squares_matching, *both, found, run.device
+            )
         taken = {step: run.seconds(one) for step, one in work.items()}
         whole = sum(taken.values())
         for step, seconds in taken.items():

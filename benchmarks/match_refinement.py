@@ -3,11 +3,11 @@
     python -m benchmarks.posed_pairs ../shared/photos/herz_jesus_p8 > pairs.txt
     python -m benchmarks.match_refinement pairs.txt ../shared/photos/herz_jesus_p8/images
 
-Each pair is matched whole, then looked at again as the conf says (`match_overlap`,
-`least_squares_matching`); one thread, CPU seconds, whole photos encoded before. A match is right if
-its squared symmetric epipolar distance to the true geometry is below 1e-4 in normalised
-coordinates; the distance printed is the median of these matches' distances, times the mean focal
-length, in pixels of the photo.
+Each pair is matched whole; then what it shares (`match_overlap`, in which the whole is only looked
+at coarsely); then the points of that are moved (`least_squares_matching`). One thread, CPU seconds
+of each step alone, whole photos encoded before. A match is right if its squared symmetric epipolar
+distance to the true geometry is below 1e-4 in normalised coordinates; the distance printed is the
+median of these matches' distances, times the mean focal length, in pixels of the photo.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from sfm_matchers.confs import DetectorFreeConf, load_conf
 from sfm_matchers.evaluation.pair_lists import PosedPair, read_posed_pairs
 from sfm_matchers.evaluation.runs import MAX_EPIPOLAR_DISTANCE
 from sfm_matchers.geometry.epipolar import symmetric_epipolar_distance
-from sfm_matchers.matchers.match_refinement import match_refinements
+from sfm_matchers.matchers.least_squares_matching import least_squares_matching
+from sfm_matchers.matchers.overlap import first_looks, match_overlap
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.photos.images import quarters_to_upright, read_image_and_orientation
@@ -51,8 +52,7 @@ def main() -> None:
     matcher, conf = detector_free.load(options.matcher, options.weights), load_conf(options.matcher)
     assert isinstance(conf, DetectorFreeConf)
     turns = QuarterTurns(matcher)
-    refinements = match_refinements(matcher, conf.preprocessing)
-    names = ["network", *(refine.func.__name__ for refine in refinements)]
+    names = ["network", "match_overlap", "least_squares_matching"]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     counts: dict[str, list[int]] = {name: [] for name in names}
     distances: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -66,15 +66,18 @@ def main() -> None:
         turn = turns.between(image0, image1)
         image1, quarters = turned(image1, turn), (upright[0], upright[1] + turn)
         encoded = (matcher.encode(image0), matcher.encode(image1))
-        matches: Matches | None = None
-        for name, refine in zip(names, [None, *refinements], strict=True):
+        matches = Matches(*(np.zeros(shape, np.float32) for shape in ((0, 2), (0, 2), 0)))
+        for name in names:
             before, start = matches, time.process_time()
-            if refine is None or before is None:
+            if name == "network":
                 matches = matcher.match_encoded(*encoded)
+            elif name == "match_overlap":
+                (look,) = first_looks(matcher, [encoded])
+                matches = match_overlap(matcher, image0, image1, look)
             else:
-                matches = refine(image0, image1, before)
+                matches = least_squares_matching(image0, image1, before)
             seconds[name].append(time.process_time() - start)
-            changed[name] += matches is not before
+            changed[name] += not np.array_equal(matches.keypoints1, before.keypoints1)
             found = unturned_matches(matches, quarters, sizes)
             counts[name].append(len(found))
             distances[name].append(right_distances(found, pair))

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from sfm_matchers.confs import RESIZE_MAX, DetectorFreeConf
-from sfm_matchers.matchers.batching import batch_size_on, num_bytes, split_matches, stack_features
-from sfm_matchers.matchers.protocols import (
-    EncodedImage,
-    Matches,
-)
+from sfm_matchers.matchers.batching import batch_size_on, num_bytes, stack_features
+from sfm_matchers.matchers.coarse_to_fine import CoarseToFine, EncodedPair
+from sfm_matchers.matchers.protocols import EncodedImage
 from sfm_matchers.networks import efficient_loftr
+from sfm_matchers.networks.coarse_matching import MatchedCells
 from sfm_matchers.networks.efficient_loftr import (
     EfficientLoFTR,
     EfficientLoFTRFeatures,
@@ -22,7 +22,7 @@ from sfm_matchers.networks.efficient_loftr import (
 from sfm_matchers.photos.resizing import network_size, resize_image
 
 
-class EfficientLoFTRMatcher:
+class EfficientLoFTRMatcher(CoarseToFine):
     """Efficient LoFTR on photos of any size.
 
     A photo is resized to gray so that its longer side is `resize_max` at most and both sides are
@@ -36,7 +36,7 @@ class EfficientLoFTRMatcher:
         device: torch device.
     """
 
-    is_thread_safe = True
+    cell = efficient_loftr.CELL
 
     def __init__(
         self, network: EfficientLoFTR, resize_max: int = RESIZE_MAX, device: str = "cpu"
@@ -69,21 +69,23 @@ class EfficientLoFTRMatcher:
         size = (pixels.shape[3], pixels.shape[2])
         return EncodedImage(features, scale, num_bytes(features), size)
 
-    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
-        """See `DetectorFreeMatcher.match_encoded`."""
-        return self.match_batch([(image0, image1)])[0]
-
-    @torch.inference_mode()
-    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
-        """See `DetectorFreeBatchMatcher.match_batch`."""
+    def _matched_cells(self, pairs: Sequence[EncodedPair]) -> MatchedCells[EfficientLoFTRFeatures]:
         features0, features1 = (
             EfficientLoFTRFeatures(*stack_features([image.features for image in images]))
             for images in zip(*pairs, strict=True)
         )
-        output = self.network.match(features1, features0)
-        return split_matches(
-            output.batch_ids, output.keypoints1, output.keypoints0, output.scores, pairs
-        )
+        return self.network.matched_cells(features1, features0)
+
+    def _cell_points(self, cells: MatchedCells[EfficientLoFTRFeatures]) -> tuple[Tensor, Tensor]:
+        points1 = efficient_loftr.cell_position(cells.matches.ids0, cells.coarse0.shape[3])
+        points0 = efficient_loftr.cell_position(cells.matches.ids1, cells.coarse1.shape[3])
+        return points0, points1
+
+    def _refined(
+        self, cells: MatchedCells[EfficientLoFTRFeatures]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output = self.network.refined(cells)
+        return output.batch_ids, output.keypoints1, output.keypoints0, output.scores
 
     def parts_to_compile(self) -> list[torch.nn.Module]:
         """See `CompilableMatcher.parts_to_compile`."""

@@ -6,25 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sfm_matchers.confs import RESIZE_MAX, DetectorFreeConf
 from sfm_matchers.matchers.batching import (
     batch_size_on,
     num_bytes,
     pad_maps,
-    split_matches,
     stack_features,
 )
-from sfm_matchers.matchers.protocols import (
-    EncodedImage,
-    Matches,
-)
+from sfm_matchers.matchers.coarse_to_fine import CoarseToFine, EncodedPair
+from sfm_matchers.matchers.protocols import EncodedImage
 from sfm_matchers.networks import jamma
+from sfm_matchers.networks.coarse_matching import MatchedCells
 from sfm_matchers.networks.jamma import JamMa, JamMaFeatures
 from sfm_matchers.photos.resizing import network_size, resize_image
 
 
-class JamMaMatcher:
+class JamMaMatcher(CoarseToFine):
     """JamMa on photos of any size.
 
     A photo is resized so that its longer side is `resize_max` at most and both sides are multiples
@@ -38,7 +37,7 @@ class JamMaMatcher:
         device: torch device.
     """
 
-    is_thread_safe = True
+    cell = jamma.CELL
 
     def __init__(
         self,
@@ -77,13 +76,7 @@ class JamMaMatcher:
         size = (pixels.shape[3], pixels.shape[2])
         return EncodedImage((features, grid), scale, num_bytes(features), size)
 
-    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
-        """See `DetectorFreeMatcher.match_encoded`."""
-        return self.match_batch([(image0, image1)])[0]
-
-    @torch.inference_mode()
-    def match_batch(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[Matches]:
-        """See `DetectorFreeBatchMatcher.match_batch`."""
+    def _matched_cells(self, pairs: Sequence[EncodedPair]) -> MatchedCells[JamMaFeatures]:
         (_, grid0), (_, grid1) = (image.features for image in pairs[0])
         features0, features1 = (
             JamMaFeatures(*stack_features([image.features[0] for image in images]))
@@ -104,10 +97,16 @@ class JamMaMatcher:
         masks = (
             self.masks(len(pairs), grid, canvas) if is_padded else None for grid in (grid0, grid1)
         )
-        output = self.network.match(features0, features1, *masks)
-        return split_matches(
-            output.batch_ids, output.keypoints0, output.keypoints1, output.scores, pairs
-        )
+        return self.network.matched_cells(features0, features1, *masks)
+
+    def _cell_points(self, cells: MatchedCells[JamMaFeatures]) -> tuple[Tensor, Tensor]:
+        matches, columns = cells.matches, cells.coarse0.shape[3]
+        points0 = jamma.cell_position(matches.ids0, columns)
+        return points0, jamma.cell_position(matches.ids1, columns)
+
+    def _refined(self, cells: MatchedCells[JamMaFeatures]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output = self.network.refined(cells)
+        return output.batch_ids, output.keypoints0, output.keypoints1, output.scores
 
     def parts_to_compile(self) -> list[torch.nn.Module]:
         """See `CompilableMatcher.parts_to_compile`."""

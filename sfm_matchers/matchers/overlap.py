@@ -3,18 +3,32 @@
 A network sees photos reduced to a size of its own. Where they share a part only, most of its pixels
 are spent on what the other photo does not show. The matches of the first look tell where the shared
 part lies; cut out of both photos, it is seen with more pixels, and with less beside it to confuse.
+Where many cells agree, a coarse look suffices for that: exact points are wanted of the look that
+counts alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sfm_matchers.geometry.robust_estimation import agree_with_one_epipolar_geometry
-from sfm_matchers.matchers.protocols import DetectorFreeMatcher, Matches
+from sfm_matchers.matchers.protocols import (
+    CoarseLook,
+    CoarseToFineMatcher,
+    DetectorFreeMatcher,
+    EncodedImage,
+    Matches,
+)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
 
 TOLERANCE = 1 / 768  # of the photo's longer side, distance of a match from its epipolar line
+CELL_TOLERANCE = 0.4  # of a cell's side, the same of matched cells
+# Cells, and their share of all, whose agreement exact points would not change. Of fewer another
+# geometry may be found than exact points have, and cells that fit it by chance lie anywhere.
+MIN_CERTAIN, CERTAIN_SHARE = 300, 0.75
 MIN_AGREEING = 15  # matches, as many as COLMAP asks of a pair
 MIN_GAIN = 1.15  # times as many pixels along a side are asked of a second look
 OUTLYING = 1.0  # percent of the agreeing matches that the shared part may leave out at each side
@@ -22,41 +36,68 @@ MARGIN = 0.1  # of the shared part, added at each side
 MIN_ASPECT = 0.5  # shorter side of a cut over its longer side
 
 
+def first_looks(
+    matcher: DetectorFreeMatcher, pairs: Sequence[tuple[EncodedImage, EncodedImage]]
+) -> list[CoarseLook]:
+    """Look at pairs of encoded photos of one size, coarsely if the matcher can."""
+    if isinstance(matcher, CoarseToFineMatcher):
+        return matcher.look(pairs)
+    return [_exact_look(matcher.match_encoded(*pair)) for pair in pairs]
+
+
 def match_overlap(
-    matcher: DetectorFreeMatcher, image0: np.ndarray, image1: np.ndarray, matches: Matches
+    matcher: DetectorFreeMatcher, image0: np.ndarray, image1: np.ndarray, first: CoarseLook
 ) -> Matches:
-    """Match again what two photos share, if it is a small enough part of one of them.
+    """Match what two photos share, again if it is a small enough part of one of them.
 
     Args:
-        matcher: what has matched the whole photos.
+        matcher: what has looked at the whole photos.
         image0: RGB (H, W, 3) uint8, photo 0.
-        image1: photo 1, as it was matched.
-        matches: of the whole photos.
+        image1: photo 1, as it was looked at.
+        first: the look at the whole photos, of `first_looks`.
 
     Returns:
-        The matches of the shared part, if at least as many of them agree with one epipolar
-        geometry, else `matches`; both in pixels of the whole photos.
+        The matches of the shared part, if in that look at least as many matches agree with one
+        epipolar geometry, else those of the first look; both in pixels of the whole photos.
     """
     images = (image0, image1)
-    agrees = _agreeing(matches, images)
+    if not _is_beyond_doubt(first, images):
+        first = _exact_look(first.refined())
+    agrees = _agreeing(first, images)
     if agrees.sum() < MIN_AGREEING:
-        return matches
-    points = (matches.keypoints0[agrees], matches.keypoints1[agrees])
+        return first.refined()
+    points = (first.matches.keypoints0[agrees], first.matches.keypoints1[agrees])
     boxes = [_shared_part(*both) for both in zip(points, images, strict=True)]
     if max(map(_gain, boxes, images)) < MIN_GAIN:
-        return matches
-    encoded = (matcher.encode(_cut(*both)) for both in zip(images, boxes, strict=True))
-    closer = matcher.match_encoded(*encoded)
-    corners = [np.array(box[:2], np.float32) for box in boxes]
-    closer = Matches(closer.keypoints0 + corners[0], closer.keypoints1 + corners[1], closer.scores)
-    return closer if _agreeing(closer, images).sum() >= agrees.sum() else matches
+        return first.refined()
+    cut0, cut1 = (matcher.encode(_cut(*both)) for both in zip(images, boxes, strict=True))
+    (closer,) = first_looks(matcher, [(cut0, cut1)])
+    if not first.cell:
+        closer = _exact_look(closer.refined())
+    if _agreeing(closer, images).sum() < agrees.sum():
+        return first.refined()
+    matches = closer.refined()
+    corner0, corner1 = (np.array(box[:2], np.float32) for box in boxes)
+    return Matches(matches.keypoints0 + corner0, matches.keypoints1 + corner1, matches.scores)
 
 
-def _agreeing(matches: Matches, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+def _exact_look(matches: Matches) -> CoarseLook:
+    return CoarseLook(matches, cell=0.0, refined=lambda: matches)
+
+
+def _is_beyond_doubt(look: CoarseLook, images: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Do so many cells agree with one epipolar geometry that it is the right one."""
+    count = _agreeing(look, images).sum()
+    return bool(count >= max(MIN_CERTAIN, CERTAIN_SHARE * len(look.matches)))
+
+
+def _agreeing(look: CoarseLook, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Return booleans (M,): which matches agree with one epipolar geometry."""
+    matches = look.matches
     if len(matches) < MIN_AGREEING:
         return np.zeros(len(matches), bool)
     tolerance = TOLERANCE * max(max(image.shape) for image in images)
+    tolerance = max(tolerance, CELL_TOLERANCE * look.cell)
     return agree_with_one_epipolar_geometry(matches.keypoints0, matches.keypoints1, tolerance)
 
 

@@ -1,6 +1,6 @@
 """Two photos through a detector-free matcher, from pixels as stored to matches in them.
 
-    upright -> turn -> encode -> match -> refine -> turn back -> leave out what is masked
+    upright -> turn -> encode -> match -> move points -> turn back -> leave out what is masked
 
 Here each step is written once: for `photo_matchers`, which match two photos, for `matching.engine`,
 which keeps what it knows of a photo for its other pairs, and for the plugin of hloc.
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfm_matchers.confs import DetectorFreePreprocessing
-from sfm_matchers.matchers.match_refinement import match_refinements
+from sfm_matchers.matchers.overlap import first_looks, match_overlap
 from sfm_matchers.matchers.protocols import (
     DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EncodedImage,
     Matches,
+    device_of,
 )
 from sfm_matchers.matchers.quarter_turns import Look, QuarterTurns, unturned_matches
 from sfm_matchers.photos.images import quarters_to_upright
@@ -76,6 +77,11 @@ class View:
     quarters: int
     photo: Photo
 
+    @property
+    def image(self) -> np.ndarray:
+        """The photo in that position."""
+        return self.photo.image(self.quarters)
+
 
 class PairMatcher:
     """The steps from two photos to their matches.
@@ -93,7 +99,8 @@ class PairMatcher:
     ) -> None:
         self.matcher = matcher
         self._turns = QuarterTurns(matcher) if preprocessing.quarter_turns else None
-        self._refinements = match_refinements(matcher, preprocessing)
+        self._matches_overlap = preprocessing.match_overlap
+        self._moves_points = preprocessing.least_squares_matching
 
     def photo(
         self, image: np.ndarray, orientation: int = 1, mask: np.ndarray | None = None
@@ -113,7 +120,7 @@ class PairMatcher:
     @property
     def needs_pixels(self) -> bool:
         """Are the pixels of photos looked at once they are encoded."""
-        return bool(self._refinements)
+        return self._matches_overlap or self._moves_points
 
     def small(self, photo: Photo, quarters: int = 0) -> EncodedImage:
         """Encode a photo small, turned by quarters from upright, for `best_turn`."""
@@ -148,21 +155,30 @@ class PairMatcher:
 
     def match_views(self, pairs: Sequence[tuple[View, View]]) -> Iterator[Matches]:
         """Match photos of one size in the network; points are in pixels of the photos as stored."""
-        encoded = [(view0.encoded, view1.encoded) for view0, view1 in pairs]
-        if isinstance(self.matcher, DetectorFreeBatchMatcher):
-            found = self.matcher.match_batch(encoded)
-        else:
-            found = [self.matcher.match_encoded(*both) for both in encoded]
-        for (view0, view1), matches in zip(pairs, found, strict=True):
+        for (view0, view1), matches in zip(pairs, self._matched(pairs), strict=True):
+            if self._moves_points:
+                # SIFT goes through the same engine, and does without torch.
+                from sfm_matchers.matchers.least_squares_matching import least_squares_matching
+
+                device = device_of(self.matcher)
+                matches = least_squares_matching(view0.image, view1.image, matches, device)
             yield self._finished(view0, view1, matches)
 
+    def _matched(self, pairs: Sequence[tuple[View, View]]) -> Iterator[Matches]:
+        """Match the photos as they were encoded, or what they share of them."""
+        encoded = [(view0.encoded, view1.encoded) for view0, view1 in pairs]
+        if self._matches_overlap:
+            looks = first_looks(self.matcher, encoded)
+            for (view0, view1), look in zip(pairs, looks, strict=True):
+                yield match_overlap(self.matcher, view0.image, view1.image, look)
+        elif isinstance(self.matcher, DetectorFreeBatchMatcher):
+            yield from self.matcher.match_batch(encoded)
+        else:
+            yield from (self.matcher.match_encoded(*both) for both in encoded)
+
     def _finished(self, view0: View, view1: View, matches: Matches) -> Matches:
-        """Refine the matches of a pair, turn them back, and leave out what is masked."""
+        """Turn the matches of a pair back, and leave out what is masked."""
         photos, quarters = (view0.photo, view1.photo), (view0.quarters, view1.quarters)
-        if self._refinements:
-            images = [photo.image(turn) for photo, turn in zip(photos, quarters, strict=True)]
-            for refine in self._refinements:
-                matches = refine(*images, matches)
         matches = unturned_matches(matches, quarters, (photos[0].size, photos[1].size))
         return matches.select(
             inside_mask(matches.keypoints0, photos[0].mask)

@@ -123,6 +123,29 @@ class DetectorFreeMatcher(Protocol):
         """Match two encoded photos."""
 
 
+@dataclass(frozen=True)
+class CoarseLook:
+    """Two photos, matched no finer than cell by cell.
+
+    Attributes:
+        matches: of the points that stand for the cells, in pixels of the photos.
+        cell: side of a cell in pixels of the photos; 0 where the points are exact already.
+        refined: computes the matches proper.
+    """
+
+    matches: Matches
+    cell: float
+    refined: Callable[[], Matches]
+
+
+@runtime_checkable
+class CoarseToFineMatcher(DetectorFreeMatcher, Protocol):
+    """A detector-free matcher that can leave out its fine stage, which costs half the time."""
+
+    def look(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[CoarseLook]:
+        """Match encoded photos coarsely, whose `network_size` is the same in all pairs."""
+
+
 @runtime_checkable
 class ResizingMatcher(DetectorFreeMatcher, Protocol):
     """A detector-free matcher that can be told at what size to see photos.

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ from sfm_matchers.networks.similarity import (
 
 SELECTIVE_THRESHOLD = 0.01  # at most a hundred entries of a row are above it
 ROUNDING = 1e-3  # more than the logarithm of a score can be off
+
+Features = TypeVar("Features", bound=tuple[Any, ...])
+"""What a network knows of a batch of images: a named tuple of tensors (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,42 @@ class CoarseMatches:
     ids1: Tensor
     similarities: Tensor
     scores: Tensor
+
+    def of_pair(self, pair: int) -> CoarseMatches:
+        """Return the matches of one pair of images, as of a batch of its own."""
+        chosen = self.batch_ids == pair
+        ids0, ids1 = self.ids0[chosen], self.ids1[chosen]
+        similarities, scores = self.similarities[chosen], self.scores[chosen]
+        return CoarseMatches(torch.zeros_like(ids0), ids0, ids1, similarities, scores)
+
+
+@dataclass(frozen=True)
+class MatchedCells(Generic[Features]):
+    """A batch of pairs after the coarse stage, with what the fine stage needs.
+
+    Attributes:
+        features0: of images 0, one by one.
+        features1: of images 1.
+        coarse0: (B, C, h0, w0), informed by the other image.
+        coarse1: (B, C, h1, w1).
+        matches: pairs of cells.
+    """
+
+    features0: Features
+    features1: Features
+    coarse0: Tensor
+    coarse1: Tensor
+    matches: CoarseMatches
+
+    def of_pair(self, pair: int) -> MatchedCells[Features]:
+        """Return one pair of images, as a batch of its own."""
+        one = slice(pair, pair + 1)
+        features0, features1 = (
+            type(features)(*(maps[one] for maps in features))
+            for features in (self.features0, self.features1)
+        )
+        matches = self.matches.of_pair(pair)
+        return MatchedCells(features0, features1, self.coarse0[one], self.coarse1[one], matches)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
-from sfm_matchers.networks.coarse_matching import CoarseMatches, match_mutual_maximum
+from sfm_matchers.networks.coarse_matching import (
+    CoarseMatches,
+    MatchedCells,
+    match_mutual_maximum,
+)
 from sfm_matchers.networks.precision import (
     check_positive,
     check_precision,
@@ -717,7 +721,6 @@ class EfficientLoFTR(nn.Module):
         maps0, maps1 = zip(*(feature_map.chunk(2) for feature_map in both), strict=True)
         return EfficientLoFTRFeatures(*maps0), EfficientLoFTRFeatures(*maps1)
 
-    @in_its_precision
     def match(
         self,
         features0: EfficientLoFTRFeatures,
@@ -728,12 +731,36 @@ class EfficientLoFTR(nn.Module):
         scale1: Tensor | None = None,
     ) -> EfficientLoFTROutput:
         """Match images by the features of `encode`; arguments and result as in `forward`."""
+        return self.refined(self.matched_cells(features0, features1, mask0, mask1), scale0, scale1)
+
+    @in_its_precision
+    def matched_cells(
+        self,
+        features0: EfficientLoFTRFeatures,
+        features1: EfficientLoFTRFeatures,
+        mask0: Tensor | None = None,
+        mask1: Tensor | None = None,
+    ) -> MatchedCells[EfficientLoFTRFeatures]:
+        """The first half of `match`: arguments as there, for `refined`."""
         coarse0, coarse1 = self.transform(features0, features1, mask0, mask1)
         matches = self.match_coarse(coarse0, coarse1, mask0, mask1)
-        keypoints0 = cell_position(matches.ids0, coarse0.shape[3]).float()
-        keypoints1 = cell_position(matches.ids1, coarse1.shape[3]).float()
+        return MatchedCells(features0, features1, coarse0, coarse1, matches)
+
+    @in_its_precision
+    def refined(
+        self,
+        cells: MatchedCells[EfficientLoFTRFeatures],
+        scale0: Tensor | None = None,
+        scale1: Tensor | None = None,
+    ) -> EfficientLoFTROutput:
+        """The second half of `match`: the points in matched cells; scales as in `forward`."""
+        matches = cells.matches
+        keypoints0 = cell_position(matches.ids0, cells.coarse0.shape[3]).float()
+        keypoints1 = cell_position(matches.ids1, cells.coarse1.shape[3]).float()
         if len(matches.scores):
-            fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1, matches)
+            fine0, fine1 = self.fine_maps(
+                cells.features0, cells.features1, cells.coarse0, cells.coarse1, matches
+            )
             offsets0, offsets1 = self.refine(fine0, fine1, matches)
             keypoints0, keypoints1 = keypoints0 + offsets0, keypoints1 + offsets1
         if scale0 is not None:

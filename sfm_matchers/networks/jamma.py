@@ -27,7 +27,11 @@ from torch import Tensor, nn
 
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.chosen_pixels import ALL_PIXELS, Pixels
-from sfm_matchers.networks.coarse_matching import CoarseMatches, match_either_maximum
+from sfm_matchers.networks.coarse_matching import (
+    CoarseMatches,
+    MatchedCells,
+    match_either_maximum,
+)
 from sfm_matchers.networks.mamba import MambaBlock, run_side_by_side
 from sfm_matchers.networks.precision import (
     check_positive,
@@ -625,7 +629,6 @@ class JamMa(nn.Module):
         return JamMaFeatures(self.matcher.image_share(quarter), eighth)
 
     @torch.no_grad()
-    @in_its_precision
     def match(
         self,
         features0: JamMaFeatures,
@@ -635,20 +638,46 @@ class JamMa(nn.Module):
         scale0: Tensor | None = None,
         scale1: Tensor | None = None,
     ) -> JamMaOutput:
-        """Match the features of two batches of images; arguments as in `forward`.
+        """Match the features of two batches of images; arguments as in `forward`."""
+        return self.refined(self.matched_cells(features0, features1, mask0, mask1), scale0, scale1)
+
+    @torch.no_grad()
+    @in_its_precision
+    def matched_cells(
+        self,
+        features0: JamMaFeatures,
+        features1: JamMaFeatures,
+        mask0: Tensor | None = None,
+        mask1: Tensor | None = None,
+    ) -> MatchedCells[JamMaFeatures]:
+        """The first half of `match`: arguments as there, for `refined`."""
+        coarse0, coarse1 = self.coarse_features(features0, features1)
+        matches = self.match_coarse(coarse0, coarse1, mask0, mask1)
+        return MatchedCells(features0, features1, coarse0, coarse1, matches)
+
+    @torch.no_grad()
+    @in_its_precision
+    def refined(
+        self,
+        cells: MatchedCells[JamMaFeatures],
+        scale0: Tensor | None = None,
+        scale1: Tensor | None = None,
+    ) -> JamMaOutput:
+        """The second half of `match`: the points in matched cells; scales as in `forward`.
 
         Where no window passes the fine threshold the released code reports one match of no
         meaning; here there is none.
         """
-        coarse0, coarse1 = self.coarse_features(features0, features1)
-        matches = self.match_coarse(coarse0, coarse1, mask0, mask1)
+        matches = cells.matches
         if not len(matches.batch_ids):
-            none = coarse0.new_zeros(0, 2)
+            none = cells.coarse0.new_zeros(0, 2)
             ids = matches.batch_ids
             return JamMaOutput(ids, none, none, none[:, 0], matches, ids)
-        fine0, fine1 = self.fine_maps(features0, features1, coarse0, coarse1, matches)
-        all_ids = torch.arange(len(matches.batch_ids), device=coarse0.device)
-        chunk = WINDOW_CHUNK if coarse0.device.type == "cpu" else WINDOW_CHUNK_GPU
+        fine0, fine1 = self.fine_maps(
+            cells.features0, cells.features1, cells.coarse0, cells.coarse1, matches
+        )
+        all_ids = torch.arange(len(matches.batch_ids), device=fine0.device)
+        chunk = WINDOW_CHUNK if fine0.device.type == "cpu" else WINDOW_CHUNK_GPU
         parts = [self.refine(fine0, fine1, matches, ids) for ids in all_ids.split(chunk)]
         coarse_ids, points0, points1, scores = (
             torch.cat(part) for part in zip(*parts, strict=True)

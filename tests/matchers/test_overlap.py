@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,9 +14,14 @@ from hypothesis import strategies as st
 from material import matches_of_a_folder
 
 from sfm_matchers.confs import DetectorFreeConf, DetectorFreePreprocessing, load_conf
-from sfm_matchers.matchers.overlap import MIN_ASPECT, _shared_part, match_overlap
+from sfm_matchers.matchers.overlap import (
+    MIN_ASPECT,
+    _shared_part,
+    first_looks,
+    match_overlap,
+)
 from sfm_matchers.matchers.photo_matchers import load_matcher
-from sfm_matchers.matchers.protocols import EncodedImage, Matches
+from sfm_matchers.matchers.protocols import CoarseLook, EncodedImage, Matches
 from sfm_matchers.photos.resizing import turned
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
@@ -37,7 +43,8 @@ class Painted:
     """Matches places of `photo` that lie in `SHARED`, with parallax along x; denser in a part."""
 
     seen: list[tuple[int, int]] = field(default_factory=list)  # sizes (width, height)
-    spacing_of_parts: int = 3  # pixels between matches
+    spacing: int = 6  # pixels between matches
+    spacing_of_parts: int = 3
     resize_max: int = 10_000
 
     def encode(self, image: np.ndarray) -> EncodedImage:
@@ -48,7 +55,7 @@ class Painted:
 
     def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
         (corner0, is_part), (corner1, _) = image0.features, image1.features
-        spacing = self.spacing_of_parts if is_part else 6
+        spacing = self.spacing_of_parts if is_part else self.spacing
         left, top, right, bottom = SHARED
         grid = np.meshgrid(np.arange(left, right, spacing), np.arange(top, bottom, spacing))
         places = np.stack(grid, -1).reshape(-1, 2).astype(np.float32)
@@ -58,8 +65,12 @@ class Painted:
         return Matches(places - corner0, (moved - corner1).astype(np.float32), ones)
 
 
+def exact(matches: Matches) -> CoarseLook:
+    return CoarseLook(matches, 0.0, lambda: matches)
+
+
 def look_again(matcher: Painted, first: Matches) -> Matches:
-    return match_overlap(matcher, photo(), photo(SHIFT), first)
+    return match_overlap(matcher, photo(), photo(SHIFT), exact(first))
 
 
 def first_look(matcher: Painted) -> Matches:
@@ -92,7 +103,7 @@ def test_photos_that_share_nearly_all_are_not_matched_again() -> None:
     points = np.random.default_rng(0).random((500, 2), np.float32) * SIZE
     moved = points + np.random.default_rng(1).random((500, 1), np.float32) * (9, 0)
     first = Matches(points, moved.astype(np.float32), points[:, 0])
-    assert match_overlap(matcher, photo(), photo(), first) is first
+    assert match_overlap(matcher, photo(), photo(), exact(first)) is first
     assert not matcher.seen
 
 
@@ -142,8 +153,9 @@ def test_a_detail_is_matched_more_exactly(name: str) -> None:
     matcher = load_matcher(name, device="cpu")
     network = matcher.matcher
     network.resize_max = 320  # type: ignore[attr-defined] # so that the pixels do not suffice
-    first = network.match_encoded(network.encode(large), network.encode(detail))
-    closer = match_overlap(network, large, detail, first)
+    (look,) = first_looks(network, [(network.encode(large), network.encode(detail))])
+    first = look.refined()
+    closer = match_overlap(network, large, detail, look)
 
     def errors(matches: Matches) -> np.ndarray:
         truth = (matches.keypoints0 - (left, top) + 0.5) * 2 - 0.5
@@ -153,6 +165,60 @@ def test_a_detail_is_matched_more_exactly(name: str) -> None:
     assert right[1] > 1.5 * right[0]
     medians = [np.median(errors(matches)[errors(matches) < 8]) for matches in (first, closer)]
     assert medians[1] < medians[0]
+
+
+@pytest.mark.parametrize(
+    ("spacing", "of_parts", "expected"),
+    [(3, 2, ["part"]), (3, 12, ["whole"]), (6, 3, ["whole", "part"])],
+)
+def test_exact_points_are_wanted_of_the_look_that_counts(
+    spacing: int, of_parts: int, expected: list[str]
+) -> None:
+    """Where cells alone tell which it is; of few of them (the last case) both are wanted."""
+    wanted: list[str] = []
+
+    class Coarse(Painted):
+        """Knows points by cells first."""
+
+        def look(self, pairs: Sequence[tuple[EncodedImage, EncodedImage]]) -> list[CoarseLook]:
+            (pair,) = pairs
+            exact = self.match_encoded(*pair)
+            cells = Matches(exact.keypoints0 // 2 * 2, exact.keypoints1 // 2 * 2, exact.scores)
+
+            def refined() -> Matches:
+                wanted.append("part" if pair[0].features[1] else "whole")
+                return exact
+
+            return [CoarseLook(cells, 4.0, refined)]
+
+    matcher = Coarse(spacing=spacing, spacing_of_parts=of_parts)
+    (look,) = first_looks(matcher, [(matcher.encode(photo()), matcher.encode(photo(SHIFT)))])
+    matches = match_overlap(matcher, photo(), photo(SHIFT), look)
+    assert (matches.keypoints0 - matches.keypoints1 - SHIFT)[:, 1] == pytest.approx(0)
+    assert wanted == expected
+
+
+@pytest.mark.parametrize("name", ["jamma", "eloftr"])
+def test_a_look_and_its_refinement_are_the_matches(name: str) -> None:
+    """Cell by cell first; the points lie in these cells. Two pairs at once may differ a little."""
+    scene = make_scene(1, kind="room", texture_size=512)
+    camera = Camera.from_field_of_view(288, 224)
+    images = [render(scene, camera, view).image for view in camera_path(scene, count=40)[:3]]
+    network = load_matcher(name, device="cpu").matcher
+    encoded = [network.encode(image) for image in images]
+    pairs = [(encoded[0], encoded[1]), (encoded[1], encoded[2])]
+    for pair, of_both in zip(pairs, first_looks(network, pairs), strict=True):
+        (look,) = first_looks(network, [pair])
+        matches, cells, found = network.match_encoded(*pair), look.matches, look.refined()
+        assert len(matches) > 30
+        assert np.array_equal(found.keypoints0, matches.keypoints0)
+        assert np.array_equal(found.keypoints1, matches.keypoints1)
+        assert len(of_both.refined()) == pytest.approx(len(matches), rel=0.1)
+        assert len(cells) >= len(found)
+        assert look.cell == of_both.cell == 8
+        nearest = np.abs(found.keypoints0[:, None] - cells.keypoints0).max(2).min(1)
+        assert nearest.max() <= 8
+        assert np.abs(cells.keypoints0 % 8).max() == 0
 
 
 @pytest.mark.parametrize("asked", [False, True])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sfm_matchers.features import kornia as kornia_features
 from sfm_matchers.features.base import Features
+from sfm_matchers.matchers import coarse_to_fine
 from sfm_matchers.matchers import efficient_loftr as eloftr_module
 from sfm_matchers.matchers import jamma as jamma_module
 from sfm_matchers.matchers import mambaglue as mambaglue_module
@@ -108,11 +109,13 @@ def assert_matches(output: Any) -> None:
 @pytest.mark.parametrize("name", ["jamma", "eloftr"])
 def test_detector_free_matchers(name: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From photos to what goes back to the CPU."""
-    module: Any = jamma_module if name == "jamma" else eloftr_module
     seen: list[tuple[Tensor, ...]] = []
-    monkeypatch.setattr(
-        module, "split_matches", lambda *tensors: seen.append(tensors[:4]) or [None] * batch
-    )
+
+    def split(*tensors: Any) -> list[None]:
+        seen.append(tensors[:4])
+        return [None] * len(tensors[4])
+
+    monkeypatch.setattr(coarse_to_fine, "split_matches", split)
     with fake_cuda(monkeypatch, *CACHES):
         with torch.device("cuda"):
             network = on_cuda(JamMa() if name == "jamma" else EfficientLoFTR())
@@ -124,8 +127,11 @@ def test_detector_free_matchers(name: str, batch: int, monkeypatch: pytest.Monke
         photos = [np.zeros((height, 128, 3), np.uint8) for height in (96, 64)]
         encoded = [matcher.encode(photo) for photo in photos]
         matcher.match_batch([(encoded[0], encoded[1])] * batch)
+        looks = matcher.look([(encoded[0], encoded[1])] * batch)
+        looks[-1].refined()
     assert matcher.batch_size == 8
-    assert is_on_gpu(*seen[0])
+    assert len(seen) == batch + 2
+    assert all(is_on_gpu(*tensors) for tensors in seen)
 
 
 def test_mambaglue_takes_features_of_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
