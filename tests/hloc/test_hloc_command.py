@@ -200,6 +200,19 @@ def test_pairs_from_a_model(model: Path, tmp_path: Path) -> None:
         assert all(name != other for name, other in pairs)
 
 
+def test_a_model_of_which_no_pairs_come_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    pycolmap.Reconstruction().write(tmp_path / "model")
+    path = tmp_path / "pairs.txt"
+    for step in ("pairs_from_covisibility", "pairs_from_poses"):
+        given = ("--model", tmp_path / "model", "--output", path, "--num_matched", 2)
+        assert hloc(step, *given) == 2
+        assert f"{tmp_path / 'model'}: no two of its images" in capsys.readouterr().err
+        assert not path.exists()
+
+
 def test_hlocs_files_are_read(photos: Path, matched: Path, tmp_path: Path) -> None:
     """float16 keypoints, old names of pairs, reversed pairs, short matches0."""
     with (

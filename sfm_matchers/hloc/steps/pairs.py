@@ -110,8 +110,13 @@ def pairs_from_covisibility(
         model: COLMAP model.
         output: the pair list to write.
         num_matched: pairs for each image.
+
+    Raises:
+        InputError: there are no such images.
     """
     pairs = covisibility_pairs(read_model(model), num_matched)
+    if not pairs:
+        raise InputError(f"{model}: no two of its images share 3D points")
     write_pairs(Path(output), pairs)
     return pairs
 
@@ -130,7 +135,14 @@ def pairs_from_poses(
         output: the pair list to write.
         num_matched: pairs for each image.
         rotation_threshold: largest angle between their optical axes in degrees.
+
+    Raises:
+        InputError: there are no such images.
     """
     pairs = pose_pairs(read_model(model), num_matched, rotation_threshold)
+    if not pairs:
+        raise InputError(
+            f"{model}: no two of its images look the same way within {rotation_threshold:g} degrees"
+        )
     write_pairs(Path(output), pairs)
     return pairs
