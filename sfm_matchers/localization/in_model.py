@@ -383,19 +383,8 @@ def _choose_intrinsics(
     """The pose for the intrinsics that the matches support best; None where there is no pose."""
     estimated = options.estimate_focal_length
     may_change = query.may_change or query.focal_length_is_guess or estimated
-    solved: list[tuple[str, Solution]] = []
-    for candidate in (Intrinsics(query.camera, query.source), *query.alternatives):
-        is_guess = estimated or (query.focal_length_is_guess and candidate.camera is query.camera)
-        found = solve(matches, candidate.camera, estimate_focal_length=is_guess)
-        if found is not None:
-            source = candidate.source + (", focal length estimated" if is_guess else "")
-            solved.append((source, found))
+    solved = _solved(query, matches, options, may_change=may_change)
     best = best_of(found for _, found in solved)
-    is_good = best and options.is_confident(best.inliers)
-    if may_change and options.check_intrinsics and not is_good:
-        size = (query.camera.width, query.camera.height)
-        solved += [("estimated", guess) for guess in guesses(matches, size)]
-        best = best_of(found for _, found in solved)
     if best is None:
         return None
     source = next(source for source, found in solved if found is best)
@@ -425,6 +414,26 @@ def _choose_intrinsics(
     focused = suspicion(best) if is_assumed else None
     doubts = _contradiction(best, focused, FREEDOMS[0]) + advice if focused else ""
     return _Choice(best, text, doubts, contradiction)
+
+
+def _solved(
+    query: Query, matches: Matches, options: LocalizationOptions, *, may_change: bool
+) -> list[tuple[str, Solution]]:
+    """Poses for all intrinsics that a query may have, each with where these are from."""
+    estimated = options.estimate_focal_length
+    solved: list[tuple[str, Solution]] = []
+    for candidate in (Intrinsics(query.camera, query.source), *query.alternatives):
+        is_guess = estimated or (query.focal_length_is_guess and candidate.camera is query.camera)
+        found = solve(matches, candidate.camera, estimate_focal_length=is_guess)
+        if found is not None:
+            source = candidate.source + (", focal length estimated" if is_guess else "")
+            solved.append((source, found))
+    best = best_of(found for _, found in solved)
+    is_good = best and options.is_confident(best.inliers)
+    if may_change and options.check_intrinsics and not is_good:
+        size = (query.camera.width, query.camera.height)
+        solved += [("estimated", guess) for guess in guesses(matches, size)]
+    return solved
 
 
 def _contradiction(solution: Solution, better: Solution, what: str) -> str:
