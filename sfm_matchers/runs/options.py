@@ -102,6 +102,12 @@ class SfmOptions(MatchOptions):
     no_refine: bool = False
     overwrite: bool = False
 
+    def __post_init__(self) -> None:
+        """Names are taken in any case, as those of matchers and camera models are."""
+        for option in ("matcher", "camera_model"):
+            if str(getattr(self, option)).lower() == AUTO:
+                object.__setattr__(self, option, AUTO)
+
 
 @dataclass(frozen=True)
 class LocalizeOptions:

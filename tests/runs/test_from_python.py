@@ -17,6 +17,7 @@ from sfm_matchers import Matches
 from sfm_matchers.confs import load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.files.hdf5 import list_groups
+from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.results import LocalizeResult, SfmResult
 from sfm_matchers.runs.verdict import Verdict
 from sfm_matchers.synthetic import Camera
@@ -28,6 +29,8 @@ def test_an_empty_path_is_none_and_matchers_are_named_in_any_case(tmp_path: Path
     with pytest.raises(InputError, match=r"^outputs: an empty path"):
         sfm_matchers.reconstruct(tmp_path, "")
     assert load_conf("Aliked+MambaGlue").name == "aliked+mambaglue"
+    options = SfmOptions(tmp_path, tmp_path / "out", matcher="Auto", camera_model="AUTO")
+    assert (options.matcher, options.camera_model) == ("auto", "auto")
 
 
 @pytest.fixture(scope="module")
