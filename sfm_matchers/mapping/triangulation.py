@@ -167,13 +167,13 @@ def _check_against_poses(
                 for side, image_id in enumerate((id0, id1))
             ]
             limits = [MAX_EPIPOLAR_ERROR * uncertainties[i] for i in (id0, id1)]
-            matches = matches[_fits_poses(image0, image1, points, limits)]
+            matches = matches[fits_poses(image0, image1, points, limits)]
             num_kept += len(matches)
             write_inliers(database, pair_id, matches)
     logger.info("%d of %d matches agree with the poses", num_kept, num_matches)
 
 
-def _fits_poses(
+def fits_poses(
     image0: pycolmap.Image,
     image1: pycolmap.Image,
     points: Sequence[np.ndarray],

@@ -158,6 +158,8 @@ def run_with_photos(options: LocalizeOptions) -> LocalizeResult:
         loc_label = f"{loc_label}-seq"
         workspace.write_pairs(loc_label, loc_pairs)
     model, map_features = triangulated_map(job, reference, pairs, label)
+    posed = {image.name for image in model.images.values() if image.has_pose}
+    loc_pairs = [pair for pair in loc_pairs if pair[1] in posed]
     features, matches = job.match(loc_pairs, loc_label, map_features=map_features, existing="keep")
     local_features = features_of_look_alikes(job, model, loc_pairs, options)
     poses = LocalizationOptions(

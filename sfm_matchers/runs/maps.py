@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pycolmap
 
-from sfm_matchers.errors import (
-    InputError,
-)
+from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.mapping.denied_poses import find_denied_poses
 from sfm_matchers.mapping.models import read_model
 from sfm_matchers.mapping.triangulation import triangulate
 from sfm_matchers.runs.matching import MatchingJob
 
 logger = logging.getLogger("sfm_matchers.pipelines")
+
+MAX_DENIED = 1 / 4  # of a map's photos
 
 
 def triangulated_map(
@@ -27,7 +28,11 @@ def triangulated_map(
     """Match pairs of photos of a map and triangulate into its poses.
 
     Returns:
-        The model, which lies in `Workspace.triangulated`, and its feature file.
+        The model, which lies in `Workspace.triangulated`, without the photos whose poses their
+        matches deny, and its feature file.
+
+    Raises:
+        InputError: no two photos can be matched, or the matches deny the poses of too many.
     """
     usable = _photos_of_map(job, reference)
     known = [pair for pair in pairs if usable.issuperset(pair)]
@@ -37,6 +42,8 @@ def triangulated_map(
             "was made of, or have nothing in common there; the messages above tell"
         )
     feature_path, match_path = job.match(known, label)
+    denied = _denied_photos(reference, known, feature_path, match_path)
+    known = [pair for pair in known if denied.isdisjoint(pair)]
     model_dir = job.workspace.triangulated(job.conf)
     # The matches carry the fingerprints of their features. The file of features may have those of
     # queries too, which do not matter here.
@@ -51,7 +58,37 @@ def triangulated_map(
             triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path)
         job.workspace.set_done(model_dir.name, source, model_dir)
     # As a later run reads it: in memory images and points may lie in another order.
-    return read_model(model_dir), feature_path
+    model = read_model(model_dir)
+    for image in list(model.images.values()):
+        if image.name in denied and image.has_pose:
+            model.deregister_frame(image.frame_id)
+    return model, feature_path
+
+
+def _denied_photos(
+    reference: pycolmap.Reconstruction, pairs: Sequence[Pair], features: Path, matches: Path
+) -> set[str]:
+    """Names of the map's photos whose poses their matches deny.
+
+    Raises:
+        InputError: they are so many that nothing says which part of the map is right.
+    """
+    denied = find_denied_poses(reference, pairs, features, matches)
+    if not denied:
+        return set()
+    total = len({name for pair in pairs for name in pair})
+    if len(denied) > MAX_DENIED * total:
+        raise InputError(
+            f"the poses and cameras of the map contradict the matches of {len(denied)} of its "
+            f"{total} photos ({listed(denied)}): give the photos that its model was made of, each "
+            "under its name, not cropped or turned since, or mend its poses (world to camera)"
+        )
+    logger.warning(
+        "left out of the map: %s, as the matches with its other photos contradict the poses that "
+        "it has of them: give the photos that its model was made of, each under its name",
+        listed(denied),
+    )
+    return set(denied)
 
 
 def _photos_of_map(job: MatchingJob, reference: pycolmap.Reconstruction) -> set[str]:

@@ -1,0 +1,98 @@
+"""Photos whose known poses their own matches deny.
+
+Photos under names of others, cropped or turned since the model was made, poses in another
+convention: some matches fit such poses by chance, and become points by which queries are localized
+at wrong places. Where poses are right nearly all matches of a pair lie near their epipolar lines.
+Where most do not, but agree with one geometry of their own, the pair denies the poses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+from numpy.typing import NDArray
+
+from sfm_matchers.files.hdf5 import Hdf5File, open_h5
+from sfm_matchers.files.pair_lists import Pair, unique_pairs
+from sfm_matchers.geometry.epipolar import sampson_distance
+from sfm_matchers.mapping.triangulation import MAX_EPIPOLAR_ERROR, fits_poses
+
+FloatArray = NDArray[np.float64]
+
+MIN_MATCHES = 30  # of one geometry; of fewer it tells nothing
+MOST = 0.5  # of a pair's matches
+# Of the matches of all pairs of photos that some pair agrees with. Of opposite sides that look
+# alike half are of pairs that right poses deny, but each photo has a neighbour on its own side.
+NEARLY_ALL = 0.65
+
+
+def find_denied_poses(
+    model: pycolmap.Reconstruction, pairs: Iterable[Pair], feature_path: Path, match_path: Path
+) -> list[str]:
+    """Return the photos whose poses their pairs deny, without one that agrees; of a map that is
+    mostly denied beside several of these all.
+
+    Args:
+        model: poses and cameras; photos of panoramas are not looked at.
+        pairs: of photos that are in the model.
+        feature_path: keypoints.
+        match_path: matches of all pairs.
+    """
+    images = {
+        image.name: image for image in model.images.values() if not image.camera.is_spherical()
+    }
+    votes: dict[Pair, int] = {}
+    with open_h5(feature_path) as features, open_h5(match_path) as file:
+        for pair in unique_pairs(pairs):
+            if images.keys() >= set(pair):
+                votes[pair] = _vote(images[pair[0]], images[pair[1]], features, file)
+    denied: list[str] = []
+    while found := _without_support(votes):
+        denied += found
+        votes = {pair: vote for pair, vote in votes.items() if not set(found) & set(pair)}
+    against = sum(-vote for vote in votes.values() if vote < 0)
+    if len(denied) > 1 and against > NEARLY_ALL * sum(map(abs, votes.values())):
+        denied += sorted({name for pair, vote in votes.items() if vote for name in pair})
+    return denied
+
+
+def _without_support(votes: Mapping[Pair, int]) -> list[str]:
+    """Photos with pairs that deny their poses, and none that agrees with them."""
+    agreeing = {name for pair, vote in votes.items() if vote > 0 for name in pair}
+    denying = {name for pair, vote in votes.items() if vote < 0 for name in pair}
+    return sorted(denying - agreeing)
+
+
+def _vote(first: pycolmap.Image, second: pycolmap.Image, features: Hdf5File, file: Hdf5File) -> int:
+    """How many matches of a pair agree with the poses of its photos; negative: with another
+    geometry instead; 0 if they tell nothing."""
+    cam1_from_cam0 = second.cam_from_world() * first.cam_from_world().inverse()
+    if not np.any(cam1_from_cam0.translation):  # from one place: there are no epipolar lines
+        return 0
+    names = first.name, second.name
+    keypoints = [features.keypoints(name).astype(np.float64) for name in names]
+    matches, _ = file.matches(*names, (len(keypoints[0]), len(keypoints[1])))
+    if len(matches) < MIN_MATCHES:
+        return 0
+    points = [some[matches[:, side]] + 0.5 for side, some in enumerate(keypoints)]
+    limits = [MAX_EPIPOLAR_ERROR * (features.uncertainty(name) or 1.0) for name in names]
+    num_for = int(fits_poses(first, second, points, limits).sum())
+    if num_for > MOST * len(matches):
+        return num_for
+    agree = _in_one_geometry(points[0], points[1])
+    if agree.sum() < max(MIN_MATCHES, MOST * len(matches)):
+        return 0
+    num_for = int(fits_poses(first, second, [some[agree] for some in points], limits).sum())
+    return num_for if num_for > MOST * agree.sum() else -int(agree.sum())
+
+
+def _in_one_geometry(pixels0: FloatArray, pixels1: FloatArray) -> NDArray[np.bool_]:
+    """Which matches (N,) agree with the epipolar geometry that most of them have in common."""
+    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_EPIPOLAR_ERROR)
+    found = pycolmap.estimate_fundamental_matrix(pixels0, pixels1, options)
+    if found is None:
+        return np.zeros(len(pixels0), dtype=bool)
+    return np.asarray(sampson_distance(pixels0, pixels1, found["F"]) <= MAX_EPIPOLAR_ERROR)
