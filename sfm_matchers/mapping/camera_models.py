@@ -223,13 +223,16 @@ class _LastAdjustment:
 
 
 def _joined(first: Sequence[CameraChoice], second: Sequence[CameraChoice]) -> list[CameraChoice]:
-    """The choices of a second look at a model whose cameras were chosen before."""
-    later = {choice.camera_id: choice for choice in second}
+    """The choices of a second look at a model whose cameras were chosen before.
+
+    It has more observations, which the first look's errors know nothing of. So both errors are of
+    the look that chose last.
+    """
+    later = {choice.camera_id: choice for choice in second if choice.has_changed}
     return [
         replace(
             later.get(choice.camera_id, choice),
             before=choice.before,
-            held_out_before=choice.held_out_before,
             refines_principal_point=choice.refines_principal_point
             or any(other.refines_principal_point for other in second),
         )

@@ -13,7 +13,12 @@ import pytest
 from sfm_matchers.evaluation.models import compare_models
 from sfm_matchers.exports.images import without_images
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
-from sfm_matchers.mapping.camera_models import _Trials, choose_camera_models
+from sfm_matchers.mapping.camera_models import (
+    CameraChoice,
+    _joined,
+    _Trials,
+    choose_camera_models,
+)
 from sfm_matchers.mapping.held_out import split_observations
 from sfm_matchers.mapping.lenses import (
     PERSPECTIVE,
@@ -255,3 +260,13 @@ def test_a_photo_of_few_points_is_badly_held() -> None:
     adjust_robustly(model, robust_adjustment(1))
     assert badly_held(pose_covariances(model)) == [image.name]
     assert badly_held({}) == []
+
+
+def test_both_errors_are_of_the_look_that_chose_last() -> None:
+    """The second one has more observations, worse ones among them."""
+    first = CameraChoice(1, 8, "SIMPLE_RADIAL", "RADIAL", True, 0.5, 0.4)
+    same = CameraChoice(1, 8, "RADIAL", "RADIAL", False, 0.7, 0.7)
+    other = CameraChoice(1, 8, "RADIAL", "OPENCV", False, 0.7, 0.6)
+    assert _joined([first], [same]) == [first]
+    expected = CameraChoice(1, 8, "SIMPLE_RADIAL", "OPENCV", True, 0.7, 0.6)
+    assert _joined([first], [other]) == [expected]
