@@ -24,6 +24,7 @@ FloatArray = NDArray[np.float64]
 
 MIN_MATCHES = 30  # of one geometry; of fewer it tells nothing
 MOST = 0.5  # of a pair's matches
+MAX_TRIALS = 2000  # to find the geometry that most of them have in common
 # Of the matches of all pairs of photos that some pair agrees with. Of opposite sides that look
 # alike half are of pairs that right poses deny, but each photo has a neighbour on its own side.
 NEARLY_ALL = 0.65
@@ -91,7 +92,13 @@ def _vote(first: pycolmap.Image, second: pycolmap.Image, features: Hdf5File, fil
 
 def _in_one_geometry(pixels0: FloatArray, pixels1: FloatArray) -> NDArray[np.bool_]:
     """Which matches (N,) agree with the epipolar geometry that most of them have in common."""
-    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_EPIPOLAR_ERROR)
+    # Another geometry counts only if it has most of the matches, and is found soon then.
+    options = pycolmap.RANSACOptions(
+        random_seed=0,
+        max_error=MAX_EPIPOLAR_ERROR,
+        min_inlier_ratio=MOST,
+        max_num_trials=MAX_TRIALS,
+    )
     found = pycolmap.estimate_fundamental_matrix(pixels0, pixels1, options)
     if found is None:
         return np.zeros(len(pixels0), dtype=bool)

@@ -85,7 +85,8 @@ def _denied_photos(
         )
     logger.warning(
         "left out of the map: %s, as the matches with its other photos contradict the poses that "
-        "it has of them: give the photos that its model was made of, each under its name",
+        "it has of them: give the photos that its model was made of, each under its name (or they "
+        "show sides of the place that look alike)",
         listed(denied),
     )
     return set(denied)
