@@ -64,7 +64,7 @@ class EfficientLoFTRTask(CoarseToFineTask[EfficientLoFTR, "_CoarseStage"]):
     """
 
     trains = TrainedNetwork(
-        "eloftr", config={"coarse_threshold": 0.1, "raw_threshold": 42.5, "centred_patch": True}
+        "eloftr", config={"coarse_threshold": 0.1, "raw_threshold": 46.0, "centred_patch": True}
     )
     cross_entropy_until = 0.9  # of the run
     fine_share = 0.4  # of the batches
