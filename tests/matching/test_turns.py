@@ -276,13 +276,13 @@ def test_a_new_photo_that_changes_how_others_lie_has_them_matched_again(tmp_path
     assert content(path) == content(fresh)
 
 
-SHIFTS = ((0, 0), (24, 16), (10, 30), (32, 8))
-TURNED = (0, 1, 2, 3)
+SHIFTS = ((0, 0), (24, 16), (10, 30))
+TURNED = (0, 1, 3)  # against each other by one, two and three quarters
 
 
 @pytest.mark.slow
 def test_the_bundled_weights_match_rendered_photos_that_lie_differently(tmp_path: Path) -> None:
-    """Views of one place in all positions, and a photo of another place."""
+    """Views of one place turned by all differences, and a photo of another place."""
     scene = make_scene(1, kind="room", texture_size=256)
     camera = Camera.from_field_of_view(352, 272)
     large = render(scene, camera, camera_path(scene, count=40)[0]).image
