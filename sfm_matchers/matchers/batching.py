@@ -104,6 +104,15 @@ class FittingBatches(Generic[Item, Result]):
         return None
 
 
+def matches_of_one_size(
+    matcher: DetectorFreeMatcher, pairs: Sequence[tuple[EncodedImage, EncodedImage]]
+) -> list[Matches]:
+    """Match encoded photos whose sizes are the same in all pairs, at once if the matcher can."""
+    if isinstance(matcher, DetectorFreeBatchMatcher):
+        return matcher.match_batch(pairs)
+    return [matcher.match_encoded(*pair) for pair in pairs]
+
+
 def match_encoded_pairs(
     matcher: DetectorFreeMatcher, pairs: Sequence[tuple[EncodedImage, EncodedImage]]
 ) -> list[Matches]:

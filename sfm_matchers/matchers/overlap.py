@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sfm_matchers.geometry.robust_estimation import agree_with_one_epipolar_geometry
+from sfm_matchers.matchers.batching import matches_of_one_size
 from sfm_matchers.matchers.protocols import (
     CoarseLook,
     CoarseToFineMatcher,
@@ -42,7 +43,7 @@ def first_looks(
     """Look at pairs of encoded photos of one size, coarsely if the matcher can."""
     if isinstance(matcher, CoarseToFineMatcher):
         return matcher.look(pairs)
-    return [_exact_look(matcher.match_encoded(*pair)) for pair in pairs]
+    return list(map(_exact_look, matches_of_one_size(matcher, pairs)))
 
 
 def match_overlap(
@@ -61,9 +62,10 @@ def match_overlap(
         epipolar geometry, else those of the first look; both in pixels of the whole photos.
     """
     images = (image0, image1)
-    if not _is_beyond_doubt(first, images):
-        first = _exact_look(first.refined())
     agrees = _agreeing(first, images)
+    if first.cell and agrees.sum() < max(MIN_CERTAIN, CERTAIN_SHARE * len(agrees)):
+        first = _exact_look(first.refined())
+        agrees = _agreeing(first, images)
     if agrees.sum() < MIN_AGREEING:
         return first.refined()
     points = (first.matches.keypoints0[agrees], first.matches.keypoints1[agrees])
@@ -83,12 +85,6 @@ def match_overlap(
 
 def _exact_look(matches: Matches) -> CoarseLook:
     return CoarseLook(matches, cell=0.0, refined=lambda: matches)
-
-
-def _is_beyond_doubt(look: CoarseLook, images: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Do so many cells agree with one epipolar geometry that it is the right one."""
-    count = _agreeing(look, images).sum()
-    return bool(count >= max(MIN_CERTAIN, CERTAIN_SHARE * len(look.matches)))
 
 
 def _agreeing(look: CoarseLook, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sfm_matchers.confs import DetectorFreePreprocessing
+from sfm_matchers.matchers.batching import matches_of_one_size
 from sfm_matchers.matchers.overlap import first_looks, match_overlap
 from sfm_matchers.matchers.protocols import (
-    DetectorFreeBatchMatcher,
     DetectorFreeMatcher,
     EncodedImage,
     Matches,
@@ -171,10 +171,8 @@ class PairMatcher:
             looks = first_looks(self.matcher, encoded)
             for (view0, view1), look in zip(pairs, looks, strict=True):
                 yield match_overlap(self.matcher, view0.image, view1.image, look)
-        elif isinstance(self.matcher, DetectorFreeBatchMatcher):
-            yield from self.matcher.match_batch(encoded)
         else:
-            yield from (self.matcher.match_encoded(*both) for both in encoded)
+            yield from matches_of_one_size(self.matcher, encoded)
 
     def _finished(self, view0: View, view1: View, matches: Matches) -> Matches:
         """Turn the matches of a pair back, and leave out what is masked."""
