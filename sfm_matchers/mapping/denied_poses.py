@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sfm_matchers.files.hdf5 import Hdf5File, open_h5
 from sfm_matchers.files.pair_lists import Pair, unique_pairs
-from sfm_matchers.geometry.epipolar import sampson_distance
+from sfm_matchers.mapping.pair_fit import distances_in_own_geometry
 from sfm_matchers.mapping.triangulation import MAX_EPIPOLAR_ERROR, fits_poses
 
 FloatArray = NDArray[np.float64]
@@ -99,7 +99,7 @@ def _in_one_geometry(pixels0: FloatArray, pixels1: FloatArray) -> NDArray[np.boo
         min_inlier_ratio=MOST,
         max_num_trials=MAX_TRIALS,
     )
-    found = pycolmap.estimate_fundamental_matrix(pixels0, pixels1, options)
-    if found is None:
+    distances = distances_in_own_geometry(pixels0, pixels1, options)
+    if not len(distances):
         return np.zeros(len(pixels0), dtype=bool)
-    return np.asarray(sampson_distance(pixels0, pixels1, found["F"]) <= MAX_EPIPOLAR_ERROR)
+    return distances <= MAX_EPIPOLAR_ERROR

@@ -62,6 +62,7 @@ def find_misfit(model: pycolmap.Reconstruction, database_path: Path) -> Misfit |
     rng = np.random.default_rng(0)
     some = rng.permutation(np.array(list(pairs)).reshape(-1, 2))[:MAX_PAIRS].tolist()
     total, misfits = 0, []
+    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_ERROR)
     with pycolmap.Database.open(database_path) as database:
         for first, second in some:
             matches = pairs[first, second]
@@ -76,7 +77,7 @@ def find_misfit(model: pycolmap.Reconstruction, database_path: Path) -> Misfit |
             total += len(matches)
             if error <= MUCH_WORSE * LEAST_ERROR:
                 continue
-            own_errors = distances_in_own_geometry(pixels[0], pixels[1], MAX_ERROR)
+            own_errors = distances_in_own_geometry(pixels[0], pixels[1], options)
             own_error = float(np.median(own_errors)) if len(own_errors) else float("inf")
             if error > MUCH_WORSE * max(own_error, LEAST_ERROR):
                 names = images[first].name, images[second].name
@@ -117,10 +118,9 @@ def _error_in_model(
 
 
 def distances_in_own_geometry(
-    pixels0: FloatArray, pixels1: FloatArray, max_error: float
+    pixels0: FloatArray, pixels1: FloatArray, options: pycolmap.RANSACOptions
 ) -> FloatArray:
     """Distances (N,) in pixels of matches (N, 2) from the epipolar lines of the fundamental matrix
-    that most of them agree with, up to `max_error`; empty where there is none."""
-    options = pycolmap.RANSACOptions(random_seed=0, max_error=max_error)
+    that most of them agree with; empty where there is none."""
     found = pycolmap.estimate_fundamental_matrix(pixels0, pixels1, options)
     return np.zeros(0) if found is None else sampson_distance(pixels0, pixels1, found["F"])

@@ -181,11 +181,12 @@ def two_view_error(database_path: Path, names: Collection[str], asked: Collectio
         if image_ids.issuperset(pair[:2]) and not asked_ids.isdisjoint(pair[:2])
     ]
     errors = [np.zeros(0)]
+    options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_PAIR_ERROR)
     for first, second, matches in sorted(pairs, key=lambda pair: -len(pair[2]))[:MAX_PAIRS]:
         some = np.linspace(0, len(matches) - 1, min(MAX_PAIR_MATCHES, len(matches))).astype(int)
         matches = matches[some]
         points = keypoints[first][matches[:, 0]], keypoints[second][matches[:, 1]]
-        errors.append(distances_in_own_geometry(*points, MAX_PAIR_ERROR))
+        errors.append(distances_in_own_geometry(*points, options))
     together = np.concatenate(errors)
     return float(np.median(together)) if len(together) >= MIN_MATCHES else float("inf")
 
