@@ -8,7 +8,8 @@ Where most do not, but agree with one geometry of their own, the pair denies the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ FloatArray = NDArray[np.float64]
 
 MIN_MATCHES = 30  # of one geometry; of fewer it tells nothing
 MOST = 0.5  # of a pair's matches
+MAX_KEPT = 200  # photos whose keypoints are held: neighbours in the list share most of them
 MAX_TRIALS = 2000  # to find the geometry that most of them have in common
 # Of the matches of all pairs of photos that some pair agrees with. Of opposite sides that look
 # alike half are of pairs that right poses deny, but each photo has a neighbour on its own side.
@@ -47,9 +49,10 @@ def find_denied_poses(
     }
     votes: dict[Pair, int] = {}
     with open_h5(feature_path) as features, open_h5(match_path) as file:
+        points_of = lru_cache(MAX_KEPT)(partial(_points, features))
         for pair in unique_pairs(pairs):
             if images.keys() >= set(pair):
-                votes[pair] = _vote(images[pair[0]], images[pair[1]], features, file)
+                votes[pair] = _vote(images[pair[0]], images[pair[1]], points_of, file)
     denied: list[str] = []
     while found := _without_support(votes):
         denied += found
@@ -67,19 +70,29 @@ def _without_support(votes: Mapping[Pair, int]) -> list[str]:
     return sorted(denying - agreeing)
 
 
-def _vote(first: pycolmap.Image, second: pycolmap.Image, features: Hdf5File, file: Hdf5File) -> int:
+def _points(features: Hdf5File, name: str) -> tuple[FloatArray, float]:
+    """Keypoints (N, 2) of a photo in COLMAP's pixels, and how far they may miss a line."""
+    keypoints = features.keypoints(name).astype(np.float64) + 0.5
+    return keypoints, MAX_EPIPOLAR_ERROR * (features.uncertainty(name) or 1.0)
+
+
+def _vote(
+    first: pycolmap.Image,
+    second: pycolmap.Image,
+    points_of: Callable[[str], tuple[FloatArray, float]],
+    file: Hdf5File,
+) -> int:
     """How many matches of a pair agree with the poses of its photos; negative: with another
     geometry instead; 0 if they tell nothing."""
     cam1_from_cam0 = second.cam_from_world() * first.cam_from_world().inverse()
     if not np.any(cam1_from_cam0.translation):  # from one place: there are no epipolar lines
         return 0
     names = first.name, second.name
-    keypoints = [features.keypoints(name).astype(np.float64) for name in names]
+    keypoints, limits = zip(*map(points_of, names), strict=True)
     matches, _ = file.matches(*names, (len(keypoints[0]), len(keypoints[1])))
     if len(matches) < MIN_MATCHES:
         return 0
-    points = [some[matches[:, side]] + 0.5 for side, some in enumerate(keypoints)]
-    limits = [MAX_EPIPOLAR_ERROR * (features.uncertainty(name) or 1.0) for name in names]
+    points = [some[matches[:, side]] for side, some in enumerate(keypoints)]
     num_for = int(fits_poses(first, second, points, limits).sum())
     if num_for > MOST * len(matches):
         return num_for
