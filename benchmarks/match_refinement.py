@@ -1,6 +1,6 @@
 """What the refinements of matches gain, after the network's own, and what they cost.
 
-    python -m benchmarks.posed_pairs ../shared/photos/herz_jesus_p8 > pairs.txt
+    python -m benchmarks.posed_pairs ../shared/photos/herz_jesus_p8/colmap_gt > pairs.txt
     python -m benchmarks.match_refinement pairs.txt ../shared/photos/herz_jesus_p8/images
 
 Each pair is matched whole; then what it shares (`match_overlap`, in which the whole is only looked

@@ -1,11 +1,11 @@
-"""A list of pairs with known poses, for `pipelines.evaluate pairs`, from a photo set with truth.
+"""A list of pairs with known poses, for `pipelines.evaluate pairs`, drawn at random.
 
-    python -m benchmarks.posed_pairs ../shared/photos/buddha --rotation 35 60 --count 12 > pairs.txt
+    python -m benchmarks.posed_pairs MODEL --rotation 35 60 --count 12 > pairs.txt
     python -m pipelines.evaluate pairs --pairs_file pairs.txt --max_error 2 \\
-        --image_dir ../shared/photos/buddha/images --matcher jamma
+        --image_dir PHOTOS --matcher jamma
 
-The set is a folder with ``images/`` and ``colmap_gt/``, a COLMAP text model. The lines are those of
-SuperGlue's lists: two names, two quarter turns (0), intrinsics of both photos, cam1_from_cam0.
+The truth is a COLMAP model, or one of LoFTR's scene_info files. The lines are those of SuperGlue's
+lists: two names, two quarter turns (0), intrinsics of both photos, cam1_from_cam0.
 """
 
 from __future__ import annotations
@@ -14,53 +14,92 @@ import argparse
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pycolmap
 
+from sfm_matchers.evaluation.pair_lists import PosedPair, read_scene_info
+from sfm_matchers.mapping.models import read_model
 
-def posed_pairs(
-    model: pycolmap.Reconstruction, least: float, most: float
-) -> Iterator[tuple[pycolmap.Image, pycolmap.Image]]:
-    """Pairs of images, by name, between which the camera turns by `least` to `most` degrees."""
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair that could be in the list, and the share of the scene that both photos see, 0 to 1."""
+
+    pair: PosedPair
+    shared: float
+
+    @property
+    def rotation(self) -> float:
+        """Degrees by which the camera turns between the photos."""
+        cosine = (np.trace(self.pair.cam1_from_cam0[:3, :3]) - 1) / 2
+        return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def of_model(model: pycolmap.Reconstruction) -> Iterator[Candidate]:
+    """Pairs of a model; shared are 3D points, of those that the photo with fewer of them has."""
     images = sorted(model.images.values(), key=lambda image: image.name)
+    points = {
+        image.image_id: {point.point3D_id for point in image.points2D if point.has_point3D()}
+        for image in images
+    }
     for image0, image1 in itertools.combinations(images, 2):
-        turn = image1.cam_from_world().rotation * image0.cam_from_world().rotation.inverse()
-        if least <= np.degrees(turn.angle()) < most:
-            yield image0, image1
+        matrix = np.eye(4)
+        matrix[:3] = (image1.cam_from_world() * image0.cam_from_world().inverse()).matrix()
+        intrinsics = [
+            model.cameras[image.camera_id].calibration_matrix() for image in (image0, image1)
+        ]
+        seen0, seen1 = points[image0.image_id], points[image1.image_id]
+        shared = len(seen0 & seen1) / max(min(len(seen0), len(seen1)), 1)
+        yield Candidate(PosedPair(image0.name, image1.name, *intrinsics, matrix), shared)
 
 
-def line(model: pycolmap.Reconstruction, image0: pycolmap.Image, image1: pycolmap.Image) -> str:
+def of_scene_info(path: Path) -> Iterator[Candidate]:
+    """Pairs that a scene_info file lists, with its overlaps."""
+    scene = read_scene_info(path)
+    for (first, second), overlap in zip(scene.pairs.tolist(), scene.overlaps, strict=True):
+        yield Candidate(scene.posed_pair(first, second), float(overlap))
+
+
+def line(pair: PosedPair) -> str:
     """The line of a pair."""
-    pose = image1.cam_from_world() * image0.cam_from_world().inverse()
-    numbers = [
-        *(model.cameras[image.camera_id].calibration_matrix() for image in (image0, image1)),
-        np.vstack([pose.matrix(), [0, 0, 0, 1]]),
-    ]
-    values = " ".join(f"{value:.9g}" for matrix in numbers for value in matrix.flatten())
-    return f"{image0.name} {image1.name} 0 0 {values}"
+    matrices = (pair.intrinsics0, pair.intrinsics1, pair.cam1_from_cam0)
+    values = " ".join(f"{value:.9g}" for matrix in matrices for value in matrix.flatten())
+    return f"{pair.name0} {pair.name1} 0 0 {values}"
 
 
 def main() -> None:
     """Print the list."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photo_set", type=Path, help="folder with images and colmap_gt")
+    parser.add_argument("truth", type=Path, help="folder of a COLMAP model, or scene_info file")
+    limits = {"type": float, "nargs": 2, "metavar": ("MIN", "MAX")}
     parser.add_argument(
         "--rotation",
-        type=float,
-        nargs=2,
         default=(0, 180),
-        metavar=("MIN", "MAX"),
         help="degrees by which the camera turns (default: 0 180)",
+        **limits,
     )
-    parser.add_argument("--count", type=int, default=25, help="pairs, at random (default: 25)")
+    parser.add_argument(
+        "--shared",
+        default=(0, 100),
+        help="percent of 3D points, or of known depth, that both see (default: 0 100)",
+        **limits,
+    )
+    parser.add_argument("--count", type=int, default=25, help="pairs (default: 25)")
     options = parser.parse_args()
-    model = pycolmap.Reconstruction(options.photo_set / "colmap_gt")
-    pairs = list(posed_pairs(model, *options.rotation))
-    random.Random(0).shuffle(pairs)
-    for pair in pairs[: options.count]:
-        print(line(model, *pair))
+    truth = options.truth
+    candidates = of_scene_info(truth) if truth.suffix == ".npz" else of_model(read_model(truth))
+    chosen = [
+        candidate.pair
+        for candidate in candidates
+        if options.rotation[0] <= candidate.rotation < options.rotation[1]
+        and options.shared[0] <= 100 * candidate.shared < options.shared[1]
+    ]
+    random.Random(0).shuffle(chosen)
+    for pair in chosen[: options.count]:
+        print(line(pair))
 
 
 if __name__ == "__main__":
