@@ -19,6 +19,7 @@ from sfm_matchers.files.space import Space
 from sfm_matchers.files.text import written_whole
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.camera_options import CameraOptions
+from sfm_matchers.mapping.fixed_pixels import FixedPixels, leave_out_fixed_pixels
 from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
 from sfm_matchers.photos import heif
 from sfm_matchers.photos.cameras import CameraGroups
@@ -259,14 +260,15 @@ def build_database(
     min_match_score: float | None = None,
     min_inlier_ratio: float = 0.0,
     verify: bool = True,
-) -> int:
+    without_fixed_pixels: bool = False,
+) -> FixedPixels | None:
     """Create, fill and verify a COLMAP database; it appears at `database_path` only when complete.
 
     With `verify` False all matches count as verified; `min_match_score` as in `import_matches`,
     `min_inlier_ratio` as in `verify_geometry`.
 
     Returns:
-        The number of verified pairs.
+        What stands at the same pixels of the photos, if its matches are to be left out.
     """
     make_way(database_path)
     with written_whole(database_path) as temporary:
@@ -274,10 +276,13 @@ def build_database(
         create_database(temporary, image_dir, cameras, camera_options)
         import_features(temporary, feature_path)
         import_matches(temporary, pairs, match_path, min_match_score)
+        fixed = leave_out_fixed_pixels(temporary) if without_fixed_pixels else None
         if verify:
             guess_wide_focal_lengths(temporary, camera_options)
-            return verify_geometry(temporary, min_inlier_ratio)
-        return accept_matches(temporary)
+            verify_geometry(temporary, min_inlier_ratio)
+        else:
+            accept_matches(temporary)
+    return fixed
 
 
 def is_undecoded(path: Path) -> bool:

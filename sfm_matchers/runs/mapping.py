@@ -20,6 +20,7 @@ from sfm_matchers.files.text import folder_written_whole
 from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.database import build_database
+from sfm_matchers.mapping.fixed_pixels import FixedPixels
 from sfm_matchers.mapping.mapper import reconstruct
 from sfm_matchers.mapping.merging import merge_models
 from sfm_matchers.mapping.models import read_model, write_model
@@ -101,19 +102,21 @@ class Build:
         workspace = workspace or self.job.workspace
         source = self.source(cameras)
         with workspace.timed("verification"):
-            is_made = self._make_database(cameras, workspace)
+            is_made, fixed = self._make_database(cameras, workspace)
         if is_made:
             with workspace.timed("look-alikes"):
-                check_pairs(workspace, self.options)
+                check_pairs(workspace, self.options, fixed)
             workspace.set_done(_DATABASE, source, workspace.database, workspace.look_alikes)
         with workspace.timed("mapping"):
             return self._make_models(cameras, workspace)
 
-    def _make_database(self, cameras: CameraGroups, workspace: Workspace) -> bool:
-        """Return whether it was made; if not, it was there."""
+    def _make_database(
+        self, cameras: CameraGroups, workspace: Workspace
+    ) -> tuple[bool, FixedPixels | None]:
+        """Return whether it was made; if not, it was there. And what was left out of it."""
         if workspace.is_done(_DATABASE, self.source(cameras)):
-            return False
-        build_database(
+            return False, None
+        fixed = build_database(
             workspace.database,
             self.job.image_dir,
             cameras,
@@ -122,8 +125,9 @@ class Build:
             self.feature_path,
             self.match_path,
             min_inlier_ratio=self.job.conf.min_inlier_ratio,
+            without_fixed_pixels=True,
         )
-        return True
+        return True, fixed
 
     def _make_models(
         self, cameras: CameraGroups, workspace: Workspace

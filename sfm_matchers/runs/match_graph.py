@@ -1,4 +1,5 @@
-"""Before the mapper: pairs of places that look alike; after it: models joined, or apart."""
+"""Before the mapper: pairs of places that look alike, and what is fixed in the photos; after it:
+models joined, or apart."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pycolmap
 
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.mapping.diagnosis import MatchGraph, count
+from sfm_matchers.mapping.fixed_pixels import FixedPixels
 from sfm_matchers.mapping.look_alikes import (
     SuspiciousPair,
     VerifiedGraph,
@@ -25,10 +27,15 @@ from sfm_matchers.runs.workspace import Workspace
 logger = logging.getLogger("sfm_matchers.sfm")
 
 
-def check_pairs(workspace: Workspace, options: SfmOptions) -> None:
+def check_pairs(workspace: Workspace, options: SfmOptions, fixed: FixedPixels | None) -> None:
     """Look for pairs of two places in the workspace's database, and note and drop them.
 
     Where the mapper's own model is wanted (`no_refine`) they are noted only.
+
+    Args:
+        workspace: of the run, or a trial.
+        options: of the run.
+        fixed: what was left out of the database, to be noted too.
     """
     found: list[SuspiciousPair] = []
     if not options.keep_all_pairs:
@@ -41,7 +48,10 @@ def check_pairs(workspace: Workspace, options: SfmOptions) -> None:
             count(len(found), "pair"),
         )
     pairs = [asdict(pair) for pair in found]
-    write_memory(workspace.look_alikes, {"pairs": pairs, "dropped": not options.no_refine})
+    memory = {"pairs": pairs, "dropped": not options.no_refine}
+    if fixed is not None:
+        memory["fixed"] = asdict(fixed)
+    write_memory(workspace.look_alikes, memory)
 
 
 def doubt_about_pairs(workspace: Workspace) -> str:
@@ -66,9 +76,11 @@ def describe_match_graph(
     memory = read_memory(workspace.look_alikes)
     pairs = [SuspiciousPair(tuple(pair.pop("names")), **pair) for pair in memory.get("pairs", ())]
     apart = what_is_missing(models, graph)
-    for line in apart:
+    fixed = FixedPixels(**memory["fixed"]).summary() if "fixed" in memory else ""
+    for line in [*apart, *filter(None, [fixed])]:
         logger.warning("%s", line)
     return {
+        "fixed pixels": fixed,
         "look-alikes": describe(pairs, are_dropped=memory.get("dropped", False)),
         "joined models": "; ".join(read_memory(workspace.camera_models).get("joined", ())),
         "models apart": "; ".join(apart),
