@@ -379,7 +379,9 @@ class _Trials:
             self.is_hinted |= is_better(losses, best.losses, 0, significant=1)
             if not is_better(losses, best.losses, num_more):
                 continue
-            if problem := self._problem(i, camera):
+            # Photos are stretched rarely, and it is plain then.
+            is_stretched = is_clearly_better(losses, best.losses, num_more)
+            if problem := self._problem(i, camera, is_stretched=is_stretched):
                 best.reason = f"{model} refused: {problem}"
             else:
                 self.best[i] = replace(best, camera=camera, losses=losses, reason="")
@@ -428,11 +430,16 @@ class _Trials:
         elif self.state.num_reg_images() >= MIN_PHOTOS_BEYOND_RADIAL:
             self._try_principal_points()
 
-    def _problem(self, camera_id: int, camera: pycolmap.Camera) -> str:
+    def _problem(
+        self, camera_id: int, camera: pycolmap.Camera, *, is_stretched: bool = True
+    ) -> str:
+        """Why a camera is none; whether it may be a stretched one has been looked at when it was
+        tried first."""
         has_more = num_refined(camera) > num_refined(self.originals[camera_id])
         if (has_more or self.refines_centre) and not self.reaches_border[camera_id]:
             return "the observations cover the middle of the photos only"
-        return implausibility(camera, is_cropped=self.refines_centre and is_off_centre(camera))
+        is_cropped = self.refines_centre and is_off_centre(camera)
+        return implausibility(camera, is_cropped=is_cropped, is_stretched=is_stretched)
 
     def _try_principal_points(self) -> None:
         """Try all again with principal points adjusted too.

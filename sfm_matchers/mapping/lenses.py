@@ -32,7 +32,8 @@ WIDE_ANGLE, STRONG_DISTORTION = 40.0, 0.08
 BORDER, MIN_BORDER_SHARE, MIN_QUADRANTS = 0.6, 0.01, 3
 # Of the longer side: how far principal points of lenses lie from the middle at most.
 MAX_CENTRE_OFFSET = 0.06
-MAX_ANISOTROPY = 1.03  # of the two focal lengths; pixels are square
+# Of the two focal lengths: pixels are square, but for those of stretched photos.
+MAX_ANISOTROPY = 1.03
 
 
 def num_refined(camera: pycolmap.Camera) -> int:
@@ -40,18 +41,21 @@ def num_refined(camera: pycolmap.Camera) -> int:
     return len(camera.focal_length_idxs()) + len(camera.extra_params_idxs())
 
 
-def implausibility(camera: pycolmap.Camera, *, is_cropped: bool = False) -> str:
+def implausibility(
+    camera: pycolmap.Camera, *, is_cropped: bool = False, is_stretched: bool = False
+) -> str:
     """Why no lens is like that; "" where one may be.
 
     Args:
         camera: of whole photos, or of parts of them.
         is_cropped: of parts, whose principal point may be anywhere.
+        is_stretched: of photos whose pixels may be no squares, as of anamorphic video.
     """
     problem = improbable_focal_length(camera) if is_cropped else improbability(camera)
     if problem or (problem := impossibility(camera)):
         return problem
     focal_lengths = camera.params[list(camera.focal_length_idxs())]
-    if focal_lengths.max() > MAX_ANISOTROPY * focal_lengths.min():
+    if not is_stretched and focal_lengths.max() > MAX_ANISOTROPY * focal_lengths.min():
         return "the focal lengths of the two axes are far apart"
     if not is_cropped and is_off_centre(camera):
         return "the principal point is far from the middle of the photo"

@@ -73,9 +73,10 @@ def describe_choices(choices: Sequence[CameraChoice]) -> str:
         (choice for choice in choices if choice.has_changed), key=lambda one: -one.num_images
     )
     if not changed:
-        return (
-            f"{choices[0].after} kept: no other predicts held-out points better" if choices else ""
-        )
+        if not choices:
+            return ""
+        refused = next((choice.reason for choice in choices if choice.reason), "")
+        return f"{choices[0].after} kept: {refused or 'no other predicts held-out points better'}"
     shown = [choice.summary() for choice in changed[:MAX_SHOWN]]
     if len(changed) > MAX_SHOWN:
         shown.append(f"{len(changed) - MAX_SHOWN} more")

@@ -29,6 +29,7 @@ from sfm_matchers.mapping.lenses import (
 )
 from sfm_matchers.mapping.pose_covariances import badly_held, pose_covariances
 from sfm_matchers.mapping.shared_cameras import split_cameras
+from sfm_matchers.runs.camera_models import describe_choices
 from tests.support.rendered_lenses import (
     HEIGHT,
     WIDTH,
@@ -82,6 +83,41 @@ def test_cropped_photos_have_their_principal_point_anywhere(tmp_path: Path) -> N
     x, y = chosen.cameras[1].principal_point_x, chosen.cameras[1].principal_point_y
     assert (x, y) == pytest.approx((880, 420), abs=3)
     assert center_error(chosen, truth) < 0.2 * center_error(start, truth)
+
+
+@pytest.mark.parametrize(
+    ("fx", "centre", "seed"), [(1333, (640, 480), 0), (1067, (640, 480), 1), (1333, (660, 470), 3)]
+)
+def test_stretched_photos_have_two_focal_lengths(
+    fx: float, centre: tuple[float, float], seed: int, tmp_path: Path
+) -> None:
+    """As of anamorphic video: with one focal length centres are 0.3 to 0.9 % off."""
+    truth = place(lens("OPENCV", fx, 1000, *centre, -0.05, 0, 0, 0), seed)
+    write_database(tmp_path / "database.db", truth)
+    start = mapped(truth)
+    chosen, (choice,) = choose_camera_models(start, database_path=tmp_path / "database.db")
+    assert choice.after == "OPENCV"
+    found = chosen.cameras[1]
+    assert found.focal_length_x / found.focal_length_y == pytest.approx(fx / 1000, rel=2e-3)
+    assert center_error(chosen, truth) < 0.1 * center_error(start, truth)
+
+
+def test_pixels_are_taken_for_square_unless_the_gain_is_clear() -> None:
+    stretched = lens("OPENCV", 1200, 1000, 640, 480, 0, 0, 0, 0)
+    assert "far apart" in implausibility(stretched)
+    assert implausibility(stretched, is_stretched=True) == ""
+    beyond = lens("OPENCV", 1600, 1000, 640, 480, 0, 0, 0, 0)
+    assert "far apart" in implausibility(beyond, is_stretched=True)
+
+
+def test_it_is_said_why_a_camera_model_was_refused() -> None:
+    kept = CameraChoice(1, 8, "RADIAL", "RADIAL", False, 0.7, 0.7)
+    assert describe_choices([]) == ""
+    assert "no other predicts" in describe_choices([kept])
+    refused = replace(kept, reason="OPENCV refused: the focal lengths are far apart")
+    assert describe_choices([refused]) == (
+        "RADIAL kept: OPENCV refused: the focal lengths are far apart"
+    )
 
 
 @pytest.mark.parametrize(
