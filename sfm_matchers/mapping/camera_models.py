@@ -40,6 +40,7 @@ from sfm_matchers.mapping.held_out import (
 from sfm_matchers.mapping.lenses import (
     FISHEYE,
     LADDERS,
+    MIN_PHOTOS_BEYOND_RADIAL,
     PERSPECTIVE,
     converted,
     implausibility,
@@ -54,10 +55,6 @@ FloatArray = NDArray[np.float64]
 # Change of the cost, relative, at which a trial ends: far below the margin.
 TOLERANCE = 1e-5
 MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
-# Of cameras of fewer photos only radial distortion is looked for: what shifts the picture (the
-# principal point, tangential distortion, another focal length along y) their poses take up as
-# well, and then it predicts their observations and is wrong.
-MIN_PHOTOS_BEYOND_RADIAL = 5
 # Of the photos: where fewer are of such cameras, principal points, which all cameras get or none,
 # must be clearly better, as those of cropped photos are.
 MOST = 0.75

@@ -24,6 +24,11 @@ PERSPECTIVE = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 FISHEYE = ("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "OPENCV_FISHEYE", "THIN_PRISM_FISHEYE")
 LADDERS = {name: ladder for ladder in (PERSPECTIVE, FISHEYE) for name in ladder}
 
+# Of cameras of fewer photos only radial distortion is looked for: what shifts the picture (the
+# principal point, tangential distortion, another focal length along y) their poses take up as
+# well, and then it predicts their observations and is wrong.
+MIN_PHOTOS_BEYOND_RADIAL = 5
+
 # A lens is tried as a fisheye if it sees further from its axis than this (degrees), or moves the
 # corners by this share.
 WIDE_ANGLE, STRONG_DISTORTION = 40.0, 0.08

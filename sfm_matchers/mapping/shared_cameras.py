@@ -13,6 +13,7 @@ fundamental matrix asks for no intrinsics, so that its errors are those of the k
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,14 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from sfm_matchers.mapping.adjustment import adjust_robustly, median_error
+from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robust_adjustment
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
+from sfm_matchers.mapping.lenses import (
+    MIN_PHOTOS_BEYOND_RADIAL,
+    PERSPECTIVE,
+    converted,
+    implausibility,
+)
 from sfm_matchers.mapping.pair_fit import distances_in_own_geometry
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
@@ -103,6 +110,34 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
         own_error,
         {name: float(camera.mean_focal_length()) for name, camera in cameras.items()},
     )
+
+
+def error_if_stretched(model: pycolmap.Reconstruction, names: Collection[str]) -> float:
+    """Median reprojection error in pixels of some photos, if their cameras have two focal lengths.
+
+    As of anamorphic video, whose pixels are no squares. Where that is so, cameras of their own help
+    the photos too, and less. Infinite where such cameras cannot be.
+
+    Args:
+        model: it is left as it is.
+        names: photos; some of them are registered.
+    """
+    other = split_cameras(model, ())
+    images = [image for image in other.images.values() if image.name in names]
+    count = Counter(image.camera_id for image in images)
+    for camera_id, num_photos in count.items():
+        camera = other.cameras[camera_id]
+        if camera.model.name not in PERSPECTIVE or num_photos < MIN_PHOTOS_BEYOND_RADIAL:
+            return float("inf")
+        stretched = converted(camera, PERSPECTIVE[2])
+        camera.model, camera.params = stretched.model, stretched.params.tolist()
+    adjust_robustly(other, robust_adjustment(1))
+    found = [other.cameras[i] for i in count if i in other.cameras]
+    if any(implausibility(camera, is_stretched=True) for camera in found):
+        return float("inf")
+    if not any(implausibility(camera) for camera in found):
+        return float("inf")  # their pixels are squares
+    return median_error(other, names)
 
 
 def focal_lengths_of(model: pycolmap.Reconstruction) -> dict[str, float]:

@@ -28,6 +28,7 @@ from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
     are_pairs_uncalibrated,
     contradicted_focal_lengths,
+    error_if_stretched,
     error_over_pairs,
     focal_lengths_of,
     is_bent,
@@ -39,6 +40,7 @@ from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.intrinsics import impossibility, improbability
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import Build
+from sfm_matchers.runs.options import AUTO
 from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.sfm")
@@ -156,7 +158,7 @@ class _CameraTrials:
             first = models
             cameras, models = self._without_exif(cameras, models)
             is_doubted = is_doubted and (models is first or self._is_bent(models))
-        if not self.shared or (is_doubted and self._are_cropped(models)):
+        if not self.shared or (is_doubted and self._have_other_intrinsics(models)):
             return cameras, models
         first = models
         cameras, models, doubtful = self._split(cameras, models)
@@ -180,20 +182,28 @@ class _CameraTrials:
         database = self.build.job.workspace.database
         return not models or is_bent(models[0], database, self._doubted)
 
-    def _are_cropped(self, models: _Models, own: OwnCameras | None = None) -> bool:
-        """True if photos fit another principal point as well as cameras of their own, or better.
+    def _have_other_intrinsics(self, models: _Models, own: OwnCameras | None = None) -> bool:
+        """True if photos fit another principal point, as cropped ones do, or two focal lengths, as
+        stretched ones do, as well as cameras of their own, or better.
 
-        It is found when the camera models are chosen.
+        That is found when the camera models are chosen.
         """
         if not models or not self.shared.intersection(
             image.name for image in models[0].images.values()
         ):
             return False
-        free = try_free_cameras(models[0], self.shared)
-        if not free.has_other_centre:
-            return False
         own = own or try_own_cameras(models[0], self.shared)
-        return free.free_error <= own.own_error
+        free = try_free_cameras(models[0], self.shared)
+        if free.has_other_centre and free.free_error <= own.own_error:
+            return True
+        return self._are_stretched(models[0], own)
+
+    def _are_stretched(self, model: pycolmap.Reconstruction, own: OwnCameras) -> bool:
+        """True if photos fit two focal lengths as well as cameras of their own, or better."""
+        options = self.build.options
+        if options.no_refine or options.camera_model != AUTO:  # no camera models are chosen
+            return False
+        return error_if_stretched(model, self.shared) <= own.own_error
 
     def _contradicts_exif(self, models: _Models) -> bool:
         """True if the model has other focal lengths, or is such that others may be better."""
@@ -251,14 +261,17 @@ class _CameraTrials:
                 break
             with self.build.job.workspace.timed("cameras"):
                 own = try_own_cameras(models[0], self.shared)
-                if own.contradicts and self._are_cropped(models, own):
+                if own.contradicts and self._have_other_intrinsics(models, own):
                     break
                 focal_lengths = dict(own.focal_lengths)
                 if not own.contradicts:  # else nothing in the model is right to estimate from
                     database = self.build.job.workspace.database
                     focal_lengths |= own_focal_lengths(models[0], database, self.shared)
             groups = regrouped(self.first_groups, focal_lengths)
-            if not own.contradicts and _partition(groups) == _partition(cameras.groups):
+            if not own.contradicts and (
+                _partition(groups) == _partition(cameras.groups)
+                or self._are_stretched(models[0], own)
+            ):
                 break
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
             # one, they hardly fit anything, so that the median error tells nothing: what is right

@@ -11,6 +11,7 @@ import pycolmap
 import pytest
 from PIL import ExifTags, Image
 
+from sfm_matchers.exports.images import without_images
 from sfm_matchers.localization.query_intrinsics import intrinsics_of_exif
 from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
 from sfm_matchers.mapping.camera_options import CameraOptions
@@ -18,6 +19,7 @@ from sfm_matchers.mapping.database import create_database, known_focal_lengths
 from sfm_matchers.mapping.given_intrinsics import try_free_cameras
 from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
+    error_if_stretched,
     is_bent,
     regrouped,
     split_cameras,
@@ -37,7 +39,7 @@ from sfm_matchers.synthetic import (
     random_appearance,
     render,
 )
-from tests.support.rendered_lenses import lens, place, write_database
+from tests.support.rendered_lenses import lens, mapped, place, write_database
 
 pytestmark = pytest.mark.slow
 
@@ -226,6 +228,37 @@ def test_a_few_zoomed_photos_of_many_are_told_apart(tmp_path: Path) -> None:
     result = run(options)
     assert center_error(result.models[0], centers) < 0.005
     assert len(result.models[0].cameras) == 2
+
+
+def test_stretched_photos_are_of_one_camera() -> None:
+    """Cameras of their own help them too, but two focal lengths help more."""
+    truth = place(lens("OPENCV", 1333, 1000, 640, 480, 0, 0, 0, 0))
+    model = mapped(truth)
+    names = {image.name for image in model.images.values()}
+    own = try_own_cameras(model, names)
+    assert error_if_stretched(model, names) < 0.7 * own.own_error
+    assert model.cameras[1].model.name == "SIMPLE_RADIAL"  # left as it was
+
+
+def test_photos_of_two_zooms_are_not_stretched_ones() -> None:
+    truth = place(lens("SIMPLE_RADIAL", 1000, 640, 480, 0))
+    names = {image.name for image in truth.images.values()}
+    zoomed = {name for name in names if int(name[0]) % 2}
+    for image in truth.images.values():
+        if image.name in zoomed:
+            for point in image.points2D:
+                point.xy = 1.15 * (point.xy - [640, 480]) + [640, 480]
+    adjust_robustly(truth, robust_adjustment(1))
+    own = try_own_cameras(truth, names)
+    assert own.own_error < 0.7 * own.shared_error
+    assert not error_if_stretched(truth, names) <= own.own_error
+
+
+def test_few_photos_do_not_tell_that_they_are_stretched() -> None:
+    model = mapped(place(lens("OPENCV", 1333, 1000, 640, 480, 0, 0, 0, 0)))
+    names = sorted(image.name for image in model.images.values())
+    few = without_images(model, names[4:])
+    assert error_if_stretched(few, names[:4]) == float("inf")
 
 
 def test_one_camera_stays_one(tmp_path: Path) -> None:
