@@ -199,13 +199,16 @@ def _is_note(note: Any, content: str) -> bool:
     return isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
 
 
-def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPhoto]) -> None:
+def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPhoto]) -> float:
     """Say how many photos have a mask, how much it ignores, and how it lies on turned photos.
 
     Args:
         mask_dir: see `images.mask_path`.
         image_dir: the photos.
         photos: from `check_photos`.
+
+    Returns:
+        The share of their pixels that masks ignore, in the mean of the photos that have one.
 
     Raises:
         InputError: there are no masks, none is of a photo, one does not fit its photo, or they do
@@ -223,15 +226,17 @@ def check_masks(mask_dir: Path, image_dir: Path, photos: Mapping[str, CheckedPho
     if photos and not ignored:
         expected = " or ".join(str(mask_dir / mask) for mask in mask_names(without[0]))
         raise InputError(f"{mask_dir} holds no mask of any photo: expected for example {expected}")
+    share = float(np.mean(list(ignored.values()))) if ignored else 0.0
     logger.info(
-        "%d of %d photos have a mask, which ignores %.0f %% of their pixels%s",
+        "%d of %d photos have a mask, which ignores %.0f %% of their pixels (what is black)%s",
         len(ignored),
         len(photos),
-        100 * np.mean(list(ignored.values())) if ignored else 0,
+        100 * share,
         f"; none: {listed(without)}" if without else "",
     )
     _point_out_useless_masks(ignored)
     _explain_turned_masks(names_by_way, one_for_all=mask_dir.is_file())
+    return share
 
 
 def _point_out_useless_masks(ignored: Mapping[str, float]) -> None:

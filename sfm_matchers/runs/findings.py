@@ -102,6 +102,7 @@ def look_into(
         doubt=_doubt(build, models, cameras, groups),
         turned=turned,
         cause=explanation.cause,
+        masked=job.masked,
     )
     match_graph = describe_match_graph(job.workspace, models, graph)
     return Findings(faults, explanation, verdict, match_graph)

@@ -109,9 +109,8 @@ def start_job(
     workspace.path.mkdir(parents=True, exist_ok=True)
     with workspace.timed("photos"):
         photos = check_photos(image_dir, workspace.path, names, mask_dir)
-    if mask_dir is not None:
-        check_masks(mask_dir, image_dir, photos)
-    return MatchingJob(matching, image_dir, workspace, photos, mask_dir, drop_raw_matches)
+    masked = 0.0 if mask_dir is None else check_masks(mask_dir, image_dir, photos)
+    return MatchingJob(matching, image_dir, workspace, photos, mask_dir, drop_raw_matches, masked)
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,7 @@ class MatchingJob:
         drop_raw_matches: delete a detector-free matcher's correspondences once keypoints are made
             of them. They are not needed until pairs, photos or settings change; then all pairs
             are matched again.
+        masked: the share of their pixels that masks ignore, in the mean.
     """
 
     matching: Matching
@@ -135,6 +135,7 @@ class MatchingJob:
     photos: Mapping[str, CheckedPhoto]
     mask_dir: Path | None = None
     drop_raw_matches: bool = False
+    masked: float = 0.0
 
     @property
     def conf(self) -> Conf:

@@ -20,6 +20,7 @@ Level = Literal["good", "fair", "poor"]
 # Shares of the photos in the model, below which it is not good, or poor.
 GOOD, POOR = 0.95, 0.6
 LARGE_ERROR = 2.0  # pixels, of the mean reprojection error
+MOSTLY_MASKED = 0.5  # of the pixels: where photos are missing, masks may be the other way round
 MIN_PHOTOS = 3  # two that match make no model worth the name
 
 # What finds more where a matcher fails, the cheaper first.
@@ -62,6 +63,7 @@ def judge_model(
     doubt: str = "",
     turned: Collection[str] = (),
     cause: Cause | None = None,
+    masked: float = 0.0,
 ) -> Verdict:
     """Judge the models of a run.
 
@@ -75,6 +77,7 @@ def judge_model(
         doubt: why the model may be wrong, or photos are missing; "" if nothing says so.
         turned: photos of the first model that have no parallax, from `turning`.
         cause: of there being no model, from `diagnosis.explain`.
+        masked: share of the photos' pixels that masks ignore.
     """
     faults = faults or {}
     total = len(names)
@@ -95,6 +98,9 @@ def judge_model(
         advice = (cause.remedy if cause else "") or _advice(names, pairs, matcher, device)
     if faults:
         advice = "; ".join(filter(None, [_about_faults(faults), advice]))
+    if masked > MOSTLY_MASKED and found < total:
+        ignored = f"the masks ignore {100 * masked:.0f} % of the photos: black is ignored"
+        advice = "; ".join(filter(None, [advice, f"{ignored}, white is used"]))
     if turned and len(turned) >= found:
         nothing = "between them, so that its places and all depths mean nothing"
         return Verdict("poor", f"{what}, but {TURNED.what} {nothing}: {TURNED.remedy}")

@@ -218,11 +218,12 @@ def test_masks_that_ignore_nothing_or_all_are_said(
     Image.new("RGB", (WIDTH, HEIGHT), "gray").save(tmp_path / "a.jpg")
     mask = tmp_path / "masks" / "a.png"
     write_mask(mask, np.full((HEIGHT, WIDTH), usable))
-    check_masks(mask.parent, tmp_path, check_photos(tmp_path, tmp_path / "out", mask_dir=mask))
+    photos = check_photos(tmp_path, tmp_path / "out", mask_dir=mask)
+    assert check_masks(mask.parent, tmp_path, photos) == (not usable)
     assert said in caplog.text
     caplog.clear()
     write_mask(mask, left_half())
-    check_masks(mask.parent, tmp_path, check_photos(tmp_path, tmp_path / "out", mask_dir=mask))
+    assert check_masks(mask.parent, tmp_path, photos) == pytest.approx(1 - left_half().mean())
     assert said not in caplog.text
 
 

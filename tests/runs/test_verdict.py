@@ -56,6 +56,16 @@ def test_few_photos_are_poor_and_a_matcher_is_named() -> None:
     )
 
 
+def test_masks_that_may_be_the_other_way_round_are_pointed_out_where_photos_are_missing() -> None:
+    for models in ((), (Model(2),), (Model(10),)):
+        text = judge(*models, masked=0.88).text
+        assert text.endswith(
+            "; the masks ignore 88 % of the photos: black is ignored, white is used"
+        )
+        assert "masks" not in judge(*models, masked=0.4).text
+    assert "masks" not in judge(Model(13), masked=0.88).text  # of a thing on a turntable
+
+
 def test_a_doubt_is_the_likelier_reason_for_few_photos() -> None:
     found = judge(Model(2), doubt="the given intrinsics contradict the photos")
     assert found.level == "poor"
