@@ -10,8 +10,8 @@ where they join most photos of a size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -26,6 +26,9 @@ ImagePair = tuple[int, int]
 # Pixels between the two keypoints of a match. What moves has as many matches in a ring around no
 # motion as within it, or more; what is fixed has its matches within a half.
 FIXED, MOVES = 2.0, 6.0
+# Of what is fixed, within half as far: 0.98 and more where SIFT finds it, 0.5 to 0.75 of what is so
+# far away that it hardly moves.
+MIN_SHARPNESS = 0.85
 MIN_FIXED = 15  # matches of a pair: as many as make a verified one
 MIN_MOVING = 30  # that agree with an epipolar geometry
 MIN_AGREEING = 0.5  # of the moving ones
@@ -33,9 +36,13 @@ MAX_ERROR = 4.0  # pixels from epipolar lines
 MAX_LOOKED_AT = 100  # matches of a pair
 # Photos that pairs with something fixed join, one by one: of all of a size, and at least.
 MIN_SHARE_OF_PHOTOS, MIN_PHOTOS = 0.5, 3
+# Of their pairs that match: what is far away rests between two photos, one after the other, of a
+# camera that goes straight on, and moves between others.
+MIN_SHARE_OF_TELLING = 0.75
 CELLS = 50  # along the longer side
-# Pairs with fixed matches in a cell: of all that have any, and at least. Single ones are chance.
+# Pairs with fixed matches in a cell: of all that tell, and at least. Single ones are chance.
 MIN_SHARE_OF_PAIRS, MIN_PAIRS = 0.1, 3
+MIN_SHARE_OF_MATCHES = 0.5  # in a cell: what is fixed hides what moves
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,53 @@ class _Photos:
     Attributes:
         size: width and height.
         ids: of the images.
-        fixed: pair -> where its fixed matches are (F, 2), of pairs that have any.
+        fixed: pairs that have a fixed match.
         telling: pairs of these in which much is fixed while the rest moves.
+        denying: pairs that match, and in which little is fixed.
+        counts: by cell, columns first, of telling pairs: (3, C, R) pairs with fixed matches there,
+            fixed matches, moving matches.
     """
 
     size: tuple[int, int]
     ids: list[int]
-    fixed: dict[ImagePair, FloatArray]
-    telling: list[ImagePair]
+    fixed: list[ImagePair] = field(default_factory=list)
+    telling: list[ImagePair] = field(default_factory=list)
+    denying: list[ImagePair] = field(default_factory=list)
+    counts: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin to count."""
+        (columns,), (rows,) = self.cells_of(np.array([self.size]))
+        self.counts = np.zeros((3, 1 + columns, 1 + rows), np.int64)
+
+    def add(self, ids: ImagePair, pixels0: FloatArray, pixels1: FloatArray) -> None:
+        """Look at the matches (M, 2) of a pair."""
+        motion = _motion(pixels0, pixels1)
+        if (motion < FIXED).any():
+            self.fixed.append(ids)
+        if not _has_peak(motion):
+            if (motion > MOVES).sum() >= MIN_MOVING:
+                self.denying.append(ids)
+        elif _moves(pixels0, pixels1, motion):
+            self.telling.append(ids)
+            counts = np.zeros(self.counts.shape, np.int64)
+            np.add.at(counts[1], self.cells_of(pixels0[motion < FIXED]), 1)
+            np.add.at(counts[2], self.cells_of(pixels0[motion > MOVES]), 1)
+            counts[0] = counts[1] > 0
+            self.counts += counts
+
+    def fixed_cells(self) -> BoolArray:
+        """Which cells (C, R) have fixed matches in several pairs, or lie beside such."""
+        num_pairs, num_fixed, num_moving = self.counts
+        is_fixed = num_pairs >= max(MIN_PAIRS, MIN_SHARE_OF_PAIRS * len(self.telling))
+        is_fixed &= num_fixed >= MIN_SHARE_OF_MATCHES * (num_fixed + num_moving)
+        return cv2.dilate(is_fixed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+
+    def cells_of(self, pixels: FloatArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Columns and rows (N,) of the cells in which pixels (N, 2) are."""
+        inside = np.clip(pixels, 0, np.subtract(self.size, 1))
+        columns, rows = (inside * CELLS / max(self.size)).astype(np.int64).T
+        return columns, rows
 
 
 def leave_out_fixed_pixels(database_path: Path) -> FixedPixels | None:
@@ -109,7 +155,7 @@ def _look(database: pycolmap.Database) -> list[_Photos]:
     of_photo: dict[int, _Photos] = {}
     for image in database.read_all_images():
         size = cameras[image.camera_id].width, cameras[image.camera_id].height
-        photos = of_size.setdefault(size, _Photos(size, [], {}, []))
+        photos = of_size.setdefault(size, _Photos(size, []))
         photos.ids.append(image.image_id)
         of_photo[image.image_id] = photos
     keypoints = {i: np.asarray(database.read_keypoints(i))[:, :2] for i in of_photo}
@@ -120,11 +166,7 @@ def _look(database: pycolmap.Database) -> list[_Photos]:
         if photos is not of_photo[ids[1]]:
             continue
         pixels0, pixels1 = (keypoints[i][matches[:, side]] for side, i in enumerate(ids))
-        motion = _motion(pixels0, pixels1)
-        if (motion < FIXED).any():
-            photos.fixed[ids] = pixels0[motion < FIXED]
-            if _tells(pixels0, pixels1, motion):
-                photos.telling.append(ids)
+        photos.add(ids, pixels0, pixels1)
     return list(of_size.values())
 
 
@@ -132,11 +174,19 @@ def _motion(pixels0: FloatArray, pixels1: FloatArray) -> FloatArray:
     return np.asarray(np.linalg.norm(pixels1 - pixels0, axis=1))
 
 
-def _tells(pixels0: FloatArray, pixels1: FloatArray, motion: FloatArray) -> bool:
-    """Whether of a pair's matches (M, 2) many are fixed, while the rest moves."""
-    num_fixed, moves = int((motion < FIXED).sum()), np.flatnonzero(motion > MOVES)
-    num_between = len(motion) - num_fixed - len(moves)
-    if num_fixed < max(MIN_FIXED, num_between) or len(moves) < MIN_MOVING:
+def _has_peak(motion: FloatArray) -> bool:
+    """Whether many of a pair's matches (M,) are fixed, and hardly any move a little."""
+    num_fixed = int((motion < FIXED).sum())
+    num_between = int((motion <= MOVES).sum()) - num_fixed
+    if num_fixed < max(MIN_FIXED, num_between):
+        return False
+    return bool((motion < FIXED / 2).sum() >= MIN_SHARPNESS * num_fixed)
+
+
+def _moves(pixels0: FloatArray, pixels1: FloatArray, motion: FloatArray) -> bool:
+    """Whether enough of a pair's matches (M, 2) move, and agree with an epipolar geometry."""
+    moves = np.flatnonzero(motion > MOVES)
+    if len(moves) < MIN_MOVING:
         return False
     some = moves[np.linspace(0, len(moves) - 1, min(MAX_LOOKED_AT, len(moves))).astype(int)]
     options = pycolmap.RANSACOptions(random_seed=0, max_error=MAX_ERROR)
@@ -152,43 +202,24 @@ def _leave_out(database: pycolmap.Database, photos: _Photos) -> FixedPixels | No
     joined = largest_group(photos.telling)
     if len(joined) < max(MIN_PHOTOS, MIN_SHARE_OF_PHOTOS * len(photos.ids)):
         return None
-    telling = [photos.fixed[ids] for ids in photos.telling if joined.issuperset(ids)]
-    cells, num_matches = _fixed_cells(telling, photos.size), 0
-    for ids, pixels in photos.fixed.items():
-        if not cells[_cells_of(pixels, photos.size)].any():
-            continue
+    num_denying = sum(joined.issuperset(ids) for ids in photos.denying)
+    if len(photos.telling) < MIN_SHARE_OF_TELLING * (len(photos.telling) + num_denying):
+        return None
+    cells, num_matches = photos.fixed_cells(), 0
+    for ids in photos.fixed:
         matches = database.read_matches(*ids)
         pixels0, pixels1 = (
             np.asarray(database.read_keypoints(i))[matches[:, side], :2]
             for side, i in enumerate(ids)
         )
-        is_wrong = (_motion(pixels0, pixels1) < FIXED) & cells[_cells_of(pixels0, photos.size)]
+        is_wrong = (_motion(pixels0, pixels1) < FIXED) & cells[photos.cells_of(pixels0)]
+        if not is_wrong.any():
+            continue
         num_matches += int(is_wrong.sum())
         database.delete_matches(*ids)
         if not is_wrong.all():
             database.write_matches(*ids, matches[~is_wrong])
     return FixedPixels(len(joined), float(cells.mean()), num_matches) if num_matches else None
-
-
-def _fixed_cells(telling: Sequence[FloatArray], size: tuple[int, int]) -> BoolArray:
-    """Which cells have fixed matches in several of some pairs, or lie beside such."""
-    columns, rows = _cells_of(np.array([size]), size)
-    counts = np.zeros((1 + columns[0], 1 + rows[0]), np.int64)
-    for pixels in telling:
-        has_any = np.zeros(counts.shape, bool)
-        has_any[_cells_of(pixels, size)] = True
-        counts += has_any
-    several = counts >= max(MIN_PAIRS, MIN_SHARE_OF_PAIRS * len(telling))
-    return cv2.dilate(several.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-
-
-def _cells_of(
-    pixels: FloatArray, size: tuple[int, int]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Columns and rows (N,) of the cells in which pixels (N, 2) of photos of a size are."""
-    inside = np.clip(pixels, 0, np.subtract(size, 1))
-    columns, rows = (inside * CELLS / max(size)).astype(np.int64).T
-    return columns, rows
 
 
 def largest_group(pairs: Iterable[ImagePair]) -> set[int]:

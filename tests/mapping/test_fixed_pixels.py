@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pycolmap
+import pytest
 
 from sfm_matchers.mapping.fixed_pixels import FixedPixels, largest_group, leave_out_fixed_pixels
 from sfm_matchers.synthetic.cameras import Camera, look_at, project
@@ -158,6 +159,24 @@ def test_photos_of_one_place_among_those_with_a_bar_keep_their_other_matches(
     above = {i for i in photos[0].keys() & photos[6].keys() if i < 1000}
     assert len(kept) > 0.9 * len(above)
     assert kept <= above
+
+
+@pytest.mark.parametrize(("farthest", "step"), [(200, 0.3), (600, 0.3), (600, 1.0)])
+def test_what_is_far_away_ahead_of_a_camera_is_not_fixed(
+    farthest: float, step: float, tmp_path: Path
+) -> None:
+    """Frames of a camera that goes straight on, metres: much of the picture hardly moves."""
+    rng = np.random.default_rng(0)
+    depths = np.exp(rng.uniform(np.log(5), np.log(farthest), 1500))
+    across = rng.uniform([-0.6, -0.4], [0.6, 0.4], (1500, 2)) * depths[:, None]
+    photos = []
+    for index in range(8):
+        left = depths - step * index
+        pixels = 500 * across / left[:, None] + [320, 240] + rng.normal(0, 0.25, (1500, 2))
+        seen = ((pixels >= 0) & (pixels < [640, 480])).all(axis=1) & (rng.random(1500) < 0.7)
+        photos.append({int(i): pixels[i] for i in np.flatnonzero(seen & (left > 1))})
+    write(tmp_path / "database.db", photos)
+    assert leave_out_fixed_pixels(tmp_path / "database.db") is None
 
 
 def test_photos_of_two_sizes_are_looked_at_apart(tmp_path: Path) -> None:
