@@ -125,7 +125,7 @@ class Build:
             self.feature_path,
             self.match_path,
             min_inlier_ratio=self.job.conf.min_inlier_ratio,
-            without_fixed_pixels=True,
+            without_fixed_pixels=not self.options.no_refine,
         )
         return True, fixed
 
