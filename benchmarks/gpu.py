@@ -37,7 +37,8 @@ from sfm_matchers.errors import SfmMatchersError
 from sfm_matchers.features.extraction import extract_image, load_extractor
 from sfm_matchers.matchers.batching import is_out_of_memory
 from sfm_matchers.matchers.least_squares_matching import least_squares_matching
-from sfm_matchers.matchers.overlap import first_looks, match_overlap
+from sfm_matchers.matchers.looks import first_looks
+from sfm_matchers.matchers.overlap import match_overlap
 from sfm_matchers.matchers.quarter_turns import QuarterTurns
 from sfm_matchers.matchers.registry import load_detector_free_matcher, load_sparse_matcher
 from sfm_matchers.networks.precision import PRECISIONS

@@ -25,7 +25,8 @@ from sfm_matchers.evaluation.pair_lists import PosedPair, read_posed_pairs
 from sfm_matchers.evaluation.runs import MAX_EPIPOLAR_DISTANCE
 from sfm_matchers.geometry.epipolar import symmetric_epipolar_distance
 from sfm_matchers.matchers.least_squares_matching import least_squares_matching
-from sfm_matchers.matchers.overlap import first_looks, match_overlap
+from sfm_matchers.matchers.looks import first_looks
+from sfm_matchers.matchers.overlap import match_overlap
 from sfm_matchers.matchers.protocols import Matches
 from sfm_matchers.matchers.quarter_turns import QuarterTurns, unturned_matches
 from sfm_matchers.photos.images import quarters_to_upright, read_image_and_orientation

@@ -9,41 +9,21 @@ counts alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from sfm_matchers.geometry.robust_estimation import agree_with_one_epipolar_geometry
-from sfm_matchers.matchers.batching import matches_of_one_size
-from sfm_matchers.matchers.protocols import (
-    CoarseLook,
-    CoarseToFineMatcher,
-    DetectorFreeMatcher,
-    EncodedImage,
-    Matches,
-)
+from sfm_matchers.matchers.looks import MIN_AGREEING, Images, agreeing, exact_look, look_at
+from sfm_matchers.matchers.protocols import CoarseLook, DetectorFreeMatcher, Matches
+from sfm_matchers.matchers.scales import MAX_AGREEING, MIN_MATCHES, at_one_scale, in_whole
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
 
-TOLERANCE = 1 / 768  # of the photo's longer side, distance of a match from its epipolar line
-CELL_TOLERANCE = 0.4  # of a cell's side, the same of matched cells
 # Cells, and their share of all, whose agreement exact points would not change. Of fewer another
 # geometry may be found than exact points have, and cells that fit it by chance lie anywhere.
 MIN_CERTAIN, CERTAIN_SHARE = 300, 0.75
-MIN_AGREEING = 15  # matches, as many as COLMAP asks of a pair
 MIN_GAIN = 1.15  # times as many pixels along a side are asked of a second look
 OUTLYING = 1.0  # percent of the agreeing matches that the shared part may leave out at each side
 MARGIN = 0.1  # of the shared part, added at each side
 MIN_ASPECT = 0.5  # shorter side of a cut over its longer side
-
-
-def first_looks(
-    matcher: DetectorFreeMatcher, pairs: Sequence[tuple[EncodedImage, EncodedImage]]
-) -> list[CoarseLook]:
-    """Look at pairs of encoded photos of one size, coarsely if the matcher can."""
-    if isinstance(matcher, CoarseToFineMatcher):
-        return matcher.look(pairs)
-    return list(map(_exact_look, matches_of_one_size(matcher, pairs)))
 
 
 def match_overlap(
@@ -51,50 +31,55 @@ def match_overlap(
 ) -> Matches:
     """Match what two photos share, again if it is a small enough part of one of them.
 
+    Photos in which hardly anything agrees are brought to one scale before, if that helps.
+
     Args:
         matcher: what has looked at the whole photos.
         image0: RGB (H, W, 3) uint8, photo 0.
         image1: photo 1, as it was looked at.
-        first: the look at the whole photos, of `first_looks`.
+        first: the look at the whole photos, of `looks.first_looks`.
 
     Returns:
         The matches of the shared part, if in that look at least as many matches agree with one
         epipolar geometry, else those of the first look; both in pixels of the whole photos.
     """
     images = (image0, image1)
-    agrees = _agreeing(first, images)
-    if first.cell and agrees.sum() < max(MIN_CERTAIN, CERTAIN_SHARE * len(agrees)):
-        first = _exact_look(first.refined())
-        agrees = _agreeing(first, images)
+    first, agrees = _sure_of(first, images)
+    if len(agrees) >= MIN_MATCHES and agrees.sum() <= MAX_AGREEING:
+        copies = at_one_scale(matcher, images, int(agrees.sum()))
+        if copies is not None:
+            found = _sure_of(look_at(matcher, copies), copies)
+            return in_whole(_match_shared(matcher, copies, *found), copies, images)
+    return _match_shared(matcher, images, first, agrees)
+
+
+def _sure_of(look: CoarseLook, images: Images) -> tuple[CoarseLook, np.ndarray]:
+    """Return a look, by exact points unless enough cells agree, and which matches (M,) agree."""
+    agrees = agreeing(look, images)
+    if look.cell and agrees.sum() < max(MIN_CERTAIN, CERTAIN_SHARE * len(agrees)):
+        look = exact_look(look.refined())
+        agrees = agreeing(look, images)
+    return look, agrees
+
+
+def _match_shared(
+    matcher: DetectorFreeMatcher, images: Images, first: CoarseLook, agrees: np.ndarray
+) -> Matches:
     if agrees.sum() < MIN_AGREEING:
         return first.refined()
     points = (first.matches.keypoints0[agrees], first.matches.keypoints1[agrees])
     boxes = [_shared_part(*both) for both in zip(points, images, strict=True)]
     if max(map(_gain, boxes, images)) < MIN_GAIN:
         return first.refined()
-    cut0, cut1 = (matcher.encode(_cut(*both)) for both in zip(images, boxes, strict=True))
-    (closer,) = first_looks(matcher, [(cut0, cut1)])
+    cuts = (_cut(images[0], boxes[0]), _cut(images[1], boxes[1]))
+    closer = look_at(matcher, cuts)
     if not first.cell:
-        closer = _exact_look(closer.refined())
-    if _agreeing(closer, images).sum() < agrees.sum():
+        closer = exact_look(closer.refined())
+    if agreeing(closer, images).sum() < agrees.sum():
         return first.refined()
     matches = closer.refined()
     corner0, corner1 = (np.array(box[:2], np.float32) for box in boxes)
     return Matches(matches.keypoints0 + corner0, matches.keypoints1 + corner1, matches.scores)
-
-
-def _exact_look(matches: Matches) -> CoarseLook:
-    return CoarseLook(matches, cell=0.0, refined=lambda: matches)
-
-
-def _agreeing(look: CoarseLook, images: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return booleans (M,): which matches agree with one epipolar geometry."""
-    matches = look.matches
-    if len(matches) < MIN_AGREEING:
-        return np.zeros(len(matches), bool)
-    tolerance = TOLERANCE * max(max(image.shape) for image in images)
-    tolerance = max(tolerance, CELL_TOLERANCE * look.cell)
-    return agree_with_one_epipolar_geometry(matches.keypoints0, matches.keypoints1, tolerance)
 
 
 def _shared_part(points: np.ndarray, image: np.ndarray) -> Box:

@@ -15,7 +15,8 @@ import numpy as np
 
 from sfm_matchers.confs import DetectorFreePreprocessing
 from sfm_matchers.matchers.batching import matches_of_one_size
-from sfm_matchers.matchers.overlap import first_looks, match_overlap
+from sfm_matchers.matchers.looks import first_looks
+from sfm_matchers.matchers.overlap import match_overlap
 from sfm_matchers.matchers.protocols import (
     DetectorFreeMatcher,
     EncodedImage,

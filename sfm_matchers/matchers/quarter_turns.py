@@ -27,7 +27,7 @@ from sfm_matchers.matchers.protocols import (
     Matches,
     ResizingMatcher,
 )
-from sfm_matchers.photos.resizing import network_size, turned, unturned
+from sfm_matchers.photos.resizing import reduced, turned, unturned
 
 SMALL_SIDE = 512  # pixels, longer side of the images that are tried
 TOLERANCE = 4.0  # pixels of those images, distance of a match from the homography
@@ -117,9 +117,7 @@ class QuarterTurns:
 
     def encode(self, image: np.ndarray, quarters: int = 0) -> EncodedImage:
         """Encode a small copy of a photo, RGB (H, W, 3) uint8, turned by quarters."""
-        size = network_size((image.shape[1], image.shape[0]), SMALL_SIDE, multiple=1)
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        return self._matcher.encode(turned(small, quarters))
+        return self._matcher.encode(turned(reduced(image, SMALL_SIDE), quarters))
 
     def between(self, image0: np.ndarray, image1: np.ndarray) -> int:
         """Return how many quarters photo 1 is to be turned; both RGB (H, W, 3) uint8."""

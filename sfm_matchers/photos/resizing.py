@@ -76,6 +76,18 @@ def network_size(
     return width, height
 
 
+def reduced(image: np.ndarray, longer_side: int) -> np.ndarray:
+    """Reduce a photo (H, W[, 3]) uint8 to a longer side in pixels; a smaller one is left as it is.
+
+    By area: for copies that are only looked at, faster than `resize_image`.
+    """
+    import cv2
+
+    height, width = image.shape[:2]
+    size = network_size((width, height), longer_side, multiple=1)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> ResizedImage:
     """Resize a photo (H, W[, 3]) uint8 to `size` (width, height), antialiased bicubic."""
     height, width = image.shape[:2]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sfm_matchers.geometry.robust_estimation import estimate_robustly
-from sfm_matchers.matchers.overlap import _agreeing, _exact_look
+from sfm_matchers.matchers.looks import agreeing, exact_look
 from sfm_matchers.matchers.protocols import Matches
 
 # Half pixels, of two photos of 160 x 120 pixels.
@@ -25,7 +25,7 @@ def test_matches_on_which_magsac_fails_are_judged_too() -> None:
     points = [np.array(half, np.float32) / 2 for half in (POINTS0, POINTS1)]
     photo = np.zeros((120, 160), np.uint8)
     matches = Matches(points[0], points[1], np.ones(16, np.float32))
-    agrees = _agreeing(_exact_look(matches), (photo, photo))
+    agrees = agreeing(exact_look(matches), (photo, photo))
     assert agrees.sum() >= 8
 
 

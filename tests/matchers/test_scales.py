@@ -1,0 +1,100 @@
+"""Photos taken from far and near are matched at one scale."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from sfm_matchers.matchers import overlap, scales
+from sfm_matchers.matchers.looks import exact_look, first_looks
+from sfm_matchers.matchers.overlap import match_overlap
+from sfm_matchers.matchers.photo_matchers import load_matcher
+from sfm_matchers.matchers.protocols import EncodedImage, Matches
+from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
+
+SIZE = (240, 180)
+CORNER, TIMES = np.array([90, 60]), 3  # of the detail in the whole photo; how much larger it is
+
+
+def whole() -> np.ndarray:
+    """A photo whose pixels tell where they lie: (x, y, 0)."""
+    x, y = np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1]))
+    return np.stack([x, y, 0 * x], -1).astype(np.uint8)
+
+
+def detail() -> np.ndarray:
+    """A part of `whole`, seen by as many pixels."""
+    (left, top), (width, height) = CORNER, (SIZE[0] // TIMES, SIZE[1] // TIMES)
+    return cv2.resize(whole()[top : top + height, left : left + width], SIZE)
+
+
+class OneScale:
+    """Matches places that both photos show, if at one scale, with parallax along x.
+
+    Else it matches anything, as networks do.
+    """
+
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        places = image[..., :2].astype(np.float64)
+        spread = places[-1, -1] - places[0, 0]
+        per_place = (np.array(image.shape[1::-1]) - 1) / np.maximum(spread, 1)
+        return EncodedImage((places[0, 0], places[-1, -1], per_place), (1.0, 1.0), 8)
+
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        (low0, high0, times0), (low1, high1, times1) = image0.features, image1.features
+        random = np.random.default_rng(0)
+        if not 0.6 < times0[0] / times1[0] < 1.7:
+            points = random.random((2, 30, 2), np.float32) * 60
+            return Matches(points[0], points[1], np.ones(30, np.float32))
+        low, high = np.maximum(low0, low1), np.minimum(high0, high1)
+        places = low + random.random((120, 2)) * (high - low)
+        moved = places + random.random((120, 1)) * (2, 0)
+        points0, points1 = (places - low0) * times0, (moved - low1) * times1
+        return Matches(points0.astype(np.float32), points1.astype(np.float32), np.ones(120))
+
+
+@pytest.mark.parametrize("is_exchanged", [False, True])
+def test_the_closer_photo_is_reduced(
+    monkeypatch: pytest.MonkeyPatch, *, is_exchanged: bool
+) -> None:
+    monkeypatch.setattr(scales, "SMALL_SIDE", 160)
+    images = (detail(), whole()) if is_exchanged else (whole(), detail())
+    matcher = OneScale()
+    first = matcher.match_encoded(*map(matcher.encode, images))
+    found = match_overlap(matcher, *images, exact_look(first))
+    assert len(found) == 120
+    far, near = found.keypoints0, found.keypoints1
+    if is_exchanged:
+        far, near = near, far
+    errors = (near + 0.5) / TIMES - 0.5 + CORNER - far
+    assert np.abs(errors[:, 1]).max() < 1.5  # the colours are whole numbers
+    assert np.abs(errors[:, 0]).max() < 4  # and the parallax
+
+
+def test_photos_that_agree_are_left_at_their_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "at_one_scale", lambda *_: pytest.fail("tried"))
+    matcher = OneScale()
+    first = matcher.match_encoded(matcher.encode(whole()), matcher.encode(whole()))
+    assert match_overlap(matcher, whole(), whole(), exact_look(first)) is first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jamma", "eloftr"])
+def test_a_close_up_is_found_in_the_whole(name: str) -> None:
+    """The bundled weights; photo 1 shows a quarter of the sides of photo 0, larger."""
+    scene = make_scene(3, kind="room", texture_size=512)
+    view = camera_path(scene, count=40)[0]
+    large = render(scene, Camera.from_field_of_view(1280, 960), view).image
+    left, top, width, height = 420, 320, 320, 240
+    near = cv2.resize(large[top : top + height, left : left + width], (640, 480))
+    far = cv2.resize(large, (640, 480), interpolation=cv2.INTER_AREA)
+    network = load_matcher(name, device="cpu").matcher
+    (look,) = first_looks(network, [(network.encode(far), network.encode(near))])
+
+    def num_right(matches: Matches) -> int:
+        truth = (matches.keypoints1 + 0.5) / 4 - 0.5 + (left / 2, top / 2)
+        return int((np.linalg.norm(matches.keypoints0 - truth, axis=1) < 3).sum())
+
+    found = match_overlap(network, far, near, look)
+    assert num_right(found) > max(60, 3 * num_right(look.refined()))
