@@ -9,11 +9,19 @@ counts alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sfm_matchers.matchers.looks import MIN_AGREEING, Images, agreeing, exact_look, look_at
 from sfm_matchers.matchers.protocols import CoarseLook, DetectorFreeMatcher, Matches
-from sfm_matchers.matchers.scales import MAX_AGREEING, MIN_MATCHES, at_one_scale, in_whole
+from sfm_matchers.matchers.scales import (
+    MAX_AGREEING,
+    MIN_MATCHES,
+    at_one_scale,
+    find_scale,
+    seen_whole,
+)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
 
@@ -45,12 +53,27 @@ def match_overlap(
     """
     images = (image0, image1)
     first, agrees = _sure_of(first, images)
+    scale = None
     if len(agrees) >= MIN_MATCHES and agrees.sum() <= MAX_AGREEING:
-        copies = at_one_scale(matcher, images, int(agrees.sum()))
-        if copies is not None:
-            found = _sure_of(look_at(matcher, copies), copies)
-            return in_whole(_match_shared(matcher, copies, *found), copies, images)
-    return _match_shared(matcher, images, first, agrees)
+        scale = find_scale(matcher, images, int(agrees.sum()))
+    if scale is not None:
+        copies = at_one_scale(matcher, images, scale)
+        look, agrees = _sure_of(look_at(matcher, copies), copies)
+        first = seen_whole(look, copies, images)
+    if agrees.sum() < MIN_AGREEING:
+        return first.refined()
+    points = (first.matches.keypoints0[agrees], first.matches.keypoints1[agrees])
+    boxes = [_shared_part(*both) for both in zip(points, images, strict=True)]
+    if max(map(_gain, boxes, images)) < MIN_GAIN:
+        return first.refined()
+    closer = _look_at_parts(matcher, images, boxes, scale)
+    if not first.cell:
+        closer = exact_look(closer.refined())
+    if agreeing(closer, images).sum() < agrees.sum():
+        return first.refined()
+    matches = closer.refined()
+    corner0, corner1 = (np.array(box[:2], np.float32) for box in boxes)
+    return Matches(matches.keypoints0 + corner0, matches.keypoints1 + corner1, matches.scores)
 
 
 def _sure_of(look: CoarseLook, images: Images) -> tuple[CoarseLook, np.ndarray]:
@@ -62,24 +85,15 @@ def _sure_of(look: CoarseLook, images: Images) -> tuple[CoarseLook, np.ndarray]:
     return look, agrees
 
 
-def _match_shared(
-    matcher: DetectorFreeMatcher, images: Images, first: CoarseLook, agrees: np.ndarray
-) -> Matches:
-    if agrees.sum() < MIN_AGREEING:
-        return first.refined()
-    points = (first.matches.keypoints0[agrees], first.matches.keypoints1[agrees])
-    boxes = [_shared_part(*both) for both in zip(points, images, strict=True)]
-    if max(map(_gain, boxes, images)) < MIN_GAIN:
-        return first.refined()
+def _look_at_parts(
+    matcher: DetectorFreeMatcher, images: Images, boxes: Sequence[Box], scale: float | None
+) -> CoarseLook:
+    """Look at what is in the boxes; points are in their pixels."""
     cuts = (_cut(images[0], boxes[0]), _cut(images[1], boxes[1]))
-    closer = look_at(matcher, cuts)
-    if not first.cell:
-        closer = exact_look(closer.refined())
-    if agreeing(closer, images).sum() < agrees.sum():
-        return first.refined()
-    matches = closer.refined()
-    corner0, corner1 = (np.array(box[:2], np.float32) for box in boxes)
-    return Matches(matches.keypoints0 + corner0, matches.keypoints1 + corner1, matches.scores)
+    if scale is None:
+        return look_at(matcher, cuts)
+    copies = at_one_scale(matcher, cuts, scale)
+    return seen_whole(look_at(matcher, copies), copies, cuts)
 
 
 def _shared_part(points: np.ndarray, image: np.ndarray) -> Box:

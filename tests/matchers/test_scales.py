@@ -73,28 +73,30 @@ def test_the_closer_photo_is_reduced(
 
 
 def test_photos_that_agree_are_left_at_their_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "at_one_scale", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(overlap, "find_scale", lambda *_: pytest.fail("tried"))
     matcher = OneScale()
     first = matcher.match_encoded(matcher.encode(whole()), matcher.encode(whole()))
     assert match_overlap(matcher, whole(), whole(), exact_look(first)) is first
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["jamma", "eloftr"])
-def test_a_close_up_is_found_in_the_whole(name: str) -> None:
-    """The bundled weights; photo 1 shows a quarter of the sides of photo 0, larger."""
+@pytest.mark.parametrize(("name", "times"), [("jamma", 4), ("eloftr", 3)])
+def test_a_close_up_is_found_in_the_whole(name: str, times: int) -> None:
+    """The bundled weights; photo 1 shows the middle of photo 0, larger."""
     scene = make_scene(3, kind="room", texture_size=512)
     view = camera_path(scene, count=40)[0]
     large = render(scene, Camera.from_field_of_view(1280, 960), view).image
-    left, top, width, height = 420, 320, 320, 240
+    width, height = 1280 // times, 960 // times
+    left, top = (1280 - width) // 2, (960 - height) // 2
     near = cv2.resize(large[top : top + height, left : left + width], (640, 480))
     far = cv2.resize(large, (640, 480), interpolation=cv2.INTER_AREA)
     network = load_matcher(name, device="cpu").matcher
     (look,) = first_looks(network, [(network.encode(far), network.encode(near))])
 
     def num_right(matches: Matches) -> int:
-        truth = (matches.keypoints1 + 0.5) / 4 - 0.5 + (left / 2, top / 2)
+        truth = (matches.keypoints1 + 0.5) / times - 0.5 + (left / 2, top / 2)
         return int((np.linalg.norm(matches.keypoints0 - truth, axis=1) < 3).sum())
 
     found = match_overlap(network, far, near, look)
-    assert num_right(found) > max(60, 3 * num_right(look.refined()))
+    assert num_right(found) > max(100, 5 * num_right(look.refined()))
+    assert num_right(found) > 0.7 * len(found)
