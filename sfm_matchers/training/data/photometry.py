@@ -1,4 +1,4 @@
-"""Changes of appearance: exposure, colour, tones, shade, night, blur, noise and compression."""
+"""Changes of appearance: exposure, colour, shade, night, blur, noise and compression."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLUR_KERNEL = 7  # pixels
-TONE_KNOTS = 6
 
 
 def vary_appearance(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -24,7 +23,6 @@ def vary_appearance(images: Tensor, strength: float, generator: torch.Generator)
         (B, 3, H, W) RGB in 0..1, rounded to 8 bits.
     """
     images = _colour(images, strength, generator)
-    images = _tones(images, strength, generator)
     images = _shade(images, strength, generator)
     images = _night(images, strength, generator)
     images = _blur(images, strength, generator)
@@ -57,25 +55,6 @@ def _colour(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     images = grey + (images - grey) * saturation
     mean = images.mean((1, 2, 3), keepdim=True)
     return (mean + (images - mean) * contrast + brightness).clamp(0, 1)
-
-
-def _tones(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Map brightness by a random curve that need not rise: lit windows, snow, leaves, wet stone.
-
-    What is brighter than its surroundings by day may be darker by night or in another season.
-    """
-    count = len(images)
-    straight = torch.linspace(0, 1, TONE_KNOTS)
-    bends = 0.3 * torch.randn(count, TONE_KNOTS, generator=generator)
-    knots = (straight + bends).clamp(0, 1).to(images.device)
-    brightness = images.mean(1, keepdim=True)
-    position = brightness.clamp(0, 1) * (TONE_KNOTS - 1)
-    below = position.long().clamp(max=TONE_KNOTS - 2)
-    low, high = (
-        knots.gather(1, (below + offset).flatten(1)).reshape(below.shape) for offset in (0, 1)
-    )
-    curved = images + torch.lerp(low, high, position - below) - brightness
-    return torch.where(_chosen(images, 0.25 * strength, generator), curved, images).clamp(0, 1)
 
 
 def _shade(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
