@@ -19,7 +19,7 @@ from sfm_matchers.matchers.protocols import (
 from sfm_matchers.photos.resizing import reduced, to_original
 
 SMALL_SIDE = 512  # pixels, longer side of the small copies; half of it of those smaller still
-# Photos of two places have fewer matches as a rule, so that most of their pairs cost nothing more.
+# Half or more of the pairs of photos of different places have fewer, and cost nothing more.
 MIN_MATCHES = 15
 MAX_AGREEING = 40  # with more the photos are matched as they are
 MIN_GROWTH = 1.5  # times as many must agree, though small copies have a quarter of the cells
