@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peer_matchers, peers
-from benchmarks.posed_pairs import line
+from benchmarks.posed_pairs import line, of_model
 from sfm_matchers.confs import SparseConf, load_conf
 from sfm_matchers.errors import InputError
 from sfm_matchers.evaluation.runs import measure_pairs
@@ -94,9 +94,10 @@ def photo_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     camera = Camera.from_field_of_view(320, 240)
     model = write_photos(folder, scene, count=5, camera=camera, exif=False)
     (folder / "truth").rename(folder / "colmap_gt")
-    images = sorted(model.images.values(), key=lambda image: image.name)
-    pairs = [line(model, images[0], images[1]), line(model, images[1], images[2])]
-    (folder / "pairs.txt").write_text("\n".join(pairs))
+    pairs = {(one.pair.name0, one.pair.name1): one.pair for one in of_model(model)}
+    first, second, third = sorted(image.name for image in model.images.values())[:3]
+    lines = [line(pairs[first, second]), line(pairs[second, third])]
+    (folder / "pairs.txt").write_text("\n".join(lines))
     return folder
 
 

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
+from sfm_matchers.training.tasks.jamma import JamMaTask
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -15,3 +18,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def uncalibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks on images begin as drawn at random: to scale their logits first takes seconds."""
+    for task in (EfficientLoFTRTask, JamMaTask):
+        monkeypatch.setattr(task, "_calibrate", lambda *arguments: None)

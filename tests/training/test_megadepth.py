@@ -181,6 +181,7 @@ def test_warp_there_and_back_is_the_identity(posed: PosedPhotographs) -> None:
     assert (batch.image0[:, :, :, 120:] == 0).all()
 
 
+@pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("task", ["jamma", "eloftr", "mambaglue"])
 def test_every_task_trains_on_posed_pairs(photographs: Photographs, task: str) -> None:
     torch.manual_seed(0)

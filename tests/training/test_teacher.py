@@ -395,6 +395,7 @@ def test_half_of_the_batches_are_the_teachers(taught: TeacherPairs) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("task", [JamMaTask(), EfficientLoFTRTask()])
 def test_networks_on_images_train_on_them(
     taught: TeacherPairs, task: JamMaTask | EfficientLoFTRTask

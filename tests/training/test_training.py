@@ -469,6 +469,7 @@ def test_exported_weights_load_into_the_network(photographs: Photographs, tmp_pa
             torch.testing.assert_close(weights[name].float(), value, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("matcher", TASKS)
 def test_exported_weights_say_what_they_are_for(
     matcher: str, photographs: Photographs, tmp_path: Path
@@ -510,6 +511,7 @@ def test_jamma_overfits_a_tiny_set(photographs: Photographs) -> None:
     assert accuracy > 0.95
 
 
+@pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("name", list(TASKS))
 def test_pairs_that_share_nothing_give_a_finite_loss(name: str, photographs: Photographs) -> None:
     task = make_task(name, TaskOptions())

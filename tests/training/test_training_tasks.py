@@ -113,6 +113,7 @@ def test_eloftr_starts_above_chance_and_overfits_a_tiny_set(photographs: Photogr
     assert after["fine_loss"] < 0.9 * before["fine_loss"]
 
 
+@pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("progress", [0.0, 0.9])
 def test_eloftr_losses_reach_every_parameter(photographs: Photographs, progress: float) -> None:
     torch.manual_seed(0)
@@ -217,13 +218,13 @@ def _tiny_task(name: str) -> AnyTask:
     return task
 
 
+@pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("name", ["jamma", "eloftr", "mambaglue"])
 def test_resumed_training_repeats_the_losses_of_an_uninterrupted_one(
     photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("sfm_matchers.training.schedule.SIZES", {1.0: [(64, 64)]})
     monkeypatch.setattr("sfm_matchers.training.schedule.REFERENCE_AREA", 64 * 64)
-    monkeypatch.setattr(EfficientLoFTRTask, "_calibrate", lambda *arguments: None)  # slow
     options = TrainingOptions(steps=4, batch_size=1)
 
     def trainer(folder: str) -> Trainer:
@@ -245,6 +246,7 @@ def test_resumed_training_repeats_the_losses_of_an_uninterrupted_one(
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("name", ["eloftr", "mambaglue"])
 def test_task_runs_in_the_loop_and_validates(
     photographs: Photographs,
