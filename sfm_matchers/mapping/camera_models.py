@@ -430,8 +430,10 @@ class _Trials:
     def _problem(
         self, camera_id: int, camera: pycolmap.Camera, *, is_stretched: bool = True
     ) -> str:
-        """Why a camera is none; whether it may be a stretched one has been looked at when it was
-        tried first."""
+        """Why no camera is like that; "" where one may be.
+
+        Whether photos are stretched was looked at when the model was tried first.
+        """
         has_more = num_refined(camera) > num_refined(self.originals[camera_id])
         if (has_more or self.refines_centre) and not self.reaches_border[camera_id]:
             return "the observations cover the middle of the photos only"
