@@ -75,7 +75,7 @@ class _Photos:
 
     Attributes:
         size: width and height.
-        ids: of the images.
+        keypoints: (K, 2) pixels, by the ids of the images.
         fixed: pairs that have a fixed match.
         telling: pairs of these in which much is fixed while the rest moves.
         denying: pairs that match, and in which little is fixed.
@@ -84,7 +84,7 @@ class _Photos:
     """
 
     size: tuple[int, int]
-    ids: list[int]
+    keypoints: dict[int, FloatArray] = field(default_factory=dict)
     fixed: list[ImagePair] = field(default_factory=list)
     telling: list[ImagePair] = field(default_factory=list)
     denying: list[ImagePair] = field(default_factory=list)
@@ -95,8 +95,16 @@ class _Photos:
         (columns,), (rows,) = self.cells_of(np.array([self.size]))
         self.counts = np.zeros((3, 1 + columns, 1 + rows), np.int64)
 
-    def add(self, ids: ImagePair, pixels0: FloatArray, pixels1: FloatArray) -> None:
+    def matched(
+        self, ids: ImagePair, matches: NDArray[np.integer]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Pixels (M, 2) in both photos of the matches (M, 2) of a pair."""
+        first, second = (self.keypoints[i][matches[:, side]] for side, i in enumerate(ids))
+        return first, second
+
+    def add(self, ids: ImagePair, matches: NDArray[np.integer]) -> None:
         """Look at the matches (M, 2) of a pair."""
+        pixels0, pixels1 = self.matched(ids, matches)
         motion = _motion(pixels0, pixels1)
         if (motion < FIXED).any():
             self.fixed.append(ids)
@@ -155,18 +163,17 @@ def _look(database: pycolmap.Database) -> list[_Photos]:
     of_photo: dict[int, _Photos] = {}
     for image in database.read_all_images():
         size = cameras[image.camera_id].width, cameras[image.camera_id].height
-        photos = of_size.setdefault(size, _Photos(size, []))
-        photos.ids.append(image.image_id)
+        photos = of_size.setdefault(size, _Photos(size))
+        photos.keypoints[image.image_id] = np.asarray(database.read_keypoints(image.image_id))[
+            :, :2
+        ]
         of_photo[image.image_id] = photos
-    keypoints = {i: np.asarray(database.read_keypoints(i))[:, :2] for i in of_photo}
     pair_ids, all_matches = database.read_all_matches()
     for pair_id, matches in zip(pair_ids, all_matches, strict=True):
         ids = pycolmap.pair_id_to_image_pair(pair_id)
         photos = of_photo[ids[0]]
-        if photos is not of_photo[ids[1]]:
-            continue
-        pixels0, pixels1 = (keypoints[i][matches[:, side]] for side, i in enumerate(ids))
-        photos.add(ids, pixels0, pixels1)
+        if photos is of_photo[ids[1]]:
+            photos.add(ids, matches)
     return list(of_size.values())
 
 
@@ -200,7 +207,7 @@ def _moves(pixels0: FloatArray, pixels1: FloatArray, motion: FloatArray) -> bool
 def _leave_out(database: pycolmap.Database, photos: _Photos) -> FixedPixels | None:
     """Take the fixed matches of photos of a size out of a database."""
     joined = largest_group(photos.telling)
-    if len(joined) < max(MIN_PHOTOS, MIN_SHARE_OF_PHOTOS * len(photos.ids)):
+    if len(joined) < max(MIN_PHOTOS, MIN_SHARE_OF_PHOTOS * len(photos.keypoints)):
         return None
     num_denying = sum(joined.issuperset(ids) for ids in photos.denying)
     if len(photos.telling) < MIN_SHARE_OF_TELLING * (len(photos.telling) + num_denying):
@@ -208,10 +215,7 @@ def _leave_out(database: pycolmap.Database, photos: _Photos) -> FixedPixels | No
     cells, num_matches = photos.fixed_cells(), 0
     for ids in photos.fixed:
         matches = database.read_matches(*ids)
-        pixels0, pixels1 = (
-            np.asarray(database.read_keypoints(i))[matches[:, side], :2]
-            for side, i in enumerate(ids)
-        )
+        pixels0, pixels1 = photos.matched(ids, matches)
         is_wrong = (_motion(pixels0, pixels1) < FIXED) & cells[photos.cells_of(pixels0)]
         if not is_wrong.any():
             continue
