@@ -5,7 +5,7 @@
 The folder is laid out as the WxBS data set: KIND/PLACE with photos 01 and 02 and corrs.txt, lines
 `x0 y0 x1 y1` in pixels. A fundamental matrix is estimated from the matches (MAGSAC++, 1 px); a pair
 is solved if at least half of the clicked points have a Sampson distance of at most 3 px. mAA is the
-share of points within 1, 2, .. 20 px, averaged, of all pairs. CPU seconds hold all but imports.
+share of points within 1, 2, .. 20 px, averaged, of all pairs. CPU seconds hold all but loading.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from sfm_matchers.evaluation.models import rotation_angle
 from sfm_matchers.evaluation.pair_lists import PosedPair, read_scene_info
 from sfm_matchers.mapping.models import read_model
 
@@ -34,8 +35,7 @@ class Candidate:
     @property
     def rotation(self) -> float:
         """Degrees by which the camera turns between the photos."""
-        cosine = (np.trace(self.pair.cam1_from_cam0[:3, :3]) - 1) / 2
-        return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+        return rotation_angle(self.pair.cam1_from_cam0[:3, :3])
 
 
 def of_model(model: pycolmap.Reconstruction) -> Iterator[Candidate]:
