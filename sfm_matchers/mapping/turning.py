@@ -253,7 +253,7 @@ def _simple_cameras(
             simple = {i: _simple(cameras[i], model, factor, distortion) for i in camera_ids}
             return float(np.median(pairs.errors(simple)))
 
-        best = _lowest(cost)
+        best = _lowest(cost, limit)
         simple = {i: _simple(cameras[i], model, *best) for i in camera_ids}
         if cost(*best) < limit and best[0] < MAX_LONGER:
             return {**cameras, **simple}
@@ -271,8 +271,9 @@ def _are_long(cameras: Mapping[int, pycolmap.Camera], camera_ids: IntArray) -> B
     return np.isin(camera_ids, long)
 
 
-def _lowest(cost: Callable[[float, float], float]) -> tuple[float, float]:
-    """The factor of focal lengths and the distortion of lowest cost."""
+def _lowest(cost: Callable[[float, float], float], limit: float) -> tuple[float, float]:
+    """The factor of focal lengths and the distortion of lowest cost, where that is below a limit;
+    else some of a cost that is not."""
     grid = [(float(factor), k) for factor in FOCAL_LENGTHS for k in DISTORTIONS]
     costs = [cost(*each) for each in grid]
     best, lowest = grid[int(np.argmin(costs))], min(costs)
@@ -281,9 +282,12 @@ def _lowest(cost: Callable[[float, float], float]) -> tuple[float, float]:
         moves = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
         around = [(best[0] * ratio**i, best[1] + j * step) for i, j in moves]
         costs = [cost(*each) for each in around]
-        if min(costs) < lowest:
-            best, lowest = around[int(np.argmin(costs))], min(costs)
-        else:
+        reach, is_better = 1, min(costs) < lowest
+        if is_better:  # there may be more steps to the lowest
+            best, lowest, reach = around[int(np.argmin(costs))], min(costs), 3
+        if lowest - limit > reach * (max(costs) - lowest):
+            break  # nearer to the lowest, costs hardly fall by more than they rise around it
+        if not is_better:
             ratio, step = float(np.sqrt(ratio)), step / 2
     return best
 

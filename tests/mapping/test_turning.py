@@ -10,6 +10,7 @@ import numpy as np
 import pycolmap
 import pytest
 
+from sfm_matchers.mapping import turning
 from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
@@ -155,6 +156,23 @@ def test_models_of_few_points_say_nothing() -> None:
     assert photos_that_only_turned(pycolmap.Reconstruction()) == []
     poses = [turned(START, 0, 0.06 * i, 0) for i in range(3)]
     assert photos_that_only_turned(model_of(poses, cloud(30))) == []
+
+
+@pytest.mark.parametrize("steepness", [1.0, 1000.0])
+def test_the_search_for_simple_cameras_gives_up_where_it_leads_nowhere(steepness: float) -> None:
+    """Rotations explain turns of large photos only with nearly the right camera."""
+    calls = []
+
+    def cost(factor: float, distortion: float, lowest: float) -> float:
+        calls.append(factor)
+        return lowest + steepness * float(np.hypot(np.log(factor / 0.84), distortion + 0.17))
+
+    factor, distortion = turning._lowest(lambda *camera: cost(*camera, lowest=0.5), limit=1)
+    assert cost(factor, distortion, lowest=0.5) < 1
+    num_calls = len(calls)
+    calls.clear()
+    turning._lowest(lambda *camera: cost(*camera, lowest=2 * steepness), limit=1)
+    assert len(calls) < 0.5 * num_calls
 
 
 def photograph(folder: Path, kind: str, seed: int, poses: Callable[[np.ndarray], Poses]) -> None:
