@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,11 +134,21 @@ def impossibility(camera: pycolmap.Camera) -> str:
         return f"the principal point {_point(centre)} lies outside the photo"
     if not len(camera.extra_params_idxs()):
         return ""
-    if _folds(camera, MUST_NOT_FOLD):
+    return _impossible_distortion(
+        camera.model.name, camera.width, camera.height, tuple(camera.params.tolist())
+    )
+
+
+@lru_cache(maxsize=4096)  # many photos have one camera, and a list of cameras is read at each step
+def _impossible_distortion(model: str, width: int, height: int, params: tuple[float, ...]) -> str:
+    """Why no lens distorts like this; "" where one may."""
+    camera = pycolmap.Camera(model=model, width=width, height=height, params=params)
+    ways = list(_ways_out(camera, MUST_NOT_FOLD))
+    if not all(way.moves_outwards for way in ways):
         return NOT_MONOTONIC
     if not any(way.leaves for way in _ways_out(camera, MUST_BE_SEEN)):
         return "the distortion keeps all rays in the middle of the photo"
-    return _excessive_stretch(camera, MUST_NOT_FOLD)
+    return _said_of_stretch(ways)
 
 
 def is_monotonic(camera: pycolmap.Camera) -> bool:
@@ -148,18 +159,20 @@ def is_monotonic(camera: pycolmap.Camera) -> bool:
     return all(way.leaves and way.moves_outwards for way in _ways_out(camera))
 
 
-def _folds(camera: pycolmap.Camera, share: float = 1.0) -> bool:
-    """True if two rays have one pixel in a share of the photo around the principal point."""
+def _folds(camera: pycolmap.Camera) -> bool:
+    """True if two rays have one pixel in the photo."""
     if not len(camera.extra_params_idxs()):
         return False
-    return not all(way.moves_outwards for way in _ways_out(camera, share))
+    return not all(way.moves_outwards for way in _ways_out(camera))
 
 
-def _excessive_stretch(camera: pycolmap.Camera, share: float = 1.0) -> str:
-    """Say how far distortion moves pixels of a share of the photo, where no lens does; or ""."""
-    if not len(camera.extra_params_idxs()):
-        return ""
-    stretch = max(way.stretch for way in _ways_out(camera, share))
+def _excessive_stretch(camera: pycolmap.Camera) -> str:
+    """Say how far distortion moves pixels of the photo, where no lens does; or ""."""
+    return _said_of_stretch(_ways_out(camera)) if len(camera.extra_params_idxs()) else ""
+
+
+def _said_of_stretch(ways: Iterable[_WayOut]) -> str:
+    stretch = max(way.stretch for way in ways)
     if stretch <= MAX_STRETCH:
         return ""
     return f"the distortion moves pixels {stretch:.3g} times as far from the middle as they were"
