@@ -22,6 +22,15 @@ SUBJECTS = {
 }
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write no report: where it is not looked at, its pictures cost more than they tell."""
+    monkeypatch.setattr(
+        "sfm_matchers.runs.reconstruct.write_report",
+        lambda outputs, *_: outputs / "report.html",
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests on golden data by what they are numbers of."""
     for item in items:

@@ -14,7 +14,7 @@ from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from tests.support.rendered_room import photograph_room
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 
 def add_dashboard(folder: Path) -> None:

@@ -22,7 +22,7 @@ from sfm_matchers.runs.matcher_auto import pairs_across_models
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 NUM_PHOTOS = 6
 

@@ -93,6 +93,7 @@ def emptied(data: bytes) -> bytes:
     return b""
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -159,6 +160,7 @@ def test_folders_and_pipes_in_the_place_of_files_make_way(
     )
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that cannot be read")
 @pytest.mark.parametrize(
     "name",
@@ -203,6 +205,7 @@ def test_maps_and_exports_that_cannot_be_read_are_made_again(
     assert (tmp_path / "exports" / "points3D.ply").read_bytes() == points
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("note", ["kept", "gone"])
 def test_what_a_kill_left_beside_a_database_does_not_reach_it(
     photos: Path, finished: Path, outputs: Path, tmp_path: Path, note: str
@@ -221,6 +224,7 @@ def test_what_a_kill_left_beside_a_database_does_not_reach_it(
     assert not (outputs / "database.db-wal").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", os.mkdir)])
 @pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
 def test_what_is_no_file_of_a_database_makes_way(
@@ -287,6 +291,7 @@ def test_photos_replaced_after_their_features_are_noticed(
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_an_upgrade_of_a_step_makes_its_results_again(
     photos: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
