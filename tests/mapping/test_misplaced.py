@@ -25,9 +25,11 @@ from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.results import SfmResult
 from sfm_matchers.synthetic import look_at
-from tests.mapping.test_shared_cameras import center_error, write_photos
 from tests.support import rendered_lenses
+from tests.support.photos_of_zooms import center_error, write_photos
 from tests.support.rendered_lenses import lens, place, write_database
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 CAMERA = lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05)
 

@@ -15,10 +15,10 @@ from sfm_matchers.mapping.registration import register_missing
 from sfm_matchers.runs.camera_models import choose_for_models
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
-from tests.mapping.test_shared_cameras import center_error, write_photos
+from tests.support.photos_of_zooms import center_error, write_photos
 from tests.support.rendered_lenses import lens, place, write_database
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 
 def without(truth: pycolmap.Reconstruction, *image_ids: int) -> pycolmap.Reconstruction:
