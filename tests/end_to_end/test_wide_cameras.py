@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,7 @@ from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, Scene, camera_path, make_scene, render
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 WIDTH, HEIGHT = 320, 240
 
@@ -30,21 +31,38 @@ def faces() -> list[np.ndarray]:
     return [cv2.Rodrigues(np.array(turn) * np.pi / 2)[0] for turn in turns]
 
 
-def render_wide(scene: Scene, camera: pycolmap.Camera, pose: np.ndarray) -> np.ndarray:
+FACE = Camera.from_field_of_view(192, 192, 90)
+
+
+@cache
+def room() -> Scene:
+    return make_scene(3, kind="room", texture_size=384)
+
+
+def poses(count: int) -> list[np.ndarray]:
+    return camera_path(room(), count, 1)
+
+
+@cache
+def rendered_face(count: int, index: int, side: int) -> np.ndarray:
+    """What is seen on one side of a cube, of one of `count` places, for any lens."""
+    return render(room(), FACE, faces()[side] @ poses(count)[index]).image
+
+
+def render_wide(camera: pycolmap.Camera, count: int, place: int) -> np.ndarray:
     """A photo (H, W, 3) by any camera of COLMAP's, from six of a pinhole."""
-    face = Camera.from_field_of_view(192, 192, 90)
     columns, rows = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
     pixels = np.stack([columns, rows], axis=-1).reshape(-1, 2) + 0.5
     directions = np.array(camera.cam_ray_from_img(pixels))
     seen = [directions @ turn.T for turn in faces()]
     nearest = np.stack([rays[:, 2] for rays in seen], axis=1).argmax(axis=1)
     photo = np.zeros((len(pixels), 3), dtype=np.uint8)
-    for index, (turn, rays) in enumerate(zip(faces(), seen, strict=True)):
+    for index, rays in enumerate(seen):
         if not (nearest == index).any():
             continue
-        places = rays[:, :2] / np.maximum(rays[:, 2:], 1e-6) * face.fx + face.cx
+        places = rays[:, :2] / np.maximum(rays[:, 2:], 1e-6) * FACE.fx + FACE.cx
         places = places.astype(np.float32).reshape(camera.height, camera.width, 2)
-        image = render(scene, face, turn @ pose).image
+        image = rendered_face(count, place, index)
         image = cv2.remap(image, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         photo[nearest == index] = image.reshape(-1, 3)[nearest == index]
     return photo.reshape(camera.height, camera.width, 3)
@@ -53,12 +71,10 @@ def render_wide(scene: Scene, camera: pycolmap.Camera, pose: np.ndarray) -> np.n
 def write_wide_photos(folder: Path, camera: pycolmap.Camera, count: int) -> np.ndarray:
     """Write photos of a room; return the true centres (N, 3)."""
     folder.mkdir()
-    scene = make_scene(3, kind="room", texture_size=384)
-    poses = camera_path(scene, count, 1)
-    for index, pose in enumerate(poses):
-        photo = render_wide(scene, camera, pose)
+    for index in range(count):
+        photo = render_wide(camera, count, index)
         cv2.imwrite(str(folder / f"{index}.png"), photo[..., ::-1])
-    return np.array([-pose[:, :3].T @ pose[:, 3] for pose in poses])
+    return np.array([-pose[:, :3].T @ pose[:, 3] for pose in poses(count)])
 
 
 def center_error(model: pycolmap.Reconstruction, centers: np.ndarray) -> float:
