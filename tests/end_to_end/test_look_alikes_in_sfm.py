@@ -14,7 +14,7 @@ from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 CAMERA = Camera.from_field_of_view(480, 360)
 NUM_PHOTOS = 4  # of each side
@@ -25,7 +25,7 @@ SIDES = {"south": -90, "north": 90}
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four photos of the south side and four of the north side, none between them."""
     folder = tmp_path_factory.mktemp("tower")
-    scene = make_scene(1, kind="tower", texture_size=512)
+    scene = make_scene(1, kind="tower", texture_size=384)
     for seed, (name, degrees) in enumerate(SIDES.items()):
         angles = np.radians(np.linspace(degrees - 25, degrees + 25, 9))
         places = np.column_stack([11 * np.cos(angles), 11 * np.sin(angles), np.full(9, 1.7)])
