@@ -13,7 +13,7 @@ from report_page import Scene
 from sfm_matchers.reports.drawing import write_image
 
 NEIGHBOURS = 20  # of each photo along the path, with which it is matched
-SIZE = (640, 480)
+SIZE = (320, 240)
 
 
 def make_many_photos(root: Path, number: int, points_each: int = 60) -> Scene:
@@ -23,7 +23,7 @@ def make_many_photos(root: Path, number: int, points_each: int = 60) -> Scene:
     options.num_frames_per_rig, options.num_points3D = number, 8 * number
     options.track_length = points_each // 8
     options.camera_width, options.camera_height = SIZE
-    options.camera_params = [600.0, SIZE[0] / 2, SIZE[1] / 2, 0.0]
+    options.camera_params = [300.0, SIZE[0] / 2, SIZE[1] / 2, 0.0]
     pycolmap.set_random_seed(0)
     model = pycolmap.synthesize_dataset(options)
     rng = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def make_many_photos(root: Path, number: int, points_each: int = 60) -> Scene:
             features[f"{image.name}/keypoints"] = (own - 0.5).astype(np.float32)
             path = root / "images" / image.name
             path.parent.mkdir(parents=True, exist_ok=True)
-            noise = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+            noise = rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)
             write_image(path, cv2.resize(noise, SIZE, interpolation=cv2.INTER_CUBIC))
     pairs = _write_database(root / "database.db", model, images, points)
     return Scene(root, model, [image.name for image in images], pairs)
