@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import shutil
+from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sfm_matchers.synthetic import Camera, Scene, make_scene, write_photos
 
@@ -27,6 +29,15 @@ def photograph_room(
     exif: bool = True,
 ) -> Path:
     """Write images/ and truth/ to a folder, and return it; arguments as of `write_photos`."""
-    scene = rendered_room(texture_size)
-    write_photos(folder, scene, count, seed, camera=camera, subfolder=subfolder, exif=exif)
+    made = _photographed(count, seed, camera, texture_size, subfolder, exif)
+    shutil.copytree(made.name, folder, dirs_exist_ok=True)
+    return folder
+
+
+@cache  # for the tests of all files that one process runs; gone with it
+def _photographed(
+    count: int, seed: int, camera: Camera, texture_size: int, subfolder: str, exif: bool
+) -> TemporaryDirectory[str]:
+    folder, scene = TemporaryDirectory(), rendered_room(texture_size)
+    write_photos(folder.name, scene, count, seed, camera=camera, subfolder=subfolder, exif=exif)
     return folder
