@@ -12,6 +12,7 @@ import pytest
 from rendered_room import CAMERA, photograph_room, rendered_room
 
 from pipelines import aachen
+from sfm_matchers.confs import CONF_DIR
 from sfm_matchers.errors import InputError, MissingExtraError
 from sfm_matchers.evaluation.absolute_poses import pose_errors
 from sfm_matchers.evaluation.runs import evaluate_poses
@@ -274,13 +275,15 @@ def test_a_map_without_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(localize_run, "localize_queries", spy)
     photograph_room(tmp_path / "map", 4)
     photograph_room(tmp_path / "new", 1, seed=2)
-    outputs = tmp_path / "out"
+    outputs, conf = tmp_path / "out", tmp_path / "jamma.yaml"
+    text = (CONF_DIR / "jamma.yaml").read_text()
+    conf.write_text(text.replace("quarter_turns: true", "quarter_turns: false"))  # all are upright
     options = LocalizeOptions(
         tmp_path / "map" / "truth",
         tmp_path / "map" / "images",
         tmp_path / "new" / "images",
         outputs,
-        "jamma",
+        str(conf),
         num_covis=2,
         num_loc=2,
     )
