@@ -30,8 +30,8 @@ class DetectorFreePreprocessing:
         quarter_turns: photos are set upright as EXIF tells, then photo 1 of each pair is tried in
             four positions at a small size, and matched in the one that agrees best with photo 0; of
             many pairs, some that tell how the photos of the others lie.
-        match_overlap: what the two photos share is matched again, cut out of them; photos taken
-            from far and near at one scale.
+        match_overlap: what the two photos share is matched again, cut out of them; photos without
+            detail are seen small, those taken from far and near at one scale.
         least_squares_matching: points of photo 1 are moved until the photos agree around them.
     """
 

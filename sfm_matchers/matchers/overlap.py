@@ -15,13 +15,7 @@ import numpy as np
 
 from sfm_matchers.matchers.looks import MIN_AGREEING, Images, agreeing, exact_look, look_at
 from sfm_matchers.matchers.protocols import CoarseLook, DetectorFreeMatcher, Matches
-from sfm_matchers.matchers.scales import (
-    MAX_AGREEING,
-    MIN_MATCHES,
-    at_one_scale,
-    find_scale,
-    seen_whole,
-)
+from sfm_matchers.matchers.scales import at_one_scale, see_better, seen_whole
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels, the last two excluded
 
@@ -39,7 +33,7 @@ def match_overlap(
 ) -> Matches:
     """Match what two photos share, again if it is a small enough part of one of them.
 
-    Photos in which hardly anything agrees are brought to one scale before, if that helps.
+    Photos in which little agrees are seen smaller or brought to one scale before, if that helps.
 
     Args:
         matcher: what has looked at the whole photos.
@@ -53,10 +47,10 @@ def match_overlap(
     """
     images = (image0, image1)
     first, agrees = _sure_of(first, images)
+    better = see_better(matcher, images, agrees)
     scale = None
-    if len(agrees) >= MIN_MATCHES and agrees.sum() <= MAX_AGREEING:
-        scale = find_scale(matcher, images, int(agrees.sum()))
-    if scale is not None:
+    if better is not None:
+        matcher, scale = better
         copies = at_one_scale(matcher, images, scale)
         look, agrees = _sure_of(look_at(matcher, copies), copies)
         first = seen_whole(look, copies, images)
@@ -90,8 +84,6 @@ def _look_at_parts(
 ) -> CoarseLook:
     """Look at what is in the boxes; points are in their pixels."""
     cuts = (_cut(images[0], boxes[0]), _cut(images[1], boxes[1]))
-    if scale is None:
-        return look_at(matcher, cuts)
     copies = at_one_scale(matcher, cuts, scale)
     return seen_whole(look_at(matcher, copies), copies, cuts)
 

@@ -7,6 +7,7 @@ images. What either of them may have besides is in protocols of its own, and in 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -155,6 +156,13 @@ class ResizingMatcher(DetectorFreeMatcher, Protocol):
     """
 
     resize_max: int
+
+
+def that_sees_at(matcher: ResizingMatcher, resize_max: int) -> ResizingMatcher:
+    """Return a matcher with the same network that sees photos at another size."""
+    other = copy.copy(matcher)
+    other.resize_max = resize_max
+    return other
 
 
 @runtime_checkable

@@ -10,7 +10,6 @@ tried, which tell how all their photos lie: see `matching.turns`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from sfm_matchers.matchers.protocols import (
     EncodedImage,
     Matches,
     ResizingMatcher,
+    that_sees_at,
 )
 from sfm_matchers.photos.resizing import reduced, turned, unturned
 
@@ -112,8 +112,7 @@ class QuarterTurns:
                 f"{type(matcher).__name__} has no resize_max, which quarter_turns needs: leave "
                 "quarter_turns away"
             )
-        self._matcher = copy.copy(matcher)
-        self._matcher.resize_max = SMALL_SIDE
+        self._matcher = that_sees_at(matcher, SMALL_SIDE)
 
     def encode(self, image: np.ndarray, quarters: int = 0) -> EncodedImage:
         """Encode a small copy of a photo, RGB (H, W, 3) uint8, turned by quarters."""

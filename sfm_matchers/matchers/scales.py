@@ -1,64 +1,122 @@
-"""Photos taken from far and near: one is reduced, until both show things at one scale.
+"""Photos that are seen better small, and photos taken from far and near.
 
-A network on images matches what it sees at up to twice the size or so. Of a pair in which hardly
-anything agrees, small copies are tried, one of them smaller still: where much agrees then, its
-matches tell how much larger one photo shows what they share.
+A network on images matches what it sees at up to twice the size or so, and by what is around it. Of
+a pair in which little agrees, small copies are tried. If more agrees in them, the photos hold no
+detail to match by (they are blurred, enlarged, or show bare walls), and are seen at that size.
+Where hardly anything agrees then, one copy smaller still is tried against the other: where much
+agrees, its matches tell how much larger one photo shows what they share, and it is reduced.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from sfm_matchers.matchers.looks import MIN_AGREEING, Images, agreeing, exact_look, look_at
+from sfm_matchers.matchers.looks import (
+    MIN_AGREEING,
+    Images,
+    agreeing,
+    evidence,
+    exact_look,
+    first_looks,
+)
 from sfm_matchers.matchers.protocols import (
     CoarseLook,
     DetectorFreeMatcher,
+    EncodedImage,
     Matches,
     ResizingMatcher,
+    that_sees_at,
 )
 from sfm_matchers.photos.resizing import reduced, to_original
 
 SMALL_SIDE = 512  # pixels, longer side of the small copies; half of it of those smaller still
 # Half or more of the pairs of photos of different places have fewer, and cost nothing more.
 MIN_MATCHES = 15
-MAX_AGREEING = 40  # with more the photos are matched as they are
-MIN_GROWTH = 1.5  # times as many must agree, though small copies have a quarter of the cells
+CERTAIN_SHARE = 0.5  # of the matches; where so many agree the photos are seen well enough
+MAX_AGREEING = 40  # with more no other scale is tried
+MIN_GROWTH = 1.5  # times as many must agree, though smaller copies have fewer cells
 MIN_SCALE = 1.25  # times as large, as the matcher sees them; less is no other scale
 
 
-def find_scale(matcher: DetectorFreeMatcher, images: Images, num_agreeing: int) -> float | None:
-    """Find how much larger one of two photos shows what they share.
+def see_better(
+    matcher: DetectorFreeMatcher, images: Images, agrees: np.ndarray
+) -> tuple[DetectorFreeMatcher, float | None] | None:
+    """Find how two photos are seen better, if little agrees in them.
 
     Args:
         matcher: of images.
         images: as they were looked at.
-        num_agreeing: matches of that look that agree with one epipolar geometry.
+        agrees: (M,) bool, which matches of that look agree with one epipolar geometry.
 
     Returns:
-        Pixels of photo 0 for one of photo 1; None where another scale does not help.
+        A matcher, that may see photos smaller, and the pixels of photo 0 for one of photo 1, None
+        where both show things alike; None where nothing is better.
     """
+    most = int(agrees.sum())
+    if len(agrees) < MIN_MATCHES or most > max(MAX_AGREEING, CERTAIN_SHARE * len(agrees)):
+        return None
+    copies, better = _SmallCopies(matcher, images), None
+    side = max(_side_seen(matcher, image) for image in images)
+    if isinstance(matcher, ResizingMatcher) and side >= MIN_SCALE * SMALL_SIDE:
+        _, small_agrees = copies.look(SMALL_SIDE, SMALL_SIDE)
+        if evidence(small_agrees) > evidence(agrees):
+            most, better = int(small_agrees.sum()), that_sees_at(matcher, SMALL_SIDE)
+    if most <= MAX_AGREEING:
+        scale = _find_scale(matcher, copies, most)
+        if scale is not None:
+            return matcher, scale
+    return None if better is None else (better, None)
+
+
+class _SmallCopies:
+    """Small copies of two photos; each is encoded once."""
+
+    def __init__(self, matcher: DetectorFreeMatcher, images: Images) -> None:
+        self._matcher, self.images = matcher, images
+        self._encoded: dict[tuple[int, int], EncodedImage] = {}
+
+    def look(self, *sides: int) -> tuple[Matches, np.ndarray]:
+        """Return the matches of copies, in pixels of the photos, and which (M,) agree.
+
+        Args:
+            sides: longer sides of the copies of photo 0 and photo 1.
+        """
+        copies = reduced(self.images[0], sides[0]), reduced(self.images[1], sides[1])
+        for key, copy in zip(enumerate(sides), copies, strict=True):
+            if key not in self._encoded:
+                self._encoded[key] = self._matcher.encode(copy)
+        encoded = self._encoded[0, sides[0]], self._encoded[1, sides[1]]
+        look = exact_look(first_looks(self._matcher, [encoded])[0].refined())
+        return seen_whole(look, copies, self.images).matches, agreeing(look, copies)
+
+
+def _find_scale(
+    matcher: DetectorFreeMatcher, copies: _SmallCopies, num_agreeing: int
+) -> float | None:
+    """Find how much larger one of two photos shows what they share; None where it is no matter."""
     most, scale = max(MIN_AGREEING, MIN_GROWTH * num_agreeing), None
     for sides in ((SMALL_SIDE, SMALL_SIDE // 2), (SMALL_SIDE // 2, SMALL_SIDE)):
-        copies = (reduced(images[0], sides[0]), reduced(images[1], sides[1]))
-        look = exact_look(look_at(matcher, copies).refined())
-        agrees = agreeing(look, copies)
+        matches, agrees = copies.look(*sides)
         if agrees.sum() >= most:
             most = agrees.sum()
-            matches = seen_whole(look, copies, images).matches.select(agrees)
+            matches = matches.select(agrees)
             scale = _spread(matches.keypoints0) / _spread(matches.keypoints1)
-    if scale is None or max(larger := _larger(matcher, images, scale), 1 / larger) < MIN_SCALE:
+    if scale is None:
         return None
-    return scale
+    larger = _larger(matcher, copies.images, scale)
+    return scale if max(larger, 1 / larger) >= MIN_SCALE else None
 
 
-def at_one_scale(matcher: DetectorFreeMatcher, images: Images, scale: float) -> Images:
+def at_one_scale(matcher: DetectorFreeMatcher, images: Images, scale: float | None) -> Images:
     """Reduce the one of two photos, or of cuts of them, that the matcher would see larger.
 
     Args:
         matcher: of images.
         images: the photos, or cuts of them.
-        scale: pixels of photo 0 for one of photo 1.
+        scale: pixels of photo 0 for one of photo 1; None where they are alike.
     """
+    if scale is None:
+        return images
     larger = _larger(matcher, images, scale)
     if larger > 1:
         return reduced(images[0], round(_side_seen(matcher, images[0]) / larger)), images[1]

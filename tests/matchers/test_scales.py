@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import pytest
+from material import shared_path
 
-from sfm_matchers.matchers import overlap, scales
+from sfm_matchers.evaluation.pair_lists import read_posed_pairs
+from sfm_matchers.evaluation.two_view import matching_precision
+from sfm_matchers.matchers import scales
 from sfm_matchers.matchers.looks import exact_look, first_looks
 from sfm_matchers.matchers.overlap import match_overlap
 from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
+from sfm_matchers.photos.images import read_image
 from sfm_matchers.synthetic import Camera, camera_path, make_scene, render
 
 SIZE = (240, 180)
@@ -73,10 +79,62 @@ def test_the_closer_photo_is_reduced(
 
 
 def test_photos_that_agree_are_left_at_their_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "find_scale", lambda *_: pytest.fail("tried"))
     matcher = OneScale()
     first = matcher.match_encoded(matcher.encode(whole()), matcher.encode(whole()))
+    monkeypatch.setattr(scales, "first_looks", lambda *_: pytest.fail("tried"))
     assert match_overlap(matcher, whole(), whole(), exact_look(first)) is first
+
+
+@dataclass
+class LikesSmall:
+    """Matches with parallax along x what it sees at 120 px or less, and else anything."""
+
+    resize_max: int = 240
+
+    def encode(self, image: np.ndarray) -> EncodedImage:
+        height, width = image.shape[:2]
+        scale = max(1.0, max(image.shape) / self.resize_max)
+        return EncodedImage((width / scale, height / scale), (scale, scale), 8)
+
+    def match_encoded(self, image0: EncodedImage, image1: EncodedImage) -> Matches:
+        is_small = max(*image0.features, *image1.features) <= 120
+        random = np.random.default_rng(0)
+        points = random.random((2, 60, 2)) * image0.features
+        if is_small:
+            points[1] = points[0] + random.random((60, 1)) * (2, 0)
+        points = (points * image0.scale[0]).astype(np.float32)
+        return Matches(points[0], points[1], np.ones(60, np.float32))
+
+
+@pytest.mark.parametrize(("side", "is_better"), [(120, True), (180, False)])
+def test_photos_are_seen_small_where_that_is_better(
+    monkeypatch: pytest.MonkeyPatch, side: int, *, is_better: bool
+) -> None:
+    monkeypatch.setattr(scales, "SMALL_SIDE", side)
+    matcher, images = LikesSmall(), (whole(), whole())
+    first = matcher.match_encoded(*map(matcher.encode, images))
+    found = match_overlap(matcher, *images, exact_look(first))
+    is_right = np.abs(found.keypoints0 - found.keypoints1)[:, 1].max() < 1e-3
+    assert is_right == is_better
+    assert (found is first) != is_better
+    assert matcher.resize_max == 240
+
+
+@pytest.mark.slow
+def test_blurred_frames_indoors_are_seen_small() -> None:
+    """The bundled weights on frames of a phone that walks through a room."""
+    folder = shared_path("pairs/scannet")
+    pair = read_posed_pairs(folder / "pairs_with_gt.txt", folder)[1]
+    images = [read_image(folder / name) for name in (pair.name0, pair.name1)]
+    network = load_matcher("eloftr", device="cpu").matcher
+    first = network.match_encoded(*map(network.encode, images))
+
+    def num_right(matches: Matches) -> float:
+        share = matching_precision(matches.keypoints0, matches.keypoints1, pair)
+        return share * len(matches)
+
+    found = match_overlap(network, images[0], images[1], exact_look(first))
+    assert num_right(found) > 1.5 * num_right(first)
 
 
 @pytest.mark.slow
