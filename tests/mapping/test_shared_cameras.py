@@ -377,6 +377,16 @@ def test_a_run_says_that_given_intrinsics_are_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shared_error", "own_error", "contradicts"),
+    [(0.30, 0.076, True), (0.23, 0.064, True), (0.11, 0.065, False), (0.17, 0.13, False)],
+)
+def test_what_is_left_of_exact_models_is_noise(
+    shared_error: float, own_error: float, *, contradicts: bool
+) -> None:
+    assert OwnCameras(shared_error, own_error, {}).contradicts == contradicts
+
+
+@pytest.mark.parametrize(
     ("own_error", "focal_lengths", "expected"),
     [(0.43, (574, 590, 612), False), (0.43, (250, 252, 420), True), (0.3, (574, 590, 612), True)],
 )
