@@ -45,14 +45,27 @@ def distances_of_clicked(matches: Matches, clicked: np.ndarray) -> np.ndarray:
     return sampson_distance(clicked[:, :2], clicked[:, 2:], found)
 
 
+def photos_of(place: Path) -> list[Path]:
+    """The photos of a place, of which one or both may be missing."""
+    return [next(place.glob(f"{stem}.[jp][pn]g"), place / stem) for stem in ("01", "02")]
+
+
+def complete(places: list[Path]) -> list[Path]:
+    """The places that have both photos; the others are named."""
+    for place in places:
+        for photo in photos_of(place):
+            if not photo.is_file():
+                print(f"{place.parent.name}/{place.name}: no photo {photo.name}, left out")
+    return [place for place in places if all(photo.is_file() for photo in photos_of(place))]
+
+
 def measure(name: str, weights: str, places: list[Path]) -> None:
     """Print a line for each pair, and one for all."""
     matcher = load_matcher(name, weights)
     solved, shares, counts = [], [], []
     start = time.process_time()
     for place in places:
-        photos = [next(place.glob(f"{stem}.[jp][pn]g")) for stem in ("01", "02")]
-        matches = matcher.match(*map(read_image, photos))
+        matches = matcher.match(*map(read_image, photos_of(place)))
         distances = distances_of_clicked(matches, np.loadtxt(place / "corrs.txt"))
         median = np.median(distances)
         solved.append(median <= SOLVED_WITHIN)
@@ -76,9 +89,12 @@ def main() -> None:
     parser.add_argument("--weights", default="bundled", help="bundled, official or a file")
     parser.add_argument("--kinds", nargs="+", default=["*"], help="folders (default: all)")
     options = parser.parse_args()
-    places = sorted(
+    found = sorted(
         path.parent for kind in options.kinds for path in options.folder.glob(f"{kind}/*/corrs.txt")
     )
+    places = complete(found)
+    if not places:
+        parser.error(f"{options.folder} has no KIND/PLACE with photos 01 and 02 and corrs.txt")
     for name in options.matchers:
         measure(name, options.weights, places)
 
