@@ -33,6 +33,8 @@ SMALL_SIDE = 512  # pixels, longer side of the small copies; half of it of those
 # Half or more of the pairs of photos of different places have fewer, and cost nothing more.
 MIN_MATCHES = 15
 CERTAIN_SHARE = 0.5  # of the matches; where so many agree the photos are seen well enough
+# Of small copies; photos of different places have 1.8 to 3.1.
+MIN_EVIDENCE, MIN_MORE_EVIDENCE = 3.0, 1.2  # the latter times that of the photos
 MAX_AGREEING = 40  # with more no other scale is tried
 MIN_GROWTH = 1.5  # times as many must agree, though smaller copies have fewer cells
 MIN_SCALE = 1.25  # times as large, as the matcher sees them; less is no other scale
@@ -59,7 +61,8 @@ def see_better(
     side = max(_side_seen(matcher, image) for image in images)
     if isinstance(matcher, ResizingMatcher) and side >= MIN_SCALE * SMALL_SIDE:
         _, small_agrees = copies.look(SMALL_SIDE, SMALL_SIDE)
-        if evidence(small_agrees) > evidence(agrees):
+        least = max(MIN_EVIDENCE, MIN_MORE_EVIDENCE * evidence(agrees))
+        if evidence(small_agrees) >= least:
             most, better = int(small_agrees.sum()), that_sees_at(matcher, SMALL_SIDE)
     if most <= MAX_AGREEING:
         scale = _find_scale(matcher, copies, most)
