@@ -47,7 +47,7 @@ def match_overlap(
     """
     images = (image0, image1)
     first, agrees = _sure_of(first, images)
-    better = see_better(matcher, images, agrees)
+    better = see_better(matcher, images, first.matches, agrees)
     scale = None
     if better is not None:
         matcher, scale = better

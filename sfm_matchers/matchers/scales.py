@@ -15,6 +15,7 @@ from sfm_matchers.matchers.looks import (
     MIN_AGREEING,
     Images,
     agreeing,
+    confirm,
     evidence,
     exact_look,
     first_looks,
@@ -33,22 +34,24 @@ SMALL_SIDE = 512  # pixels, longer side of the small copies; half of it of those
 # Half or more of the pairs of photos of different places have fewer, and cost nothing more.
 MIN_MATCHES = 15
 CERTAIN_SHARE = 0.5  # of the matches; where so many agree the photos are seen well enough
-# Of small copies; photos of different places have 1.8 to 3.1.
-MIN_EVIDENCE, MIN_MORE_EVIDENCE = 3.0, 1.2  # the latter times that of the photos
+# Of small copies; photos of different places have 1.8 to 3.1. With less, matches of the photos as
+# they are must confirm what the small copies show.
+CLEAR_EVIDENCE, CLEARLY_MORE = 3.0, 1.2  # the latter times that of the photos
 MAX_AGREEING = 40  # with more no other scale is tried
 MIN_GROWTH = 1.5  # times as many must agree, though smaller copies have fewer cells
 MIN_SCALE = 1.25  # times as large, as the matcher sees them; less is no other scale
 
 
 def see_better(
-    matcher: DetectorFreeMatcher, images: Images, agrees: np.ndarray
+    matcher: DetectorFreeMatcher, images: Images, matches: Matches, agrees: np.ndarray
 ) -> tuple[DetectorFreeMatcher, float | None] | None:
     """Find how two photos are seen better, if little agrees in them.
 
     Args:
         matcher: of images.
         images: as they were looked at.
-        agrees: (M,) bool, which matches of that look agree with one epipolar geometry.
+        matches: M of that look.
+        agrees: (M,) bool, which of them agree with one epipolar geometry.
 
     Returns:
         A matcher, that may see photos smaller, and the pixels of photo 0 for one of photo 1, None
@@ -60,15 +63,26 @@ def see_better(
     copies, better = _SmallCopies(matcher, images), None
     side = max(_side_seen(matcher, image) for image in images)
     if isinstance(matcher, ResizingMatcher) and side >= MIN_SCALE * SMALL_SIDE:
-        _, small_agrees = copies.look(SMALL_SIDE, SMALL_SIDE)
-        least = max(MIN_EVIDENCE, MIN_MORE_EVIDENCE * evidence(agrees))
-        if evidence(small_agrees) >= least:
+        small, small_agrees = copies.look(SMALL_SIDE, SMALL_SIDE)
+        if _is_better(small, small_agrees, matches, agrees, images):
             most, better = int(small_agrees.sum()), that_sees_at(matcher, SMALL_SIDE)
     if most <= MAX_AGREEING:
         scale = _find_scale(matcher, copies, most)
         if scale is not None:
             return matcher, scale
     return None if better is None else (better, None)
+
+
+def _is_better(
+    small: Matches, small_agrees: np.ndarray, matches: Matches, agrees: np.ndarray, images: Images
+) -> bool:
+    """Tell whether small copies show more than photos as they are."""
+    before, now = evidence(agrees), evidence(small_agrees)
+    if now >= max(CLEAR_EVIDENCE, CLEARLY_MORE * before):
+        return True
+    if now <= before or small_agrees.sum() < MIN_AGREEING:
+        return False
+    return confirm(matches, small.select(small_agrees), images)
 
 
 class _SmallCopies:

@@ -12,7 +12,7 @@ from material import shared_path
 from sfm_matchers.evaluation.pair_lists import read_posed_pairs
 from sfm_matchers.evaluation.two_view import matching_precision
 from sfm_matchers.matchers import scales
-from sfm_matchers.matchers.looks import exact_look, first_looks
+from sfm_matchers.matchers.looks import agreeing, confirm, exact_look, first_looks
 from sfm_matchers.matchers.overlap import match_overlap
 from sfm_matchers.matchers.photo_matchers import load_matcher
 from sfm_matchers.matchers.protocols import EncodedImage, Matches
@@ -118,6 +118,26 @@ def test_photos_are_seen_small_where_that_is_better(
     assert is_right == is_better
     assert (found is first) != is_better
     assert matcher.resize_max == 240
+
+
+def geometry_of_two_views(count: int, seed: int) -> Matches:
+    """Exact matches of points in space, seen by two cameras; with count wrong ones behind them."""
+    random = np.random.default_rng(seed)
+    points = random.random((count, 3)) * (4, 3, 4) + (-2, -1.5, 4)
+    seen = [200 * view[:, :2] / view[:, 2:] + (120, 90) for view in (points, points + (1, 0.2, 0))]
+    wrong = random.random((2, count, 2)) * SIZE
+    both = [np.concatenate(pair).astype(np.float32) for pair in zip(seen, wrong, strict=True)]
+    return Matches(both[0], both[1], np.ones(2 * count, np.float32))
+
+
+def test_another_look_confirms_a_true_geometry_alone() -> None:
+    images = (whole(), whole())
+    seen, other = geometry_of_two_views(200, 0), geometry_of_two_views(20, 1)
+    is_true = np.arange(400) < 200
+    assert confirm(other, seen.select(is_true), images)
+    by_chance = agreeing(exact_look(seen.select(~is_true)), images)
+    assert by_chance.sum() >= 8
+    assert not confirm(other, seen.select(~is_true).select(by_chance), images)
 
 
 @pytest.mark.slow
