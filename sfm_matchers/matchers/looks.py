@@ -56,8 +56,7 @@ def agreeing(look: CoarseLook, images: Images) -> np.ndarray:
     matches = look.matches
     if len(matches) < MIN_AGREEING:
         return np.zeros(len(matches), bool)
-    tolerance = TOLERANCE * max(max(image.shape) for image in images)
-    tolerance = max(tolerance, CELL_TOLERANCE * look.cell)
+    tolerance = max(_tolerance(images), CELL_TOLERANCE * look.cell)
     return agree_with_one_epipolar_geometry(matches.keypoints0, matches.keypoints1, tolerance)
 
 
@@ -89,7 +88,7 @@ def confirm(matches: Matches, agreed: Matches, images: Images) -> bool:
     found, _ = cv2.findFundamentalMat(points0, points1, cv2.FM_8POINT)
     if found is None or found.shape != (3, 3):
         return False
-    tolerance = CONFIRMING_TOLERANCE * TOLERANCE * max(max(image.shape) for image in images)
+    tolerance = CONFIRMING_TOLERANCE * _tolerance(images)
 
     def num_fitting(order: np.ndarray | slice) -> int:
         distances = sampson_distance(matches.keypoints0, matches.keypoints1[order], found)
@@ -99,3 +98,8 @@ def confirm(matches: Matches, agreed: Matches, images: Images) -> bool:
     chance = np.mean([num_fitting(random.permutation(len(matches))) for _ in range(NUM_SHUFFLES)])
     least = chance + BEYOND_CHANCE * np.sqrt(chance + 1)
     return bool(count >= max(MIN_CONFIRMING, least))
+
+
+def _tolerance(images: Images) -> float:
+    """Distance of an exact match from its epipolar line, in pixels of the photos."""
+    return TOLERANCE * max(max(image.shape) for image in images)

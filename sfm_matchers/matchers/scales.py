@@ -33,7 +33,7 @@ from sfm_matchers.photos.resizing import reduced, to_original
 SMALL_SIDE = 512  # pixels, longer side of the small copies; half of it of those smaller still
 # Half or more of the pairs of photos of different places have fewer, and cost nothing more.
 MIN_MATCHES = 15
-CERTAIN_SHARE = 0.5  # of the matches; where so many agree the photos are seen well enough
+ENOUGH_AGREEING = 0.5  # of the matches; where so many agree the photos are seen well enough
 # Of small copies; photos of different places have 1.8 to 3.1. With less, matches of the photos as
 # they are must confirm what the small copies show.
 CLEAR_EVIDENCE, CLEARLY_MORE = 3.0, 1.2  # the latter times that of the photos
@@ -58,7 +58,7 @@ def see_better(
         where both show things alike; None where nothing is better.
     """
     most = int(agrees.sum())
-    if len(agrees) < MIN_MATCHES or most > max(MAX_AGREEING, CERTAIN_SHARE * len(agrees)):
+    if len(agrees) < MIN_MATCHES or most > max(MAX_AGREEING, ENOUGH_AGREEING * len(agrees)):
         return None
     copies, better = _SmallCopies(matcher, images), None
     side = max(_side_seen(matcher, image) for image in images)
@@ -92,19 +92,22 @@ class _SmallCopies:
         self._matcher, self.images = matcher, images
         self._encoded: dict[tuple[int, int], EncodedImage] = {}
 
-    def look(self, *sides: int) -> tuple[Matches, np.ndarray]:
+    def look(self, side0: int, side1: int) -> tuple[Matches, np.ndarray]:
         """Return the matches of copies, in pixels of the photos, and which (M,) agree.
 
         Args:
-            sides: longer sides of the copies of photo 0 and photo 1.
+            side0: longer side of the copy of photo 0.
+            side1: of photo 1.
         """
-        copies = reduced(self.images[0], sides[0]), reduced(self.images[1], sides[1])
-        for key, copy in zip(enumerate(sides), copies, strict=True):
-            if key not in self._encoded:
-                self._encoded[key] = self._matcher.encode(copy)
-        encoded = self._encoded[0, sides[0]], self._encoded[1, sides[1]]
+        copies = reduced(self.images[0], side0), reduced(self.images[1], side1)
+        encoded = self._encode(copies[0], (0, side0)), self._encode(copies[1], (1, side1))
         look = exact_look(first_looks(self._matcher, [encoded])[0].refined())
         return seen_whole(look, copies, self.images).matches, agreeing(look, copies)
+
+    def _encode(self, copy: np.ndarray, key: tuple[int, int]) -> EncodedImage:
+        if key not in self._encoded:
+            self._encoded[key] = self._matcher.encode(copy)
+        return self._encoded[key]
 
 
 def _find_scale(
