@@ -52,11 +52,14 @@ def photos_of(place: Path) -> list[Path]:
 
 def complete(places: list[Path]) -> list[Path]:
     """The places that have both photos; the others are named."""
+    found = []
     for place in places:
-        for photo in photos_of(place):
-            if not photo.is_file():
-                print(f"{place.parent.name}/{place.name}: no photo {photo.name}, left out")
-    return [place for place in places if all(photo.is_file() for photo in photos_of(place))]
+        missing = [photo.name for photo in photos_of(place) if not photo.is_file()]
+        for name in missing:
+            print(f"{place.parent.name}/{place.name}: no photo {name}, left out")
+        if not missing:
+            found.append(place)
+    return found
 
 
 def measure(name: str, weights: str, places: list[Path]) -> None:
