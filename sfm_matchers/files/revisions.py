@@ -21,6 +21,7 @@ MERGING = 3  # several models to one
 LONGER_TRACKS = 4  # points found in more photos
 CAMERAS = 8  # which photos share one, as the model tells
 CAMERA_MODELS = 7  # chosen after mapping, and the adjustment with them
+DENIED_POSES = 1  # photos of a map whose poses its matches deny
 TRIANGULATION = 1
 JOINED = 2  # matches of two matchers
 GEOREFERENCE = 1

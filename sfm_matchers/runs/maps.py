@@ -11,6 +11,7 @@ import pycolmap
 from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
+from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.mapping.denied_poses import find_denied_poses
 from sfm_matchers.mapping.models import read_model
@@ -42,17 +43,24 @@ def triangulated_map(
             "was made of, or have nothing in common there; the messages above tell"
         )
     feature_path, match_path = job.match(known, label)
-    denied = _denied_photos(reference, known, feature_path, match_path)
-    known = [pair for pair in known if denied.isdisjoint(pair)]
-    model_dir = job.workspace.triangulated(job.conf)
     # The matches carry the fingerprints of their features. The file of features may have those of
     # queries too, which do not matter here.
-    views = [
+    views = sorted(
         (image.name, image.cam_from_world().matrix().tolist(), image.camera.params.tolist())
         for image in reference.images.values()
         if image.has_pose
-    ]
-    source = fingerprint(revisions.TRIANGULATION, known, content_hash(match_path), sorted(views))
+    )
+    made_from = (content_hash(match_path), views)
+    note = job.workspace.denied_poses
+    source = fingerprint(revisions.DENIED_POSES, known, *made_from)
+    if (memory := read_memory(note)).get("source") != source:
+        names = find_denied_poses(reference, known, feature_path, match_path)
+        memory = {"source": source, "names": names}
+        write_memory(note, memory)
+    denied = _left_out(memory["names"], known)
+    known = [pair for pair in known if denied.isdisjoint(pair)]
+    model_dir = job.workspace.triangulated(job.conf)
+    source = fingerprint(revisions.TRIANGULATION, known, *made_from)
     if not job.workspace.is_done(model_dir.name, source):
         with job.workspace.timed("triangulation"):
             triangulate(reference, model_dir, job.image_dir, known, feature_path, match_path)
@@ -65,15 +73,12 @@ def triangulated_map(
     return model, feature_path
 
 
-def _denied_photos(
-    reference: pycolmap.Reconstruction, pairs: Sequence[Pair], features: Path, matches: Path
-) -> set[str]:
-    """Names of the map's photos whose poses their matches deny.
+def _left_out(denied: Sequence[str], pairs: Sequence[Pair]) -> set[str]:
+    """Name the photos of the map's pairs whose poses their matches deny.
 
     Raises:
         InputError: they are so many that nothing says which part of the map is right.
     """
-    denied = find_denied_poses(reference, pairs, features, matches)
     if not denied:
         return set()
     total = len({name for pair in pairs for name in pair})

@@ -76,6 +76,7 @@ class Workspace:
         self.camera_models = self.path / "camera_models.json"
         self.georeferenced = self.path / "georeferenced"
         # Of photos in a map.
+        self.denied_poses = self.path / "denied_poses.json"  # of the map, by its own matches
         self.poses = self.path / "poses.txt"
         self.extended_map = self.path / "model"
 
@@ -336,6 +337,7 @@ _FILES = (
     "cameras.json",
     "camera_models.json",
     "look_alikes.json",
+    "denied_poses.json",
     "steps.json",
     "map.json",
     "report.html",

@@ -21,7 +21,7 @@ from sfm_matchers.files.pair_lists import read_pairs, write_pairs
 from sfm_matchers.localization.nvm import read_nvm
 from sfm_matchers.localization.poses import Query, Status, read_poses
 from sfm_matchers.localization.query_files import write_queries
-from sfm_matchers.runs import benchmarks
+from sfm_matchers.runs import benchmarks, maps
 from sfm_matchers.runs import localize as localize_run
 from sfm_matchers.runs.options import AachenOptions, InlocOptions, LocalizeOptions
 from sfm_matchers.synthetic import Camera, make_scene, write_photos
@@ -200,9 +200,13 @@ def own_map(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_new_photos_find_their_place_in_a_map(own_map: Path, tmp_path: Path) -> None:
-    """By any source of their intrinsics; all take the matches of the first run."""
-    for options in ({}, {"camera_from_map": True}, {"estimate_focal_length": True}):
+def test_new_photos_find_their_place_in_a_map(
+    own_map: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any source of their intrinsics; all take what the first run has found of the map."""
+    check_that_photos_are_localized(own_map, tmp_path)
+    monkeypatch.delattr(maps, "find_denied_poses")
+    for options in ({"camera_from_map": True}, {"estimate_focal_length": True}):
         check_that_photos_are_localized(own_map, tmp_path, **options)
 
 
@@ -277,7 +281,9 @@ def test_a_map_without_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     photograph_room(tmp_path / "new", 1, seed=2)
     outputs, conf = tmp_path / "out", tmp_path / "jamma.yaml"
     text = (CONF_DIR / "jamma.yaml").read_text()
-    conf.write_text(text.replace("quarter_turns: true", "quarter_turns: false"))  # all are upright
+    text = text.replace("quarter_turns: true", "quarter_turns: false")  # all are upright
+    # Processors differ in bfloat16, by as many points.
+    conf.write_text(text.replace("name: jamma ", "name: jamma\n  precision: float32 "))
     options = LocalizeOptions(
         tmp_path / "map" / "truth",
         tmp_path / "map" / "images",
@@ -289,7 +295,7 @@ def test_a_map_without_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     result = localize_run.run(options)
     assert local_features == [outputs / "feats-sift.h5"]
-    assert result.model.num_points3D() > 40  # 47 where a processor has no bfloat16, else more
+    assert result.model.num_points3D() > 40
     assert [query.status for query in result.queries] == [Status.LOCALIZED]
     of_map = matched_points(outputs, "feats-jamma.h5", "pairs-db-covis2")
     assert all(len(keypoints) < 0.8 * len(points) for keypoints, points in of_map)
