@@ -30,7 +30,7 @@ WORDS_OF_IMAGE = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; a name may 
 def check_is_folder(path: str | Path) -> None:
     """Raise InputError if there is no folder where a model should be."""
     if not Path(path).is_dir():
-        raise InputError(f"{path} is not a COLMAP model{nearest_path(path)}")
+        raise InputError(f"{path} is not a COLMAP model{nearest_path(path, holds_model)}")
 
 
 def read_model(path: str | Path) -> pycolmap.Reconstruction:
@@ -147,12 +147,21 @@ def model_folder(path: Path) -> Path:
     """Return the folder of a model, or `path` itself if there is none."""
     for subfolder in SUBFOLDERS:
         folder = path / subfolder
-        if any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt")):
+        if _has_cameras(folder):
             others = sorted(other.name for other in folder.parent.glob("[0-9]*") if other.is_dir())
             if subfolder.endswith("0") and len(others) > 1:
                 logger.warning("%s holds %d models, %s is taken", folder.parent, len(others), "0")
             return folder
     return path
+
+
+def holds_model(path: Path) -> bool:
+    """Return whether a folder holds a model where `read_model` looks for one."""
+    return any(_has_cameras(path / subfolder) for subfolder in SUBFOLDERS)
+
+
+def _has_cameras(folder: Path) -> bool:
+    return any((folder / f"cameras.{suffix}").is_file() for suffix in ("bin", "txt"))
 
 
 def _is_by_hand(folder: Path) -> bool:

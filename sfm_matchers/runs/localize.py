@@ -22,7 +22,7 @@ from sfm_matchers.localization.poses import (
     LocalizedQuery,
     write_results,
 )
-from sfm_matchers.mapping.models import read_model, write_model
+from sfm_matchers.mapping.models import holds_model, read_model, write_model
 from sfm_matchers.pairs.policies import covisibility_pairs, pose_pairs
 from sfm_matchers.pairs.sequences import add_neighbours
 from sfm_matchers.photos.folders import check_folder, find_images
@@ -126,7 +126,8 @@ def check_options(options: LocalizeOptions) -> None:
 def check_map(path: str | Path) -> None:
     """Raise InputError if there is no folder that may hold a map."""
     if not Path(path).is_dir():
-        raise InputError(f"{path} is no map and no COLMAP model{nearest_path(path)}")
+        meant = nearest_path(path, lambda other: is_map(other) or holds_model(other))
+        raise InputError(f"{path} is no map and no COLMAP model{meant}")
 
 
 def run_with_photos(options: LocalizeOptions) -> LocalizeResult:

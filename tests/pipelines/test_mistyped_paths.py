@@ -16,12 +16,14 @@ from sfm_matchers.errors import InputError
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: two photos in ``photos``, and a folder ``model``."""
+    """The working directory: two photos in ``photos``, a ``model``, and outputs of a like name."""
     for name in "ab":
         path = tmp_path / "photos" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "cameras.txt").touch()
+    (tmp_path / "modle-localized").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -81,7 +83,7 @@ def test_a_mistake_leaves_no_folder(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
-    assert sorted(path.name for path in folder.iterdir()) == ["model", "photos"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "modle-localized", "photos"]
 
 
 @pytest.mark.parametrize(
