@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
-from sfm_matchers.geometry.epipolar import sampson_distance
 from sfm_matchers.geometry.robust_estimation import agree_with_one_epipolar_geometry
 from sfm_matchers.matchers.batching import matches_of_one_size
 from sfm_matchers.matchers.protocols import (
@@ -24,10 +22,6 @@ Images = tuple[np.ndarray, np.ndarray]
 TOLERANCE = 1 / 768  # of the photo's longer side, distance of a match from its epipolar line
 CELL_TOLERANCE = 0.4  # of a cell's side, the same of matched cells
 MIN_AGREEING = 15  # matches, as many as COLMAP asks of a pair
-CONFIRMING_TOLERANCE = 3.0  # times that, of the geometry of other matches, which is less exact
-MIN_CONFIRMING = 10  # matches
-BEYOND_CHANCE = 5.0  # deviations
-NUM_SHUFFLES = 20  # that tell how many confirm anything
 
 
 def first_looks(
@@ -70,34 +64,6 @@ def evidence(agrees: np.ndarray) -> float:
         agrees: (M,) bool, of `agreeing`.
     """
     return float(agrees.sum() / np.sqrt(max(1, len(agrees))))
-
-
-def confirm(matches: Matches, agreed: Matches, images: Images) -> bool:
-    """Tell whether the matches of one look confirm the geometry that those of another agree with.
-
-    If that geometry is one of chance, no more of them fit it than of wrong pairs of their points.
-
-    Args:
-        matches: of the one look.
-        agreed: of the other look, those that agree; at least 8.
-        images: the photos in whose pixels both are.
-    """
-    points0, points1 = (
-        points.astype(np.float64) for points in (agreed.keypoints0, agreed.keypoints1)
-    )
-    found, _ = cv2.findFundamentalMat(points0, points1, cv2.FM_8POINT)
-    if found is None or found.shape != (3, 3):
-        return False
-    tolerance = CONFIRMING_TOLERANCE * _tolerance(images)
-
-    def num_fitting(order: np.ndarray | slice) -> int:
-        distances = sampson_distance(matches.keypoints0, matches.keypoints1[order], found)
-        return int((distances < tolerance).sum())
-
-    random, count = np.random.default_rng(0), num_fitting(slice(None))
-    chance = np.mean([num_fitting(random.permutation(len(matches))) for _ in range(NUM_SHUFFLES)])
-    least = chance + BEYOND_CHANCE * np.sqrt(chance + 1)
-    return bool(count >= max(MIN_CONFIRMING, least))
 
 
 def _tolerance(images: Images) -> float:

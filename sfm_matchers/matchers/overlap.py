@@ -9,11 +9,18 @@ counts alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sfm_matchers.matchers.looks import MIN_AGREEING, Images, agreeing, exact_look, look_at
+from sfm_matchers.matchers.looks import (
+    MIN_AGREEING,
+    Images,
+    agreeing,
+    evidence,
+    exact_look,
+    look_at,
+)
 from sfm_matchers.matchers.protocols import CoarseLook, DetectorFreeMatcher, Matches
 from sfm_matchers.matchers.scales import at_one_scale, see_better, seen_whole
 
@@ -33,7 +40,8 @@ def match_overlap(
 ) -> Matches:
     """Match what two photos share, again if it is a small enough part of one of them.
 
-    Photos in which little agrees are seen smaller or brought to one scale before, if that helps.
+    Photos in which little agrees are seen in several sizes instead, or brought to one scale before,
+    if that helps.
 
     Args:
         matcher: what has looked at the whole photos.
@@ -48,9 +56,13 @@ def match_overlap(
     images = (image0, image1)
     first, agrees = _sure_of(first, images)
     better = see_better(matcher, images, first.matches, agrees)
+    told: Callable[[np.ndarray], float] = np.sum
     scale = None
-    if better is not None:
-        matcher, scale = better
+    if isinstance(better, Matches):
+        first, agrees = _sure_of(exact_look(better), images)
+        told = evidence  # of several looks more agree than of one
+    elif better is not None:
+        scale = better
         copies = at_one_scale(matcher, images, scale)
         look, agrees = _sure_of(look_at(matcher, copies), copies)
         first = seen_whole(look, copies, images)
@@ -63,7 +75,7 @@ def match_overlap(
     closer = _look_at_parts(matcher, images, boxes, scale)
     if not first.cell:
         closer = exact_look(closer.refined())
-    if agreeing(closer, images).sum() < agrees.sum():
+    if told(agreeing(closer, images)) < told(agrees):
         return first.refined()
     matches = closer.refined()
     corner0, corner1 = (np.array(box[:2], np.float32) for box in boxes)

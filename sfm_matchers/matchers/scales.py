@@ -1,13 +1,17 @@
-"""Photos that are seen better small, and photos taken from far and near.
+"""Photos seen in several sizes, and photos taken from far and near.
 
 A network on images matches what it sees at up to twice the size or so, and by what is around it. Of
-a pair in which little agrees, small copies are tried. If more agrees in them, the photos hold no
-detail to match by (they are blurred, enlarged, or show bare walls), and are seen at that size.
-Where hardly anything agrees then, one copy smaller still is tried against the other: where much
-agrees, its matches tell how much larger one photo shows what they share, and it is reduced.
+a pair in which little agrees, small copies are tried: blurred or enlarged photos and bare walls
+hold no detail to match by, and show more to a network where they are small. What is right is found
+in several sizes, what is wrong changes with the size. So matches of several sizes count together,
+and where they agree beyond chance, those of still more sizes are joined to them.
+Where hardly anything agrees, one copy smaller still is tried against the other: where much agrees
+then, its matches tell how much larger one photo shows what they share, and it is reduced.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +19,6 @@ from sfm_matchers.matchers.looks import (
     MIN_AGREEING,
     Images,
     agreeing,
-    confirm,
     evidence,
     exact_look,
     first_looks,
@@ -26,17 +29,20 @@ from sfm_matchers.matchers.protocols import (
     EncodedImage,
     Matches,
     ResizingMatcher,
-    that_sees_at,
 )
 from sfm_matchers.photos.resizing import reduced, to_original
 
-SMALL_SIDE = 512  # pixels, longer side of the small copies; half of it of those smaller still
+# Pixels, longer sides of small copies: of those that tell whether more is to be seen, and of those
+# that are looked at then; and the evidence that each of them asks for. Photos of different places
+# have up to 2.4 with the former, 2.2 with all.
+SMALL_SIDES, MORE_SIDES = (512, 384), (640, 448, 320)
+PROMISING_EVIDENCE, MIN_EVIDENCE = 2.2, 2.6
+CLEAR_EVIDENCE = 3.5  # with which photos show something as they are
+ONE_PLACE = 1 / 200  # of a photo's longer side; matches of several sizes that are nearer count once
 # Half or more of the pairs of photos of different places have fewer, and cost nothing more.
 MIN_MATCHES = 15
 ENOUGH_AGREEING = 0.5  # of the matches; where so many agree the photos are seen well enough
-# Of small copies; photos of different places have 1.8 to 3.1. With less, matches of the photos as
-# they are must confirm what the small copies show.
-CLEAR_EVIDENCE, CLEARLY_MORE = 3.0, 1.2  # the latter times that of the photos
+FAR_SIDE = 512  # pixels, longer side of the copy of one photo, half of it of the other one
 MAX_AGREEING = 40  # with more no other scale is tried
 MIN_GROWTH = 1.5  # times as many must agree, though smaller copies have fewer cells
 MIN_SCALE = 1.25  # times as large, as the matcher sees them; less is no other scale
@@ -44,7 +50,7 @@ MIN_SCALE = 1.25  # times as large, as the matcher sees them; less is no other s
 
 def see_better(
     matcher: DetectorFreeMatcher, images: Images, matches: Matches, agrees: np.ndarray
-) -> tuple[DetectorFreeMatcher, float | None] | None:
+) -> Matches | float | None:
     """Find how two photos are seen better, if little agrees in them.
 
     Args:
@@ -54,35 +60,46 @@ def see_better(
         agrees: (M,) bool, which of them agree with one epipolar geometry.
 
     Returns:
-        A matcher, that may see photos smaller, and the pixels of photo 0 for one of photo 1, None
-        where both show things alike; None where nothing is better.
+        These matches and those of smaller copies; or the pixels of photo 0 for one of photo 1; None
+        where nothing is better.
     """
-    most = int(agrees.sum())
+    most, before = int(agrees.sum()), evidence(agrees)
     if len(agrees) < MIN_MATCHES or most > max(MAX_AGREEING, ENOUGH_AGREEING * len(agrees)):
         return None
-    copies, better = _SmallCopies(matcher, images), None
-    side = max(_side_seen(matcher, image) for image in images)
-    if isinstance(matcher, ResizingMatcher) and side >= MIN_SCALE * SMALL_SIDE:
-        small, small_agrees = copies.look(SMALL_SIDE, SMALL_SIDE)
-        if _is_better(small, small_agrees, matches, agrees, images):
-            most, better = int(small_agrees.sum()), that_sees_at(matcher, SMALL_SIDE)
+    copies = _SmallCopies(matcher, images)
+    looks = [matches, *copies.looks(SMALL_SIDES)]
+    joined, now = _joined(looks, images)
     if most <= MAX_AGREEING:
-        scale = _find_scale(matcher, copies, most)
+        scale = _find_scale(matcher, copies, max(most, int(now.sum()) // len(looks)))
         if scale is not None:
-            return matcher, scale
-    return None if better is None else (better, None)
+            return scale
+    if evidence(now) < (before if before >= CLEAR_EVIDENCE else PROMISING_EVIDENCE):
+        return None
+    joined, now = _joined([joined, *copies.looks(MORE_SIDES)], images)
+    return joined if evidence(now) >= MIN_EVIDENCE else None
 
 
-def _is_better(
-    small: Matches, small_agrees: np.ndarray, matches: Matches, agrees: np.ndarray, images: Images
-) -> bool:
-    """Tell whether small copies show more than photos as they are."""
-    before, now = evidence(agrees), evidence(small_agrees)
-    if now >= max(CLEAR_EVIDENCE, CLEARLY_MORE * before):
-        return True
-    if now <= before or small_agrees.sum() < MIN_AGREEING:
-        return False
-    return confirm(matches, small.select(small_agrees), images)
+def _joined(looks: Sequence[Matches], images: Images) -> tuple[Matches, np.ndarray]:
+    """Return the matches of several looks, and which of them (M,) agree.
+
+    What several looks match is taken from the first one, so that it counts once.
+    """
+    joined = looks[0]
+    radius = ONE_PLACE * max(max(image.shape) for image in images)
+    for look in looks[1:]:
+        known, new = _both_points(joined), _both_points(look)
+        is_known = (np.abs(new[:, None] - known).max(axis=2) < radius).any(axis=1)
+        others = look.select(~is_known)
+        joined = Matches(
+            np.concatenate([joined.keypoints0, others.keypoints0]),
+            np.concatenate([joined.keypoints1, others.keypoints1]),
+            np.concatenate([joined.scores, others.scores]),
+        )
+    return joined, agreeing(exact_look(joined), images)
+
+
+def _both_points(matches: Matches) -> np.ndarray:
+    return np.concatenate([matches.keypoints0, matches.keypoints1], axis=1)
 
 
 class _SmallCopies:
@@ -91,6 +108,13 @@ class _SmallCopies:
     def __init__(self, matcher: DetectorFreeMatcher, images: Images) -> None:
         self._matcher, self.images = matcher, images
         self._encoded: dict[tuple[int, int], EncodedImage] = {}
+
+    def looks(self, sides: Sequence[int]) -> list[Matches]:
+        """Return the matches of copies of each size that is clearly smaller than what is seen."""
+        if not isinstance(self._matcher, ResizingMatcher):
+            return []
+        seen = max(_side_seen(self._matcher, image) for image in self.images)
+        return [self.look(side, side)[0] for side in sides if seen >= MIN_SCALE * side]
 
     def look(self, side0: int, side1: int) -> tuple[Matches, np.ndarray]:
         """Return the matches of copies, in pixels of the photos, and which (M,) agree.
@@ -115,7 +139,7 @@ def _find_scale(
 ) -> float | None:
     """Find how much larger one of two photos shows what they share; None where it is no matter."""
     most, scale = max(MIN_AGREEING, MIN_GROWTH * num_agreeing), None
-    for sides in ((SMALL_SIDE, SMALL_SIDE // 2), (SMALL_SIDE // 2, SMALL_SIDE)):
+    for sides in ((FAR_SIDE, FAR_SIDE // 2), (FAR_SIDE // 2, FAR_SIDE)):
         matches, agrees = copies.look(*sides)
         if agrees.sum() >= most:
             most = agrees.sum()
