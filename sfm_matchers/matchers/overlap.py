@@ -9,18 +9,11 @@ counts alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from sfm_matchers.matchers.looks import (
-    MIN_AGREEING,
-    Images,
-    agreeing,
-    evidence,
-    exact_look,
-    look_at,
-)
+from sfm_matchers.matchers.looks import MIN_AGREEING, Images, agreeing, exact_look, look_at
 from sfm_matchers.matchers.protocols import CoarseLook, DetectorFreeMatcher, Matches
 from sfm_matchers.matchers.scales import at_one_scale, see_better, seen_whole
 
@@ -40,7 +33,7 @@ def match_overlap(
 ) -> Matches:
     """Match what two photos share, again if it is a small enough part of one of them.
 
-    Photos in which little agrees are seen in several sizes instead, or brought to one scale before,
+    Photos in which little agrees are brought to one scale before, or seen in several sizes instead,
     if that helps.
 
     Args:
@@ -51,18 +44,16 @@ def match_overlap(
 
     Returns:
         The matches of the shared part, if in that look at least as many matches agree with one
-        epipolar geometry, else those of the first look; both in pixels of the whole photos.
+        epipolar geometry, else those of the first look; or those of several sizes. All are in
+        pixels of the whole photos.
     """
     images = (image0, image1)
     first, agrees = _sure_of(first, images)
     better = see_better(matcher, images, first.matches, agrees)
-    told: Callable[[np.ndarray], float] = np.sum
-    scale = None
     if isinstance(better, Matches):
-        first, agrees = _sure_of(exact_look(better), images)
-        told = evidence  # of several looks more agree than of one
-    elif better is not None:
-        scale = better
+        return better
+    scale = better
+    if scale is not None:
         copies = at_one_scale(matcher, images, scale)
         look, agrees = _sure_of(look_at(matcher, copies), copies)
         first = seen_whole(look, copies, images)
@@ -75,7 +66,7 @@ def match_overlap(
     closer = _look_at_parts(matcher, images, boxes, scale)
     if not first.cell:
         closer = exact_look(closer.refined())
-    if told(agreeing(closer, images)) < told(agrees):
+    if agreeing(closer, images).sum() < agrees.sum():
         return first.refined()
     matches = closer.refined()
     corner0, corner1 = (np.array(box[:2], np.float32) for box in boxes)

@@ -37,11 +37,12 @@ from sfm_matchers.photos.resizing import reduced, to_original
 # have up to 2.4 with the former, 2.2 with all.
 SMALL_SIDES, MORE_SIDES = (512, 384), (640, 448, 320)
 PROMISING_EVIDENCE, MIN_EVIDENCE = 2.2, 2.6
-CLEAR_EVIDENCE = 3.5  # with which photos show something as they are
+CLEARLY_MORE = 1.2  # times the evidence of the photos as they are
 ONE_PLACE = 1 / 200  # of a photo's longer side; matches of several sizes that are nearer count once
 # Half or more of the pairs of photos of different places have fewer, and cost nothing more.
 MIN_MATCHES = 15
-ENOUGH_AGREEING = 0.5  # of the matches; where so many agree the photos are seen well enough
+# Where so many of the matches agree, or so clearly, the photos are seen well enough.
+ENOUGH_AGREEING, CLEAR_EVIDENCE = 0.5, 5.0
 FAR_SIDE = 512  # pixels, longer side of the copy of one photo, half of it of the other one
 MAX_AGREEING = 40  # with more no other scale is tried
 MIN_GROWTH = 1.5  # times as many must agree, though smaller copies have fewer cells
@@ -64,7 +65,9 @@ def see_better(
         where nothing is better.
     """
     most, before = int(agrees.sum()), evidence(agrees)
-    if len(agrees) < MIN_MATCHES or most > max(MAX_AGREEING, ENOUGH_AGREEING * len(agrees)):
+    if len(agrees) < MIN_MATCHES or before >= CLEAR_EVIDENCE:
+        return None
+    if most > max(MAX_AGREEING, ENOUGH_AGREEING * len(agrees)):
         return None
     copies = _SmallCopies(matcher, images)
     looks = [matches, *copies.looks(SMALL_SIDES)]
@@ -73,10 +76,10 @@ def see_better(
         scale = _find_scale(matcher, copies, max(most, int(now.sum()) // len(looks)))
         if scale is not None:
             return scale
-    if evidence(now) < (before if before >= CLEAR_EVIDENCE else PROMISING_EVIDENCE):
+    if evidence(now) < PROMISING_EVIDENCE:
         return None
     joined, now = _joined([joined, *copies.looks(MORE_SIDES)], images)
-    return joined if evidence(now) >= MIN_EVIDENCE else None
+    return joined if evidence(now) >= max(MIN_EVIDENCE, CLEARLY_MORE * before) else None
 
 
 def _joined(looks: Sequence[Matches], images: Images) -> tuple[Matches, np.ndarray]:
@@ -88,8 +91,10 @@ def _joined(looks: Sequence[Matches], images: Images) -> tuple[Matches, np.ndarr
     radius = ONE_PLACE * max(max(image.shape) for image in images)
     for look in looks[1:]:
         known, new = _both_points(joined), _both_points(look)
-        is_known = (np.abs(new[:, None] - known).max(axis=2) < radius).any(axis=1)
-        others = look.select(~is_known)
+        is_near = np.ones((len(new), len(known)), bool)
+        for side in range(4):  # one at a time, as there may be thousands of both
+            is_near &= np.abs(new[:, None, side] - known[:, side]) < radius
+        others = look.select(~is_near.any(axis=1))
         joined = Matches(
             np.concatenate([joined.keypoints0, others.keypoints0]),
             np.concatenate([joined.keypoints1, others.keypoints1]),
