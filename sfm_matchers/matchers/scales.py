@@ -94,7 +94,7 @@ def _joined(looks: Sequence[Matches], images: Images) -> tuple[Matches, np.ndarr
         is_near = np.ones((len(new), len(known)), bool)
         for side in range(4):  # one at a time, as there may be thousands of both
             is_near &= np.abs(new[:, None, side] - known[:, side]) < radius
-        others = look.select(~is_near.any(axis=1))
+        others = look.select(np.flatnonzero(~is_near.any(axis=1)))
         joined = Matches(
             np.concatenate([joined.keypoints0, others.keypoints0]),
             np.concatenate([joined.keypoints1, others.keypoints1]),
