@@ -119,7 +119,7 @@ class _SmallCopies:
         if not isinstance(self._matcher, ResizingMatcher):
             return []
         seen = max(_side_seen(self._matcher, image) for image in self.images)
-        return [self.look(side, side)[0] for side in sides if seen >= MIN_SCALE * side]
+        return [self._seen(side, side)[0] for side in sides if seen >= MIN_SCALE * side]
 
     def look(self, side0: int, side1: int) -> tuple[Matches, np.ndarray]:
         """Return the matches of copies, in pixels of the photos, and which (M,) agree.
@@ -128,10 +128,15 @@ class _SmallCopies:
             side0: longer side of the copy of photo 0.
             side1: of photo 1.
         """
+        matches, look, copies = self._seen(side0, side1)
+        return matches, agreeing(look, copies)
+
+    def _seen(self, side0: int, side1: int) -> tuple[Matches, CoarseLook, Images]:
+        """Return the matches in pixels of the photos, the look at the copies, and the copies."""
         copies = reduced(self.images[0], side0), reduced(self.images[1], side1)
         encoded = self._encode(copies[0], (0, side0)), self._encode(copies[1], (1, side1))
         look = exact_look(first_looks(self._matcher, [encoded])[0].refined())
-        return seen_whole(look, copies, self.images).matches, agreeing(look, copies)
+        return seen_whole(look, copies, self.images).matches, look, copies
 
     def _encode(self, copy: np.ndarray, key: tuple[int, int]) -> EncodedImage:
         if key not in self._encoded:
