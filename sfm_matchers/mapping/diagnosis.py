@@ -22,6 +22,7 @@ from sfm_matchers.errors import InputError, listed
 from sfm_matchers.files.colmap_database import read_image_ids
 from sfm_matchers.files.names import in_natural_order
 from sfm_matchers.files.pair_lists import Pair
+from sfm_matchers.mapping.groups import connected_groups
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.photos.masks import usable_pixels
 
@@ -62,13 +63,9 @@ class MatchGraph:
 
     def groups(self) -> list[list[str]]:
         """Return the names connected by verified matches, the largest group first."""
-        group_of = np.arange(len(self.names))
-        for first, second in self.edges[self.verified > 0].tolist():
-            group_of[group_of == group_of[first]] = group_of[second]
-        groups = [
-            [self.names[row] for row in np.flatnonzero(group_of == group)]
-            for group in np.unique(group_of)
-        ]
+        alone = [(row, row) for row in range(len(self.names))]
+        joined = connected_groups([*alone, *self.edges[self.verified > 0].tolist()])
+        groups = [[self.names[row] for row in sorted(group)] for group in joined]
         return sorted(groups, key=lambda group: (-len(group), group))
 
 

@@ -10,7 +10,6 @@ where they join most photos of a size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,8 @@ import cv2
 import numpy as np
 import pycolmap
 from numpy.typing import NDArray
+
+from sfm_matchers.mapping.groups import connected_groups
 
 FloatArray = NDArray[np.floating]
 BoolArray = NDArray[np.bool_]
@@ -206,7 +207,7 @@ def _moves(pixels0: FloatArray, pixels1: FloatArray, motion: FloatArray) -> bool
 
 def _leave_out(database: pycolmap.Database, photos: _Photos) -> FixedPixels | None:
     """Take the fixed matches of photos of a size out of a database."""
-    joined = largest_group(photos.telling)
+    joined = max(connected_groups(photos.telling), key=len, default=set())
     if len(joined) < max(MIN_PHOTOS, MIN_SHARE_OF_PHOTOS * len(photos.keypoints)):
         return None
     num_denying = sum(joined.issuperset(ids) for ids in photos.denying)
@@ -224,20 +225,3 @@ def _leave_out(database: pycolmap.Database, photos: _Photos) -> FixedPixels | No
         if not is_wrong.all():
             database.write_matches(*ids, matches[~is_wrong])
     return FixedPixels(len(joined), float(cells.mean()), num_matches) if num_matches else None
-
-
-def largest_group(pairs: Iterable[ImagePair]) -> set[int]:
-    """Return most photos that pairs join, one by one.
-
-    >>> sorted(largest_group([(1, 2), (3, 4), (4, 5)]))
-    [3, 4, 5]
-    """
-    group_of: dict[int, set[int]] = {}
-    for first, second in pairs:
-        mine = group_of.setdefault(first, {first})
-        others = group_of.setdefault(second, {second})
-        if mine is others:
-            continue
-        mine |= others
-        group_of.update(dict.fromkeys(others, mine))
-    return max(group_of.values(), key=len, default=set())

@@ -9,7 +9,7 @@ import numpy as np
 import pycolmap
 import pytest
 
-from sfm_matchers.mapping.fixed_pixels import FixedPixels, largest_group, leave_out_fixed_pixels
+from sfm_matchers.mapping.fixed_pixels import FixedPixels, leave_out_fixed_pixels
 from sfm_matchers.synthetic.cameras import Camera, look_at, project
 
 CAMERA = Camera.from_field_of_view(640, 480)
@@ -205,13 +205,6 @@ def test_pairs_of_which_nothing_is_left_go(tmp_path: Path) -> None:
 def test_a_database_without_matches_has_nothing_fixed(tmp_path: Path) -> None:
     write(tmp_path / "database.db", [])
     assert leave_out_fixed_pixels(tmp_path / "database.db") is None
-
-
-def test_groups_are_joined_by_later_pairs() -> None:
-    assert largest_group([(1, 2), (3, 4), (5, 6), (4, 5), (7, 8), (2, 7), (8, 9)]) == {
-        *(1, 2, 7, 8, 9)
-    }
-    assert largest_group([]) == set()
 
 
 def test_what_was_found_can_be_noted() -> None:
