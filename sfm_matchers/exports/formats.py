@@ -21,6 +21,7 @@ from sfm_matchers.exports.outputs import PREPARED, OutputFolder
 from sfm_matchers.exports.ply import model_points, write_ply
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
+from sfm_matchers.files.links import real_path
 from sfm_matchers.files.replacing import temporary_folder
 from sfm_matchers.files.space import writing
 from sfm_matchers.mapping.models import model_folder, read_model, write_model
@@ -261,7 +262,7 @@ def check_place(
         model_dir: the model, which may lie where its export would.
         is_run: the folder is that of a run, whose photos are passed over by later ones.
     """
-    photos, folder = image_dir.resolve(), output.resolve()
+    photos, folder = real_path(image_dir), real_path(output)
     is_passed_over = folder != photos and (is_run or is_output(folder))
     names = dict.fromkeys(name for format_ in formats for name in FORMATS[format_].writes)
     holds_photos = any(not name.endswith((".ply", ".json")) for name in names)
@@ -272,8 +273,8 @@ def check_place(
         )
     files = OutputFolder(output)
     for name in names:
-        own = [photos] if model_dir is None else [photos, model_dir.resolve()]
-        if (folder / name).resolve() not in own:
+        own = [photos] if model_dir is None else [photos, real_path(model_dir)]
+        if real_path(folder / name) not in own:
             files.check(name)
 
 
@@ -400,7 +401,7 @@ def _write_images(job: Job) -> None:
 
 
 def _same(path: Path, other: Path) -> bool:
-    return path.resolve() == other.resolve()
+    return real_path(path) == real_path(other)
 
 
 def _describe_skipped(reasons: dict[str, str]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm_matchers.files.fingerprints import fingerprint
-from sfm_matchers.files.replacing import make_way
+from sfm_matchers.files.replacing import is_taken, make_way
 from sfm_matchers.files.text import write_text
 
 logger = logging.getLogger("sfm_matchers.pipelines")
@@ -52,7 +52,7 @@ def read_memory(path: Path, *, twice: bool = False) -> dict[str, Any]:
     Raises:
         InputError: a folder that is not empty is in its place.
     """
-    if not (path.exists() or path.is_symlink()):
+    if not is_taken(path):
         return {}
     if (entries := _intact_entries(path, path.name)) is not None:
         if twice:

@@ -114,7 +114,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in files_below(temporary):
             flush(file)
-        if path.exists():
+        if is_taken(path):
             path.replace(old)
         temporary.replace(path)
     finally:
@@ -167,8 +167,13 @@ def _logs_of(path: Path) -> list[Path]:
     return [path.with_name(path.name + suffix) for suffix in _LOGS]
 
 
+def is_taken(path: Path) -> bool:
+    """Return whether something has this name; a link that leads nowhere, or to itself, has."""
+    return path.is_symlink() or path.exists()
+
+
 def make_way(path: Path, *, is_told: bool = True) -> None:
-    """Delete an empty folder, or a pipe, in the place of a file of ours; say so.
+    """Delete an empty folder, a pipe or a link to nowhere in the place of a file of ours; say so.
 
     Args:
         path: of the file.
@@ -177,7 +182,7 @@ def make_way(path: Path, *, is_told: bool = True) -> None:
     Raises:
         InputError: a folder there is not empty, or it cannot be deleted.
     """
-    if not path.exists() or path.is_file():
+    if path.is_file() or not is_taken(path):
         return
     try:
         if path.is_dir() and not path.is_symlink():

@@ -266,7 +266,9 @@ class Workspace:
                 noted = {self.path / name for step in steps for name in step.get("files", ())}
                 tables = {".bin", ".h5"} if (self.path / "map.json").is_file() else set()
                 for pattern in _FILES:
-                    for path in self.path.glob(pattern):
+                    # Without a star, `glob` passes over links that lead nowhere.
+                    one = [self.path / pattern]
+                    for path in self.path.glob(pattern) if "*" in pattern else one:
                         is_missed = path in noted or path.suffix in tables
                         make_way(path, is_told=not is_missed)
                 for pattern in ("database.db", "map-*/database.db"):

@@ -160,6 +160,47 @@ def test_folders_and_pipes_in_the_place_of_files_make_way(
     )
 
 
+@pytest.mark.parametrize("target", ["itself", "nowhere"])
+def test_links_that_lead_nowhere_make_way(
+    photos: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    arguments = ["--image_dir", str(photos), "--outputs", str(tmp_path), "--matcher", "sift"]
+    arguments += ["--export", "nerfstudio,ply"]
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert main(arguments) == 0
+    in_the_way = (
+        ".lock",
+        "steps.json",
+        "photos.json",
+        FEATURES,
+        f".{MATCHES}.sha256",
+        "database.db",
+        "database.db-wal",
+        "report.html",
+        "log.txt",
+        "sparse/0/frames.bin",
+        "images",
+        "points3D.ply",
+        "sparse_pc.ply",
+    )
+    for name in in_the_way:
+        path = tmp_path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.symlink_to(path if target == "itself" else tmp_path / "not" / "there")
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    for name in in_the_way:
+        path = tmp_path / name
+        assert f"{path} " in said or name == "sparse/0/frames.bin"  # all of sparse is made again
+        assert not path.is_symlink()
+        assert path.exists() or name == "database.db-wal"
+    assert tables(tmp_path) == tables(finished)
+    assert not (tmp_path / "not").exists()
+
+
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file that cannot be read")
 @pytest.mark.parametrize(
