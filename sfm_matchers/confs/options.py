@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from sfm_matchers.errors import InputError, nearest, one_line
+from sfm_matchers.errors import InputError, about, nearest, one_line
 
 Made = TypeVar("Made")
 
@@ -70,7 +70,8 @@ def build(factory: Callable[..., Made], options: Mapping[str, Any], where: str) 
     """
     checked = check_options(factory, options, where)
     try:
-        return factory(**checked)
+        with about(where):
+            return factory(**checked)
     except (TypeError, OverflowError) as error:
         raise InputError(f"{where}: {one_line(error)}") from error
 

@@ -94,7 +94,7 @@ def load_conf(name: str) -> Conf:
         content = yaml.load(text, _UniqueKeys)  # a safe loader
     except (yaml.YAMLError, ValueError, RecursionError, AttributeError, TypeError) as error:
         raise InputError(f"{path} is not valid YAML: {one_line(error)}") from error
-    return parse_conf(path.stem, content, where=str(path))
+    return parse_conf(path.stem, content, str(path) if is_file else "")
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -111,12 +111,18 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse_conf(name: str, content: Any, where: str) -> Conf:
-    """Turn the content of a conf file into a conf; `where` names it in error messages.
+def parse_conf(name: str, content: Any, file: str) -> Conf:
+    """Turn the content of a conf file into a conf.
+
+    Args:
+        name: of the conf.
+        content: keys and values.
+        file: that messages name; "" for none.
 
     Raises:
         InputError: it has an unknown, missing or ill-typed key.
     """
+    where = file or f"conf {name}"
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected keys and values")
     _check_plain(content, where)
@@ -125,7 +131,7 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     if not isinstance(kind, str) or kind not in _KINDS:
         raise InputError(f"{where}: 'kind' must be one of {', '.join(_KINDS)}, found {kind!r}")
     conf_type = _KINDS[kind]
-    allowed = [item.name for item in fields(conf_type) if item.name != "name"]
+    allowed = [item.name for item in fields(conf_type) if item.name not in ("name", "file")]
     check_keys(content, allowed, where)
     for item in fields(conf_type):
         if item.name in allowed and item.default is MISSING and item.name not in content:
@@ -136,13 +142,14 @@ def parse_conf(name: str, content: Any, where: str) -> Conf:
     if conf_type is DetectorFreeConf:
         if "preprocessing" in content:
             content["preprocessing"] = DetectorFreePreprocessing(**content["preprocessing"])
-        return DetectorFreeConf(name=name, **content)
-    content["features"] = _front_end(content["features"], f"{where}, features")
-    return SparseConf(name=name, **content)
+        return DetectorFreeConf(name=name, file=file, **content)
+    content["features"] = _front_end(content["features"], where, file)
+    return SparseConf(name=name, file=file, **content)
 
 
-def _front_end(features: Mapping[str, Any], where: str) -> FrontEnd:
+def _front_end(features: Mapping[str, Any], where: str, file: str) -> FrontEnd:
     """Turn the ``features`` of a conf, hloc's conf of `extract_features`, into a front-end."""
+    where = f"{where}, features"
     check_keys(features, ["output", "model", "preprocessing"], where)
     for key in ("output", "model"):
         if key not in features:
@@ -150,7 +157,7 @@ def _front_end(features: Mapping[str, Any], where: str) -> FrontEnd:
     _check_part(features, where, Preprocessing)
     _check_output(features, "feats-", where)
     options = dict(features["model"])
-    front_end = FrontEnd(options.pop("name"), options, features["output"])
+    front_end = FrontEnd(options.pop("name"), options, features["output"], file=file)
     if "preprocessing" in features:
         return replace(front_end, preprocessing=Preprocessing(**features["preprocessing"]))
     return front_end

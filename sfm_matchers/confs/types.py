@@ -55,12 +55,19 @@ class FrontEnd:
         options: its own.
         output: stem of the feature file.
         preprocessing: of photos.
+        file: that says so, for messages; "" for none.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     output: str = ""
     preprocessing: Preprocessing = Preprocessing()
+    file: str = field(default="", compare=False, repr=False)
+
+    @property
+    def where(self) -> str:
+        """What messages about its options begin with."""
+        return f"{self.file}, features, model" if self.file else f"front-end {self.name}"
 
     @property
     def model(self) -> dict[str, Any]:
@@ -82,11 +89,22 @@ class _Matching:
         name: of the conf.
         output: stem of the match file.
         model: the matcher's ``name`` and options, as hloc writes them.
+        file: that says so, for messages; "" for none.
     """
 
     name: str
     output: str
     model: Mapping[str, Any]
+    file: str = field(default="", kw_only=True, compare=False, repr=False)
+
+    @property
+    def where(self) -> str:
+        """What messages about it begin with."""
+        return self.file or f"conf {self.name}"
+
+    def content(self) -> dict[str, Any]:
+        """Return all that it says, without the file that says so."""
+        return {key: value for key, value in asdict(self).items() if key != "file"}
 
     @property
     def matcher(self) -> str:
@@ -110,6 +128,10 @@ class SparseConf(_Matching):
 
     features: FrontEnd
     min_inlier_ratio: float = 0.0
+
+    def content(self) -> dict[str, Any]:
+        """Return all that it says, its features as hloc's conf of `extract_features`."""
+        return {**super().content(), "features": self.features.settings()}
 
 
 @dataclass(frozen=True)

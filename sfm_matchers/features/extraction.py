@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sfm_matchers.confs import FrontEnd, Preprocessing, build
+from sfm_matchers.confs import FrontEnd, Preprocessing, build, check_options
 from sfm_matchers.errors import InputError, PhotoChangedError, listed
 from sfm_matchers.features.base import FeatureExtractor, ParallelFeatureExtractor
 from sfm_matchers.features.kornia import AlikedExtractor, DiskExtractor
@@ -47,12 +47,28 @@ EXTRACTORS: dict[str, Callable[..., FeatureExtractor]] = {
 }
 
 
-def load_extractor(model: Mapping[str, Any], device: str = "cpu") -> FeatureExtractor:
+def check_front_end(front_end: FrontEnd) -> None:
+    """Raise InputError if there is no such front-end, or none with such options."""
+    where = front_end.where
+    check_options(_extractor(front_end.name, where), front_end.options, where)
+
+
+def _extractor(name: str, where: str) -> Callable[..., FeatureExtractor]:
+    if name not in EXTRACTORS:
+        known = ", ".join(EXTRACTORS)
+        raise InputError(f"{where}: unknown front-end {name!r}, expected one of {known}")
+    return EXTRACTORS[name]
+
+
+def load_extractor(
+    model: Mapping[str, Any], device: str = "cpu", where: str = ""
+) -> FeatureExtractor:
     """Build a front-end from the ``model`` part of a features conf: its name and its options.
 
     Args:
         model: ``{"name": ..., options}``.
         device: torch device.
+        where: what messages about its options begin with; "": with its name.
 
     Raises:
         InputError: unknown front-end or option, or a licence that is not accepted.
@@ -61,10 +77,8 @@ def load_extractor(model: Mapping[str, Any], device: str = "cpu") -> FeatureExtr
     """
     options = dict(model)
     name = options.pop("name")
-    if name not in EXTRACTORS:
-        raise InputError(f"unknown front-end {name!r}, expected one of {', '.join(EXTRACTORS)}")
-    where = f"front-end {name}"
-    return build(EXTRACTORS[name], {**options, "device": device}, where)
+    where = where or f"front-end {name}"
+    return build(_extractor(name, where), {**options, "device": device}, where)
 
 
 def extract_features(
@@ -101,7 +115,7 @@ def extract_features(
     }
     missing = [name for name in sorted(wanted) if not staged.is_current(name, wanted[name])]
     if missing:
-        extractor = load_extractor(front_end.model, device)
+        extractor = load_extractor(front_end.model, device, front_end.where)
         unusable: dict[str, str] = {}
         preprocessing = front_end.preprocessing
         photos = _read_photos(

@@ -145,7 +145,7 @@ class Localizer:
         self.model = read_model(self.path / map_folder.MODEL)
         self._lookup = IndexedModel(self.model)
         self._index = map_folder.read_index(self.path / map_folder.RETRIEVAL)
-        self._extractor = load_extractor(self.conf.features.model, device)
+        self._extractor = load_extractor(self.conf.features.model, device, self.conf.features.where)
         self._matcher = load_sparse_matcher(self.conf, weights, device)
         self._file = Hdf5File(self.path / map_folder.FEATURES)
         self._cached: OrderedDict[str, dict[str, np.ndarray]] = OrderedDict()

@@ -84,8 +84,9 @@ class MapSettings:
 
 def conf_content(conf: SparseConf) -> dict[str, Any]:
     """A conf as a conf file has it."""
-    content = {key: value for key, value in asdict(conf).items() if key != "name"}
-    return {"kind": "sparse", **content, "features": conf.features.settings()}
+    content = conf.content()
+    del content["name"]
+    return {"kind": "sparse", **content}
 
 
 def is_map(path: str | Path) -> bool:

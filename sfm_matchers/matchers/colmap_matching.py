@@ -128,7 +128,7 @@ def load(conf: SparseConf) -> ColmapNearestNeighborMatcher:
     """
     # A process of several has its share of the cores.
     options = {**conf.options, "num_threads": num_threads()}
-    where = f"conf {conf.name}, model"
+    where = f"{conf.where}, model"
     return build(ColmapNearestNeighborMatcher, options, where)
 
 

@@ -156,7 +156,7 @@ def make_photo_matcher(
     """Load the matcher of a conf; arguments as of `load_matcher`, the device a torch device."""
     made: PhotoMatcher
     if isinstance(conf, SparseConf):
-        extractor = load_extractor(conf.features.model, device)
+        extractor = load_extractor(conf.features.model, device, conf.features.where)
         made = FeaturePhotoMatcher(extractor, load_sparse_matcher(conf, weights, device), conf)
     else:
         made = ImagePhotoMatcher(load_detector_free_matcher(conf, weights, device), conf)

@@ -16,7 +16,7 @@ from sfm_matchers.confs import (
     build,
     check_options,
 )
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, WeightsError, about
 from sfm_matchers.matchers import colmap_matching
 from sfm_matchers.matchers.nearest_neighbor import NearestNeighborMatcher
 from sfm_matchers.matchers.protocols import (
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def _load_nearest_neighbor(conf: SparseConf, device: str) -> NearestNeighborMatcher:
-    where = f"conf {conf.name}, model"
+    where = f"{conf.where}, model"
     return build(NearestNeighborMatcher, {**conf.options, "device": device}, where)
 
 
@@ -51,10 +51,11 @@ def _load_network_matcher(conf: Conf, weights: str, device: str) -> Any:
         WeightsError: its weights cannot be loaded.
     """
     entry = NETWORKS[conf.matcher]
-    options = check_options(resolve(entry.config), conf.options, f"conf {conf.name}, model")
+    options = check_options(resolve(entry.config), conf.options, f"{conf.where}, model")
     options = {"precision": default_precision(torch.device(device).type), **options}
     logger.info("%s computes in %s", conf.name, options["precision"])
-    network = load_network(entry.name, weights, **options)
+    with about(conf.where):
+        network = load_network(entry.name, weights, **options)
     return resolve(entry.matcher)(network, conf, device)
 
 
@@ -108,18 +109,35 @@ def _loader(
     if name not in plugins:
         kind = "sparse" if takes == "features" else "detector-free"
         known = ", ".join([*networks, *without_network, *plugins])
-        raise InputError(f"conf {conf.name}: unknown {kind} matcher {name!r}, there are {known}")
+        raise InputError(f"{conf.where}: unknown {kind} matcher {name!r}, there are {known}")
     try:
         load: Load = plugins[name].load()
     except (ImportError, AttributeError) as error:
-        raise InputError(f"conf {conf.name}: matcher {name!r} cannot be loaded: {error}") from error
+        raise InputError(f"{conf.where}: matcher {name!r} cannot be loaded: {error}") from error
     return load
 
 
-def check_matcher_weights(conf: Conf, weights: str) -> None:
-    """Raise WeightsError if there are no such weights for a conf that needs some."""
-    if conf.matcher in NETWORKS:
+def check_matcher(conf: Conf, weights: str) -> None:
+    """Look at a conf's matcher, its options and its weights, before anything takes time.
+
+    Raises:
+        InputError: unknown matcher or option.
+        WeightsError: there are no such weights for it.
+    """
+    if isinstance(conf, SparseConf):
+        if conf.matcher in SPARSE_MATCHERS:
+            SPARSE_MATCHERS[conf.matcher](conf, "cpu")
+            return
+        load = _loader(conf, "features", SPARSE_MATCHERS)
+    else:
+        load = _loader(conf, "images")
+    if load is not _load_network_matcher:
+        return
+    build(resolve(NETWORKS[conf.matcher].config), conf.options, f"{conf.where}, model")
+    try:
         check_weights(conf.matcher, weights, conf.options.get("features"))
+    except WeightsError as error:
+        raise (WeightsError(f"{conf.file}: {error}") if conf.file else error) from error
 
 
 def matcher_weights_fingerprint(conf: Conf, weights: str) -> str:

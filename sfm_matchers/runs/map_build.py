@@ -113,7 +113,7 @@ def check_options(options: MapOptions) -> tuple[Matching, SparseConf]:
     conf = matching.conf
     if not isinstance(conf, SparseConf):
         raise InputError(
-            f"{conf.name} matches photos, which a map does not have: take a matcher with features "
+            f"{conf.where} matches photos, which a map does not have: take a matcher with features "
             "(sift, aliked+mambaglue), or sfm-matchers localize with --map_images"
         )
     output = Path(options.output)

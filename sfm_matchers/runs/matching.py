@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -13,7 +13,7 @@ from sfm_matchers.errors import (
     InputError,
     PhotoChangedError,
 )
-from sfm_matchers.features.extraction import extract_features
+from sfm_matchers.features.extraction import check_front_end, extract_features
 from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.pair_lists import Pair
@@ -87,10 +87,14 @@ def choose_matching(
     conf = with_detail(load_conf(str(options.matcher)), detail)
     if _is_colmaps(conf) and str(options.weights) != "bundled":
         raise InputError(f"--weights {options.weights}: {conf.name} has none, leave the option out")
-    if not _is_colmaps(conf):
-        from sfm_matchers.matchers.registry import check_matcher_weights
+    if isinstance(conf, SparseConf):
+        check_front_end(conf.features)
+    if isinstance(conf, SparseConf) and _is_colmaps(conf):
+        colmap_matching.load(conf)
+    else:
+        from sfm_matchers.matchers.registry import check_matcher
 
-        check_matcher_weights(conf, str(options.weights))
+        check_matcher(conf, str(options.weights))
     device = _device(conf, options.device)
     executor = make_executor(options.workers, options.ray, device, shard, merge=merge)
     return Matching(conf, str(options.weights), device, executor, detail)
@@ -186,7 +190,7 @@ class MatchingJob:
             revisions.KEYPOINTS,
             pairs,
             self.fingerprints(_names(pairs)),
-            asdict(replace(conf, min_inlier_ratio=0)),  # only verification looks at it
+            replace(conf, min_inlier_ratio=0).content(),  # only verification looks at it
             matcher_weights(self.matching),
         )
         if raw_path.exists() or not workspace.is_done(match_path.name, source):

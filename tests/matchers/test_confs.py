@@ -22,10 +22,13 @@ from sfm_matchers.confs import (
     load_conf,
     with_detail,
 )
-from sfm_matchers.errors import InputError
+from sfm_matchers.errors import InputError, WeightsError
+from sfm_matchers.features.extraction import load_extractor
 from sfm_matchers.matchers.registry import load_sparse_matcher
 from sfm_matchers.networks.efficient_loftr import EfficientLoFTRConfig
 from sfm_matchers.networks.jamma import JamMaConfig
+from sfm_matchers.runs.matching import choose_matching
+from sfm_matchers.runs.options import SfmOptions
 
 GOOD = """
 kind: detector_free
@@ -211,3 +214,47 @@ def test_size_and_number_count_more_than_quality(name: str) -> None:
 def test_other_detail_is_refused(detail: Detail) -> None:
     with pytest.raises(InputError):
         with_detail(load_conf("sift"), detail)
+
+
+SPARSE = """
+kind: sparse
+features: {output: feats-mine, model: {name: sift, max_num_keypoints: 9}}
+output: matches-mine
+model: {name: mambaglue, features: sift, filter_threshold: 0.1}
+"""
+
+UNKNOWN = {
+    "an option of a network": (GOOD, "fine_threshold", "fine_thresholds"),
+    "a value of a network": (GOOD, "fine_threshold: 0.1", "border: -1"),
+    "a matcher of images": (GOOD, "jamma", "jammma"),
+    "an option of a matcher": (SPARSE, "filter_threshold", "filter"),
+    "features that no weights are for": (SPARSE, "features: sift", "features: x"),
+    "no features": (SPARSE, "features: sift, ", ""),
+    "a front-end": (SPARSE, "name: sift", "name: shift"),
+    "an option of a front-end": (SPARSE, "max_num_keypoints", "max_num_key"),
+    "a value of a front-end": (SPARSE, "max_num_keypoints: 9", "max_num_keypoints: -9"),
+    "an option of COLMAP's": (
+        SPARSE,
+        "name: mambaglue, features: sift, filter_threshold",
+        "name: colmap_nearest_neighbor, ratios",
+    ),
+}
+
+
+def load(path: Path) -> None:
+    conf = choose_matching(SfmOptions(path.parent, path.parent, str(path))).conf
+    assert isinstance(conf, SparseConf)
+    load_extractor(conf.features.model, where=conf.features.where)  # it alone knows its values
+
+
+@pytest.mark.parametrize(("good", "old", "new"), UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_what_no_matcher_takes_is_said_of_the_file(
+    tmp_path: Path, good: str, old: str, new: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(good.replace(old, new))
+    with pytest.raises((InputError, WeightsError)) as caught:
+        load(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert load_conf("jamma").where == "conf jamma"
