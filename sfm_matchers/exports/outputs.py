@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.fingerprints import content_hash
 from sfm_matchers.files.notes import copy_of, read_memory, write_memory
 from sfm_matchers.files.replacing import files_below, make_way
 from sfm_matchers.files.text import folder_written_whole, written_whole
@@ -48,7 +49,8 @@ class OutputFolder:
         path = self.path / name
         if noted != source or not isinstance(known, dict):
             return False
-        is_whole = path.exists() and known.items() <= _state(path).items()
+        marks = known.items()
+        is_whole = path.exists() and all(_is_as_written(path / file, m) for file, m in marks)
         if not is_whole:
             logger.warning("%s is missing or damaged: it is exported again", path)
         return is_whole
@@ -77,7 +79,7 @@ class OutputFolder:
         path = self._claim(name)
         with folder_written_whole(path) as temporary:
             yield temporary
-        self._note(name, f"{source} {json.dumps(_state(path))}")
+        self._note(name, f"{source} {json.dumps(_marks(path))}")
 
     @contextlib.contextmanager
     def file(self, name: str, source: str) -> Iterator[Path]:
@@ -95,7 +97,7 @@ class OutputFolder:
         make_way(path, is_told=not source)  # else `is_current` has told
         with written_whole(path) as temporary:
             yield temporary
-        self._note(name, f"{source} {json.dumps(_state(path))}")
+        self._note(name, f"{source} {json.dumps(_marks(path))}")
 
     def _claim(self, name: str) -> Path:
         """Note that `name` is an export, before it is there: a kill may follow any time."""
@@ -108,10 +110,30 @@ class OutputFolder:
         write_memory(self.path / RECORD, self._sources, twice=True)
 
 
-def _state(path: Path) -> dict[str, str]:
-    """What changes with each file of an export; to hash photos takes as long as to copy them."""
-    status = {file.relative_to(path).as_posix(): file.stat() for file in files_below(path)}
-    return {name: f"{one.st_size} {one.st_mtime_ns}" for name, one in status.items()}
+def _marks(path: Path) -> dict[str, str]:
+    """What tells whether a file of an export is as it was written: size, time and hash of each."""
+    files = {file.relative_to(path).as_posix(): file for file in files_below(path)}
+    return {
+        name: f"{file.stat().st_size} {file.stat().st_mtime_ns} {content_hash(file)}"
+        for name, file in files.items()
+    }
+
+
+def _is_as_written(file: Path, mark: str) -> bool:
+    """True if a file of an export fits its mark; those of earlier versions have no hash.
+
+    A link, or a file of several names, is a photo of the user's, which runs hash themselves.
+    """
+    size, time, *digest = mark.split()
+    try:
+        if not file.is_file():  # a pipe never ends
+            return False
+        status = file.stat()
+        if digest and status.st_nlink == 1 and not file.is_symlink():
+            return content_hash(file) == digest[0]
+        return (size, time) == (str(status.st_size), str(status.st_mtime_ns))
+    except OSError:
+        return False
 
 
 def remove_exports(path: str | Path) -> None:

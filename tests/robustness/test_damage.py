@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -387,17 +388,30 @@ def test_damaged_exports_are_made_again(
 ) -> None:
     images = Path(shutil.copytree(photos, tmp_path / "photos"))
     folder = tmp_path / "out"
-    export_model(finished, images, folder, ["nerfstudio"])
-    photo = folder / "images" / "0001.jpg"
-    content = photo.read_bytes()
-    for damage in (cut, emptied, flipped):
-        photo.unlink()  # it may be a link to the photo
-        photo.write_bytes(damage(content))
+    formats = ["nerfstudio", "undistorted"]
+    export_model(finished, images, folder, formats)
+    damages = ((damage, is_old) for damage in (cut, emptied, flipped) for is_old in (False, True))
+    for name, (damage, is_old) in itertools.product(
+        ("images/0001.jpg", "undistorted/images/0001.jpg", "transforms.json"), damages
+    ):
+        path = folder / name
+        content, status = path.read_bytes(), path.stat()
+        path.unlink()  # it may be a link to the photo
+        path.write_bytes(damage(content))
+        if is_old:  # as a fault of the disk leaves it
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         caplog.clear()
-        export_model(finished, images, folder, ["nerfstudio"])
-        assert photo.read_bytes() == content
+        export_model(finished, images, folder, formats)
+        assert path.read_bytes() == content
         (line,) = [message for message in caplog.messages if "again" in message]
-        assert line == f"{folder / 'images'} is missing or damaged: it is exported again"
+        export = folder / Path(name).parts[0]
+        assert line == f"{export} is missing or damaged: it is exported again"
+    caplog.clear()
+    path.write_bytes(content)  # at another time: nothing is wrong with it
+    made = (folder / "undistorted").stat().st_ino
+    export_model(finished, images, folder, formats)
+    assert not [message for message in caplog.messages if "again" in message]
+    assert (folder / "undistorted").stat().st_ino == made
 
 
 def test_what_stands_in_the_way_of_exports_goes(
