@@ -123,12 +123,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file, or a folder with all that is in it, as far as that can be done."""
+    """Delete a file, or a folder with all that is in it; say so where that cannot be done."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
             path.unlink()
+    with contextlib.suppress(OSError):
+        if is_taken(path):
+            logger.warning("%s is of no use and cannot be deleted: is it another user's?", path)
 
 
 def flush(path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +23,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except SfmMatchersError:
         raise
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         is_full = is_of_full_disk(error, path.parent)
-        if isinstance(error, RuntimeError) and not is_full and "errno" not in str(error):
+        if not isinstance(error, OSError) and not is_full and "errno" not in str(error):
             raise  # HDF5 tells the errno, others have computed something
         reason = "no space is left" if is_full else one_line(error)
         raise OutputError(f"cannot write {path}: {reason}. {GOES_ON}") from error
@@ -41,11 +43,19 @@ def is_of_full_disk(error: BaseException, *folders: Path) -> bool:
 
 
 def disk_is_full(folder: Path) -> bool:
-    """Return whether hardly anything more can be written to a folder."""
+    """Return whether hardly anything more can be written to a folder, or no further file."""
     try:
-        return shutil.disk_usage(folder).free < MIN_SPACE
+        return shutil.disk_usage(folder).free < MIN_SPACE or not _takes_files(folder)
     except OSError:
         return False
+
+
+def _takes_files(folder: Path) -> bool:
+    """Return whether the table of files of a disk, if it has one, has room."""
+    if sys.platform == "win32":
+        return True
+    status = os.statvfs(folder)
+    return status.f_favail > 0 or status.f_files == 0
 
 
 def check_space(path: Path, num_bytes: int) -> None:

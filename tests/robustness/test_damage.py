@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -32,7 +33,7 @@ from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.hdf5 import list_groups, open_h5
 from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.notes import copy_of, read_memory, write_memory
-from sfm_matchers.files.replacing import files_below, temporary_beside
+from sfm_matchers.files.replacing import files_below, replacing_folder, temporary_beside
 from sfm_matchers.files.scratch import scratch_folder
 from sfm_matchers.files.space import check_space
 from sfm_matchers.files.staged import StagedFile
@@ -632,6 +633,27 @@ def test_what_kills_leave_is_deleted_by_the_next_run(tmp_path: Path) -> None:
         assert all((tmp_path / name).exists() for name in kept)
 
 
+def test_what_cannot_be_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the files of a folder that is another user's; its name can be taken all the same."""
+    (tmp_path / "sparse" / "0").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, **options: None)
+        for action in (
+            lambda: replacing_folder(tmp_path / "sparse"),
+            lambda: exclusive(tmp_path),  # by each run that follows
+        ):
+            caplog.clear()
+            with action():
+                pass
+            (left,) = tmp_path.glob(".sparse.*.tmp")
+            (line,) = caplog.messages
+            assert line == f"{left} is of no use and cannot be deleted: is it another user's?"
+    with exclusive(tmp_path):
+        assert not left.exists()
+
+
 def test_scratch_folders_of_killed_runs_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -722,6 +744,30 @@ def test_space_is_asked_for_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         file.commit()
     monkeypatch.undo()
     assert len(list_groups(file.commit())) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "statvfs"), reason="no count of files here")
+def test_a_disk_that_takes_no_more_files_is_full(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = read_model(finished)
+
+    def write(folder: Path) -> None:
+        raise ValueError(f'Check failed: (file).is_open() Could not open "{folder}/cameras.bin"')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pycolmap.Reconstruction, "write", lambda self, folder: write(folder))
+        with pytest.raises(ValueError, match="Check failed"):
+            write_model(model, tmp_path)
+        blocks = dict.fromkeys(("f_blocks", "f_bfree", "f_bavail", "f_frsize"), 1 << 20)
+        status = SimpleNamespace(f_files=1000, f_favail=0, **blocks)
+        patch.setattr(os, "statvfs", lambda path: status)
+        with pytest.raises(OutputError, match="no space is left"):
+            write_model(model, tmp_path)
+        status.f_files = 0  # as of file systems that have no table of files
+        with pytest.raises(ValueError, match="Check failed"):
+            write_model(model, tmp_path)
+    write_model(model, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------
