@@ -74,7 +74,7 @@ def load_state_dict_file(path: str | os.PathLike[str]) -> StateDict:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return _plain(read_safetensors(path), path)
     try:
         content = _load_pickle(path)
     except WeightsError:
@@ -84,7 +84,29 @@ def load_state_dict_file(path: str | os.PathLike[str]) -> StateDict:
         raise WeightsError(f"{path}: damaged, or not tensors: refused, nothing ran") from error
     except Exception as error:  # garbage can make a reader fail in any way
         raise WeightsError(f"{path}: damaged or not a checkpoint ({one_line(error)})") from error
-    return _unwrap(content, path)
+    return _plain(_unwrap(content, path), path)
+
+
+def _plain(stored: StateDict, path: Path) -> StateDict:
+    """Return tensors that can be computed with: floats of eight bits as float32.
+
+    Raises:
+        WeightsError: one is sparse, quantized by torch, without content, or of an unknown kind.
+    """
+    plain = {}
+    for key, tensor in stored.items():
+        is_dense = tensor.layout is torch.strided and not (
+            tensor.is_quantized or tensor.is_meta or tensor.is_nested
+        )
+        is_narrow = is_dense and tensor.is_floating_point() and tensor.element_size() == 1
+        try:
+            plain[key] = tensor.float() if is_narrow else tensor
+        except NotImplementedError:  # two numbers in a byte
+            is_dense = False
+        if not is_dense:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise WeightsError(f"{path}: {key!r} is no plain tensor of numbers ({kind})")
+    return plain
 
 
 def _load_pickle(path: Path) -> object:

@@ -155,6 +155,31 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
         load_network("jamma", str(path))
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_in_floats_of_eight_bits_are_widened(tmp_path: Path, kind: torch.dtype) -> None:
+    state_dict = JamMa().state_dict()
+    key = next(key for key, tensor in state_dict.items() if tensor.dim() > 1)
+    state_dict[key] = state_dict[key].to(kind)
+    for name, save in (("mine.safetensors", safetensors.torch.save_file), ("mine.pt", torch.save)):
+        save(state_dict, tmp_path / name)
+        network = load_network("jamma", str(tmp_path / name))
+        assert torch.equal(network.state_dict()[key], state_dict[key].float())
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [torch.eye(3).to_sparse(), torch.ones(3, device="meta")],
+    ids=["sparse", "without content"],
+)
+def test_weights_that_are_no_plain_numbers_are_refused(tmp_path: Path, odd: torch.Tensor) -> None:
+    path = tmp_path / "mine.pt"
+    torch.save({"w": torch.ones(1), "odd": odd}, path)
+    with pytest.raises(WeightsError, match="'odd' is no plain tensor of numbers") as error:
+        load_state_dict_file(path)
+    one_line(error)
+    assert str(error.value).startswith(str(path))
+
+
 def test_weights_of_zeros_are_refused(tmp_path: Path) -> None:
     state_dict = JamMa().state_dict()
     for tensor in list(state_dict.values())[len(state_dict) // 4 :]:
