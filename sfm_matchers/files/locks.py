@@ -28,6 +28,9 @@ def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
         InputError: another run is working in it, it cannot be written to, or something lies in the
             place of a lock.
     """
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"cannot write to {folder}: {path} is a link that leads nowhere")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [".lock"] if share is None else [".lock", f".lock-{share.replace('/', '-of-')}"]

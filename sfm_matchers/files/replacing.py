@@ -52,7 +52,7 @@ def unless_in_vain(folder: Path, traces: Sequence[str]) -> Iterator[None]:
         folder: the folder; those above it that the block has made go too.
         traces: patterns of names of files that count as nothing.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder, *folder.parents) if not is_taken(path)]
     try:
         yield
     except SfmMatchersError:

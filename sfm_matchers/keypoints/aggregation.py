@@ -28,6 +28,7 @@ from sfm_matchers.files.hdf5 import (
     list_groups,
     open_h5,
 )
+from sfm_matchers.files.links import real_path
 from sfm_matchers.files.pair_lists import Pair, names_to_pair, unique_pairs
 from sfm_matchers.files.staged import StagedFile
 from sfm_matchers.keypoints.assembly import Correspondences, ImageKeypoints, PairMatches, assemble
@@ -141,7 +142,7 @@ def _work_to_do(
 def _check_arguments(existing: str, correspondence_path: Path, match_path: Path) -> None:
     if existing not in get_args(Existing):
         raise InputError(f"existing={existing!r}: expected one of {', '.join(get_args(Existing))}")
-    if Path(correspondence_path).resolve() == Path(match_path).resolve():
+    if real_path(correspondence_path) == real_path(match_path):
         raise InputError(f"{match_path}: correspondences and matches need two different files")
 
 

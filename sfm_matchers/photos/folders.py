@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.links import real_path
 from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.pair_lists import name_faults
 from sfm_matchers.photos import heif
@@ -97,15 +98,15 @@ def _photo_folders(
     image_dir: Path, outputs: str | Path | None, mask_dir: str | Path | None
 ) -> Iterator[tuple[Path, list[str]]]:
     """Yield the folders below one that may hold photos, with their files; tell of the others."""
-    root = image_dir.resolve()
+    root = real_path(image_dir)
     no_photos = {
-        Path(path).resolve(): what
+        real_path(path): what
         for path, what in ((mask_dir, "masks"), (outputs, "the outputs of this run"))
         if path is not None
     }
     visited: set[Path] = set()
     for folder, subfolders, files in os.walk(image_dir, onerror=warn_of, followlinks=True):
-        real_folder = Path(folder).resolve()
+        real_folder = real_path(folder)
         if real_folder in visited:
             subfolders.clear()
             continue

@@ -13,6 +13,7 @@ import numpy as np
 import pycolmap
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.links import real_path
 from sfm_matchers.files.nearest import nearest_path
 from sfm_matchers.files.pair_lists import Pair, check_pair_file
 from sfm_matchers.localization.in_model import add_to_model, localize_queries
@@ -287,7 +288,7 @@ def names_beside(known: Collection[str], folder: Path, photos: Collection[str]) 
     Raises:
         InputError: the map has photos of these names too.
     """
-    folder = folder.resolve()
+    folder = real_path(folder)
     for image_dir, prefix in ((folder, ""), (folder.parent, f"{folder.name}/")):
         same = sorted({prefix + name for name in photos}.intersection(known))
         if not same:
@@ -317,7 +318,7 @@ def common_image_dir(map_images: str | Path, queries: str | Path) -> tuple[Path,
     """
     for folder in (map_images, queries):
         check_folder(folder)
-    first, second = Path(map_images).resolve(), Path(queries).resolve()
+    first, second = real_path(map_images), real_path(queries)
     try:
         common = Path(os.path.commonpath([first, second]))
     except ValueError as error:
@@ -352,11 +353,11 @@ def say_what_is_not_in_the_map(
     options: LocalizeOptions, reference: pycolmap.Reconstruction, prefix: str
 ) -> None:
     """Count the photos beside those of the map that are neither in its model nor queries."""
-    folder, others = Path(options.map_images or "").resolve(), []
-    elsewhere = [Path(path).resolve() for path in (options.queries, options.outputs)]
+    folder, others = real_path(options.map_images or ""), []
+    elsewhere = [real_path(path) for path in (options.queries, options.outputs)]
     known = {image.name for image in reference.images.values()}
     for name in find_images(folder):
-        path = (folder / name).resolve()
+        path = real_path(folder / name)
         if prefix + name not in known and not {path, *path.parents}.intersection(elsewhere):
             others.append(name)
     if others:

@@ -12,6 +12,7 @@ from sfm_matchers.confs import SparseConf
 from sfm_matchers.errors import InputError
 from sfm_matchers.exports import check_place, export_model, outdated_formats, parse_formats
 from sfm_matchers.files.hdf5 import mean_layers_run
+from sfm_matchers.files.links import real_path
 from sfm_matchers.mapping.camera_models import CameraChoice
 from sfm_matchers.mapping.mapper import check_mapper
 from sfm_matchers.photos.cameras import CameraGroups
@@ -211,7 +212,7 @@ def check_options(options: SfmOptions) -> tuple[list[str], Matching]:
         merge=options.merge,
         detail=options.detail,
     )
-    if workspace.path.resolve() == image_dir.resolve() and not is_output(workspace.path):
+    if real_path(workspace.path) == real_path(image_dir) and not is_output(workspace.path):
         for picture in workspace.pictures:
             if picture.exists():
                 raise InputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.locks import exclusive
 from sfm_matchers.files.replacing import unless_in_vain
 
 TRACES = ("log.txt", "*.lock")
@@ -48,3 +49,18 @@ def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
 def test_what_is_no_fault_of_the_input_leaves_a_log(tmp_path: Path) -> None:
     work(tmp_path / "out", "log.txt", error=ZeroDivisionError)
     assert (tmp_path / "out" / "log.txt").exists()
+
+
+def test_a_link_to_a_folder_that_is_missing_stays(tmp_path: Path) -> None:
+    """As one to a disk that is not mounted."""
+    link = tmp_path / "out"
+    link.symlink_to(tmp_path / "disk" / "out")
+
+    def run(folder: Path) -> None:
+        with unless_in_vain(folder, TRACES), exclusive(folder):
+            pass
+
+    for folder in (link, link / "below"):
+        with pytest.raises(InputError, match=f"{link} is a link that leads nowhere"):
+            run(folder)
+        assert link.is_symlink()

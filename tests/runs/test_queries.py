@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pycolmap
 import pytest
 from PIL import Image
 
 from sfm_matchers.errors import InputError
-from sfm_matchers.runs.localize import names_beside
+from sfm_matchers.runs.localize import names_beside, say_what_is_not_in_the_map
+from sfm_matchers.runs.options import LocalizeOptions
 from sfm_matchers.runs.queries import query_photos
 
 
@@ -39,3 +41,12 @@ def test_queries_keep_their_names_unless_the_map_has_them(photos: Path) -> None:
     assert names_beside({"a.jpg"}, photos, ["a.jpg", "b.jpg"]) == (above, prefix)
     with pytest.raises(InputError, match=f"such as {prefix}b.jpg: give the queries in a folder"):
         names_beside({"a.jpg", f"{prefix}b.jpg"}, photos, ["a.jpg", "b.jpg"])
+
+
+def test_a_photo_that_is_a_link_to_itself_is_counted(
+    photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "c.jpg").symlink_to("c.jpg")
+    options = LocalizeOptions(photos, photos, photos / "queries", photos / "out")
+    say_what_is_not_in_the_map(options, pycolmap.Reconstruction(), "")
+    assert "3 photos of " in caplog.text
