@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from sfm_matchers.errors import InputError
+from sfm_matchers.files.links import dead_link
 from sfm_matchers.files.replacing import make_way, remove_left_behind
 
 
@@ -28,9 +29,8 @@ def exclusive(folder: Path, share: str | None = None) -> Iterator[None]:
         InputError: another run is working in it, it cannot be written to, or something lies in the
             place of a lock.
     """
-    for path in (folder, *folder.parents):
-        if path.is_symlink() and not path.exists():
-            raise InputError(f"cannot write to {folder}: {path} is a link that leads nowhere")
+    if link := dead_link(folder):
+        raise InputError(f"cannot write to {folder}: {link} is a link that leads nowhere")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         names = [".lock"] if share is None else [".lock", f".lock-{share.replace('/', '-of-')}"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sfm_matchers.errors import OutputError, SfmMatchersError, one_line
+from sfm_matchers.files.links import dead_link
 
 
 @contextlib.contextmanager
@@ -27,6 +28,10 @@ def writing(path: Path) -> Iterator[None]:
         is_full = is_of_full_disk(error, path.parent)
         if not isinstance(error, OSError) and not is_full and "errno" not in str(error):
             raise  # HDF5 tells the errno, others have computed something
+        if not is_full and (link := dead_link(path)):
+            raise OutputError(
+                f"cannot write {path}: {link} is a link that leads nowhere: move it away"
+            ) from error
         reason = "no space is left" if is_full else one_line(error)
         raise OutputError(f"cannot write {path}: {reason}. {GOES_ON}") from error
 

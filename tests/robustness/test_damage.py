@@ -774,6 +774,17 @@ def test_a_disk_that_takes_no_more_files_is_full(
 # Models
 
 
+@pytest.mark.parametrize("target", ["model", "not/there"])
+def test_a_model_is_not_written_to_a_link_that_leads_nowhere(
+    finished: Path, tmp_path: Path, target: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.symlink_to(tmp_path / target)
+    with pytest.raises(OutputError, match=f"{folder} is a link that leads nowhere: move it away"):
+        write_model(read_model(finished), folder)
+    assert folder.is_symlink()
+
+
 def test_a_model_that_is_cut_off_on_writing_takes_no_place(finished: Path, tmp_path: Path) -> None:
     model = read_model(finished)
 
