@@ -183,8 +183,9 @@ def _content(path: Path) -> list[str]:
 
 
 def _lacks_lines(lines: list[str]) -> bool:
-    """True if an image stands where the points of the one before should."""
-    return any(_is_image(line) for line in lines[1::2]) or any(not line for line in lines[::2])
+    """True if an image stands where the points of the one before should, or nothing after it."""
+    is_cut_off = len(lines) % 2 == 1  # pycolmap forgets an image whose points have no line
+    return is_cut_off or any(map(_is_image, lines[1::2])) or not all(lines[::2])
 
 
 def _is_image(line: str) -> bool:

@@ -66,6 +66,25 @@ def test_images_without_their_empty_second_lines(
     assert found.num_points3D() == 0
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", "\n\n\n"])
+@pytest.mark.parametrize("table", ["", "# 3D point list\n", None])
+def test_the_last_image_has_no_second_line(
+    model: pycolmap.Reconstruction, tmp_path: Path, end: str, table: str | None
+) -> None:
+    """Editors and scripts end a file as they like."""
+    model.delete_point3D(1)
+    (tmp_path / "model").mkdir()
+    model.write_text(tmp_path / "model")
+    if table is None:
+        for name in ("points3D.txt", "frames.txt", "rigs.txt"):
+            (tmp_path / "model" / name).unlink()
+    else:
+        (tmp_path / "model/points3D.txt").write_text(table)
+    images = tmp_path / "model/images.txt"
+    images.write_text(images.read_text().rstrip() + end)
+    assert poses_of(read_model(tmp_path / "model")) == EXPECTED
+
+
 @pytest.mark.parametrize("write", ["write_text", "write_binary"])
 def test_models_of_colmap_are_read_as_they_are(
     model: pycolmap.Reconstruction, tmp_path: Path, write: str
