@@ -273,6 +273,7 @@ def likely_mistake(camera: pycolmap.Camera) -> str:
     """The likely reason for parameters that cannot be, or are unlikely; "" if none is known."""
     return (
         _normalised(camera)
+        or _other_model(camera)
         or _held_otherwise(camera)
         or _other_order(camera)
         or _other_resolution(camera)
@@ -283,6 +284,20 @@ def _normalised(camera: pycolmap.Camera) -> str:
     several = [*camera.focal_length_idxs(), *camera.principal_point_idxs()]
     if len(several) and 0 < np.abs(camera.params[several]).max() < 10 < camera.width / 5:
         return "they look normalised: give pixels"
+    return ""
+
+
+def _other_model(camera: pycolmap.Camera) -> str:
+    """The model whose parameters they are, if it has as many, and others focal lengths."""
+    for model in ("PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FOV"):
+        other = camera_with(model, 1.0, (camera.width, camera.height))
+        if len(other.params) != len(camera.params):
+            continue
+        if list(other.focal_length_idxs()) == list(camera.focal_length_idxs()):
+            continue
+        other.params = camera.params.tolist()
+        if not impossibility(other) and _is_centred(other) and not improbability(other):
+            return f"they look like {other.params_info} of {model}: --camera_model {model}"
     return ""
 
 

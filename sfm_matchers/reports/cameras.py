@@ -14,7 +14,7 @@ from sfm_matchers.mapping.diagnosis import MatchGraph
 from sfm_matchers.photos.cameras import FILM_DIAGONAL, exif_pixel_size
 
 MAX_CAMERAS = 400  # rows
-_SHAPE = ("f", "fx", "fy", "cx", "cy")  # parameters that are no distortion
+_SHAPE = ("f", "fx", "fy", "cx", "cy", "w", "h")  # parameters that are no distortion
 _HEAD = (
     "Camera",
     "Photos",
@@ -61,14 +61,13 @@ def starting_cameras(graph: MatchGraph) -> dict[str, pycolmap.Camera]:
 def _cells(
     camera: pycolmap.Camera, names: list[str], prior: pycolmap.Camera | None, image_dir: Path
 ) -> list[str]:
-    values = dict(zip(camera.params_info.split(", "), camera.params.tolist(), strict=False))
+    names_of_params = [name.strip() for name in camera.params_info.split(",")]
+    values = dict(zip(names_of_params, camera.params.tolist(), strict=True))
     focal = camera.mean_focal_length() if {"f", "fx"} & set(values) else math.nan
     both = "fx" in values and abs(values["fx"] - values["fy"]) >= 0.05
     text = f"{values['fx']:,.1f} × {values['fy']:,.1f}" if both else _number(focal, 1)
-    shift = (
-        camera.principal_point_x - camera.width / 2,
-        camera.principal_point_y - camera.height / 2,
-    )
+    centre = camera.params[list(camera.principal_point_idxs())]  # panoramas have none
+    shift = centre - [camera.width / 2, camera.height / 2] if len(centre) else ()
     distortion = [f"{key} {value:+.4g}" for key, value in values.items() if key not in _SHAPE]
     pitch = _pixel_size(image_dir / names[0])
     diagonal = math.hypot(camera.width, camera.height)
@@ -82,7 +81,7 @@ def _cells(
         _prior_text(prior, focal),
         "–" if pitch is None else _number(focal * pitch, 2),
         _number(focal * FILM_DIAGONAL / diagonal, 1, " mm"),
-        " ".join(f"{value:+.1f}" for value in shift),
+        " ".join(f"{value:+.1f}" for value in shift) or "–",
         html.escape(", ".join(distortion)) or "none",
     ]
 

@@ -88,6 +88,22 @@ def test_params_that_are_not_of_the_photos_are_refused(params: list[float], mess
 
 
 @pytest.mark.parametrize(
+    ("model", "params", "meant"),
+    [
+        ("SIMPLE_RADIAL", [900, 905, 520, 380], "fx, fy, cx, cy of PINHOLE"),
+        ("SIMPLE_RADIAL_FISHEYE", [900, 905, 520, 380], "fx, fy, cx, cy of PINHOLE"),
+        ("PINHOLE", [900, 520, 380, -0.1], "f, cx, cy, k of SIMPLE_RADIAL"),
+        ("RADIAL", [900, 905, 520, 380, 0.5], "fx, fy, cx, cy, omega of FOV"),
+        ("FOV", [900, 520, 380, -0.1, 0.01], "f, cx, cy, k1, k2 of RADIAL"),
+    ],
+)
+def test_params_of_another_model_are_told(model: str, params: list[float], meant: str) -> None:
+    given = pycolmap.Camera(model=model, width=1024, height=768, params=params, camera_id=1)
+    with pytest.raises(InputError, match=f"look like {meant}: --camera_model {meant.split()[-1]}"):
+        check_camera(given, "--camera_params")
+
+
+@pytest.mark.parametrize(
     ("scale", "size"),
     [(3 / 4, "768 x 576"), (4 / 5, "819 x 614"), (2 / 3, "683 x 512"), (4 / 3, "1365 x 1024")]
     + [(5 / 4, "1280 x 960"), (1 / 2, "512 x 384")],

@@ -90,6 +90,13 @@ def test_the_table_of_cameras_holds_the_result_against_the_beginning(scene):
     ]
 
 
+def test_panoramas_have_neither_focal_length_nor_principal_point(scene):
+    camera = pycolmap.Camera.create_from_model_name(1, "EQUIRECTANGULAR", 1.0, 160, 120)
+    scene.model.cameras[1].model, scene.model.cameras[1].params = camera.model, camera.params
+    (row,) = (row for row in Page(scene.write()).rows if len(row) == 10 and "RECT" in row[3])
+    assert row[3:] == ["EQUIRECTANGULAR", "–", "–", "–", "–", "–", "none"]
+
+
 def test_focal_lengths_in_millimetres_where_exif_knows_the_sensor(scene):
     for name in scene.names:
         exif = Image.Exif()
