@@ -24,12 +24,15 @@ import pycolmap
 from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robust_adjustment
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 from sfm_matchers.mapping.lenses import (
+    FISHEYE,
     MIN_PHOTOS_BEYOND_RADIAL,
     PERSPECTIVE,
     converted,
     implausibility,
+    may_be_fisheye,
 )
 from sfm_matchers.mapping.pair_fit import distances_in_own_geometry
+from sfm_matchers.photos.intrinsics import impossibility, improbability
 
 # A median error below this share of the shared cameras' is not from the additional freedom.
 MAX_ERROR_RATIO = 0.7
@@ -125,22 +128,50 @@ def error_if_stretched(model: pycolmap.Reconstruction, names: Collection[str]) -
         model: it is left as it is.
         names: photos; some of them are registered.
     """
-    other = split_cameras(model, ())
-    images = [image for image in other.images.values() if image.name in names]
-    count = Counter(image.camera_id for image in images)
-    for camera_id, num_photos in count.items():
-        camera = other.cameras[camera_id]
-        if camera.model.name not in PERSPECTIVE or num_photos < MIN_PHOTOS_BEYOND_RADIAL:
-            return float("inf")
-        stretched = converted(camera, PERSPECTIVE[2])
-        camera.model, camera.params = stretched.model, stretched.params.tolist()
-    adjust_robustly(other, robust_adjustment(1))
-    found = [other.cameras[i] for i in count if i in other.cameras]
+    other, found = _with_other_lenses(model, names, PERSPECTIVE[2], MIN_PHOTOS_BEYOND_RADIAL)
     if any(implausibility(camera, is_stretched=True) for camera in found):
         return float("inf")
     if not any(implausibility(camera) for camera in found):
         return float("inf")  # their pixels are squares
     return median_error(other, names)
+
+
+def error_if_fisheye(model: pycolmap.Reconstruction, names: Collection[str]) -> float:
+    """Median error in pixels of some photos, if lenses that distort as fisheyes do are some.
+
+    Cameras of their own help photos by a fisheye that is taken for no such lens, each at other
+    distances from the middle, and less than the right lens. Infinite where no lens may be one.
+
+    Args:
+        model: it is left as it is.
+        names: photos; some of them are registered.
+    """
+    cameras = [model.cameras[i.camera_id] for i in model.images.values() if i.name in names]
+    if not any(camera.model.name in PERSPECTIVE and may_be_fisheye(camera) for camera in cameras):
+        return float("inf")
+    other, found = _with_other_lenses(model, names, FISHEYE[1], 1)
+    if not found or any(impossibility(camera) or improbability(camera) for camera in found):
+        return float("inf")
+    return median_error(other, names)
+
+
+def _with_other_lenses(
+    model: pycolmap.Reconstruction, names: Collection[str], lens: str, least: int
+) -> tuple[pycolmap.Reconstruction, list[pycolmap.Camera]]:
+    """A model adjusted with the cameras of some photos in another camera model, and these cameras;
+    none where that is not tried: by cameras of fewer photos than `least`, or that are no
+    perspective ones."""
+    other = split_cameras(model, ())
+    images = [image for image in other.images.values() if image.name in names]
+    count = Counter(image.camera_id for image in images)
+    for camera_id, num_photos in count.items():
+        camera = other.cameras[camera_id]
+        if camera.model.name not in PERSPECTIVE or num_photos < least:
+            return other, []
+        changed = converted(camera, lens)
+        camera.model, camera.params = changed.model, changed.params.tolist()
+    adjust_robustly(other, robust_adjustment(1))
+    return other, [other.cameras[i] for i in count if i in other.cameras]
 
 
 def focal_lengths_of(model: pycolmap.Reconstruction) -> dict[str, float]:

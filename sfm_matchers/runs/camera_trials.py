@@ -28,6 +28,7 @@ from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
     are_pairs_uncalibrated,
     contradicted_focal_lengths,
+    error_if_fisheye,
     error_if_stretched,
     error_over_pairs,
     focal_lengths_of,
@@ -183,8 +184,8 @@ class _CameraTrials:
         return not models or is_bent(models[0], database, self._doubted)
 
     def _have_other_intrinsics(self, models: _Models, own: OwnCameras | None = None) -> bool:
-        """True if photos fit another principal point, as cropped ones do, or two focal lengths, as
-        stretched ones do, as well as cameras of their own, or better.
+        """True if photos fit another principal point, as cropped ones do, or another lens as well
+        as cameras of their own, or better.
 
         That is found when the camera models are chosen.
         """
@@ -196,14 +197,18 @@ class _CameraTrials:
         free = try_free_cameras(models[0], self.shared)
         if free.has_other_centre and free.free_error <= own.own_error:
             return True
-        return self._are_stretched(models[0], own)
+        return self._have_another_lens(models[0], own)
 
-    def _are_stretched(self, model: pycolmap.Reconstruction, own: OwnCameras) -> bool:
-        """True if photos fit two focal lengths as well as cameras of their own, or better."""
+    def _have_another_lens(self, model: pycolmap.Reconstruction, own: OwnCameras) -> bool:
+        """True if photos fit two focal lengths, as stretched ones do, or a fisheye as well as
+        cameras of their own, or better."""
         options = self.build.options
         if options.no_refine or options.camera_model != AUTO:  # no camera models are chosen
             return False
-        return error_if_stretched(model, self.shared) <= own.own_error
+        return (
+            error_if_stretched(model, self.shared) <= own.own_error
+            or error_if_fisheye(model, self.shared) <= own.own_error
+        )
 
     def _contradicts_exif(self, models: _Models) -> bool:
         """True if the model has other focal lengths, or is such that others may be better."""
@@ -270,7 +275,7 @@ class _CameraTrials:
             groups = regrouped(self.first_groups, focal_lengths)
             if not own.contradicts and (
                 _partition(groups) == _partition(cameras.groups)
-                or self._are_stretched(models[0], own)
+                or self._have_another_lens(models[0], own)
             ):
                 break
             # Fewer cameras than before have less freedom. Where a few photos of many are of another

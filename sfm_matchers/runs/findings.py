@@ -21,14 +21,17 @@ from sfm_matchers.mapping.diagnosis import (
     read_match_graph,
 )
 from sfm_matchers.mapping.given_intrinsics import FreeCameras, try_free_cameras
+from sfm_matchers.mapping.lenses import FISHEYE
 from sfm_matchers.mapping.misplaced import find_misplaced, open_focal_lengths, own_focal_lengths
 from sfm_matchers.mapping.pair_fit import Misfit, find_misfit
 from sfm_matchers.mapping.shared_cameras import (
     BENT,
+    EXACT,
     MAX_ERROR_RATIO,
     NEARLY_BENT,
     SAME_FOCAL_LENGTH,
     are_pairs_uncalibrated,
+    error_if_fisheye,
     error_over_pairs,
     is_bent,
     try_own_cameras,
@@ -126,6 +129,7 @@ def _doubt(
         or doubt_about_pairs(build.job.workspace)
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * (SAFER_CAMERAS in groups.reason))
         or _about_named_cameras(models[0], database, cameras, groups)
+        or _about_fisheyes(models[0], cameras.given)
         or about_absurd_cameras(models[0], cameras.given)
         or _about_own_cameras(models[0], database, cameras, groups)
         or _about_misplaced(find_misplaced(models[0], database))
@@ -169,6 +173,20 @@ def _about_named_cameras(
         return ""
     text = f"photos that share a camera are of several, so that the model is wrong: {evidence}; "
     text += "leave away --camera_mode, or try --camera_mode per_image"
+    logger.warning("%s", text)
+    return text
+
+
+def _about_fisheyes(model: pycolmap.Reconstruction, given: Collection[str]) -> str:
+    """Say that photos whose lens is taken for no fisheye are by one; "" if not."""
+    names = {image.name for image in model.images.values()}.difference(given)
+    error = median_error(model, names)
+    if error <= EXACT or (as_fisheye := error_if_fisheye(model, names)) >= MAX_ERROR_RATIO * error:
+        return ""
+    text = (
+        f"the lens seems to be a fisheye: the median error is {error:.2f} px, and {as_fisheye:.2f} "
+        f"px with one; try --camera_model {FISHEYE[2]}"
+    )
     logger.warning("%s", text)
     return text
 

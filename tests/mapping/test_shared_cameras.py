@@ -19,6 +19,7 @@ from sfm_matchers.mapping.database import create_database, known_focal_lengths
 from sfm_matchers.mapping.given_intrinsics import try_free_cameras
 from sfm_matchers.mapping.shared_cameras import (
     OwnCameras,
+    error_if_fisheye,
     error_if_stretched,
     is_bent,
     regrouped,
@@ -199,6 +200,19 @@ def test_stretched_photos_are_of_one_camera() -> None:
     assert model.cameras[1].model.name == "SIMPLE_RADIAL"  # left as it was
 
 
+@pytest.mark.parametrize(
+    "params", [("OPENCV_FISHEYE", 560, 560, 640, 480, 0, 0, 0, 0), ("FOV", 700, 700, 640, 480, 1.1)]
+)
+def test_photos_by_a_fisheye_are_of_one_camera(params: tuple[Any, ...]) -> None:
+    """Cameras of their own help them too, but the right lens helps more."""
+    model = mapped(place(lens(*params)))
+    names = {image.name for image in model.images.values()}
+    own = try_own_cameras(model, names)
+    assert own.own_error < 0.9 * own.shared_error
+    assert error_if_fisheye(model, names) < 0.7 * own.own_error
+    assert model.cameras[1].model.name == "SIMPLE_RADIAL"  # left as it was
+
+
 def test_photos_of_two_zooms_are_not_stretched_ones() -> None:
     truth = place(lens("SIMPLE_RADIAL", 1000, 640, 480, 0))
     names = {image.name for image in truth.images.values()}
@@ -211,6 +225,7 @@ def test_photos_of_two_zooms_are_not_stretched_ones() -> None:
     own = try_own_cameras(truth, names)
     assert own.own_error < 0.7 * own.shared_error
     assert not error_if_stretched(truth, names) <= own.own_error
+    assert not error_if_fisheye(truth, names) <= own.own_error
 
 
 def test_few_photos_do_not_tell_that_they_are_stretched() -> None:
