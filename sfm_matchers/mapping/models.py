@@ -38,7 +38,8 @@ def read_model(path: str | Path) -> pycolmap.Reconstruction:
 
     Nothing in it makes pycolmap take memory without end, or fail later: see `model_tables`.
     Text models written by hand may lack ``points3D.txt``, and the second line of each image in
-    ``images.txt``, which COLMAP leaves empty where there are no points.
+    ``images.txt``, which COLMAP leaves empty where there are no points. Names may have spaces there
+    too.
 
     Args:
         path: its folder, or one that holds it as ``0``, ``sparse/0`` or ``sparse``.
@@ -169,8 +170,9 @@ def _is_by_hand(folder: Path) -> bool:
     has_text = (folder / "cameras.txt").is_file() and (folder / "images.txt").is_file()
     if not has_text or (folder / "cameras.bin").is_file():
         return False
+    lines = _content(folder / "images.txt")
     has_points = (folder / "points3D.txt").is_file()
-    return not has_points or _lacks_lines(_content(folder / "images.txt"))
+    return not has_points or _lacks_lines(lines) or any(map(_has_spaces, lines[::2]))
 
 
 def _content(path: Path) -> list[str]:
@@ -201,6 +203,11 @@ def _is_image(line: str) -> bool:
     return not _are_points(line.split())
 
 
+def _has_spaces(line: str) -> bool:
+    """True of an image whose name has spaces, at the first of which COLMAP ends it."""
+    return _is_image(line) and len(line.split(maxsplit=WORDS_OF_IMAGE)) > WORDS_OF_IMAGE
+
+
 def _are_points(words: list[str]) -> bool:
     if len(words) % 3:
         return False
@@ -226,6 +233,11 @@ def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
             if index + 1 == len(lines) or _is_image(lines[index + 1]):
                 complete.append("")
         lines = complete
+    names: dict[int, str] = {}
+    for index in range(0, len(lines), 2):
+        *numbers, name = lines[index].split(maxsplit=WORDS_OF_IMAGE - 1)
+        names[int(numbers[0])] = name
+        lines[index] = " ".join([*numbers, numbers[0]])  # the name is put back below
     with scratch_folder() as copy:
         for table in ("cameras", "points3D", "rigs", "frames"):
             if (folder / f"{table}.txt").is_file():
@@ -233,4 +245,7 @@ def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
         if not (copy / "points3D.txt").exists():
             (copy / "points3D.txt").write_text("", encoding="utf-8")
         (copy / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return pycolmap.Reconstruction(copy)
+        model = pycolmap.Reconstruction(copy)
+    for image_id, name in names.items():
+        model.images[image_id].name = name
+    return model

@@ -85,6 +85,23 @@ def test_the_last_image_has_no_second_line(
     assert poses_of(read_model(tmp_path / "model")) == EXPECTED
 
 
+@pytest.mark.parametrize("has_second_lines", [True, False])
+def test_names_with_spaces(
+    model: pycolmap.Reconstruction, tmp_path: Path, has_second_lines: bool
+) -> None:
+    """COLMAP writes them, and reads them up to the first space."""
+    names = ["my photo 1.jpg", "my photo 2.jpg", "c/3  4.jpg", "d.jpg", "5 6 7.jpg"]
+    for image_id, name in enumerate(names, start=1):
+        model.images[image_id].name = name
+    model.write_text(tmp_path)
+    if not has_second_lines:
+        lines = (tmp_path / "images.txt").read_text().split("\n")
+        (tmp_path / "images.txt").write_text("\n".join(line for line in lines if line.strip()))
+    found = read_model(tmp_path)
+    assert poses_of(found) == {name: float(index) for index, name in enumerate(names, start=1)}
+    assert found.num_points3D() == 1
+
+
 @pytest.mark.parametrize("write", ["write_text", "write_binary"])
 def test_models_of_colmap_are_read_as_they_are(
     model: pycolmap.Reconstruction, tmp_path: Path, write: str
