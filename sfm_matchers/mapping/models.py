@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Where a model lies below the folder that users name.
 SUBFOLDERS = ("", "0", "sparse/0", "sparse")
-WORDS_OF_IMAGE = 10  # IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME; a name may have more
+IMAGE = "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"
+WORDS_OF_IMAGE = 10  # of these; a name may have more
 
 
 def check_is_folder(path: str | Path) -> None:
@@ -219,23 +220,29 @@ def _are_points(words: list[str]) -> bool:
     return True
 
 
+def _complete(lines: Sequence[str]) -> list[str]:
+    """The lines of images and of their points in turn, empty ones for images without."""
+    lines = [line for line in lines if line]
+    complete: list[str] = []
+    for index, line in enumerate(lines):
+        complete.append(line)
+        if _is_image(line) and (index + 1 == len(lines) or _is_image(lines[index + 1])):
+            complete.append("")
+    return complete
+
+
 def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
     """Read a copy of the model that has what COLMAP expects."""
     lines = _content(folder / "images.txt")
     if _lacks_lines(lines):
-        lines = [line for line in lines if line]
-        complete: list[str] = []
-        for index, line in enumerate(lines):
-            if not _is_image(line):
-                complete.append(line)
-                continue
-            complete.append(line)
-            if index + 1 == len(lines) or _is_image(lines[index + 1]):
-                complete.append("")
-        lines = complete
+        lines = _complete(lines)
     names: dict[int, str] = {}
     for index in range(0, len(lines), 2):
+        if not _is_image(lines[index]):
+            raise InputError(f"images.txt: {IMAGE} expected, found {lines[index][:80]!r}")
         *numbers, name = lines[index].split(maxsplit=WORDS_OF_IMAGE - 1)
+        if int(numbers[0]) in names:
+            raise InputError(f"images.txt: image {numbers[0]} is there twice")
         names[int(numbers[0])] = name
         lines[index] = " ".join([*numbers, numbers[0]])  # the name is put back below
     with scratch_folder() as copy:
@@ -244,6 +251,7 @@ def _read_by_hand(folder: Path) -> pycolmap.Reconstruction:
                 shutil.copy(folder / f"{table}.txt", copy)
         if not (copy / "points3D.txt").exists():
             (copy / "points3D.txt").write_text("", encoding="utf-8")
+            lines[1::2] = [""] * len(lines[1::2])  # or its keypoints are of points that are not
         (copy / "images.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         model = pycolmap.Reconstruction(copy)
     for image_id, name in names.items():

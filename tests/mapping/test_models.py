@@ -85,6 +85,30 @@ def test_the_last_image_has_no_second_line(
     assert poses_of(read_model(tmp_path / "model")) == EXPECTED
 
 
+def test_keypoints_of_points_that_are_not_given(
+    model: pycolmap.Reconstruction, tmp_path: Path
+) -> None:
+    model.write_text(tmp_path)
+    (tmp_path / "points3D.txt").unlink()
+    found = read_model(tmp_path)
+    assert poses_of(found) == EXPECTED
+    assert found.num_points3D() == 0
+
+
+def test_lines_that_cannot_be_are_named(model: pycolmap.Reconstruction, tmp_path: Path) -> None:
+    images = write_by_hand(model, tmp_path / "model", points=False) / "images.txt"
+    lines = images.read_text().split("\n")
+    first = next(index for index, line in enumerate(lines) if "a.jpg" in line)
+    lines[first] = lines[first][:9]
+    images.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"images\.txt: IMAGE_ID QW .* NAME expected, found '1 "):
+        read_model(tmp_path / "model")
+    lines[first] = next(line for line in lines if "d.jpg" in line)
+    images.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"images\.txt: image 4 is there twice"):
+        read_model(tmp_path / "model")
+
+
 @pytest.mark.parametrize("has_second_lines", [True, False])
 def test_names_with_spaces(
     model: pycolmap.Reconstruction, tmp_path: Path, has_second_lines: bool
