@@ -41,6 +41,7 @@ TINY = 200  # pixels of the longer side, in which hardly a front-end finds what 
 
 # A homography is that of a camera that only turns if it becomes a rotation up to so much.
 NEARLY_A_ROTATION = 0.03
+TURNED_PIXELS = 2  # of a panorama: what its matches are off if the camera only turns
 ONLY_TURNED = "the camera only turned"
 
 
@@ -454,11 +455,29 @@ def _kind_of_pair(
         if geometry.config in (kinds.UNDEFINED, kinds.DEGENERATE):
             return "depth", 0.0
     if geometry.config in flat:
-        if geometry.config == kinds.PANORAMIC or is_rotation(geometry.H, cameras):
+        if any(camera.is_spherical() for camera in cameras):
+            only_turned = _rays_only_turn(cameras, points, geometry.inlier_matches)
+        else:
+            only_turned = is_rotation(geometry.H, cameras)
+        if geometry.config == kinds.PANORAMIC or only_turned:
             return "rotation", 0.0
         return "plane", float("nan")
     pycolmap.estimate_two_view_geometry_pose(cameras[0], points[0], cameras[1], points[1], geometry)
     return "depth", float(np.degrees(max(0.0, geometry.tri_angle)))  # -1: no point has one
+
+
+def _rays_only_turn(
+    cameras: Sequence[pycolmap.Camera], points: Sequence[np.ndarray], matches: np.ndarray
+) -> bool:
+    """Return whether one rotation takes the rays of a pair's matches to each other."""
+    first, second = (
+        np.asarray(camera.cam_ray_from_img(xy[matches[:, side]]))
+        for side, (camera, xy) in enumerate(zip(cameras, points, strict=True))
+    )
+    u, _, vt = np.linalg.svd(first.T @ second)
+    turn = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
+    angles = np.linalg.norm(first @ turn - second, axis=1)
+    return float(np.median(angles)) < TURNED_PIXELS * 2 * np.pi / max(c.width for c in cameras)
 
 
 def is_rotation(homography: np.ndarray | None, cameras: Sequence[pycolmap.Camera]) -> bool:

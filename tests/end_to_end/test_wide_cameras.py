@@ -124,6 +124,21 @@ def test_panoramas_are_pointed_out_and_exact(
     assert "need --camera_model EQUIRECTANGULAR" in caplog.text
 
 
+def test_panoramas_from_one_place_only_turned(tmp_path: Path) -> None:
+    camera = pycolmap.Camera(model="EQUIRECTANGULAR", width=512, height=256, params=[512, 256])
+    photo = render_wide(camera, 4, 1)
+    (tmp_path / "photos").mkdir()
+    for turn in range(4):
+        turned = np.roll(photo, 50 * turn, axis=1)
+        cv2.imwrite(str(tmp_path / f"photos/{turn}.png"), turned[..., ::-1])
+    options = SfmOptions(
+        tmp_path / "photos", tmp_path / "out", "sift", camera_model=camera.model_name
+    )
+    result = run(options)
+    assert not result.models
+    assert "the camera only turned: walk sideways" in result.summary["reason"]
+
+
 def test_what_looks_like_a_panorama(tmp_path: Path) -> None:
     Image.new("RGB", (64, 32)).save(tmp_path / "sphere.png")
     Image.new("RGB", (64, 48)).save(tmp_path / "photo.jpg")
