@@ -25,6 +25,7 @@ from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robus
 from sfm_matchers.mapping.held_out import MAX_OBSERVATIONS, MAX_OBSERVATIONS_PER_IMAGE
 from sfm_matchers.mapping.lenses import (
     FISHEYE,
+    MAX_ANISOTROPY,
     MIN_PHOTOS_BEYOND_RADIAL,
     PERSPECTIVE,
     converted,
@@ -39,6 +40,10 @@ MAX_ERROR_RATIO = 0.7
 # Below, in pixels, what is left is noise, of which any freedom fits some: right models of few small
 # photos have 0.08 to 0.14 and 0.65 to 0.85 of it, bent ones 0.23 and more, and 0.15 to 0.3 of it.
 EXACT = 0.15
+# Where a camera has few photos, so many at least tell that they are stretched, if the ratio of the
+# focal lengths is plain. It was a tenth off of four real photos of squares, whose error was 0.85 of
+# that with one focal length; of photos that are stretched by a third, the error was 0.7 and less.
+FEW_PHOTOS, PLAINLY_STRETCHED, STRETCHED_ERROR_RATIO = 3, 1.15, 0.8
 # Of photos of one camera a rough adjustment leaves this share of the error at least; below, an
 # exact one decides.
 UNCHANGED = 0.95
@@ -118,7 +123,13 @@ def try_own_cameras(model: pycolmap.Reconstruction, names: Collection[str]) -> O
     )
 
 
-def error_if_stretched(model: pycolmap.Reconstruction, names: Collection[str]) -> float:
+def error_if_stretched(
+    model: pycolmap.Reconstruction,
+    names: Collection[str],
+    *,
+    num_photos: int = MIN_PHOTOS_BEYOND_RADIAL,
+    anisotropy: float = MAX_ANISOTROPY,
+) -> float:
     """Median reprojection error in pixels of some photos, if their cameras have two focal lengths.
 
     As of anamorphic video, whose pixels are no squares. Where that is so, cameras of their own help
@@ -127,13 +138,20 @@ def error_if_stretched(model: pycolmap.Reconstruction, names: Collection[str]) -
     Args:
         model: it is left as it is.
         names: photos; some of them are registered.
+        num_photos: that a camera must have.
+        anisotropy: ratio of the focal lengths up to which the pixels are squares.
     """
-    other, found = _with_other_lenses(model, names, PERSPECTIVE[2], MIN_PHOTOS_BEYOND_RADIAL)
+    other, found = _with_other_lenses(model, names, PERSPECTIVE[2], num_photos)
     if any(implausibility(camera, is_stretched=True) for camera in found):
         return float("inf")
-    if not any(implausibility(camera) for camera in found):
+    if not any(_anisotropy(camera) > anisotropy for camera in found):
         return float("inf")  # their pixels are squares
     return median_error(other, names)
+
+
+def _anisotropy(camera: pycolmap.Camera) -> float:
+    focal_lengths = camera.params[list(camera.focal_length_idxs())]
+    return float(focal_lengths.max() / focal_lengths.min())
 
 
 def error_if_fisheye(model: pycolmap.Reconstruction, names: Collection[str]) -> float:

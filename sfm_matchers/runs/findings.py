@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +22,21 @@ from sfm_matchers.mapping.diagnosis import (
     read_match_graph,
 )
 from sfm_matchers.mapping.given_intrinsics import FreeCameras, try_free_cameras
-from sfm_matchers.mapping.lenses import FISHEYE
+from sfm_matchers.mapping.lenses import FISHEYE, MIN_PHOTOS_BEYOND_RADIAL, PERSPECTIVE
 from sfm_matchers.mapping.misplaced import find_misplaced, open_focal_lengths, own_focal_lengths
 from sfm_matchers.mapping.pair_fit import Misfit, find_misfit
 from sfm_matchers.mapping.shared_cameras import (
     BENT,
     EXACT,
+    FEW_PHOTOS,
     MAX_ERROR_RATIO,
     NEARLY_BENT,
+    PLAINLY_STRETCHED,
     SAME_FOCAL_LENGTH,
+    STRETCHED_ERROR_RATIO,
     are_pairs_uncalibrated,
     error_if_fisheye,
+    error_if_stretched,
     error_over_pairs,
     is_bent,
     try_own_cameras,
@@ -127,6 +132,7 @@ def _doubt(
     return (
         cameras.panoramas
         or doubt_about_pairs(build.job.workspace)
+        or _about_stretched(models[0], cameras.given)
         or (f"its cameras are uncertain: {SAFER_CAMERAS}" * (SAFER_CAMERAS in groups.reason))
         or _about_named_cameras(models[0], database, cameras, groups)
         or _about_fisheyes(models[0], cameras.given)
@@ -173,6 +179,29 @@ def _about_named_cameras(
         return ""
     text = f"photos that share a camera are of several, so that the model is wrong: {evidence}; "
     text += "leave away --camera_mode, or try --camera_mode per_image"
+    logger.warning("%s", text)
+    return text
+
+
+def _about_stretched(model: pycolmap.Reconstruction, given: Collection[str]) -> str:
+    """Say that the pixels of photos are no squares; "" if they are, or such a lens is chosen.
+
+    No camera of few photos gets two focal lengths by itself.
+    """
+    names = {image.name for image in model.images.values()}.difference(given)
+    counts = Counter(image.camera_id for image in model.images.values() if image.name in names)
+    if not counts or max(counts.values()) >= MIN_PHOTOS_BEYOND_RADIAL:
+        return ""
+    error = median_error(model, names)
+    stretched = error_if_stretched(
+        model, names, num_photos=FEW_PHOTOS, anisotropy=PLAINLY_STRETCHED
+    )
+    if stretched >= STRETCHED_ERROR_RATIO * error:
+        return ""
+    text = (
+        f"the photos seem to be stretched: the median error is {error:.2f} px, and {stretched:.2f} "
+        f"px with two focal lengths; try --camera_model {PERSPECTIVE[2]}"
+    )
     logger.warning("%s", text)
     return text
 

@@ -13,11 +13,13 @@ from PIL import ExifTags, Image
 
 from sfm_matchers.exports.images import without_images
 from sfm_matchers.localization.query_intrinsics import intrinsics_of_exif
-from sfm_matchers.mapping.adjustment import adjust_robustly, robust_adjustment
+from sfm_matchers.mapping.adjustment import adjust_robustly, median_error, robust_adjustment
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.database import create_database, known_focal_lengths
 from sfm_matchers.mapping.given_intrinsics import try_free_cameras
 from sfm_matchers.mapping.shared_cameras import (
+    FEW_PHOTOS,
+    PLAINLY_STRETCHED,
     OwnCameras,
     error_if_fisheye,
     error_if_stretched,
@@ -233,6 +235,18 @@ def test_few_photos_do_not_tell_that_they_are_stretched() -> None:
     names = sorted(image.name for image in model.images.values())
     few = without_images(model, names[4:])
     assert error_if_stretched(few, names[:4]) == float("inf")
+
+
+@pytest.mark.parametrize("focal_length", [1333, 1000])
+def test_few_photos_tell_that_they_are_plainly_stretched(focal_length: float) -> None:
+    model = mapped(place(lens("OPENCV", focal_length, 1000, 640, 480, 0, 0, 0, 0)))
+    names = sorted(image.name for image in model.images.values())
+    few = without_images(model, names[4:])
+    error = error_if_stretched(few, names[:4], num_photos=FEW_PHOTOS, anisotropy=PLAINLY_STRETCHED)
+    if focal_length == 1000:
+        assert error == float("inf")
+    else:
+        assert error < 0.7 * median_error(few, names[:4])
 
 
 def test_one_camera_stays_one(tmp_path: Path) -> None:
