@@ -139,7 +139,7 @@ def _doubt(
         or about_absurd_cameras(models[0], cameras.given)
         or _about_own_cameras(models[0], database, cameras, groups)
         or _about_misplaced(find_misplaced(models[0], database))
-        or _about_misfit(find_misfit(models[0], database))
+        or _about_misfit(find_misfit(models[0], database), cameras.is_guess(groups))
         or _about_principal_points(models[0], build, cameras)
     )
 
@@ -235,15 +235,16 @@ def _about_own_cameras(
     return ""
 
 
-def _about_misfit(misfit: Misfit | None) -> str:
-    """Say that verified pairs contradict a model; "" if none do."""
+def _about_misfit(misfit: Misfit | None, is_guess: bool) -> str:
+    """Say that verified pairs contradict a model, whose cameras may be guesses; "" if none do."""
     if misfit is None:
         return ""
+    cameras = "--camera_mode per_image if they may be of several cameras, " if is_guess else ""
     return (
         f"the model is probably bent: {100 * misfit.share:.0f} % of the matches are of pairs that "
         f"fit it much worse than each other ({' and '.join(misfit.worst)}: {misfit.error:.2f} px, "
-        f"{misfit.own_error:.2f} px by themselves): check what is said of cameras, try --mapper "
-        "global, or photos between those"
+        f"{misfit.own_error:.2f} px by themselves): check what is said of cameras, try {cameras}"
+        "--mapper global, or photos between those"
     )
 
 
