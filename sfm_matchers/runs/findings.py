@@ -255,8 +255,8 @@ def _about_misplaced(denied: Mapping[str, float]) -> str:
     share = 100 * min(denied.values())
     return (
         f"probably at a wrong place: {listed(sorted(denied))} (as few as {share:.0f} % of the "
-        "matches agree): give photos of another camera or zoom theirs by --cameras, or leave them "
-        "out"
+        "matches agree), unless what they show has moved: give photos of another camera or zoom "
+        "theirs by --cameras, or leave them out"
     )
 
 
