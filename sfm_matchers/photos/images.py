@@ -27,8 +27,6 @@ _FILE_BYTES = 1 << 28  # of any photo: phones append videos
 _NARROW_RANGE = 1 << 15
 _OUTLIERS = 0.001  # share of the values at either end that may be cut off by that
 
-_XMP_WITHIN = 1 << 18  # bytes from the beginning of a file
-
 # TIFF's orientation -> axes to flip; from 5 on rows and columns change places before.
 _FLIPS = {2: (1,), 3: (0, 1), 4: (0,), 6: (0,), 7: (0, 1), 8: (1,)}
 # EXIF's orientation -> counter-clockwise quarters to upright; mirrored photos are left as they are.
@@ -268,21 +266,6 @@ def _orientation_of(photo: Image.Image) -> int:
 
 def _exif_orientation(photo: Image.Image) -> int:
     return int(photo.getexif().get(ExifTags.Base.Orientation, 1))
-
-
-def looks_like_panorama(path: Path) -> bool:
-    """Return whether a photo may be a whole sphere: twice as wide as high, or so says its XMP.
-
-    Raises:
-        InputError: as `open_photo`.
-    """
-    with open_photo(path) as photo:
-        width, height = photo.size
-    if width == 2 * height:
-        return True
-    with Path(path).open("rb") as file:
-        head = file.read(_XMP_WITHIN)
-    return b"GPano:ProjectionType" in head and b"equirectangular" in head
 
 
 @contextlib.contextmanager

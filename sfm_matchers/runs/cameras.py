@@ -13,8 +13,8 @@ from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.mapper import check_mapper
 from sfm_matchers.photos.cameras import CameraGroups, group_photos, read_photo_header
 from sfm_matchers.photos.given_cameras import find_camera, read_cameras
-from sfm_matchers.photos.images import looks_like_panorama
 from sfm_matchers.photos.intrinsics import camera_of_exif, may_be_of_exif
+from sfm_matchers.photos.panoramas import looks_like_panorama, may_be_panorama
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.options import AUTO, MAPPED_WITH, SfmOptions
 
@@ -125,15 +125,15 @@ def point_out_panoramas(camera_model: str, image_dir: Path, photos: Iterable[str
         What was said, as it may be the reason if no model comes out; "" if nothing.
     """
     names = sorted(photos)
-    spheres = [name for name in names if looks_like_panorama(image_dir / name)]
-    others = sorted(set(names).difference(spheres))
     said = ""
-    if spheres and camera_model != PANORAMIC_MODEL:
-        said = (
-            f"{len(spheres)} of {len(names)} photos look like panoramas ({listed(spheres)}): whole "
-            f"spheres need --camera_model {PANORAMIC_MODEL}"
-        )
-    elif others and camera_model == PANORAMIC_MODEL:
+    if camera_model != PANORAMIC_MODEL:
+        spheres = [name for name in names if looks_like_panorama(image_dir / name)]
+        if spheres:
+            said = (
+                f"{len(spheres)} of {len(names)} photos look like panoramas ({listed(spheres)}): "
+                f"whole spheres need --camera_model {PANORAMIC_MODEL}"
+            )
+    elif others := [name for name in names if not may_be_panorama(image_dir / name)]:
         said = (
             f"{len(others)} of {len(names)} photos are not twice as wide as high "
             f"({listed(others)}): --camera_model {PANORAMIC_MODEL} is for whole spheres only"

@@ -14,8 +14,8 @@ from PIL import Image
 
 from sfm_matchers.mapping.database import verify_geometry
 from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
-from sfm_matchers.photos.images import looks_like_panorama
 from sfm_matchers.photos.intrinsics import camera_with, format_params
+from sfm_matchers.photos.panoramas import looks_like_panorama, may_be_panorama
 from sfm_matchers.runs.options import SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.synthetic import Camera, Scene, camera_path, make_scene, render
@@ -146,6 +146,24 @@ def test_what_looks_like_a_panorama(tmp_path: Path) -> None:
     Image.new("RGB", (64, 40)).save(tmp_path / "cropped.jpg", xmp=xmp)
     found = {path.name for path in tmp_path.iterdir() if looks_like_panorama(path)}
     assert found == {"sphere.png", "cropped.jpg"}
+
+
+def test_photos_that_are_twice_as_wide_as_high_are_no_panoramas(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They were told to need another camera model, though their model was exact."""
+    sphere = pycolmap.Camera(model="EQUIRECTANGULAR", width=512, height=256, params=[512, 256])
+    write_wide_photos(tmp_path / "spheres", sphere, 2)
+    assert all(looks_like_panorama(path) for path in (tmp_path / "spheres").iterdir())
+    camera = camera_with("PINHOLE", 300.0, (512, 256))
+    centers = write_wide_photos(tmp_path / "photos", camera, 6)
+    wide = [path for path in (tmp_path / "photos").iterdir() if may_be_panorama(path)]
+    assert len(wide) == 6
+    assert not any(map(looks_like_panorama, wide))
+    result = run(SfmOptions(tmp_path / "photos", tmp_path / "out", "sift"))
+    assert center_error(result.models[0], centers) < 0.01
+    assert "panorama" not in caplog.text
+    assert result.verdict.level == "good"
 
 
 @pytest.mark.parametrize(
