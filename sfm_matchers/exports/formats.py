@@ -110,11 +110,11 @@ def _points_source(job: Job) -> str:
 def export_gsplat(job: Job) -> Export:
     """Write ``images/`` beside ``sparse/0``: what gsplat, and for pinhole cameras Inria's, read."""
     if reason := _unread_photos(job):
-        return Export("gsplat", None, (reason,), UNDISTORTED)
+        return _not_exported("gsplat", reason, job)
     cameras = job.camera_models()
     if unknown := cameras.difference(GSPLAT_CAMERAS):
-        reason = f"gsplat reads no {', '.join(sorted(unknown))} cameras: {TAKE_UNDISTORTED}"
-        return Export("gsplat", None, (reason,), UNDISTORTED)
+        reason = f"gsplat reads no {', '.join(sorted(unknown))} cameras"
+        return _not_exported("gsplat", reason, job)
     notes = []
     _write_images(job)
     name, output = "sparse/0", job.output
@@ -170,10 +170,10 @@ def export_undistorted(job: Job) -> Export:
 def export_nerfstudio(job: Job) -> Export:
     """Write ``transforms.json`` and ``sparse_pc.ply``, beside ``images/``."""
     if reason := _unread_photos(job):
-        return Export("nerfstudio", None, (reason,), UNDISTORTED)
+        return _not_exported("nerfstudio", reason, job)
     kind, reason = nerfstudio.scene_kind(job.model)
     if not kind:
-        return Export("nerfstudio", None, (f"{reason}: {TAKE_UNDISTORTED}",), UNDISTORTED)
+        return _not_exported("nerfstudio", reason, job)
     _write_images(job)
     output, source = job.output, job.photos_source
     points_name, name = "sparse_pc.ply", "transforms.json"
@@ -190,8 +190,15 @@ def export_nerfstudio(job: Job) -> Export:
 def _unread_photos(job: Job) -> str:
     """Return why other tools do not read the photos; "" if they do."""
     if any(heif.is_heif_file(job.image_dir / name) for name in registered_names(job.model)):
-        return f"other tools read no HEIC photos: {TAKE_UNDISTORTED}"
+        return "other tools read no HEIC photos"
     return ""
+
+
+def _not_exported(name: str, reason: str, job: Job) -> Export:
+    """Return why there is no such export, and the one to take instead if that can be."""
+    if not_either := undistorted.cannot_undistort(job.model):
+        return Export(name, None, (f"{reason}, and {not_either}",))
+    return Export(name, None, (f"{reason}: {TAKE_UNDISTORTED}",), UNDISTORTED)
 
 
 @dataclass(frozen=True)

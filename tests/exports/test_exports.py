@@ -308,6 +308,7 @@ def test_panoramas_have_no_undistorted_form_and_kinds_are_not_mixed(tmp_path):
     assert "no undistorted form" in reasons["undistorted"]
     assert "one kind" in reasons["nerfstudio"]
     assert set(reasons) == {"undistorted", "nerfstudio", "gsplat"}
+    assert not any("take the export" in reason for reason in reasons.values())
 
 
 def test_inria_is_told_of_distortion_and_of_principal_points(tmp_path):
