@@ -91,9 +91,9 @@ def row(
         wrong = sum(percent > MAX_PERCENT or degrees > MAX_DEGREES for percent, degrees in here)
         is_pose = status in (Status.LOCALIZED, Status.LOW_CONFIDENCE)
         cells.append(f"{len(here)}, {wrong} wrong" if is_pose and wrong else str(len(here)))
-    located = errors[Status.LOCALIZED]
-    percent, degrees = np.median(located, axis=0) if located else (np.inf, np.inf)
-    median = f"{percent:.3f} %, {degrees:.3f} degrees"
+    median = "-"
+    if located := errors[Status.LOCALIZED]:
+        median = "{:.3f} %, {:.3f} degrees".format(*np.median(located, axis=0))
     return f"| {matcher} | {' | '.join(cells)} | {median} | {seconds:.0f} |"
 
 
