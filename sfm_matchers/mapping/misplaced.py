@@ -4,7 +4,8 @@ A mapper places a photo by what is in the model at that time. Where that is litt
 the photo has another focal length than those whose camera it is given, it may come to lie at a
 wrong place. The few matches that fit there are its observations, with small errors; the others are
 no observations any more, so that no reprojection error tells. The verified matches do: of the
-keypoints that match points which other photos see, a photo in its place explains nearly all.
+keypoints that match points which other photos see, a photo in its place explains nearly all, or
+those that it does not explain are wrong matches, which agree on no other place.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ MAX_ERROR = 4.0  # pixels, as COLMAP's bound of an observation
 MIN_SHARE = 0.85
 MIN_KEYPOINTS = 30  # that match points; of fewer the share tells nothing
 MAX_PHOTOS = 1 / 3  # of a model; where more are denied, nothing says which part of it is right
+# Share of its other keypoints that one place explains, of any focal length: of photos at wrong
+# places or of another zoom 0.97 and more, of photos in their places with wrong matches 0.23.
+MIN_ELSEWHERE = 0.5
 MIN_GAIN = 1.1  # keypoints explained at the new place over those at the old one
 # Of another focal length: keypoints explained over those with the shared one, and of all.
 MIN_FOCAL_GAIN, MIN_OWN_SHARE = 1.15, 0.7
@@ -71,6 +75,12 @@ class Resection:
         """How many keypoints lie where one of their points appears, at a pose."""
         is_near = self._errors(camera, cam_from_world) < MAX_ERROR
         return len(np.unique(self.keypoints[is_near]))
+
+    def unexplained(self, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> Resection:
+        """Return the keypoints that lie where none of their points appears, at a pose."""
+        is_near = self._errors(camera, cam_from_world) < MAX_ERROR
+        others = ~np.isin(self.keypoints, self.keypoints[is_near])
+        return Resection(self.keypoints[others], self.keypoints_xy[others], self.points[others])
 
     def _errors(self, camera: pycolmap.Camera, cam_from_world: pycolmap.Rigid3d) -> FloatArray:
         """Pixels (N,) from each keypoint to its point; infinite where that is behind the camera."""
@@ -156,14 +166,16 @@ def _matched_points(
 
 
 def find_misplaced(model: pycolmap.Reconstruction, database_path: Path) -> dict[str, float]:
-    """Return the photos that most of their matches deny, with the share that they explain.
+    """Return the photos that their matches deny, with the share of these that they explain.
 
     Of few matches chance may make that share small: it must be so beyond its standard deviation.
-    Nothing is said where they are more than a third of the photos: any part may be the right one.
+    The others must agree on another place. Nothing is said where more than a third of the photos
+    are denied: any part may be the right one.
     """
     shares, deviations = {}, {}
     images = {image.name: image for image in model.images.values()}
-    for name, resection in resections(model, database_path).items():
+    found = resections(model, database_path)
+    for name, resection in found.items():
         total = resection.num_keypoints()
         if total >= MIN_KEYPOINTS:
             shares[name] = share = _num_explained(model, images[name], resection) / total
@@ -172,7 +184,26 @@ def find_misplaced(model: pycolmap.Reconstruction, database_path: Path) -> dict[
         return {}
     bound = MIN_SHARE * float(np.median(list(shares.values())))
     denied = {name: share for name, share in shares.items() if share + deviations[name] < bound}
-    return denied if len(denied) <= MAX_PHOTOS * model.num_reg_images() else {}
+    if len(denied) > MAX_PHOTOS * model.num_reg_images():
+        return {}
+    return {
+        name: share
+        for name, share in denied.items()
+        if _belongs_elsewhere(model, images[name], found[name])
+    }
+
+
+def _belongs_elsewhere(
+    model: pycolmap.Reconstruction, image: pycolmap.Image, resection: Resection
+) -> bool:
+    """Return whether most of what a photo does not explain agrees on another place."""
+    camera = model.cameras[image.camera_id]
+    others = resection.unexplained(camera, image.cam_from_world())
+    least = MIN_ELSEWHERE * others.num_keypoints()
+    _, explained = others.solve(camera)
+    if explained < least and not camera.is_spherical():
+        _, explained = others.solve(camera, estimate_focal_length=True)
+    return explained >= least
 
 
 def _num_explained(

@@ -91,6 +91,23 @@ def test_a_photo_at_a_wrong_place_is_placed_again(
     assert rendered_lenses.center_error(model, truth) > 1  # left as it was
 
 
+def test_wrong_matches_deny_no_place(
+    truth_and_database: tuple[pycolmap.Reconstruction, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verified ones along epipolar lines, as of a statue's other side: they agree on no place."""
+    truth, database = truth_and_database
+    found = resections(truth, database)
+    points = found["3.png"].points.copy()
+    wrong = np.arange(0, len(points), 2)
+    points[wrong] = points[np.roll(wrong, 7)]
+    found["3.png"] = replace(found["3.png"], points=points)
+    monkeypatch.setattr(misplaced, "resections", lambda *_: found)
+    image = next(image for image in truth.images.values() if image.name == "3.png")
+    explained = found["3.png"].num_explained(truth.cameras[1], image.cam_from_world())
+    assert explained < 0.6 * found["3.png"].num_keypoints()
+    assert find_misplaced(truth, database) == {}
+
+
 def test_few_matches_deny_no_place_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     agreeing = {f"{number}.png": (900, 1000) for number in range(5)}
 
@@ -106,6 +123,7 @@ def test_few_matches_deny_no_place_by_chance(monkeypatch: pytest.MonkeyPatch) ->
             },
         )
         monkeypatch.setattr(misplaced, "_num_explained", lambda _, image, __: found[image.name][0])
+        monkeypatch.setattr(misplaced, "_belongs_elsewhere", lambda *_: True)
         model = SimpleNamespace(images=dict(enumerate(images)), num_reg_images=lambda: len(found))
         return list(find_misplaced(cast(Any, model), Path()))
 
