@@ -23,6 +23,7 @@ from sfm_matchers.files.colmap_database import read_image_ids
 from sfm_matchers.files.names import in_natural_order
 from sfm_matchers.files.pair_lists import Pair
 from sfm_matchers.mapping.groups import connected_groups
+from sfm_matchers.mapping.turning import rotations
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.photos.masks import usable_pixels
 
@@ -474,9 +475,8 @@ def _rays_only_turn(
         np.asarray(camera.cam_ray_from_img(xy[matches[:, side]]))
         for side, (camera, xy) in enumerate(zip(cameras, points, strict=True))
     )
-    u, _, vt = np.linalg.svd(first.T @ second)
-    turn = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
-    angles = np.linalg.norm(first @ turn - second, axis=1)
+    (turn,) = rotations(first[None], second[None], np.ones((1, len(first))))
+    angles = np.linalg.norm(first @ turn.T - second, axis=1)
     return float(np.median(angles)) < TURNED_PIXELS * 2 * np.pi / max(c.width for c in cameras)
 
 

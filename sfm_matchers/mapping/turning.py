@@ -139,7 +139,7 @@ class _Pairs:
             rays[mine] = np.nan_to_num(found).reshape(-1, *rays.shape[2:])
         weights = np.ones((len(rays), rays.shape[2]))
         for _ in range(3):
-            maps = (maps_of or _rotations)(rays[:, 0], rays[:, 1], weights)
+            maps = (maps_of or rotations)(rays[:, 0], rays[:, 1], weights)
             turned = rays[:, 0] @ maps.transpose(0, 2, 1)
             errors = np.full(weights.shape, np.inf)
             for camera_id in used:
@@ -153,7 +153,7 @@ class _Pairs:
         return np.asarray(np.quantile(np.minimum(errors, 1e6), QUANTILE, axis=1))
 
 
-def _rotations(rays0: FloatArray, rays1: FloatArray, weights: FloatArray) -> FloatArray:
+def rotations(rays0: FloatArray, rays1: FloatArray, weights: FloatArray) -> FloatArray:
     """The rotations (P, 3, 3) that carry rays (P, K, 3) to others best (Kabsch)."""
     left, _, right = np.linalg.svd((rays1 * weights[..., None]).transpose(0, 2, 1) @ rays0)
     left[:, :, 2] *= np.linalg.det(left @ right)[:, None]
