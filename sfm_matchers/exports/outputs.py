@@ -111,26 +111,33 @@ class OutputFolder:
 
 
 def _marks(path: Path) -> dict[str, str]:
-    """What tells whether a file of an export is as it was written: size, time and hash of each."""
-    files = {file.relative_to(path).as_posix(): file for file in files_below(path)}
-    return {
-        name: f"{file.stat().st_size} {file.stat().st_mtime_ns} {content_hash(file)}"
-        for name, file in files.items()
-    }
+    """What tells whether each file of an export is as it was written: size, time and hash.
+
+    Links to photos have no hash: they are many gigabytes, and it would not be looked at.
+    """
+    return {file.relative_to(path).as_posix(): _mark(file) for file in files_below(path)}
+
+
+def _mark(file: Path) -> str:
+    status = file.stat()
+    digest = "" if _is_link(file) else f" {content_hash(file)}"
+    return f"{status.st_size} {status.st_mtime_ns}{digest}"
+
+
+def _is_link(file: Path) -> bool:
+    """True of a link, or a file of several names: a photo of the user's, which runs hash."""
+    return file.is_symlink() or file.stat().st_nlink > 1
 
 
 def _is_as_written(file: Path, mark: str) -> bool:
-    """True if a file of an export fits its mark; those of earlier versions have no hash.
-
-    A link, or a file of several names, is a photo of the user's, which runs hash themselves.
-    """
+    """True if a file of an export fits its mark; those of earlier versions have no hash."""
     size, time, *digest = mark.split()
     try:
         if not file.is_file():  # a pipe never ends
             return False
-        status = file.stat()
-        if digest and status.st_nlink == 1 and not file.is_symlink():
+        if digest and not _is_link(file):
             return content_hash(file) == digest[0]
+        status = file.stat()
         return (size, time) == (str(status.st_size), str(status.st_mtime_ns))
     except OSError:
         return False
