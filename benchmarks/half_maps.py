@@ -24,7 +24,7 @@ from scipy.spatial.distance import pdist
 
 from sfm_matchers.evaluation.absolute_poses import pose_errors
 from sfm_matchers.evaluation.pair_lists import read_scene_info
-from sfm_matchers.exports.images import link_photos, registered_names
+from sfm_matchers.exports.images import link_photos, registered_names, without_images
 from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.photos.cameras import read_photo_header
@@ -55,20 +55,6 @@ def of_scene_info(path: Path, image_dir: Path) -> pycolmap.Reconstruction:
         image = pycolmap.Image(name=name, camera_id=number, image_id=number)
         model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose[:3]))
     return model
-
-
-def half_of(model: pycolmap.Reconstruction, names: Sequence[str]) -> pycolmap.Reconstruction:
-    """Images of these names and their cameras, without points."""
-    half = pycolmap.Reconstruction()
-    for image in model.images.values():
-        if image.name in names:
-            if image.camera_id not in half.cameras:
-                half.add_camera_with_trivial_rig(model.cameras[image.camera_id])
-            alone = pycolmap.Image(
-                name=image.name, camera_id=image.camera_id, image_id=image.image_id
-            )
-            half.add_image_with_trivial_frame(alone, image.cam_from_world())
-    return half
 
 
 def row(
@@ -117,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         map_dir, query_dir = Path(folder) / "map", Path(folder) / "queries"
-        write_model(half_of(truth, names[::2]), map_dir)
+        write_model(without_images(truth, names[1::2]), map_dir)
         link_photos(names[1::2], image_dir, query_dir)
         for matcher in options.matchers:
             start = time.process_time()
