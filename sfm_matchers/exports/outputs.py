@@ -23,6 +23,7 @@ logger = logging.getLogger("sfm_matchers.exports")
 
 RECORD = "exports.json"
 PREPARED = "export"  # in the name of a temporary folder, .export.*.tmp
+_LINK = "link"  # in place of a hash
 
 
 class OutputFolder:
@@ -113,15 +114,15 @@ class OutputFolder:
 def _marks(path: Path) -> dict[str, str]:
     """What tells whether each file of an export is as it was written: size, time and hash.
 
-    Links to photos have no hash: they are many gigabytes, and it would not be looked at.
+    Links to photos are only noted as links: hashing them reads many gigabytes, for nothing.
     """
     return {file.relative_to(path).as_posix(): _mark(file) for file in files_below(path)}
 
 
 def _mark(file: Path) -> str:
     status = file.stat()
-    digest = "" if _is_link(file) else f" {content_hash(file)}"
-    return f"{status.st_size} {status.st_mtime_ns}{digest}"
+    digest = _LINK if _is_link(file) else content_hash(file)
+    return f"{status.st_size} {status.st_mtime_ns} {digest}"
 
 
 def _is_link(file: Path) -> bool:
