@@ -273,10 +273,9 @@ class _CameraTrials:
                     database = self.build.job.workspace.database
                     focal_lengths |= own_focal_lengths(models[0], database, self.shared)
             groups = regrouped(self.first_groups, focal_lengths)
-            if not own.contradicts and (
-                _partition(groups) == _partition(cameras.groups)
-                or self._have_another_lens(models[0], own)
-            ):
+            if _partition(groups) == _partition(cameras.groups):  # the models would be the same
+                return cameras, models, own if own.contradicts else None
+            if not own.contradicts and self._have_another_lens(models[0], own):
                 break
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
             # one, they hardly fit anything, so that the median error tells nothing: what is right

@@ -29,6 +29,7 @@ from sfm_matchers.mapping.shared_cameras import (
     try_own_cameras,
 )
 from sfm_matchers.photos.cameras import FILM_DIAGONAL, CameraGroups
+from sfm_matchers.runs import camera_trials
 from sfm_matchers.runs.findings import about_absurd_cameras
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.options import SfmOptions
@@ -39,6 +40,19 @@ from tests.support.photos_of_zooms import center_error, run_with_sift, write_pho
 from tests.support.rendered_lenses import lens, mapped, place, write_database
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[CameraGroups]:
+    """The cameras that models are made with, one after the other."""
+    cameras, make = [], Build.make
+
+    def noted(build: Build, groups: CameraGroups, *others: Any) -> list[pycolmap.Reconstruction]:
+        cameras.append(groups)
+        return make(build, groups, *others)
+
+    monkeypatch.setattr(Build, "make", noted)
+    return cameras
 
 
 def test_two_cameras_of_one_size_are_told_apart(
@@ -150,23 +164,30 @@ def test_such_a_focal_length_is_named_once_however_often_models_are_made(
 
 
 def test_a_right_focal_length_of_exif_costs_no_second_mapping(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made: list[CameraGroups]
 ) -> None:
     centers = write_photos(tmp_path / "photos", (65,), 6)
     focal_length = Camera.from_field_of_view(320, 240, 65).fx
     write_exif(tmp_path / "photos", 1.03 * focal_length)
-    made, make = [], Build.make
-
-    def counted(build: Build, *arguments: Any) -> list[pycolmap.Reconstruction]:
-        made.append(arguments)
-        return make(build, *arguments)
-
-    monkeypatch.setattr(Build, "make", counted)
     options = SfmOptions(tmp_path / "photos", tmp_path / "out", "sift", no_longer_tracks=True)
     result = run(options)
     assert center_error(result.models[0], centers) < 0.005
     assert len(made) == 1
     assert "EXIF's focal length" not in result.summary["settings"]["cameras"]
+
+
+def test_no_models_are_made_again_with_the_same_cameras(
+    tmp_path: Path, made: list[CameraGroups], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where matches are wrong, cameras of their own help photos whose focal lengths agree."""
+    write_photos(tmp_path / "photos", (65,), 6)
+    own = OwnCameras(0.9, 0.5, {f"{index}.png": 250.0 + index for index in range(6)})
+    monkeypatch.setattr(camera_trials, "try_own_cameras", lambda *arguments: own)
+    result = run_with_sift(tmp_path)
+    assert [len(cameras.groups) for cameras in made] == [1, 6]
+    said = result.summary["settings"]["cameras"]
+    assert "not of one camera" not in said
+    assert "0.90 px, and 0.50 px with a camera for each photo" in said
 
 
 def test_a_model_that_is_bent_is_mapped_with_a_camera_for_each_photo(tmp_path: Path) -> None:
