@@ -30,6 +30,7 @@ def write_place(folder: Path) -> None:
     np.savetxt(folder / "corrs.txt", clicked[np.isfinite(clicked).all(1)])
 
 
+@pytest.mark.slow
 def test_a_place_without_its_photos_is_named_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

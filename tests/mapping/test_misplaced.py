@@ -189,6 +189,7 @@ def run_with_own_cameras(folder: Path) -> SfmResult:
     return run(replace(options, camera_mode="per_image"))
 
 
+@pytest.mark.slow
 def test_photos_whose_focal_length_nothing_tells_are_named(tmp_path: Path) -> None:
     """One that sees 53 points has 381 px instead of 642, and is 11 % off."""
     write_photos(tmp_path / "photos", (28,), 9, "courtyard", 30)
@@ -196,6 +197,7 @@ def test_photos_whose_focal_length_nothing_tells_are_named(tmp_path: Path) -> No
     assert "probably at a wrong place: 2.png, whose matches fit a focal length of 6" in text
 
 
+@pytest.mark.slow
 def test_photos_of_another_zoom_tell_their_focal_length(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", (65, 50), 12, "room", 8)
     result = run_with_own_cameras(tmp_path)

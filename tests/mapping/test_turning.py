@@ -102,6 +102,7 @@ WALKS: dict[str, Callable[[float], np.ndarray]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WALKS)
 @pytest.mark.parametrize(
     ("camera", "place"),
@@ -116,6 +117,7 @@ def test_a_walk_is_no_turn(
         assert photos_that_only_turned(model_of(poses, place(), camera)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "sides"),
     [

@@ -10,6 +10,7 @@ import torch
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_at_tiny_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "tests", lambda run: iter(["tests"]))
     monkeypatch.setattr(gpu, "PRECISIONS", ("float32",))

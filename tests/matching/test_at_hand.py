@@ -100,6 +100,7 @@ def keep(monkeypatch: pytest.MonkeyPatch, photos: float) -> None:
     monkeypatch.setattr(engine, "bytes_to_keep", lambda device: int(photos * ENCODED_BYTES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("room", "most"), [(40, 32), (18, 96), (9, 192)])
 def test_photos_of_different_sizes_are_encoded_few_times_in_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, most: int
@@ -114,6 +115,7 @@ def test_photos_of_different_sizes_are_encoded_few_times_in_little_memory(
     assert Encoding.alive <= room
 
 
+@pytest.mark.slow
 def test_pairs_of_equal_sizes_make_full_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

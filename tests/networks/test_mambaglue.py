@@ -521,6 +521,7 @@ def test_mambaglue_layer_outputs_lead_to_the_matches(order: str) -> None:
     assert len(outputs.log_assignments) == len(outputs.confidence_logits0) + 1 == 4
 
 
+@pytest.mark.slow
 def test_mambaglue_learns_one_pair() -> None:
     torch.manual_seed(0)
     network = MambaGlue(MambaGlueConfig(num_layers=2, dim=32, num_heads=2))

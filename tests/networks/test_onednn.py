@@ -173,6 +173,7 @@ def test_explicit_attention_is_that_of_torch(valid: int | None) -> None:
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "photos"), [(jamma_matcher, photographs), (eloftr_matcher, translated)]
 )

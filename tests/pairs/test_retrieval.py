@@ -87,6 +87,7 @@ def test_bad_descriptors_are_named(tmp_path: Path) -> None:
     assert most_similar([], ["a.jpg"], path, 2) == {}
 
 
+@pytest.mark.slow
 def test_memory_of_the_search_is_that_of_the_database(tmp_path: Path) -> None:
     """512 more queries may cost their names, not their descriptors, which are 8 MB."""
     length = 4096

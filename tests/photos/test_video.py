@@ -64,12 +64,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_motion_is_what_the_picture_moves(clip: Path) -> None:
     measures = measure_frames(clip)
     np.testing.assert_allclose(measures.motion * WIDTH, PLACES, atol=12)
     np.testing.assert_allclose(measures.seconds, np.arange(len(PLACES)) / 10, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_frames_are_evenly_spaced_in_motion(clip: Path, tmp_path: Path) -> None:
     names = write_frames(clip, tmp_path, 20)
     assert list(names) == find_images(tmp_path)
@@ -82,6 +84,7 @@ def test_frames_are_evenly_spaced_in_motion(clip: Path, tmp_path: Path) -> None:
         assert frame.size == (WIDTH, HEIGHT)
 
 
+@pytest.mark.slow
 def test_by_default_a_frame_for_each_tenth_of_the_picture(clip: Path, tmp_path: Path) -> None:
     assert abs(len(write_frames(clip, tmp_path)) - 880 / WIDTH / STEP) <= 3
 
@@ -181,6 +184,7 @@ def options(clip: Path, outputs: Path, frames: int | None = None) -> SfmOptions:
     return SfmOptions(clip, outputs, frames=frames)
 
 
+@pytest.mark.slow
 def test_frames_are_written_once(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +243,7 @@ def test_a_folder_of_photos_is_left_as_it_is(tmp_path: Path) -> None:
     assert queries_instead_of_video(queries) is queries
 
 
+@pytest.mark.slow
 def test_queries_may_be_a_video(clip: Path, tmp_path: Path) -> None:
     chosen = queries_instead_of_video(LocalizeOptions("map", "photos", clip, tmp_path))
     assert chosen.queries == Workspace(tmp_path).frames

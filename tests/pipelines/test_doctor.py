@@ -74,6 +74,7 @@ def test_it_is_short_unless_all_is_asked_for(capsys: pytest.CaptureFixture[str])
     assert lines[-1].endswith("--all")
 
 
+@pytest.mark.slow
 def test_matchers_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     """Here sift alone is usable: the bundled weights are kept out."""
     assert doctor.main(["--try"]) == 0

@@ -384,6 +384,7 @@ def _photographs(taught: TeacherPairs) -> Photographs:
     return Photographs(own.names, own.pyramids, taught=taught)
 
 
+@pytest.mark.slow
 def test_half_of_the_batches_are_the_teachers(taught: TeacherPairs) -> None:
     photographs = _photographs(taught)
     batches: list[PairBatch] = [

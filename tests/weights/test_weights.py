@@ -557,6 +557,7 @@ def random_network(network: str, **config: Any) -> nn.Module:
     return EfficientLoFTR(EfficientLoFTRConfig(**config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", CONFIGS)
 def test_bundled_weights_come_back_as_single_precision(network: str, tmp_path: Path) -> None:
     config = CONFIGS[network]
@@ -584,6 +585,7 @@ def test_official_jamma_weights_want_squares(tmp_path: Path) -> None:
         assert network.config == JamMaConfig(pad_to_square=is_official)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_efficient_loftr_is_loaded_fused_from_either_form(fused: bool, tmp_path: Path) -> None:
     network = random_network("eloftr")
