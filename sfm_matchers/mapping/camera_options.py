@@ -15,6 +15,7 @@ from sfm_matchers.photos.given_cameras import (
     find_camera,
 )
 from sfm_matchers.photos.intrinsics import (
+    GUESSED_FOCAL_LENGTH,
     Size,
     format_params,
     parse_params,
@@ -73,13 +74,21 @@ class CameraOptions:
         reason = f"{lines} camera(s) given; {cameras.reason}"
         return CameraGroups(list(groups.values()), reason)
 
-    def reader_options(self, name: str = "") -> pycolmap.ImageReaderOptions:
+    def reader_options(
+        self, name: str = "", guess: float = GUESSED_FOCAL_LENGTH
+    ) -> pycolmap.ImageReaderOptions:
         """Return pycolmap's options for a photo.
+
+        Args:
+            name: of the photo; cameras of single photos are not looked for without it.
+            guess: focal length over the longer side where none is known.
 
         Raises:
             InputError: unknown camera model, or the wrong number of parameters.
         """
         camera = self.of(name)
         return pycolmap.ImageReaderOptions(
-            camera_model=camera.model, camera_params=format_params(camera.params)
+            camera_model=camera.model,
+            camera_params=format_params(camera.params),
+            default_focal_length_factor=guess,
         )

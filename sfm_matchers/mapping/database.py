@@ -20,11 +20,12 @@ from sfm_matchers.files.text import written_whole
 from sfm_matchers.machine.progress import progress
 from sfm_matchers.mapping.camera_options import CameraOptions
 from sfm_matchers.mapping.fixed_pixels import FixedPixels, leave_out_fixed_pixels
+from sfm_matchers.mapping.lenses import PERSPECTIVE
 from sfm_matchers.mapping.wide_cameras import guess_wide_focal_lengths
 from sfm_matchers.photos import heif
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.images import open_photo
-from sfm_matchers.photos.intrinsics import GUESSED_FOCAL_LENGTH, camera_with, may_be_of_exif
+from sfm_matchers.photos.intrinsics import camera_with, may_be_of_exif
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def create_database(
     pycolmap.Database.open(database_path).close()  # creates it
     with quiet_colmap(pycolmap.logging.FATAL):
         for names in cameras.groups:
-            reader_options = options.reader_options(names[0])
+            reader_options = options.reader_options(names[0], cameras.guess)
             pycolmap.import_images(database_path, image_dir, mode, names, reader_options)
         with pycolmap.Database.open(database_path) as database:
             camera_ids = {image.name: image.camera_id for image in database.read_all_images()}
@@ -53,11 +54,11 @@ def create_database(
             undecoded = [name for name in names if name not in camera_ids]
             shared_id = next((camera_ids[name] for name in names if name in camera_ids), -1)
             if undecoded:
-                reader_options = options.reader_options(names[0])
+                reader_options = options.reader_options(names[0], cameras.guess)
                 reader_options.existing_camera_id = shared_id
                 _import_undecoded(database_path, image_dir, undecoded, reader_options)
     absurd = _absurd_focal_lengths(database_path, options)
-    _forget_focal_lengths(database_path, {*cameras.without_exif, *absurd})
+    _forget_focal_lengths(database_path, {*cameras.without_exif, *absurd}, cameras.guess)
 
 
 def _absurd_focal_lengths(database_path: Path, options: CameraOptions) -> list[str]:
@@ -74,7 +75,7 @@ def _absurd_focal_lengths(database_path: Path, options: CameraOptions) -> list[s
     ]
 
 
-def _forget_focal_lengths(database_path: Path, names: Collection[str]) -> None:
+def _forget_focal_lengths(database_path: Path, names: Collection[str], factor: float) -> None:
     """Make the focal lengths of some photos' cameras guesses, as those of photos without EXIF."""
     if not names:
         return
@@ -83,7 +84,7 @@ def _forget_focal_lengths(database_path: Path, names: Collection[str]) -> None:
         for camera_id in {image.camera_id for image in images if image.name in names}:
             camera = database.read_camera(camera_id)
             size = camera.width, camera.height
-            guess = camera_with(camera.model.name, GUESSED_FOCAL_LENGTH * max(size), size)
+            guess = camera_with(camera.model.name, factor * max(size), size)
             guess.camera_id = camera_id
             database.update_camera(guess)
 
@@ -98,6 +99,17 @@ def known_focal_lengths(database_path: Path) -> dict[str, float]:
             if cameras[image.camera_id].has_prior_focal_length
             and len(cameras[image.camera_id].focal_length_idxs())
         }
+
+
+def guessed_focal_lengths(database_path: Path) -> set[str]:
+    """Return the photos whose cameras, perspective ones, had none before mapping but a guess."""
+    with pycolmap.Database.open(database_path) as database:
+        cameras = {
+            camera.camera_id
+            for camera in database.read_all_cameras()
+            if camera.model.name in PERSPECTIVE and not camera.has_prior_focal_length
+        }
+        return {image.name for image in database.read_all_images() if image.camera_id in cameras}
 
 
 def read_verified_matches(database_path: Path) -> dict[tuple[int, int], np.ndarray]:

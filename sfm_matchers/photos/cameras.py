@@ -14,6 +14,7 @@ from PIL import ExifTags
 from sfm_matchers.choices import CAMERA_MODES
 from sfm_matchers.errors import InputError
 from sfm_matchers.photos.images import open_photo
+from sfm_matchers.photos.intrinsics import GUESSED_FOCAL_LENGTH
 
 # Photos without EXIF are taken for one camera's if at least this share of them has one size.
 # Internet collections, of many cameras, lie far below; photos of one camera lie at 1.
@@ -56,11 +57,13 @@ class CameraGroups:
         groups: lists of image names; each list gets one camera. Photos of one group have one size.
         reason: one line for the user: what was decided, and why.
         without_exif: photos whose focal length in EXIF is not believed.
+        guess: of the longer side, the focal length that mapping starts from where none is known.
     """
 
     groups: list[list[str]]
     reason: str = field(default="")
     without_exif: list[str] = field(default_factory=list)
+    guess: float = GUESSED_FOCAL_LENGTH
 
 
 def read_photo_header(path: Path) -> PhotoHeader:

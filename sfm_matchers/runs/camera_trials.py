@@ -1,8 +1,9 @@
 """Models made again with other cameras, where the photos contradict what was taken for granted.
 
-What is taken for granted are cameras that photos of one size, or of one camera by EXIF, share, and
-focal lengths from EXIF, which those of cropped, edited or scanned photos are not. Each other
-hypothesis is mapped and held against the models before by their reprojection errors.
+What is taken for granted are cameras that photos of one size, or of one camera by EXIF, share,
+focal lengths from EXIF, which those of cropped, edited or scanned photos are not, and COLMAP's
+guess where nothing tells them. Each other hypothesis is mapped and held against the models before
+by their reprojection errors.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pycolmap
 
@@ -19,10 +20,13 @@ from sfm_matchers.files import revisions
 from sfm_matchers.files.fingerprints import fingerprint
 from sfm_matchers.files.notes import read_memory, write_memory
 from sfm_matchers.mapping.adjustment import median_error
-from sfm_matchers.mapping.database import known_focal_lengths
+from sfm_matchers.mapping.database import guessed_focal_lengths, known_focal_lengths
 from sfm_matchers.mapping.given_intrinsics import try_free_cameras
+from sfm_matchers.mapping.mapper import MIN_MODEL_SIZE
 from sfm_matchers.mapping.misplaced import own_focal_lengths
+from sfm_matchers.mapping.registration import left_out
 from sfm_matchers.mapping.shared_cameras import (
+    BENT,
     MAX_ERROR_RATIO,
     NEARLY_BENT,
     OwnCameras,
@@ -57,6 +61,12 @@ MIN_REGISTERED = 0.5  # of those photos: two fit any focal length
 MIN_GAIN = 1.1
 # Median error over the one before, of fewer cameras, or of such by which photos explain more.
 MAX_LOSS = 1.2
+# Of the longer side. COLMAP's guess, 1.2, is far from what phones, drones and videos have, and from
+# there the mapper may end in a model that is bent, or of few photos.
+WIDE_GUESS = 0.75
+# A model of so many photos has found its focal length, unless it is plainly bent. Of fewer, a bent
+# one had 1.97 times the error of its pairs; right ones have 1.6 at most.
+SURE_PHOTOS, MAYBE_BENT = 30, 1.6
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
 
 _Models = list[pycolmap.Reconstruction]
@@ -77,7 +87,9 @@ def make_and_check_cameras(build: Build, known: KnownCameras) -> tuple[CameraGro
     memory = read_memory(workspace.cameras)
     if memory.get("source") == first_source:
         first_reason = cameras.reason
-        cameras = CameraGroups(memory["groups"], memory["reason"], memory["without_exif"])
+        cameras = CameraGroups(
+            memory["groups"], memory["reason"], memory["without_exif"], memory["guess"]
+        )
         if cameras.reason != first_reason:  # which has been said
             logger.info("Cameras: %s", cameras.reason)
         return cameras, build.make(cameras)
@@ -87,13 +99,16 @@ def make_and_check_cameras(build: Build, known: KnownCameras) -> tuple[CameraGro
     if known.told_by_exif:
         before = known_focal_lengths(workspace.database)
         exif = {name: before[name] for name in known.told_by_exif.intersection(before)}
-    if shared or exif:
-        cameras, models = _CameraTrials(build, cameras.groups, shared, exif).run(cameras, models)
+    guessed = guessed_focal_lengths(workspace.database)
+    if shared or exif or guessed:
+        trials = _CameraTrials(build, cameras.groups, shared, exif, guessed)
+        cameras, models = trials.run(cameras, models)
     remembered = {
         "source": first_source,
         "groups": cameras.groups,
         "reason": cameras.reason,
         "without_exif": cameras.without_exif,
+        "guess": cameras.guess,
     }
     write_memory(workspace.cameras, remembered)
     return cameras, models
@@ -145,12 +160,14 @@ class _CameraTrials:
         first_groups: photos that share a camera at first.
         shared: those that do by their size or EXIF, and of which the user does not say so.
         exif: focal length in pixels of photos that have it from EXIF.
+        guessed: photos whose focal length nothing tells.
     """
 
     build: Build
     first_groups: list[list[str]]
     shared: set[str]
     exif: dict[str, float]
+    guessed: set[str]
 
     def run(self, cameras: CameraGroups, models: _Models) -> tuple[CameraGroups, _Models]:
         """Return the cameras and the models that agree best."""
@@ -159,6 +176,9 @@ class _CameraTrials:
             first = models
             cameras, models = self._without_exif(cameras, models)
             is_doubted = is_doubted and (models is first or self._is_bent(models))
+        first = models
+        cameras, models = self._from_wide_guess(cameras, models)
+        is_doubted = is_doubted and (models is first or self._is_bent(models))
         if not self.shared or (is_doubted and self._have_other_intrinsics(models)):
             return cameras, models
         first = models
@@ -181,7 +201,9 @@ class _CameraTrials:
 
     def _is_bent(self, models: _Models) -> bool:
         database = self.build.job.workspace.database
-        return not models or is_bent(models[0], database, self._doubted)
+        if not models or not self._doubted:
+            return not models
+        return is_bent(models[0], database, self._doubted)
 
     def _have_other_intrinsics(self, models: _Models, own: OwnCameras | None = None) -> bool:
         """True if photos fit another principal point, as cropped ones do, or another lens as well
@@ -226,7 +248,7 @@ class _CameraTrials:
 
     def _without_exif(self, cameras: CameraGroups, models: _Models) -> tuple[CameraGroups, _Models]:
         """Make the models as if there were no EXIF; return them if they are better."""
-        others = CameraGroups(cameras.groups, cameras.reason, sorted(self.exif))
+        others = replace(cameras, without_exif=sorted(self.exif))
         error, num_photos = _median_error(models, self._doubted), _num_photos(models)
         # With the freedom of before what fits better is better; but a few photos fit anything.
         is_possible = bool(models) and _can_be(models[0])
@@ -246,11 +268,59 @@ class _CameraTrials:
             text += f" (median error {now}, {_shown(error)} with it)"
         if text:
             logger.warning("Cameras: %s", text)
-        return CameraGroups(
-            cameras.groups,
-            "; ".join([cameras.reason, text] if text else [cameras.reason]),
-            others.without_exif if found else cameras.without_exif,
-        ), models
+        said = "; ".join([cameras.reason, text] if text else [cameras.reason])
+        return replace(others if found else cameras, reason=said), models
+
+    def _from_wide_guess(
+        self, cameras: CameraGroups, models: _Models
+    ) -> tuple[CameraGroups, _Models]:
+        """Make models that are poor from a shorter focal length; return them if they are better."""
+        names = self.guessed.union(cameras.without_exif)
+        if not names or not self._is_poor(models, names):
+            return cameras, models
+        others = replace(cameras, guess=WIDE_GUESS)
+        with self.build.job.workspace.trial() as trial:
+            found = self.build.make(others, trial)
+            if not self._is_better(found, trial, models, names):
+                return cameras, models
+            self.build.take(others, trial)
+        now, before = (
+            f"{_num_photos(some)} photos, {_shown(_median_error(some, names))}"
+            for some in (found, models)
+        )
+        text = (
+            f"mapped from a focal length of {WIDE_GUESS} times the longer side on (then {now}; "
+            f"{before} from {cameras.guess} times on)"
+        )
+        logger.info("Cameras: %s", text)
+        return replace(others, reason=f"{cameras.reason}; {text}"), found
+
+    def _is_poor(self, models: _Models, names: Collection[str]) -> bool:
+        """True if models of photos whose focal length was a guess may have suffered from it."""
+        if not models:
+            return True
+        database = self.build.job.workspace.database
+        over_pairs = error_over_pairs(models[0], database, names)
+        if _num_photos(models) >= SURE_PHOTOS:
+            return over_pairs > BENT
+        return over_pairs > MAYBE_BENT or bool(left_out(models, database))
+
+    def _is_better(
+        self, found: _Models, trial: Workspace, models: _Models, names: Collection[str]
+    ) -> bool:
+        """True if models from another guess have more photos, or the same ones far more exactly."""
+        if _num_photos(found) < MIN_MODEL_SIZE or not _can_be(found[0]):
+            return False
+        database = self.build.job.workspace.database
+        num_left_out = len(left_out(models, database)), len(left_out(found, trial.database))
+        gains = _num_photos(found) - _num_photos(models), num_left_out[0] - num_left_out[1]
+        limit = MAX_LOSS if max(gains) > 0 else MAX_ERROR_RATIO
+        if min(gains) < 0:
+            return False
+        if not _median_error(found, names) < limit * _median_error(models, names):
+            return False
+        was_bent = not models or is_bent(models[0], database, names)
+        return was_bent or not is_bent(found[0], trial.database, names)
 
     def _split(
         self, cameras: CameraGroups, models: _Models
@@ -319,7 +389,7 @@ class _CameraTrials:
         """Make the models again with other groups of photos that share a camera; None where they
         are no better, or explain hardly more of the photos that are parted from others."""
         before = _median_error(models, self.shared)
-        others = CameraGroups(groups, without_exif=cameras.without_exif)
+        others = replace(cameras, groups=groups)
         with self.build.job.workspace.trial() as trial:
             found = self._make(others, trial, limit, num_photos)
             if found is None:
@@ -332,9 +402,7 @@ class _CameraTrials:
             if parted:
                 count = _num_observations(found, parted)
                 evidence = f"observations of {len(parted)} of them tell ({count} now, {had} before)"
-            others = CameraGroups(
-                groups, self._reason(groups, found[0], evidence), cameras.without_exif
-            )
+            others = replace(others, reason=self._reason(groups, found[0], evidence))
             logger.warning("Cameras: %s", others.reason)
             self.build.take(others, trial)
             return others, found
@@ -393,4 +461,4 @@ def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:
         f"{SAFER_CAMERAS}"
     )
     logger.warning("Cameras: %s", warning)
-    return CameraGroups(cameras.groups, f"{cameras.reason}; {warning}", cameras.without_exif)
+    return replace(cameras, reason=f"{cameras.reason}; {warning}")

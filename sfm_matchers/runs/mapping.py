@@ -26,6 +26,7 @@ from sfm_matchers.mapping.merging import merge_models
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.mapping.tracks import lengthen_tracks
 from sfm_matchers.photos.cameras import CameraGroups
+from sfm_matchers.photos.intrinsics import GUESSED_FOCAL_LENGTH
 from sfm_matchers.runs.camera_models import camera_ids, choose_for_models
 from sfm_matchers.runs.match_graph import check_pairs
 from sfm_matchers.runs.matching import MatchingJob
@@ -68,6 +69,7 @@ class Build:
             *self._inputs,
             cameras.groups,
             *([cameras.without_exif] if cameras.without_exif else ()),
+            *([cameras.guess] if cameras.guess != GUESSED_FOCAL_LENGTH else ()),
             self.options.camera_model,
             self.options.camera_params,
             self.job.conf.min_inlier_ratio,
