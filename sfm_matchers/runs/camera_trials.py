@@ -68,6 +68,10 @@ WIDE_GUESS = 0.75
 # one had 1.97 times the error of its pairs; right ones have 1.6 at most.
 SURE_PHOTOS, MAYBE_BENT = 30, 1.6
 SAFER_CAMERAS = "try --camera_mode per_image, or per_folder with a folder for each camera"
+# What is left where a model with a camera for each photo was made, and was no better.
+KNOWN_CAMERAS = (
+    "give their intrinsics (--cameras FILE), or a folder for each (--camera_mode per_folder)"
+)
 
 _Models = list[pycolmap.Reconstruction]
 
@@ -458,7 +462,7 @@ def _doubtful(cameras: CameraGroups, own: OwnCameras) -> CameraGroups:
     warning = (
         f"the median reprojection error is {own.shared_error:.2f} px, and {own.own_error:.2f} px "
         "with a camera for each photo: they may be of several cameras, and the model bent: "
-        f"{SAFER_CAMERAS}"
+        f"{KNOWN_CAMERAS}"
     )
     logger.warning("Cameras: %s", warning)
     return replace(cameras, reason=f"{cameras.reason}; {warning}")

@@ -45,7 +45,7 @@ from sfm_matchers.mapping.turning import photos_that_only_turned
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.photos.given_cameras import GivenCamera
 from sfm_matchers.photos.intrinsics import improbable_focal_length
-from sfm_matchers.runs.camera_trials import SAFER_CAMERAS
+from sfm_matchers.runs.camera_trials import KNOWN_CAMERAS, SAFER_CAMERAS
 from sfm_matchers.runs.cameras import KnownCameras
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.match_graph import describe_match_graph, doubt_about_pairs
@@ -133,7 +133,7 @@ def _doubt(
         cameras.panoramas
         or doubt_about_pairs(build.job.workspace)
         or _about_stretched(models[0], cameras.given)
-        or (f"its cameras are uncertain: {SAFER_CAMERAS}" * (SAFER_CAMERAS in groups.reason))
+        or _about_uncertain_cameras(groups)
         or _about_named_cameras(models[0], database, cameras, groups)
         or _about_fisheyes(models[0], cameras.given)
         or about_absurd_cameras(models[0], cameras.given)
@@ -142,6 +142,12 @@ def _doubt(
         or _about_misfit(find_misfit(models[0], database), cameras.is_guess(groups))
         or _about_principal_points(models[0], build, cameras)
     )
+
+
+def _about_uncertain_cameras(groups: CameraGroups) -> str:
+    """Say what to try where models with other cameras did not settle which are right; or ""."""
+    advice = (text for text in (KNOWN_CAMERAS, SAFER_CAMERAS) if text in groups.reason)
+    return next((f"its cameras are uncertain: {text}" for text in advice), "")
 
 
 def about_absurd_cameras(model: pycolmap.Reconstruction, given: Collection[str]) -> str:

@@ -188,6 +188,9 @@ def test_no_models_are_made_again_with_the_same_cameras(
     said = result.summary["settings"]["cameras"]
     assert "not of one camera" not in said
     assert "0.90 px, and 0.50 px with a camera for each photo" in said
+    assert (
+        "its cameras are uncertain: give their intrinsics (--cameras FILE)" in result.verdict.text
+    )
 
 
 def test_a_model_that_is_bent_is_mapped_with_a_camera_for_each_photo(tmp_path: Path) -> None:
