@@ -187,6 +187,8 @@ class _CameraTrials:
             return cameras, models
         first = models
         cameras, models, doubtful = self._split(cameras, models)
+        if doubtful and self._is_as_exact_as_pairs(models):
+            doubtful = None
         if doubtful or (is_doubted if models is first else self._is_bent(models)):
             # From a model that is bent no way leads to the right one.
             if single := self._of_single_photos(cameras, models):
@@ -208,6 +210,17 @@ class _CameraTrials:
         if not models or not self._doubted:
             return not models
         return is_bent(models[0], database, self._doubted)
+
+    def _is_as_exact_as_pairs(self, models: _Models) -> bool:
+        """True if photos fit a model as well as each other, so that it is not bent.
+
+        Cameras of their own help photos then whose lens moves (focus, stabilisation).
+        """
+        if not models:
+            return False
+        database = self.build.job.workspace.database
+        ratio = error_over_pairs(models[0], database, self._doubted)
+        return 0 < ratio < NEARLY_BENT  # 0 where matches are too few to tell
 
     def _have_other_intrinsics(self, models: _Models, own: OwnCameras | None = None) -> bool:
         """True if photos fit another principal point, as cropped ones do, or another lens as well
