@@ -254,19 +254,19 @@ def write_results(
     results: Sequence[LocalizedQuery],
     *,
     prepend_camera_name: bool = False,
-    keep_folders: bool = False,
+    submission: bool = True,
 ) -> Path:
-    """Write a submission file, and beside it a log with the status of each query.
+    """Write a file of poses, and beside it a log with the status of each query.
 
-    The submission has a line ``name qw qx qy qz tx ty tz`` (world to camera) for each query with a
-    pose, fallback poses included; the log, ``<stem>_log.jsonl``, has all queries and says which
-    pose is which.
+    It has a line ``name qw qx qy qz tx ty tz`` (world to camera) for each query with a pose; the
+    log, ``<stem>_log.jsonl``, has all queries and says which pose is which.
 
     Args:
-        path: of the submission.
+        path: of the poses.
         results: of all queries.
         prepend_camera_name: write ``folder/name`` instead of ``name``, as some benchmarks ask.
-        keep_folders: write whole names, which no benchmark takes.
+        submission: to a benchmark: fallback poses too, and names without their folders. Otherwise
+            whole names, and no pose that the photo does not have itself.
 
     Returns:
         The path of the log.
@@ -276,9 +276,11 @@ def write_results(
     for result in results:
         if result.cam_from_world is None:
             continue
+        if result.status is Status.FALLBACK and not submission:
+            continue
         parts = result.name.split("/")
         name = "/".join(parts[-2:]) if prepend_camera_name else parts[-1]
-        name = result.name if keep_folders else name
+        name = name if submission else result.name
         names[name] += 1
         numbers = [*_quaternion(result.cam_from_world), *result.cam_from_world.translation]
         lines.append(" ".join([name, *(repr(float(number)) for number in numbers)]))

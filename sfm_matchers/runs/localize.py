@@ -235,7 +235,7 @@ def write_localization(
     `earth` has east, north and up in the map's world, a row each, where they are known.
     """
     image_dir, workspace = job.image_dir, job.workspace
-    log_path = write_results(workspace.poses, results, keep_folders=True)
+    log_path = write_results(workspace.poses, results, submission=False)
     extended = add_to_model(model, results)
     write_model(extended, workspace.extended_map)
     verdict = judge_localization(

@@ -369,6 +369,18 @@ def test_files_of_results_keep_statuses_apart(
     assert count_by_status(results) == dict.fromkeys(statuses, 1)
 
 
+def test_poses_in_a_map_of_ones_own_are_those_of_the_photos(
+    model: pycolmap.Reconstruction, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    results = localize(model, files, ["good.jpg", "few.jpg", "none.jpg"])
+    log = write_results(tmp_path / "poses.txt", list(results.values()), submission=False)
+    assert list(read_poses(tmp_path / "poses.txt")) == ["good.jpg", "few.jpg"]
+    assert len(log.read_text().splitlines()) == 3
+    nested = LocalizedQuery("new/a.jpg", Status.LOCALIZED, camera(), pose(0.1))
+    write_results(tmp_path / "poses.txt", [nested], submission=False)
+    assert list(read_poses(tmp_path / "poses.txt")) == ["new/a.jpg"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
