@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pycolmap
 from PIL import Image
 
@@ -19,8 +21,12 @@ from sfm_matchers.files.space import check_space, disk_is_full
 from sfm_matchers.mapping.database import is_undecoded
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.photos.images import read_image
+from sfm_matchers.photos.masks import read_alpha
 from sfm_matchers.photos.orientation import show_as_stored
 from sfm_matchers.reports.drawing import write_image
+
+# Pillow's names of them; the latter are those of telephones, with a second picture.
+_JPEGS = ("JPEG", "MPO")
 
 # Of what is cropped, which was written once already.
 _JPEG_QUALITY = 97
@@ -86,7 +92,7 @@ def undistort(
     with quiet_colmap(pycolmap.logging.FATAL):
         try:
             pycolmap.undistort_images(folder, staged / "model", staged / "images")
-            model = pycolmap.Reconstruction(folder / "sparse")
+            flat = pycolmap.Reconstruction(folder / "sparse")
         except (ValueError, RuntimeError, IndexError, MemoryError) as error:  # of files too
             raise OSError(one_line(error)) from error
     if disk_is_full(folder):  # COLMAP goes on without the photos that it cannot write
@@ -99,11 +105,48 @@ def undistort(
     (folder / "0").rename(folder / "sparse" / "0")
     missing = [name for name in names.values() if not (folder / "images" / name).is_file()]
     if missing:
-        model = without_images(model, missing)
-    if _centre(model, folder / "images") or missing:
-        write_model(model, folder / "sparse" / "0")
-    for name in set(names.values()).difference(missing):  # or some readers turn what poses fit
+        flat = without_images(flat, missing)
+    for name in set(names.values()).difference(missing):
+        # Or some readers turn what poses fit: of TIFF, Pillow too.
         show_as_stored(folder / "images" / name)
+    _keep_transparency(model, image_dir, names, folder / "images")
+    if _centre(flat, folder / "images") or missing:
+        write_model(flat, folder / "sparse" / "0")
+
+
+def _keep_transparency(
+    model: pycolmap.Reconstruction, image_dir: Path, names: Mapping[str, str], folder: Path
+) -> None:
+    """Make undistorted photos transparent where the photos are: COLMAP reads no alpha channels.
+
+    Args:
+        model: the model, with the cameras of the photos.
+        image_dir: the photos.
+        names: those of the undistorted ones, see `flat_names`.
+        folder: of the undistorted ones; without those that COLMAP cannot write.
+    """
+    for image_id in model.reg_image_ids():
+        image = model.image(image_id)
+        camera = model.camera(image.camera_id)
+        target = folder / names[image.name]
+        if not target.is_file():
+            continue
+        alpha = read_alpha(image_dir / image.name)
+        if alpha is None:
+            continue
+        if not camera.is_undistorted():
+            bitmap = pycolmap.Bitmap.from_array(alpha)
+            options = pycolmap.UndistortCameraOptions()
+            alpha = pycolmap.undistort_image(options, bitmap, camera)[0].to_array()
+        _write_anew(target, partial(_with_alpha, alpha=alpha))
+
+
+def _with_alpha(photo: Image.Image, alpha: np.ndarray) -> Image.Image:
+    if photo.format in _JPEGS:  # a PNG that is called so; there are no transparent ones
+        return photo
+    transparent = photo.convert("RGBA")
+    transparent.putalpha(Image.fromarray(alpha))
+    return transparent
 
 
 def _centre(model: pycolmap.Reconstruction, image_dir: Path) -> bool:
@@ -154,7 +197,12 @@ def _centred(principal: float, length: int) -> tuple[int, int]:
 
 
 def _crop(path: Path, box: tuple[int, int, int, int]) -> None:
-    """Crop a photo to columns and rows (left, top, right, bottom), with its EXIF as it is."""
+    """Crop a photo to columns and rows (left, top, right, bottom)."""
+    _write_anew(path, lambda photo: photo.crop(box))
+
+
+def _write_anew(path: Path, change: Callable[[Image.Image], Image.Image]) -> None:
+    """Write a photo as `change` makes it, with its EXIF as it is."""
     try:
         photo = Image.open(path)
     except Image.DecompressionBombError as error:
@@ -163,11 +211,12 @@ def _crop(path: Path, box: tuple[int, int, int, int]) -> None:
         kept: dict[str, Any] = {
             key: photo.info[key] for key in ("exif", "icc_profile") if key in photo.info
         }
-        kind, crop = photo.format, photo.crop(box)
-    if kind in ("JPEG", "MPO"):  # the latter are JPEGs of telephones, with a second picture
+        kind, changed = photo.format, change(photo)
+        changed.load()
+    if kind in _JPEGS:
         kind, kept = "JPEG", kept | {"quality": _JPEG_QUALITY, "subsampling": 0}
     path.unlink()  # never into a file that may be another name of the user's photo
-    crop.save(path, kind, **kept)
+    changed.save(path, kind, **kept)
 
 
 def _stage(

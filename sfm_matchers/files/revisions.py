@@ -25,4 +25,4 @@ DENIED_POSES = 1  # photos of a map whose poses its matches deny
 TRIANGULATION = 1
 JOINED = 2  # matches of two matchers
 GEOREFERENCE = 1
-EXPORTS = 2  # models for other tools
+EXPORTS = 3  # models for other tools

@@ -143,8 +143,8 @@ def _not_black(path: Path) -> np.ndarray:
     return np.asarray(levels > (levels.max() // 2 if is_jpeg else 0))
 
 
-def read_opacity(path: Path) -> np.ndarray | None:
-    """Return where an image is opaque by half at least, (H, W) bool; None if it is everywhere.
+def read_alpha(path: Path) -> np.ndarray | None:
+    """Return how opaque an image is, (H, W) uint8; None if it is wholly so everywhere.
 
     Raises:
         InputError: as `read_image`.
@@ -154,10 +154,23 @@ def read_opacity(path: Path) -> np.ndarray | None:
             return None
         image = decode_pixels(path, cv2.IMREAD_UNCHANGED)
         if image.ndim == 3 and image.shape[2] == 4:
-            opaque = image[..., 3] >= np.iinfo(image.dtype).max / 2
+            num_bits = np.iinfo(image.dtype).bits
+            alpha = (image[..., 3] >> (num_bits - 8)).astype(np.uint8)
         else:  # of gray images with a transparent level, which OpenCV does not look at
-            opaque = np.asarray(photo.convert("RGBA").getchannel("A")) > 127
-    return None if opaque.all() else opaque
+            alpha = np.asarray(photo.convert("RGBA").getchannel("A"))
+    return None if (alpha == 255).all() else alpha
+
+
+def read_opacity(path: Path) -> np.ndarray | None:
+    """Return where an image is opaque by half at least, (H, W) bool; None if it is everywhere.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    alpha = read_alpha(path)
+    if alpha is None or (alpha > 127).all():
+        return None
+    return alpha > 127
 
 
 def usable_pixels(

@@ -245,6 +245,41 @@ def test_undistorted_photos_show_what_the_photos_show(tmp_path):
     np.testing.assert_allclose(centre, expected, atol=0.8)
 
 
+@pytest.mark.parametrize("camera", ["OPENCV_FISHEYE", "PINHOLE"])
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+def test_undistorted_photos_are_transparent_where_the_photos_are(tmp_path, camera, suffix):
+    """Their red is as strong as they are opaque, in the photo and without distortion."""
+    scene = make_scene(tmp_path, camera)
+    image = scene.model.find_image_with_name("überblick0.png")
+    image.name = f"cut out.{suffix}"
+    rows, columns = np.indices(SIZE[::-1])
+    opacity = (128 + 60 * np.sin(rows / 9) + 60 * np.cos(columns / 7)).astype(np.uint8)
+    pixels = np.stack([opacity, 255 - opacity, opacity // 2, opacity], -1)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).save(scene.photos / image.name, exif=exif, lossless=True)
+    (export,) = export_model(scene.model, scene.photos, scene.output, ["undistorted"])
+    target = export.path / "images" / ("cut out.tif" if suffix == "tif" else "cut out.png")
+    with Image.open(target) as photo:
+        assert photo.mode == "RGBA"
+        shown = np.asarray(photo).astype(int)
+    assert np.ptp(shown[..., 3]) > 150
+    assert np.abs(shown[..., 3] - shown[..., 0]).max() <= 1
+
+
+def test_crops_of_photos_that_lie_on_their_side_show_what_is_stored(tmp_path):
+    """Pillow turns TIFF when it decodes it, as its orientation says."""
+    scene = make_scene(tmp_path, "PINHOLE")
+    whole = np.asarray(Image.open(scene.photos / "überblick0.png"))
+    scene.model.find_image_with_name("überblick0.png").name = "a.tif"
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(whole).save(scene.photos / "a.tif", exif=exif)
+    (export,) = export_model(scene.model, scene.photos, scene.output, ["undistorted"])
+    with Image.open(export.path / "images" / "a.tif") as crop:
+        np.testing.assert_array_equal(np.asarray(crop), whole[:118, 4:])
+
+
 def test_crops_of_undistorted_photos_leave_the_photos_alone(tmp_path):
     """Photos of PINHOLE cameras are not undistorted, only cropped: principal point (82, 59)."""
     scene = make_scene(tmp_path, "PINHOLE")
