@@ -239,7 +239,7 @@ def _without_pose(results: Sequence[LocalizedQuery]) -> str:
         for result in missing
     )
     head = "<tr><th>Photo</th><th>What became of it</th><th>Reason</th></tr>"
-    note = "<p>Fallback: the pose of the most similar photo of the map stands in.</p>"
+    note = "<p>Fallback: none; the log notes that of the most similar photo of the map.</p>"
     table = f"<table class=reasons><thead>{head}</thead><tbody>{rows}</tbody></table>"
     return f"{note}<div class=scroll>{table}</div>"
 
@@ -261,7 +261,7 @@ def _row(result: LocalizedQuery) -> str:
         f"<td>{html.escape(result.name)}",
         f'<td class="{_css_class(result)}">{result.status.value}{reason}',
         f'<td class="number">{result.num_inliers}',
-        f'<td class="number">{100 * result.inlier_ratio:.0f} %',
+        f'<td class="number">{100 * result.inlier_ratio:.0f}&nbsp;%',
         f'<td class="number">{_uncertainty(result)}',
         f'<td class="number">{_focal_length(result)}',
         f"<td>{html.escape(result.intrinsics)}",

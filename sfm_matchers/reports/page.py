@@ -155,6 +155,10 @@ def command_line(words: Sequence[str]) -> str:
     words = list(words)
     if words:
         words[0] = Path(words[0]).name
+    if len(words) > 1 and words[1] == sys.argv[0]:
+        words[1] = Path(words[1]).name
+        if not words[1].endswith(".py"):  # a command that pip has made
+            del words[0]
     return shlex.join(words)
 
 

@@ -65,6 +65,16 @@ def test_the_run_names_photos_versions_and_command(scene, monkeypatch):
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d", facts["made"])
 
 
+@pytest.mark.parametrize(
+    ("script", "shown"),
+    [("/home/me/.venv/bin/sfm-matchers", "sfm-matchers"), ("/home/me/a.py", "python3 a.py")],
+)
+def test_the_command_has_no_folders(script, shown, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script, "sfm"])
+    words = ["/home/me/.venv/bin/python3", script, "sfm", "--images", "/photos"]
+    assert command_line(words) == f"{shown} sfm --images /photos"
+
+
 def test_command_line_of_nothing():
     assert command_line([]) == ""
 
