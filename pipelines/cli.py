@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         prepare_process()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"] and len(given) > 1:
+        given = [given[1], "--help"]
     if not given or given[0] in ("-h", "--help", "help"):
         return answer(f"{_help()}\n", 0 if given else BAD_INPUT)
     if given[0] in ("--version", "-V"):

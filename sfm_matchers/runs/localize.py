@@ -112,6 +112,8 @@ def check_options(options: LocalizeOptions) -> None:
     check_map(options.map)
     if not is_map(options.map):
         if options.map_images is None:
+            if not holds_model(Path(options.map)):
+                raise InputError(f"{options.map} is no map and no COLMAP model")
             raise InputError(
                 "--map_images is missing: the folder of the photos of the map; or make a map that "
                 "needs none by sfm-matchers map build"

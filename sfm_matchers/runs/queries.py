@@ -48,8 +48,10 @@ def check_queries(queries: str | Path) -> None:
     if is_video(path):
         check_readable(path)
     elif not path.is_dir() and not (path.is_file() and is_photo(path)):
+        is_list = path.is_file() and path.suffix == ".txt"
+        hint = ": their folder is asked for; a list of intrinsics is --cameras" if is_list else ""
         raise InputError(
-            f"{queries} is no folder of photos, no photo and no video{nearest_path(path)}"
+            f"{queries} is no folder of photos, no photo and no video{hint or nearest_path(path)}"
         )
 
 

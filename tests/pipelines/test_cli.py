@@ -252,6 +252,13 @@ def test_every_command_has_help_and_quiet(name: str, capsys: pytest.CaptureFixtu
     assert end.value.code == 2
 
 
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["help", "sfm"])
+    assert end.value.code == 0
+    assert "--image_dir" in capsys.readouterr().out
+
+
 def test_every_pipeline_is_a_command() -> None:
     folder = Path(cli.__file__).parent
     helpers = {"__init__", "cli", "command", "options"}

@@ -34,6 +34,11 @@ def test_anything_else_is_refused(photos: Path, name: str) -> None:
         query_photos(photos / name)
 
 
+def test_a_list_is_told_its_option(photos: Path) -> None:
+    with pytest.raises(InputError, match=r"list.txt is no .*; a list of intrinsics is --cameras"):
+        query_photos(photos / "list.txt")
+
+
 def test_queries_keep_their_names_unless_the_map_has_them(photos: Path) -> None:
     folder, above = photos.resolve(), photos.resolve().parent
     prefix = f"{folder.name}/"
