@@ -3,6 +3,7 @@
 The covariance of an adjustment depends on what is held fixed there. Here nothing is: position,
 orientation and scale of the whole are those that fit all camera centres best (an S-transformation;
 Baarda, "S-transformations and criterion matrices", 1973), as after an alignment with the truth.
+Centres on a line, as of a straight walk, are not moved by a turn about it: there rotations tell it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ SIGMA_OF_MEDIAN = 1 / np.sqrt(2 * np.log(2))
 # A photo is badly held if its centre is this many times less certain than the median one, and than
 # a share of the extent, or if it is less certain than a larger share.
 MANY_TIMES, SMALL_SHARE, LARGE_SHARE = 5.0, 0.002, 0.02
+# A radian counts as this share of the extent: little where centres tell how the whole is turned.
+ROTATION_WEIGHT = 0.1
 MAX_IMAGES = 500  # the matrix of all poses together is dense
 
 
@@ -161,18 +164,18 @@ def _of_world(joint: FloatArray, rotations: FloatArray, translations: FloatArray
 
 
 def _without_gauge(centers: FloatArray) -> FloatArray:
-    """The matrix (6N, 6N) that takes off the similarity transform which the centres share."""
+    """The matrix (6N, 6N) that takes off the similarity transform which the poses share."""
     centred = centers - centers.mean(axis=0)
     count = len(centers)
+    weight = ROTATION_WEIGHT * np.linalg.norm(centers[:, None] - centers[None], axis=-1).max()
     motion = np.zeros((count, 3, 7))  # of the centres by rotation, translation and scale
     motion[:, :, :3] = -_cross(centred)
     motion[:, :, 3:6] = np.eye(3)
     motion[:, :, 6] = centred
-    fitted = np.linalg.pinv(motion.reshape(3 * count, 7))  # (7, 3N)
-    effect = np.zeros((count, 6, 7))
-    effect[:, :3, :3] = np.eye(3)
-    effect[:, 3:, :] = motion
-    of_centers = np.zeros((7, count, 6))
-    of_centers[:, :, 3:] = fitted.reshape(7, count, 3)
-    gauge = effect.reshape(6 * count, 7) @ of_centers.reshape(7, 6 * count)
-    return np.eye(6 * count) - gauge
+    of_each = np.zeros((count, 6, 7))
+    of_each[:, :3, :3] = np.eye(3)
+    of_each[:, 3:, :] = motion
+    effect = of_each.reshape(6 * count, 7)
+    weights = np.tile([weight] * 3 + [1.0] * 3, count)
+    fitted = np.linalg.pinv(effect * weights[:, None]) * weights  # (7, 6N)
+    return np.eye(6 * count) - effect @ fitted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pycolmap
+import pytest
 
 from sfm_matchers.mapping.adjustment import (
     adjust_robustly,
@@ -75,6 +76,45 @@ def test_photos_that_no_point_supports_leave_the_model() -> None:
     assert sorted(model.images) == [1, 2, 3]
     assert all(frame.has_pose() for frame in model.frames.values())
     assert len(pose_covariances(model)) == 3
+
+
+def straight_walk(bend: float, seed: int) -> tuple[pycolmap.Reconstruction, list[np.ndarray]]:
+    """Eight photos along a line of 5.6 that is bent by so much, adjusted; and true rotations."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform([-4, -1, -1], [4, 1, 1], (200, 3))
+    camera = pycolmap.Camera(
+        model="SIMPLE_RADIAL", width=640, height=480, params=(600, 320, 240, 0.0), camera_id=1
+    )
+    model = pycolmap.Reconstruction()
+    model.add_camera_with_trivial_rig(camera)
+    rotations = []
+    for index, x in enumerate(np.linspace(-2.8, 2.8, 8)):
+        position = np.array([x, -4.0, bend * np.cos(x)])
+        pose = pycolmap.Rigid3d(look_at(position, np.array([0.8 * x, 0, 0])))
+        pixels = np.array([camera.img_from_cam(pose * point) for point in points])
+        add_image(model, index + 1, f"{index}.png", pose, pixels + rng.normal(0, 0.3, pixels.shape))
+        rotations.append(pose.rotation.matrix())
+    for index, point in enumerate(points):
+        track = pycolmap.Track()
+        for image_id in sorted(model.images):
+            track.add_element(image_id, index)
+        model.add_point3D(point, track, np.zeros(3, np.uint8))
+    adjust_robustly(model, robust_adjustment(1))
+    return model, rotations
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.001, 0.03, 1.0])
+def test_rotations_are_as_sure_on_a_straight_walk_as_on_a_bent_one(bend: float) -> None:
+    """Turning all about the line moves no centre, which told 12 degrees of 0.05."""
+    squares, told = [], []
+    for seed in range(5):
+        model, truth = straight_walk(bend, seed)
+        found = [model.images[i].cam_from_world().rotation.matrix() for i in sorted(model.images)]
+        left, _, right = np.linalg.svd(sum(a.T @ b for a, b in zip(found, truth, strict=True)))
+        turns = [a @ left @ right @ b.T for a, b in zip(found, truth, strict=True)]
+        squares += [3 - np.trace(turn) for turn in turns]  # of small angles
+        told += [covariance.rotation for covariance in pose_covariances(model).values()]
+    assert 0.6 < np.median(told) / np.degrees(np.sqrt(np.mean(squares))) < 1.7
 
 
 def test_the_last_adjustment_sees_each_point_once_a_photo() -> None:
