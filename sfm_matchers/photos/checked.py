@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,6 +122,7 @@ def check_photos(
     outputs: str | Path,
     names: Sequence[str] | None = None,
     mask_dir: Path | None = None,
+    left_out: list[str] | None = None,
 ) -> dict[str, CheckedPhoto]:
     """Return the photos that can be decoded, with a fingerprint of their content and mask.
 
@@ -132,6 +133,7 @@ def check_photos(
         outputs: of the run, which remembers them.
         names: photos to look at; all in the folder if None. One that is missing is left out.
         mask_dir: a folder of masks, or one mask for all, see `images.mask_path`.
+        left_out: gets the lines on photos that cannot be used.
 
     Raises:
         InputError: there is no such folder.
@@ -139,7 +141,7 @@ def check_photos(
     cache_path = Path(outputs) / NOTE
     cache = read_memory(cache_path)
     if names is None:
-        names = find_images(image_dir, outputs=outputs, mask_dir=mask_dir)
+        names = find_images(image_dir, outputs=outputs, mask_dir=mask_dir, left_out=left_out)
 
     stamps = {name: stamps_of(image_dir, name, mask_dir) for name in names}
 
@@ -162,7 +164,11 @@ def check_photos(
     with ThreadPoolExecutor() as executor:
         found = dict(zip(names, executor.map(check, names), strict=True))
     write_memory(cache_path, {**cache, **found})
-    _name_unreadable(image_dir, {k: v["unreadable"] for k, v in found.items() if "unreadable" in v})
+    unreadable = {k: v["unreadable"] for k, v in found.items() if "unreadable" in v}
+    for line in _about_unreadable(image_dir, unreadable):
+        logger.warning("left out: %s", line)
+        if left_out is not None:
+            left_out.append(line)
     return {
         name: CheckedPhoto(
             tuple(found[name]["size"]),
@@ -174,7 +180,7 @@ def check_photos(
     }
 
 
-def _name_unreadable(image_dir: Path, faults: Mapping[str, str]) -> None:
+def _about_unreadable(image_dir: Path, faults: Mapping[str, str]) -> Iterator[str]:
     """Name photos that are left out, a line each; where many have one fault, one line for them."""
     names_of: dict[str, list[str]] = {}
     for name, fault in faults.items():
@@ -182,10 +188,9 @@ def _name_unreadable(image_dir: Path, faults: Mapping[str, str]) -> None:
     for fault, names in names_of.items():
         if len(names) > MANY:
             kind = f"{len(names)} files of {image_dir}: each {fault}"
-            logger.warning("left out: %s: %s (%s names all)", kind, listed(names), NOTE)
-            continue
-        for name in names:
-            logger.warning("left out: %s", faults[name])
+            yield f"{kind}: {listed(names)} ({NOTE} names all)"
+        else:
+            yield from (faults[name] for name in names)
 
 
 def _is_note(note: Any, content: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from sfm_matchers.errors import InputError
@@ -50,6 +50,7 @@ def find_images(
     *,
     outputs: str | Path | None = None,
     mask_dir: str | Path | None = None,
+    left_out: list[str] | None = None,
 ) -> list[str]:
     """Return the names of all photos below a folder: sorted POSIX paths relative to it.
 
@@ -62,6 +63,7 @@ def find_images(
         image_dir: the folder.
         outputs: of this run.
         mask_dir: the folder of the masks, or the one mask of all photos.
+        left_out: gets the lines on photos that cannot be used.
 
     Raises:
         InputError: the folder does not exist.
@@ -79,18 +81,15 @@ def find_images(
                 videos.append(folder / file)
             else:
                 others[Path(file).suffix.lower()] += 1
-    _tell_others(others)
-    if videos:
-        what = "a video" if len(videos) == 1 else f"{len(videos)} videos"
-        such = "" if len(videos) == 1 else "such as "
-        logger.warning(
-            "left out: %s, %s%s: to use it give it in place of the folder", what, such, min(videos)
-        )
+    lines = [*_about_others(others), *_about_videos(videos)]
     masks = _masks_among(names, image_dir, mask_dir)
     names = [name for name in names if name not in masks]
     faults = name_faults(names)
-    for name, fault in faults.items():
-        logger.warning("left out: %r: %s: rename it", name, fault)
+    lines += [f"{name!r}: {fault}: rename it" for name, fault in faults.items()]
+    for line in lines:
+        logger.warning("left out: %s", line)
+    if left_out is not None:
+        left_out += lines
     return sorted(name for name in names if name not in faults)
 
 
@@ -135,14 +134,20 @@ def _count_images(folder: str) -> int:
     return sum(is_photo(file) for _, _, files in os.walk(folder) for file in files)
 
 
-def _tell_others(counts: Mapping[str, int]) -> None:
+def _about_others(counts: Mapping[str, int]) -> Iterator[str]:
     """Say how many photos there are that cannot be read, by extension, and what to do."""
     for extension, count in sorted(counts.items()):
         photos = f"{count} photo{'s' if count > 1 else ''} {extension}"
         if extension in heif.EXTENSIONS:
-            logger.warning("left out: %s: to read them %s", photos, heif.INSTALL)
+            yield f"{photos}: to read them {heif.INSTALL}"
         elif extension in OTHER_EXTENSIONS:
-            logger.warning("left out: %s: convert them to JPEG or PNG", photos)
+            yield f"{photos}: convert them to JPEG or PNG"
+
+
+def _about_videos(videos: Sequence[Path]) -> Iterator[str]:
+    if videos:
+        what = "a video, " if len(videos) == 1 else f"{len(videos)} videos, such as "
+        yield f"{what}{min(videos)}: to use it give it in place of the folder"
 
 
 def _warn_skipped(count: int, where: str | Path, what: str) -> None:

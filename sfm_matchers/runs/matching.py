@@ -111,10 +111,13 @@ def start_job(
 ) -> MatchingJob:
     """Check the photos; arguments as of `check_photos` and `MatchingJob`."""
     workspace.path.mkdir(parents=True, exist_ok=True)
+    left_out: list[str] = []
     with workspace.timed("photos"):
-        photos = check_photos(image_dir, workspace.path, names, mask_dir)
+        photos = check_photos(image_dir, workspace.path, names, mask_dir, left_out)
     masked = 0.0 if mask_dir is None else check_masks(mask_dir, image_dir, photos)
-    return MatchingJob(matching, image_dir, workspace, photos, mask_dir, drop_raw_matches, masked)
+    return MatchingJob(
+        matching, image_dir, workspace, photos, mask_dir, drop_raw_matches, masked, left_out
+    )
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class MatchingJob:
             of them. They are not needed until pairs, photos or settings change; then all pairs
             are matched again.
         masked: the share of their pixels that masks ignore, in the mean.
+        left_out: lines on photos that cannot be used.
     """
 
     matching: Matching
@@ -140,6 +144,7 @@ class MatchingJob:
     mask_dir: Path | None = None
     drop_raw_matches: bool = False
     masked: float = 0.0
+    left_out: Sequence[str] = ()
 
     @property
     def conf(self) -> Conf:

@@ -70,6 +70,9 @@ def summarize(
             summary["further models"] = f"{len(models) - 1}, of {sizes} images"
     if reason:
         summary["reason"] = reason
+    if job.left_out:
+        more = f"; ... {len(job.left_out) - 4} more" if len(job.left_out) > 4 else ""
+        summary["left out"] = "; ".join(job.left_out[:4]) + more
     summary |= {"verdict": verdict.text, "verdict_level": verdict.level}
     further = {**details, **findings.match_graph}
     summary |= {name: line for name, line in further.items() if line}

@@ -215,12 +215,20 @@ def test_odd_names_and_unreadable_photos(
     (images / "empty.jpg").touch()
     (images / "garbage.png").write_bytes(b"no image at all")
     (images / "notes.txt").write_text("not a photo")
+    for name in ("a.nef", "clip.mp4"):
+        (images / name).touch()
     result = run(SfmOptions(images, tmp_path / "out"))
     assert "empty.jpg" in caplog.text
     assert "garbage.png" in caplog.text
     names = {image.name for image in result.models[0].images.values()}
     assert "Köln am Rhein/photo 1.JPG" in names
-    assert "Köln am Rhein" in result.report.read_text(encoding="utf-8")
+    report = result.report.read_text(encoding="utf-8")
+    assert "Köln am Rhein" in report
+    clip = images / "clip.mp4"
+    for text in ("1 photo .nef: convert", f"{clip}: to use it", "empty.jpg is empty"):
+        assert text in result.summary["left out"]
+        assert text in report
+    assert "garbage.png is not an image" in result.summary["left out"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
