@@ -163,7 +163,9 @@ def export_undistorted(job: Job) -> Export:
     if not written:
         return Export("undistorted", None, tuple(notes))
     if renamed := [name for name in names if name != names[name]]:
-        notes.append(f"{len(renamed)} photos have new names: {renamed[0]} is {names[renamed[0]]}")
+        number = len(renamed)
+        have = "1 photo has a new name" if number == 1 else f"{number} photos have new names"
+        notes.append(f"{have}: {renamed[0]} is {names[renamed[0]]}")
     return Export("undistorted", path, (*notes, *_off_centre(model)))
 
 

@@ -13,6 +13,7 @@ from sfm_matchers.files.fingerprints import content_hash, fingerprint
 from sfm_matchers.files.hdf5 import mean_layers_run, open_h5
 from sfm_matchers.files.pair_lists import Pair, read_pairs, write_pairs
 from sfm_matchers.keypoints.joining import join_features, join_matches
+from sfm_matchers.mapping.diagnosis import count
 from sfm_matchers.photos.cameras import CameraGroups
 from sfm_matchers.runs.mapping import Build
 from sfm_matchers.runs.matching import choose_matching
@@ -42,9 +43,8 @@ def match_again(build: Build, cameras: CameraGroups, label: str) -> tuple[Build,
     again = read_pairs(again_path, job.photos)
     if not again:
         return build, f"{AUTO}: {AUTO_MATCHERS[0]}"
-    logger.info(
-        "%s leaves photos out of its model: %s matches %d pairs", *AUTO_MATCHERS, len(again)
-    )
+    number = count(len(again), "pair")
+    logger.info("%s leaves photos out of its model: %s matches %s", *AUTO_MATCHERS, number)
     options = replace(build.options, matcher=AUTO_MATCHERS[1])
     matching = choose_matching(options, detail=options.detail)
     second = replace(job, matching=matching).match(again, again_label)
@@ -54,7 +54,7 @@ def match_again(build: Build, cameras: CameraGroups, label: str) -> tuple[Build,
         join_features(first[0], second[0], both[0])
         join_matches(build.pairs, first, second, both[1])
         workspace.set_done(both[1].name, source, *both)
-    described = f"{AUTO}: {AUTO_MATCHERS[0]}, then {AUTO_MATCHERS[1]} for {len(again)} pairs"
+    described = f"{AUTO}: {AUTO_MATCHERS[0]}, then {AUTO_MATCHERS[1]} for {number}"
     if (layers := mean_layers_run(second[1], again)) is not None:
         described += f" ({layers:.1f} layers each)"
     return replace(build, feature_path=both[0], match_path=both[1]), described

@@ -284,7 +284,9 @@ def test_crops_of_undistorted_photos_leave_the_photos_alone(tmp_path):
     """Photos of PINHOLE cameras are not undistorted, only cropped: principal point (82, 59)."""
     scene = make_scene(tmp_path, "PINHOLE")
     before = {path: path.read_bytes() for path in scene.photos.rglob("*.*g")}
-    folder = scene.export("undistorted")["undistorted"]
+    (export,) = export_model(scene.model_dir, scene.photos, scene.output, ["undistorted"])
+    assert "1 photo has a new name: pinhole/shot 1.v1.jpg is" in export.notes[0]
+    folder = scene.output / "undistorted"
     with Image.open(folder / "images" / "überblick0.png") as crop:
         assert crop.size == (156, 118)
         assert crop.getexif()[274] == 1
