@@ -31,7 +31,8 @@ from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.mapping.models import write_model
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.runs.localize import localize
-from sfm_matchers.runs.map_build import MapOptions, build
+from sfm_matchers.runs.map_build import build
+from sfm_matchers.runs.options import MapOptions
 from sfm_matchers.synthetic import KINDS, Camera, make_scene, write_photos
 
 MAX_METRES, MAX_DEGREES = 0.25, 2.0

@@ -20,6 +20,7 @@ from pathlib import Path
 import sfm_matchers
 from pipelines.command import run_guarded, say
 from pipelines.options import Parser, matcher_name, program
+from sfm_matchers.choices import EXPORTS
 
 COMMANDS = ("model", "onnx")
 
@@ -34,17 +35,15 @@ def build_parser() -> Parser:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    from sfm_matchers.exports import FORMATS
-
     add = parser.add_argument
     add("model", type=Path, help="a COLMAP model, or the outputs of sfm-matchers sfm")
     add("--image_dir", type=Path, help="its photos; ply alone needs none")
     add("--output", type=Path, required=True, help="the folder to write to; made if missing")
     add(
         "--formats",
-        default=",".join(FORMATS),
+        default=",".join(EXPORTS),
         help="some of these: "
-        + "; ".join(f"{name}, {format_.what}" for name, format_ in FORMATS.items())
+        + "; ".join(f"{name}, {what}" for name, what in EXPORTS.items())
         + " (default: all)",
     )
 

@@ -16,12 +16,11 @@ from pathlib import Path
 
 from pipelines.command import run_command, run_guarded, say
 from pipelines.options import Parser, add_matching_options, program, take_defaults
+from sfm_matchers.runs.options import MapOptions
 
 
 def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    from sfm_matchers.runs.map_build import MapOptions
-
     parser = Parser(prog=program("map"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | check")
     building = commands.add_parser("build", help="make a map, or complete one")
@@ -61,7 +60,7 @@ def _check(path: Path) -> int:
 
 def _build(given: dict[str, object]) -> int:
     from sfm_matchers.machine.memory import peak_memory
-    from sfm_matchers.runs.map_build import MapOptions, build
+    from sfm_matchers.runs.map_build import build
 
     settings = build(MapOptions(**given))  # type: ignore[arg-type]
     megabytes = sum(file["bytes"] for file in settings.files.values()) / 1e6

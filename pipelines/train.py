@@ -15,14 +15,12 @@ from typing import Any
 
 from pipelines.command import run_guarded
 from pipelines.options import Add, Parser, program, take_defaults
+from sfm_matchers.training.options import FEATURE_NETWORKS, RunOptions, Start, TrainingOptions
+from sfm_matchers.training.tasks.table import TASKS
 
 
 def build_parser() -> Parser:
     """Return the command line of this pipeline."""
-    from sfm_matchers.training.loop import TrainingOptions
-    from sfm_matchers.training.options import RunOptions
-    from sfm_matchers.training.tasks.table import TASKS
-
     parser = Parser(prog=program("train"), description=__doc__)
     add = parser.add_argument
     add("--matcher", type=str.lower, required=True, choices=list(TASKS))
@@ -76,9 +74,6 @@ def _add_schedule(add: Add) -> None:
 
 
 def _add_start(add: Add) -> None:
-    from sfm_matchers.training.data.sparse_pairs import MODELS
-    from sfm_matchers.training.options import Start
-
     add(
         "--hold_out",
         nargs="*",
@@ -88,7 +83,7 @@ def _add_start(add: Add) -> None:
     )
     add(
         "--features",
-        choices=("sift", *MODELS),
+        choices=("sift", *FEATURE_NETWORKS),
         help="front-end of mambaglue (default: sift); features of networks are computed once and "
         "kept in OUTPUT/features",
     )
@@ -127,8 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(given: dict[str, Any]) -> int:
     import torch
 
-    from sfm_matchers.training.loop import TrainingOptions
-    from sfm_matchers.training.options import RunOptions
     from sfm_matchers.training.run import train
 
     threads = given.pop("threads")

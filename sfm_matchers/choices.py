@@ -24,4 +24,12 @@ SCENES = ("courtyard", "street", "room", "tower")
 # known to some centimetres.
 SCAN_MAX_ERROR = 48.0
 
+# What models are exported as, and for what.
+EXPORTS = {
+    "nerfstudio": "transforms.json",
+    "gsplat": "images/ beside sparse/0",
+    "undistorted": "for Inria's 3DGS and what wants pinhole cameras",
+    "ply": "points for MeshLab and CloudCompare",
+}
+
 PANORAMIC_MODEL = "EQUIRECTANGULAR"

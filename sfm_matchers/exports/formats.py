@@ -208,25 +208,19 @@ class Format:
     """A row of the table of exports.
 
     Attributes:
-        what: what it is for, in few words.
         writes: what it writes, in the folder of the exports.
         write: the function that does.
     """
 
-    what: str
     writes: tuple[str, ...]
     write: Callable[[Job], Export]
 
 
-FORMATS: dict[str, Format] = {
-    "nerfstudio": Format(
-        "transforms.json", ("images", "sparse_pc.ply", "transforms.json"), export_nerfstudio
-    ),
-    "gsplat": Format("images/ beside sparse/0", ("images", "sparse/0"), export_gsplat),
-    "undistorted": Format(
-        "for Inria's 3DGS and what wants pinhole cameras", ("undistorted",), export_undistorted
-    ),
-    "ply": Format("points for MeshLab and CloudCompare", ("points3D.ply",), export_ply),
+FORMATS: dict[str, Format] = {  # by the names in `choices.EXPORTS`
+    "nerfstudio": Format(("images", "sparse_pc.ply", "transforms.json"), export_nerfstudio),
+    "gsplat": Format(("images", "sparse/0"), export_gsplat),
+    "undistorted": Format(("undistorted",), export_undistorted),
+    "ply": Format(("points3D.ply",), export_ply),
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,37 +31,12 @@ from sfm_matchers.runs.matching import (
     matcher_weights,
     start_job,
 )
-from sfm_matchers.runs.options import check_numbers
+from sfm_matchers.runs.options import MapOptions, check_numbers
 from sfm_matchers.runs.workspace import Workspace
 
 logger = logging.getLogger("sfm_matchers.map")
 
 BUILD = "build"  # below a map that is not finished: what is done already
-
-
-@dataclass(frozen=True)
-class MapOptions:
-    """What to make a map of, and how. The command line has the same names and defaults.
-
-    Attributes:
-        model: a COLMAP model, or the outputs of a run of sfm, whose features are taken.
-        images: folder that the names of its photos are relative to.
-        output: folder of the map.
-        matcher: a conf with features; one without a detector would need the photos in the map.
-        num_covis: photos of the map that each is matched with.
-        mask_dir: the masks that the run of sfm had.
-    """
-
-    model: str | Path
-    images: str | Path
-    output: str | Path
-    matcher: str = "aliked+mambaglue"
-    num_covis: int = 20
-    mask_dir: str | Path | None = None
-    weights: str = "bundled"
-    device: str = "auto"
-    workers: int | None = None
-    ray: str | None = None
 
 
 def build(options: MapOptions) -> MapSettings:

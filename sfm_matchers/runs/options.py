@@ -155,6 +155,31 @@ class LocalizeOptions:
 
 
 @dataclass(frozen=True)
+class MapOptions:
+    """What to make a map of, and how. The command line has the same names and defaults.
+
+    Attributes:
+        model: a COLMAP model, or the outputs of a run of sfm, whose features are taken.
+        images: folder that the names of its photos are relative to.
+        output: folder of the map.
+        matcher: a conf with features; one without a detector would need the photos in the map.
+        num_covis: photos of the map that each is matched with.
+        mask_dir: the masks that the run of sfm had.
+    """
+
+    model: str | Path
+    images: str | Path
+    output: str | Path
+    matcher: str = "aliked+mambaglue"
+    num_covis: int = 20
+    mask_dir: str | Path | None = None
+    weights: str = "bundled"
+    device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
+
+
+@dataclass(frozen=True)
 class BenchmarkOptions:
     """What Aachen and InLoc have in common.
 

@@ -27,6 +27,7 @@ from sfm_matchers.networks.precision import has_fast_bfloat16
 from sfm_matchers.training.curves import draw_curves
 from sfm_matchers.training.data.photographs import Photographs
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
+from sfm_matchers.training.options import TrainingOptions
 from sfm_matchers.weights.loading import check_finite, load_state_dict_file
 from sfm_matchers.weights.registry import WeightsMetadata
 from sfm_matchers.weights.safetensors_file import read_as_float32, save_half_precision
@@ -106,24 +107,6 @@ class TrainingTask(Protocol[Trained, Batch]):
 
 AnyTask = TrainingTask[Any, Any]
 """Of the network and the batches that it says."""
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How a run goes. The same options, seed and photographs give the same weights."""
-
-    steps: int = 20_000  # length of the whole schedule, over all resumed parts
-    batch_size: int = 4  # pairs per step
-    learning_rate: float = 1e-3  # peak
-    warm_up: float = 0.02  # share of the steps in which the learning rate rises from 0
-    weight_decay: float = 0.01  # on matrices and kernels only
-    clip_norm: float = 1.0  # largest norm of the gradient
-    workers: int = 1  # threads that share a batch; on a busy CPU better than threads inside ops
-    seed: int = 0
-    time_budget: float | None = None  # seconds; stops with a checkpoint
-    checkpoint_seconds: float = 120.0
-    validate_every: int = 250  # steps
-    log_seconds: float = 15.0
 
 
 def learning_rate(step: int, options: TrainingOptions) -> float:

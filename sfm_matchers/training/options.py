@@ -6,6 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+FEATURE_NETWORKS = {"aliked": "aliked-n16rot", "disk": "disk"}  # front-ends of MambaGlue
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a run goes. The same options, seed and photographs give the same weights."""
+
+    steps: int = 20_000  # length of the whole schedule, over all resumed parts
+    batch_size: int = 4  # pairs per step
+    learning_rate: float = 1e-3  # peak
+    warm_up: float = 0.02  # share of the steps in which the learning rate rises from 0
+    weight_decay: float = 0.01  # on matrices and kernels only
+    clip_norm: float = 1.0  # largest norm of the gradient
+    workers: int = 1  # threads that share a batch; on a busy CPU better than threads inside ops
+    seed: int = 0
+    time_budget: float | None = None  # seconds; stops with a checkpoint
+    checkpoint_seconds: float = 120.0
+    validate_every: int = 250  # steps
+    log_seconds: float = 15.0
+
 
 @dataclass(frozen=True)
 class Start:

@@ -15,8 +15,8 @@ from sfm_matchers.runs.options import check_numbers
 from sfm_matchers.training.data.held_out import is_held_out
 from sfm_matchers.training.data.megadepth import load_megadepth
 from sfm_matchers.training.data.photographs import Photographs, list_photographs, load_photographs
-from sfm_matchers.training.loop import Trainer, TrainingOptions
-from sfm_matchers.training.options import RunOptions, Start, TaskOptions
+from sfm_matchers.training.loop import Trainer
+from sfm_matchers.training.options import RunOptions, Start, TaskOptions, TrainingOptions
 from sfm_matchers.training.tasks.table import make_task
 from sfm_matchers.training.teacher import SparseTeacher, load_teacher_pairs
 

@@ -26,8 +26,8 @@ from sfm_matchers.pairs.automatic import auto_pairs, pairs_in_order
 from sfm_matchers.runs import forecast, verdict
 from sfm_matchers.runs.georeference import earth_axes, earth_axes_of
 from sfm_matchers.runs.localize import localize
-from sfm_matchers.runs.map_build import MapOptions, build
-from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.map_build import build
+from sfm_matchers.runs.options import MapOptions, SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.workspace import Workspace
 

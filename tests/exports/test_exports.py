@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines import export as command
+from sfm_matchers.choices import EXPORTS
 from sfm_matchers.errors import InputError, OutputError
 from sfm_matchers.exports import (
     FORMATS,
@@ -583,6 +584,7 @@ def test_georeferenced_points_keep_their_millimetres(tmp_path):
 
 
 def test_formats_are_read_from_a_list():
+    assert tuple(FORMATS) == tuple(EXPORTS)
     assert parse_formats("ply,GSplat, ply") == ("ply", "gsplat")
     assert parse_formats("") == ()
     with pytest.raises(InputError, match=r"'gsplats': did you mean 'gsplat'\?"):

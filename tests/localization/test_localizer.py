@@ -22,8 +22,8 @@ from sfm_matchers.localization.poses import LocalizedQuery, Status
 from sfm_matchers.pairs.sequences import with_neighbours
 from sfm_matchers.photos.images import read_image
 from sfm_matchers.runs import localize as localize_run
-from sfm_matchers.runs.map_build import MapOptions, build
-from sfm_matchers.runs.options import LocalizeOptions
+from sfm_matchers.runs.map_build import build
+from sfm_matchers.runs.options import LocalizeOptions, MapOptions
 
 pytestmark = pytest.mark.slow
 

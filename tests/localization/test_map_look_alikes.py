@@ -28,7 +28,8 @@ from sfm_matchers.localization.look_alikes import (
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Query, Status
 from sfm_matchers.localization.query_files import write_queries
 from sfm_matchers.photos.images import read_image
-from sfm_matchers.runs.map_build import MapOptions, build
+from sfm_matchers.runs.map_build import build
+from sfm_matchers.runs.options import MapOptions
 from sfm_matchers.synthetic import Camera, look_at, make_scene, write_photos
 from tests.support.point_models import Tracks, add_image, add_tracks
 

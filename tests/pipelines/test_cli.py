@@ -278,7 +278,9 @@ def test_an_unknown_command_is_answered_with_the_nearest(
     assert capsys.readouterr().out == f"sfm-matchers {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sfm", "--help"], ["localize", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in cli.COMMANDS), ["map", "build", "-h"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         f"import sys\nfrom pipelines.cli import main\ntry: main({arguments})\n"

@@ -20,7 +20,8 @@ from PIL import Image
 from rendered_room import photograph_room
 
 from sfm_matchers.localization.localizer import Localizer
-from sfm_matchers.runs.map_build import MapOptions, build
+from sfm_matchers.runs.map_build import build
+from sfm_matchers.runs.options import MapOptions
 
 pytestmark = pytest.mark.slow
 

@@ -42,8 +42,8 @@ from sfm_matchers.localization.map_folder import read_settings
 from sfm_matchers.mapping.models import read_model, write_model
 from sfm_matchers.reports import model_in_3d, pictures, reconstruction
 from sfm_matchers.runs import mapping, matching
-from sfm_matchers.runs.map_build import MapOptions, build
-from sfm_matchers.runs.options import SfmOptions
+from sfm_matchers.runs.map_build import build
+from sfm_matchers.runs.options import MapOptions, SfmOptions
 from sfm_matchers.runs.reconstruct import run
 from sfm_matchers.runs.workspace import Workspace
 

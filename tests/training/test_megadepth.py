@@ -34,11 +34,11 @@ from sfm_matchers.training.data.megadepth import (
 from sfm_matchers.training.data.pair_batch import PairBatch, pixel_grid
 from sfm_matchers.training.data.photographs import Photographs, load_photographs
 from sfm_matchers.training.data.sift_features import extract_sift
-from sfm_matchers.training.loop import AnyTask, TrainingOptions
+from sfm_matchers.training.loop import AnyTask
 from sfm_matchers.training.losses.mambaglue import IGNORED, ground_truth_matches
 from sfm_matchers.training.losses.supervision import IGNORED as NO_LABEL
 from sfm_matchers.training.losses.supervision import cell_truth
-from sfm_matchers.training.options import RunOptions
+from sfm_matchers.training.options import RunOptions, TrainingOptions
 from sfm_matchers.training.run import train
 from sfm_matchers.training.schedule import sample_scheduled_pairs, validation_sets
 from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask

@@ -18,9 +18,9 @@ from sfm_matchers.training.data.kept import Kept
 from sfm_matchers.training.data.megadepth import PosedPhotographs, load_megadepth
 from sfm_matchers.training.data.photographs import Photographs, load_photographs
 from sfm_matchers.training.data.sparse_pairs import VIEWS, FeatureSource, SparsePairs
-from sfm_matchers.training.loop import Trainer, TrainingOptions
+from sfm_matchers.training.loop import Trainer
 from sfm_matchers.training.losses.mambaglue import IGNORED, UNMATCHED
-from sfm_matchers.training.options import Start
+from sfm_matchers.training.options import Start, TrainingOptions
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask
 
 pytestmark = pytest.mark.slow

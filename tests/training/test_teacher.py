@@ -29,14 +29,13 @@ from sfm_matchers.training.data.teacher_pairs import (
     TeacherPairs,
     match_geometry,
 )
-from sfm_matchers.training.loop import TrainingOptions
 from sfm_matchers.training.losses.supervision import (
     IGNORED,
     cell_truth,
     dual_cross_entropy,
     unmatched_loss,
 )
-from sfm_matchers.training.options import RunOptions
+from sfm_matchers.training.options import RunOptions, TrainingOptions
 from sfm_matchers.training.schedule import sample_scheduled_pairs
 from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
 from sfm_matchers.training.tasks.jamma import JamMaTask

@@ -34,7 +34,7 @@ from sfm_matchers.training.data.photographs import (
     load_photographs,
 )
 from sfm_matchers.training.data.surfaces import Reliefs, RoundBodies
-from sfm_matchers.training.loop import OneRate, TrainedNetwork, Trainer, TrainingOptions
+from sfm_matchers.training.loop import OneRate, TrainedNetwork, Trainer
 from sfm_matchers.training.losses.supervision import (
     IGNORED,
     CellTruth,
@@ -47,7 +47,7 @@ from sfm_matchers.training.losses.supervision import (
     window_points,
 )
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
-from sfm_matchers.training.options import TaskOptions
+from sfm_matchers.training.options import TaskOptions, TrainingOptions
 from sfm_matchers.training.tasks.jamma import (
     JamMaFineTask,
     JamMaTask,

@@ -22,10 +22,10 @@ from sfm_matchers.training.data.homographies import sample_homography_pairs
 from sfm_matchers.training.data.pair_batch import PairBatch
 from sfm_matchers.training.data.photographs import Photographs, load_photographs
 from sfm_matchers.training.data.sift_features import extract_sift
-from sfm_matchers.training.loop import AnyTask, Trainer, TrainingOptions
+from sfm_matchers.training.loop import AnyTask, Trainer
 from sfm_matchers.training.losses.mambaglue import UNMATCHED, GroundTruthMatches
 from sfm_matchers.training.optimizers import MatrixAndScalarOptimizer
-from sfm_matchers.training.options import TaskOptions
+from sfm_matchers.training.options import TaskOptions, TrainingOptions
 from sfm_matchers.training.tasks.efficient_loftr import EfficientLoFTRTask
 from sfm_matchers.training.tasks.jamma import JamMaTask
 from sfm_matchers.training.tasks.mambaglue import MambaGlueTask, match_measures

@@ -35,6 +35,7 @@ from sfm_matchers.training.losses.mambaglue import (
     GroundTruthMatches,
     ground_truth_matches,
 )
+from sfm_matchers.training.options import FEATURE_NETWORKS
 from sfm_matchers.training.schedule import MISMATCHED_SHARE, REAL_SHARE, sample_made_pairs
 
 MAX_KEYPOINTS = 2048  # of one image, best first, as the confs have it
@@ -58,7 +59,6 @@ Image = dict[str, Tensor]
 (2) in the image that the truth speaks of, and what `PairGeometry.warp` says of these: ``warped``
 (2) and ``visible``."""
 
-MODELS = {"aliked": "aliked-n16rot", "disk": "disk"}  # front-ends that are networks
 PER_KEYPOINT = ("keypoints", "descriptors", "scores", "scales", "oris")
 
 
@@ -115,7 +115,7 @@ class FeatureSource:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.takes_long = name in MODELS
+        self.takes_long = name in FEATURE_NETWORKS
         self._extractor: FeatureExtractor | None = None
         self._lock = threading.Lock()
 
@@ -126,7 +126,7 @@ class FeatureSource:
             return [_of_one(features, index) for index in range(len(images))]
         with self._lock:
             if self._extractor is None:
-                model = {"name": MODELS[self.name], "max_num_keypoints": MAX_KEYPOINTS}
+                model = {"name": FEATURE_NETWORKS[self.name], "max_num_keypoints": MAX_KEYPOINTS}
                 self._extractor = load_extractor(model, str(images.device))
             pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             found = [self._extractor.extract(one[None])[0] for one in pixels]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sfm_matchers.errors import InputError
 from sfm_matchers.networks.table import NETWORKS, resolve
-from sfm_matchers.training.loop import AnyTask
 from sfm_matchers.training.options import TaskOptions
+
+if TYPE_CHECKING:
+    from sfm_matchers.training.loop import AnyTask
 
 TASKS = tuple(name for name, entry in NETWORKS.items() if entry.task)
 
