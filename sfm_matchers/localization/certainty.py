@@ -15,7 +15,14 @@ import pycolmap
 
 from sfm_matchers.localization.plausibility import implausibility
 from sfm_matchers.localization.poses import LocalizationOptions, LocalizedQuery, Status
-from sfm_matchers.localization.resectioning import ALTERNATIVE_TRIALS, Matches, Solution, solve
+from sfm_matchers.localization.resectioning import (
+    ALTERNATIVE_TRIALS,
+    Matches,
+    Solution,
+    best_of,
+    better_intrinsics,
+    solve,
+)
 
 AGREEING_PHOTOS = 2
 # How far the pose of one photo's inliers may be from that of all: of the solution's scale, and in
@@ -31,14 +38,16 @@ def rivalry(solution: Solution) -> np.ndarray | None:
     """Which matches (N,) bool fit a pose elsewhere, where a pose is one of two they support.
 
     Opposite sides of a building, floors, and what is made in series look alike: a photo then
-    matches map photos of both places.
+    matches map photos of both places. So does one that is put together of several, each of which
+    has a principal point of its own.
     """
     left = np.flatnonzero(~solution.inliers)
     enough = RIVAL_SHARE * solution.num_inliers
     if len(left) < max(4, enough):
         return None
     others = solution.matches.some(left)
-    rival = solve(others, solution.camera, max_trials=ALTERNATIVE_TRIALS)
+    cameras = solution.camera, _amid(solution.camera, others)
+    rival = best_of(_with_own_intrinsics(others, camera) for camera in cameras)
     if rival is None or rival.num_inliers < enough or implausibility(rival, rival.inliers):
         return None
     if not is_elsewhere(rival, solution):
@@ -46,6 +55,21 @@ def rivalry(solution: Solution) -> np.ndarray | None:
     fit = np.zeros(len(solution.inliers), dtype=bool)
     fit[left[rival.inliers]] = True
     return fit
+
+
+def _amid(camera: pycolmap.Camera, matches: Matches) -> pycolmap.Camera:
+    """The camera with its principal point amid the matches, as that of a part of a photo is."""
+    params = camera.params.copy()
+    params[list(camera.principal_point_idxs())] = np.median(matches.keypoints, axis=0)
+    amid = copy.copy(camera)
+    amid.params = params
+    return amid
+
+
+def _with_own_intrinsics(matches: Matches, camera: pycolmap.Camera) -> Solution | None:
+    solution = solve(matches, camera, max_trials=ALTERNATIVE_TRIALS)
+    better = better_intrinsics(solution) if solution is not None else None
+    return better[0] if better is not None else solution
 
 
 def is_elsewhere(rival: Solution, solution: Solution) -> bool:

@@ -325,7 +325,7 @@ def _judge(result: LocalizedQuery, found: Solution, options: LocalizationOptions
     if rival is not None:
         result.reason = (
             f"{found.num_inliers} matches fit its pose, and {rival.sum()} others one that is "
-            "elsewhere: the map has places that look alike"
+            "elsewhere: the map has places that look alike, or the photo is put together of several"
         )
         result.rival = rival if confident else None
     localized = confident and rival is None

@@ -64,6 +64,19 @@ def test_two_places_that_look_alike_are_doubted(others: int, is_rival: bool) -> 
     assert ("look alike" in found.reason) == is_rival
 
 
+@pytest.mark.parametrize(("moved", "status"), [(8.0, "low confidence"), (0.0, "localized")])
+def test_a_photo_put_together_of_two_is_doubted(moved: float, status: str) -> None:
+    """Side by side in one: no principal point is that of both."""
+    (keypoints, points), (others, there) = seen(160, 1), seen(100, 2)
+    keypoints = np.concatenate([keypoints + [1000, 0], others + ([1000, 0] if not moved else 0)])
+    points = np.concatenate([points, there + [moved, 0, 0]])
+    camera = pycolmap.Camera.create_from_model_name(1, "PINHOLE", 800.0, 2000, 800)
+    query = Query("a.jpg", camera, may_change=True)
+    found = estimate_pose(query, keypoints, points, len(points), OPTIONS, extent=10.0)
+    assert found.status.value == status
+    assert ("put together of several" in found.reason) == bool(moved)
+
+
 def test_wrong_matches_are_no_rival() -> None:
     rng = np.random.default_rng(3)
     keypoints, points = seen(60, 1)
