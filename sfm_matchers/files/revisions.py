@@ -24,5 +24,5 @@ CAMERA_MODELS = 7  # chosen after mapping, and the adjustment with them
 DENIED_POSES = 1  # photos of a map whose poses its matches deny
 TRIANGULATION = 1
 JOINED = 2  # matches of two matchers
-GEOREFERENCE = 1
+GEOREFERENCE = 2  # models that stand on their heads are told
 EXPORTS = 3  # models for other tools

@@ -38,6 +38,7 @@ from sfm_matchers.mapping.similarity import (
     transformed,
 )
 from sfm_matchers.pairs.positions import Positions
+from sfm_matchers.photos.images import up_in_camera
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,10 @@ ABOUT = "georeference.json"  # beside the model in metres
 # or with metres of error, nothing is gained.
 MIN_DEVIATION_RATIO = 1.3
 MAX_WORSE = 1.05  # of the reprojection error, by such an adjustment
+# What is up in photos minus where they look, along the vertical, on average. Level photos and those
+# straight down have about 1, those that look up at a tower by 60 degrees -0.4; where the model
+# stands on its head it is the reverse.
+HEAD_DOWN = -0.5
 ROBUST_SCALE = 2.385  # standard deviations: of the Cauchy loss, as in `mapping.adjust_robustly`
 
 
@@ -326,6 +331,32 @@ def _horizontal_and_vertical(vectors: Sequence[FloatArray]) -> tuple[float, floa
 
 def _metres(value: float) -> str:
     return f"{value:.3f} m" if value < 0.1 else f"{value:.2f} m"
+
+
+def describe_on_head(
+    model: pycolmap.Reconstruction, orientations: Mapping[str, int] | None = None
+) -> str:
+    """Say that a model in metres stands on its head; "" if it does not.
+
+    Where axes are exchanged, or one has the wrong sign, the measured places are mirrored. Those of
+    photos of much the same height, and of points on flat ground, are then those of the right model
+    seen from below: they fit as well as before.
+
+    Args:
+        model: in metres, z up.
+        orientations: EXIF's, of the photos that have one.
+    """
+    upright = []
+    for image_id in model.reg_image_ids():
+        image = model.images[image_id]
+        up = up_in_camera((orientations or {}).get(image.name, 1))
+        upright.append(image.cam_from_world().rotation.matrix()[:, 2] @ (up - [0, 0, 1]))
+    if not upright or float(np.mean(upright)) > HEAD_DOWN:
+        return ""
+    return (
+        "its photos look up or stand on their heads there: if they do not, two axes are exchanged "
+        "(latitude and longitude, x and y), or one has the wrong sign"
+    )
 
 
 def write_georeference(

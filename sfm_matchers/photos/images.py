@@ -241,6 +241,15 @@ def points_to_upright(points: np.ndarray, orientation: int) -> np.ndarray:
     return points[:, ::-1] if orientation >= 5 else points
 
 
+def up_in_camera(orientation: int) -> np.ndarray:
+    """Return what was up (3,) in a photo of an EXIF orientation, in the frame of its stored
+    pixels."""
+    corners = points_to_upright(np.array([[0, 0], [1, 0], [0, 1]]), orientation)
+    # How the upright photo's y changes along the stored x and y; up is against it.
+    along_x, along_y = corners[1:, 1] - corners[0, 1]
+    return np.array([-along_x, -along_y, 0.0])
+
+
 def quarters_to_upright(orientation: int) -> int:
     """Return by how many quarters `turned` sets a photo of an EXIF orientation upright."""
     return _QUARTERS_TO_UPRIGHT.get(orientation, 0)

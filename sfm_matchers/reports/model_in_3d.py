@@ -10,7 +10,7 @@ import pycolmap
 
 from sfm_matchers.mapping.adjustment import reprojection_errors
 from sfm_matchers.mapping.diagnosis import MatchGraph, count
-from sfm_matchers.photos.images import points_to_upright
+from sfm_matchers.photos.images import up_in_camera
 from sfm_matchers.reports.drawing import robust_bounds
 
 MAX_POINTS = 60_000  # points in the 3D view
@@ -110,7 +110,7 @@ def build_scene(
 
     images = [model.images[image_id] for image_id in sorted(model.reg_image_ids())]
     rotations, centers = _poses(images)
-    ups = np.array([_up_in_camera((orientations or {}).get(image.name, 1)) for image in images])
+    ups = np.array([up_in_camera((orientations or {}).get(image.name, 1)) for image in images])
     upright = _upright_rotation(points, rotations, centers, ups.reshape(-1, 3), earth)
     low, high = robust_bounds(points @ upright.T, centers @ upright.T)
     middle, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-12)
@@ -163,14 +163,6 @@ def _frusta(cameras: Sequence[pycolmap.Camera]) -> np.ndarray:
         x, y = camera.width / 2 / focal, camera.height / 2 / focal
         frustum[1:] = [(-x, -y, 1), (x, -y, 1), (x, y, 1), (-x, y, 1)]
     return frusta
-
-
-def _up_in_camera(orientation: int) -> list[float]:
-    """Return what was up, in the frame of the stored pixels, in a photo of an EXIF orientation."""
-    corners = points_to_upright(np.array([[0, 0], [1, 0], [0, 1]]), orientation)
-    # How the upright photo's y changes along the stored x and y; up is against it.
-    along_x, along_y = corners[1:, 1] - corners[0, 1]
-    return [-along_x, -along_y, 0.0]
 
 
 def _upright_rotation(

@@ -23,13 +23,20 @@ from sfm_matchers.mapping.control_points import (
     is_control_points,
     read_control_points,
 )
-from sfm_matchers.mapping.georeference import ABOUT, describe, georeference, write_georeference
+from sfm_matchers.mapping.georeference import (
+    ABOUT,
+    describe,
+    describe_on_head,
+    georeference,
+    write_georeference,
+)
 from sfm_matchers.mapping.models import model_folder
 from sfm_matchers.pairs.positions import (
     Positions,
     exif_positions,
     positions_from_file,
 )
+from sfm_matchers.reports.pictures import orientation_of
 from sfm_matchers.runs.matching import MatchingJob
 from sfm_matchers.runs.workspace import Workspace
 
@@ -100,6 +107,11 @@ def georeference_models(
         logger.info("No model in metres: %s", error)
         return f"none: {error}"
     text = describe(place, models[0].num_reg_images())
+    names = [image.name for image in model.images.values()]
+    orientations = {name: orientation_of(job.image_dir / name) for name in names}
+    if doubt := describe_on_head(model, orientations):
+        logger.warning("The model in metres may be wrong: %s", doubt)
+        text = f"{text}; {doubt}"
     write_georeference(folder, place, model, text)
     workspace.set_done(folder.name, source, folder)
     return text

@@ -20,7 +20,13 @@ from sfm_matchers.mapping.control_points import (
     is_control_points,
     read_control_points,
 )
-from sfm_matchers.mapping.georeference import centres, describe, georeference, write_georeference
+from sfm_matchers.mapping.georeference import (
+    centres,
+    describe,
+    describe_on_head,
+    georeference,
+    write_georeference,
+)
 from sfm_matchers.mapping.similarity import fit_similarity
 from sfm_matchers.pairs.positions import Positions
 from tests.support.point_models import Tracks, add_image, add_tracks
@@ -84,6 +90,30 @@ def rms(model: pycolmap.Reconstruction, truth: pycolmap.Reconstruction) -> float
     return float(np.sqrt(np.mean([((own[name] - true[name]) ** 2).sum() for name in true])))
 
 
+LEVEL_PLACES = {
+    f"{i}.jpg": np.array([7.0 * (i % 4), 9.0 * (i // 4), 0.1 * (i % 3)]) for i in range(12)
+}
+
+
+def photos_at(tilt: float, orientation: int = 1) -> pycolmap.Reconstruction:
+    """A mapped model of photos at `LEVEL_PLACES` with all headings, `tilt` degrees from down.
+
+    They lie as an EXIF orientation (1 or 3) says.
+    """
+    model = pycolmap.Reconstruction()
+    camera = pycolmap.Camera.create_from_model_name(1, "SIMPLE_RADIAL", 1000.0, 1200, 900)
+    model.add_camera_with_trivial_rig(camera)
+    turned = pycolmap.Rotation3d(np.array([0, 0, np.pi * (orientation == 3)]))
+    for index, (name, center) in enumerate(LEVEL_PLACES.items()):
+        down = pycolmap.Rotation3d(np.array([np.pi, 0, 0]))
+        raised = pycolmap.Rotation3d(np.radians([-tilt, 0, 0]))
+        heading = pycolmap.Rotation3d(np.array([0, 0, 2.0 * index]))
+        rotation = turned * raised * down * heading
+        pose = pycolmap.Rigid3d(rotation, -(rotation.matrix() @ center))
+        add_image(model, index + 1, name, pose, np.zeros((0, 2)))
+    return as_mapped(model)
+
+
 def test_exact_positions_give_the_exact_model(flight: pycolmap.Reconstruction) -> None:
     place, model = georeference(as_mapped(flight), measured(flight, 0))
     assert rms(model, flight) < 1e-6
@@ -112,6 +142,22 @@ def test_wrong_positions_are_named(flight: pycolmap.Reconstruction) -> None:
     assert place.residuals["3.jpg"][0] == pytest.approx(-300, abs=5)
     assert rms(model, flight) < 1
     assert "3.jpg" in describe(place, 64)
+
+
+@pytest.mark.parametrize(
+    ("axes", "is_told"), [([0, 1, 2], False), ([1, 0, 2], True)], ids=["right", "exchanged"]
+)
+@pytest.mark.parametrize("orientation", [1, 3])
+@pytest.mark.parametrize("tilt", [0.0, 50.0, 90.0, 110.0])
+def test_exchanged_axes_are_told(
+    tilt: float, orientation: int, axes: list[int], is_told: bool
+) -> None:
+    """Straight down, obliquely, level, looking up: mirrored places fit as well as right ones."""
+    positions = Positions({name: xyz[axes] for name, xyz in LEVEL_PLACES.items()}, FRAME, "a table")
+    place, model = georeference(photos_at(tilt, orientation), positions)
+    assert np.linalg.norm(list(place.residuals.values()), axis=1).max() < 1.0
+    told = describe_on_head(model, dict.fromkeys(LEVEL_PLACES, orientation))
+    assert ("exchanged" in told) == is_told
 
 
 def test_coarse_altitudes_are_no_outliers(flight: pycolmap.Reconstruction) -> None:

@@ -19,7 +19,7 @@ from report_page import NUM_IMAGES, Page, Scene, make_scene
 
 import sfm_matchers
 from sfm_matchers.photos.cameras import FILM_DIAGONAL, exif_pixel_size
-from sfm_matchers.photos.images import from_upright, points_to_upright, to_upright
+from sfm_matchers.photos.images import from_upright, points_to_upright, to_upright, up_in_camera
 from sfm_matchers.reports import histograms, matches, model_in_3d
 from sfm_matchers.reports.histograms import histograms_html
 from sfm_matchers.reports.model_in_3d import build_scene, model_errors
@@ -231,7 +231,7 @@ def test_pictures_are_upright_as_pillow_sets_them(tmp_path, orientation):
     ("orientation", "up"), [(1, [0, -1]), (3, [0, 1]), (6, [-1, 0]), (8, [1, 0])]
 )
 def test_up_in_the_stored_pixels(orientation, up):
-    assert model_in_3d._up_in_camera(orientation) == [*up, 0]
+    assert up_in_camera(orientation).tolist() == [*up, 0]
 
 
 def test_photos_stored_on_their_side_do_not_tip_the_model(scene):
