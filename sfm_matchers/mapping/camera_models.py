@@ -45,10 +45,12 @@ from sfm_matchers.mapping.lenses import (
     converted,
     implausibility,
     is_off_centre,
+    is_rare,
     may_be_fisheye,
     num_refined,
     reaches_border,
 )
+from sfm_matchers.mapping.shared_cameras import error_over_pairs
 
 FloatArray = NDArray[np.float64]
 
@@ -59,6 +61,10 @@ MIN_HELD_OUT = 100  # observations of a camera; fewer tell nothing
 # must be clearly better, as those of cropped photos are.
 MOST = 0.75
 SIMPLEST = {PERSPECTIVE[0], FISHEYE[0]}
+# Median error over that of the verified pairs, beyond which cameras of stretched or cropped photos
+# are not believed: of such photos it is 0.7 to 1.3, where no one camera took them 1.5 to 3.5.
+MAX_OVER_PAIRS = 1.4
+NO_ONE_CAMERA = "the pairs of photos fit much better by themselves: they are of no one camera"
 # Where this many times as many observations fit with the chosen cameras, they may tell more.
 WORTH_A_SECOND_LOOK = 1.01
 
@@ -139,16 +145,46 @@ def choose_camera_models(
         The model, `model` itself if nothing changes, and a choice for each camera that was looked
         at; one that too few observations tell something of is not among them.
     """
-    chosen, choices = _choose(model, fixed_cameras, num_threads)
-    if chosen is not model:
-        # Some points are still those of the cameras before, but it converges from there.
-        last = _LastAdjustment(fixed_cameras, num_threads, is_draft=is_draft)
-        last.adjust(chosen, choices, robust_scale(model))
-        if database_path is not None:
-            chosen, choices = _look_again(chosen, choices, database_path, last)
+    last = _LastAdjustment(fixed_cameras, num_threads, is_draft=is_draft)
+    chosen, choices = _chosen(model, database_path, last)
+    if database_path is not None and _is_rare_in_vain(chosen, choices, database_path):
+        chosen, choices = _chosen(model, database_path, replace(last, may_be_rare=False))
+        if _is_rare_in_vain(chosen, choices, database_path):
+            return model, [choice.refused(NO_ONE_CAMERA) for choice in choices]
     if chosen.num_reg_images() < model.num_reg_images():
         return model, [choice.refused("photos were lost") for choice in choices]
     return chosen, choices
+
+
+def _chosen(
+    model: pycolmap.Reconstruction, database_path: Path | None, last: _LastAdjustment
+) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
+    """Choose, and adjust; `model` itself without a change."""
+    chosen, choices = _choose(model, last)
+    if chosen is model:
+        return model, choices
+    # Some points are still those of the cameras before, but it converges from there.
+    last.adjust(chosen, choices, robust_scale(model))
+    if database_path is None:
+        return chosen, choices
+    return _look_again(chosen, choices, database_path, last)
+
+
+def _is_rare_in_vain(
+    model: pycolmap.Reconstruction, choices: Sequence[CameraChoice], database_path: Path
+) -> bool:
+    """Whether cameras that are rare were chosen, and photos fit them much worse than their pairs.
+
+    Where no one camera took the photos (each cut out elsewhere by a stabilisation, or exposed row
+    by row), any freedom gains a little, and level photos hardly tell two focal lengths.
+    """
+    rare = {
+        choice.camera_id
+        for choice in choices
+        if choice.has_changed and is_rare(model.cameras[choice.camera_id])
+    }
+    names = {image.name for image in model.images.values() if image.camera_id in rare}
+    return bool(names) and error_over_pairs(model, database_path, names) > MAX_OVER_PAIRS
 
 
 def _look_again(
@@ -163,7 +199,7 @@ def _look_again(
     before = chosen.compute_num_observations()
     if completed.compute_num_observations() <= WORTH_A_SECOND_LOOK * before:
         return chosen, choices
-    again, second = _choose(completed, last.fixed_cameras, last.num_threads)
+    again, second = _choose(completed, last)
     if again is not completed:
         choices = _joined(choices, second)
     last.adjust(again, choices, robust_scale(chosen))
@@ -171,16 +207,16 @@ def _look_again(
 
 
 def _choose(
-    model: pycolmap.Reconstruction, fixed_cameras: Collection[int], num_threads: int
+    model: pycolmap.Reconstruction, last: _LastAdjustment
 ) -> tuple[pycolmap.Reconstruction, list[CameraChoice]]:
     """Choose; the model with the chosen cameras, not adjusted yet, or itself without a change."""
     used = {image.camera_id for image in model.images.values() if image.has_pose}
     free = {
         camera_id
-        for camera_id in used.difference(fixed_cameras)
+        for camera_id in used.difference(last.fixed_cameras)
         if model.cameras[camera_id].model.name in LADDERS
     }
-    trials = _Trials(model, free, num_threads)
+    trials = _Trials(model, free, last.num_threads, may_be_rare=last.may_be_rare)
     if not trials.camera_ids:
         return model, []
     trials.run()
@@ -196,11 +232,16 @@ def _choose(
 
 @dataclass(frozen=True)
 class _LastAdjustment:
-    """The adjustment of a model with chosen cameras; attributes as of `choose_camera_models`."""
+    """The adjustment of a model with chosen cameras; attributes as of `choose_camera_models`.
+
+    Attributes:
+        may_be_rare: the cameras may be those of stretched or cropped photos.
+    """
 
     fixed_cameras: Collection[int]
     num_threads: int
     is_draft: bool
+    may_be_rare: bool = True
 
     def adjust(
         self, model: pycolmap.Reconstruction, choices: Sequence[CameraChoice], scale: float
@@ -287,9 +328,14 @@ class _Trials:
     after the other."""
 
     def __init__(
-        self, model: pycolmap.Reconstruction, camera_ids: Collection[int], num_threads: int
+        self,
+        model: pycolmap.Reconstruction,
+        camera_ids: Collection[int],
+        num_threads: int,
+        *,
+        may_be_rare: bool = True,
     ) -> None:
-        self.num_threads = num_threads
+        self.num_threads, self.may_be_rare = num_threads, may_be_rare
         self.state, self.held_out = split_observations(model)
         self.camera_ids = [
             camera_id
@@ -377,7 +423,8 @@ class _Trials:
             if not is_better(losses, best.losses, num_more):
                 continue
             # Photos are stretched rarely, and it is plain then.
-            is_stretched = is_clearly_better(losses, best.losses, num_more)
+            is_plain = is_clearly_better(losses, best.losses, num_more)
+            is_stretched = self.may_be_rare and is_plain
             if problem := self._problem(i, camera, is_stretched=is_stretched):
                 best.reason = f"{model} refused: {problem}"
             else:
@@ -437,7 +484,7 @@ class _Trials:
         has_more = num_refined(camera) > num_refined(self.originals[camera_id])
         if (has_more or self.refines_centre) and not self.reaches_border[camera_id]:
             return "the observations cover the middle of the photos only"
-        is_cropped = self.refines_centre and is_off_centre(camera)
+        is_cropped = self.may_be_rare and self.refines_centre and is_off_centre(camera)
         return implausibility(camera, is_cropped=is_cropped, is_stretched=is_stretched)
 
     def _try_principal_points(self) -> None:

@@ -59,12 +59,21 @@ def implausibility(
     problem = improbable_focal_length(camera) if is_cropped else improbability(camera)
     if problem or (problem := impossibility(camera)):
         return problem
-    focal_lengths = camera.params[list(camera.focal_length_idxs())]
-    if not is_stretched and focal_lengths.max() > MAX_ANISOTROPY * focal_lengths.min():
+    if not is_stretched and _has_two_focal_lengths(camera):
         return "the focal lengths of the two axes are far apart"
     if not is_cropped and is_off_centre(camera):
         return "the principal point is far from the middle of the photo"
     return "" if is_monotonic(camera) else NOT_MONOTONIC
+
+
+def _has_two_focal_lengths(camera: pycolmap.Camera) -> bool:
+    focal_lengths = camera.params[list(camera.focal_length_idxs())]
+    return bool(focal_lengths.max() > MAX_ANISOTROPY * focal_lengths.min())
+
+
+def is_rare(camera: pycolmap.Camera) -> bool:
+    """True if a camera is one of photos that were stretched or cropped."""
+    return _has_two_focal_lengths(camera) or is_off_centre(camera)
 
 
 def is_off_centre(camera: pycolmap.Camera) -> bool:

@@ -102,6 +102,22 @@ def test_stretched_photos_have_two_focal_lengths(
     assert center_error(chosen, truth) < 0.1 * center_error(start, truth)
 
 
+@pytest.mark.parametrize("shift", [40.0, 60.0])
+def test_stabilised_photos_are_not_taken_for_stretched(shift: float, tmp_path: Path) -> None:
+    """Each is cut out elsewhere: no one camera took them, and any freedom gains a little."""
+    truth = place(lens("SIMPLE_RADIAL", 1000, 640, 480, -0.05), seed=5)
+    rng = np.random.default_rng(5)
+    for image in truth.images.values():
+        offset = rng.uniform(-shift, shift, 2)
+        for point in image.points2D:
+            point.xy = point.xy + offset
+    write_database(tmp_path / "database.db", truth)
+    chosen, _ = choose_camera_models(mapped(truth), database_path=tmp_path / "database.db")
+    found = chosen.cameras[1]
+    assert found.focal_length_x / found.focal_length_y == pytest.approx(1, abs=0.03)
+    assert found.mean_focal_length() == pytest.approx(1000, rel=0.03)
+
+
 def test_pixels_are_taken_for_square_unless_the_gain_is_clear() -> None:
     stretched = lens("OPENCV", 1200, 1000, 640, 480, 0, 0, 0, 0)
     assert "far apart" in implausibility(stretched)
