@@ -45,6 +45,10 @@ MAX_PHOTOS = 1 / 3  # of a model; where more are denied, nothing says which part
 # Share of its other keypoints that one place explains, of any focal length: of photos at wrong
 # places or of another zoom 0.97 and more, of photos in their places with wrong matches 0.23.
 MIN_ELSEWHERE = 0.5
+# Keypoints of a photo that hold it, and their share of those that match points: with fewer of both
+# nothing in the model tells its place, as of mirrored photos that agree with each other only (8 to
+# 11, of 27 to 38).
+MIN_HELD, MIN_HELD_SHARE = 15, 0.5
 MIN_GAIN = 1.1  # keypoints explained at the new place over those at the old one
 # Of another focal length: keypoints explained over those with the shared one, and of all.
 MIN_FOCAL_GAIN, MIN_OWN_SHARE = 1.15, 0.7
@@ -169,24 +173,28 @@ def find_misplaced(model: pycolmap.Reconstruction, database_path: Path) -> dict[
     """Return the photos that their matches deny, with the share of these that they explain.
 
     Of few matches chance may make that share small: it must be so beyond its standard deviation.
-    The others must agree on another place. Nothing is said where more than a third of the photos
-    are denied: any part may be the right one.
+    The others must agree on another place, or those that agree must be too few for any. Nothing is
+    said where more than a third of the photos are denied: any part may be the right one.
     """
-    shares, deviations = {}, {}
+    shares, deviations, unheld = {}, {}, {}
     images = {image.name: image for image in model.images.values()}
     found = resections(model, database_path)
     for name, resection in found.items():
         total = resection.num_keypoints()
-        if total >= MIN_KEYPOINTS:
-            shares[name] = share = _num_explained(model, images[name], resection) / total
-            deviations[name] = math.sqrt(share * (1 - share) / total)
-    if not shares:
-        return {}
-    bound = MIN_SHARE * float(np.median(list(shares.values())))
+        if not total:
+            continue
+        explained = _num_explained(model, images[name], resection)
+        share = explained / total
+        deviation = math.sqrt(share * (1 - share) / total)
+        if explained < MIN_HELD and share + deviation < MIN_HELD_SHARE and total >= MIN_HELD:
+            unheld[name] = share
+        elif total >= MIN_KEYPOINTS:
+            shares[name], deviations[name] = share, deviation
+    bound = MIN_SHARE * float(np.median(list(shares.values()))) if shares else 0.0
     denied = {name: share for name, share in shares.items() if share + deviations[name] < bound}
-    if len(denied) > MAX_PHOTOS * model.num_reg_images():
+    if len(denied) + len(unheld) > MAX_PHOTOS * model.num_reg_images():
         return {}
-    return {
+    return unheld | {
         name: share
         for name, share in denied.items()
         if _belongs_elsewhere(model, images[name], found[name])

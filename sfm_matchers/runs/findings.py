@@ -262,7 +262,7 @@ def _about_misplaced(denied: Mapping[str, float]) -> str:
     return (
         f"probably at a wrong place: {listed(sorted(denied))} (as few as {share:.0f} % of the "
         "matches agree), unless what they show has moved: give photos of another camera or zoom "
-        "theirs by --cameras, or leave them out"
+        "theirs by --cameras, turn mirrored ones back, or leave them out"
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from sfm_matchers.mapping import misplaced
 from sfm_matchers.mapping.adjustment import median_error
 from sfm_matchers.mapping.misplaced import (
+    Resection,
     find_misplaced,
     open_focal_lengths,
     own_focal_lengths,
@@ -106,6 +107,25 @@ def test_wrong_matches_deny_no_place(
     explained = found["3.png"].num_explained(truth.cameras[1], image.cam_from_world())
     assert explained < 0.6 * found["3.png"].num_keypoints()
     assert find_misplaced(truth, database) == {}
+
+
+@pytest.mark.parametrize(("num_right", "is_named"), [(8, True), (24, False)])
+def test_a_photo_that_hardly_anything_holds_is_named(
+    num_right: int,
+    is_named: bool,
+    truth_and_database: tuple[pycolmap.Reconstruction, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As mirrored ones, which agree with each other: of 29 other matches 8 fit by chance."""
+    truth, database = truth_and_database
+    found = resections(truth, database)
+    chosen = np.unique(found["3.png"].keypoints, return_index=True)[1][:29]
+    parts = (found["3.png"].keypoints, found["3.png"].keypoints_xy, found["3.png"].points)
+    few = Resection(*(part[chosen] for part in parts))
+    few.points[num_right:] = np.roll(few.points[num_right:], 3, axis=0)
+    found["3.png"] = few
+    monkeypatch.setattr(misplaced, "resections", lambda *_: found)
+    assert list(find_misplaced(truth, database)) == ["3.png"] * is_named
 
 
 def test_few_matches_deny_no_place_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
