@@ -136,8 +136,10 @@ def _is_as_written(file: Path, mark: str) -> bool:
     try:
         if not file.is_file():  # a pipe never ends
             return False
-        if digest and not _is_link(file):
+        if digest and digest[0] != _LINK:
             return content_hash(file) == digest[0]
+        if digest and not _is_link(file):
+            return False
         status = file.stat()
         return (size, time) == (str(status.st_size), str(status.st_mtime_ns))
     except OSError:

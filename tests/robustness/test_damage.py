@@ -407,6 +407,14 @@ def test_damaged_exports_are_made_again(
         (line,) = [message for message in caplog.messages if "again" in message]
         export = folder / Path(name).parts[0]
         assert line == f"{export} is missing or damaged: it is exported again"
+    status = path.stat()
+    path.unlink()  # for a link to something else, alike in size and time
+    other = tmp_path / "other"
+    other.write_bytes(flipped(content))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    path.symlink_to(other)
+    export_model(finished, images, folder, formats)
+    assert path.read_bytes() == content
     caplog.clear()
     path.write_bytes(content)  # at another time: nothing is wrong with it
     made = (folder / "undistorted").stat().st_ino
