@@ -187,8 +187,6 @@ class _CameraTrials:
             return cameras, models
         first = models
         cameras, models, doubtful = self._split(cameras, models)
-        if doubtful and self._is_as_exact_as_pairs(models):
-            doubtful = None
         if doubtful or (is_doubted if models is first else self._is_bent(models)):
             # From a model that is bent no way leads to the right one.
             if single := self._of_single_photos(cameras, models):
@@ -206,21 +204,22 @@ class _CameraTrials:
         return self.shared | self.exif.keys()
 
     def _is_bent(self, models: _Models) -> bool:
-        database = self.build.job.workspace.database
-        if not models or not self._doubted:
-            return not models
-        return is_bent(models[0], database, self._doubted)
-
-    def _is_as_exact_as_pairs(self, models: _Models) -> bool:
-        """True if photos fit a model as well as each other, so that it is not bent.
-
-        Cameras of their own help photos then whose lens moves (focus, stabilisation).
-        """
         if not models:
-            return False
+            return True
+        database = self.build.job.workspace.database
+        return bool(self._doubted) and is_bent(models[0], database, self._doubted)
+
+    def _doubt(self, own: OwnCameras, models: _Models) -> OwnCameras | None:
+        """Return what contradicts the cameras of models; None if the first one is not bent.
+
+        Where photos fit it as well as each other, cameras of their own help those whose lens moves
+        (focus, stabilisation).
+        """
+        if not own.contradicts:
+            return None
         database = self.build.job.workspace.database
         ratio = error_over_pairs(models[0], database, self._doubted)
-        return 0 < ratio < NEARLY_BENT  # 0 where matches are too few to tell
+        return None if 0 < ratio < NEARLY_BENT else own  # 0 where matches are too few to tell
 
     def _have_other_intrinsics(self, models: _Models, own: OwnCameras | None = None) -> bool:
         """True if photos fit another principal point, as cropped ones do, or another lens as well
@@ -331,9 +330,9 @@ class _CameraTrials:
         database = self.build.job.workspace.database
         num_left_out = len(left_out(models, database)), len(left_out(found, trial.database))
         gains = _num_photos(found) - _num_photos(models), num_left_out[0] - num_left_out[1]
-        limit = MAX_LOSS if max(gains) > 0 else MAX_ERROR_RATIO
         if min(gains) < 0:
             return False
+        limit = MAX_LOSS if max(gains) > 0 else MAX_ERROR_RATIO
         if not _median_error(found, names) < limit * _median_error(models, names):
             return False
         was_bent = not models or is_bent(models[0], database, names)
@@ -361,7 +360,7 @@ class _CameraTrials:
                     focal_lengths |= own_focal_lengths(models[0], database, self.shared)
             groups = regrouped(self.first_groups, focal_lengths)
             if _partition(groups) == _partition(cameras.groups):  # the models would be the same
-                return cameras, models, own if own.contradicts else None
+                return cameras, models, self._doubt(own, models)
             if not own.contradicts and self._have_another_lens(models[0], own):
                 break
             # Fewer cameras than before have less freedom. Where a few photos of many are of another
@@ -376,7 +375,7 @@ class _CameraTrials:
             least = _num_photos(models)
             others = self._regrouped(cameras, groups, models, limit, least, parted)
             if others is None:
-                return cameras, models, own if own.contradicts else None
+                return cameras, models, self._doubt(own, models)
             cameras, models = others
         return cameras, models, None
 
